@@ -1,0 +1,171 @@
+"""The `cuesmith` command. Everything heavy loads only after the arguments are found good.
+
+Exit status: 0 done, 1 the run failed, 2 the arguments or the data are wrong, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import cuesmith
+
+COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
+
+
+class Parser(argparse.ArgumentParser):
+    """Reports a wrong argument in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print one line and exit with status 2."""
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Args:
+        arguments: What follows the command's name; those of this process by default.
+
+    Returns:
+        The exit status.
+    """
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    try:
+        if options.command == "compilers":
+            return _compilers()
+        return _quickstart(parser, options)
+    except KeyboardInterrupt:
+        print("cuesmith: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of the output has gone, as with `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="cuesmith", description="Compile language-model programs.", allow_abbrev=False)
+    parser.add_argument("--version", action="version", version=f"cuesmith {cuesmith.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands.add_parser("compilers", help="list the compilers", allow_abbrev=False)
+    quick = commands.add_parser(
+        "quickstart",
+        help="compile a small program and show what it gained",
+        description="Compile a program on a task and show its held-out score before and after. Without "
+        "--lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key.",
+        allow_abbrev=False,
+    )
+    data = quick.add_mutually_exclusive_group()
+    data.add_argument("--task", metavar="NAME", help="a generated task family (default: objects)")
+    add = quick.add_argument
+    data.add_argument("--data", metavar="FILE", type=Path, help="BIG-bench task.json, or .jsonl/.csv")
+    add("--compiler", choices=sorted(COMPILERS), default="both", help="which compilers run (default: both)")
+    add("--ablation", action="store_true", help="also run ABO without demonstrations")
+    add("--lm", metavar="MODEL", type=_model, help="a LiteLLM model instead of the embedded one")
+    add("--optimizer-lm", metavar="MODEL", type=_model, help="a LiteLLM model as optimizer (default: --lm)")
+    add("--budget-usd", metavar="X", type=_amount, help="dollars each compile may cost")
+    add("--budget-calls", metavar="N", type=_count, help="calls each compile may make")
+    add("--seed", metavar="N", type=_seed, default=0, help="seed of splits and search (default: 0)")
+    add("--test-size", metavar="N", type=_count, default=250, help="held-out examples (default: 250)")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+    add("--save", metavar="PATH", type=Path, help="file for the program (default: in runs/quickstart/)")
+    add("--run-dir", metavar="DIR", type=Path, help="keep journals here; resumes what is there")
+    return parser
+
+
+def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
+    _check_paths(parser, options)
+    _be_offline(real_model=options.lm or options.optimizer_lm)
+    from cuesmith.programs import comparison, quickstart  # only now: they load dspy
+
+    settings = comparison.Settings(
+        task=options.task,
+        data=options.data,
+        compilers=COMPILERS[options.compiler],
+        ablation=options.ablation,
+        lm=options.lm,
+        optimizer_lm=options.optimizer_lm,
+        budget_usd=options.budget_usd,
+        budget_calls=options.budget_calls,
+        seed=options.seed,
+        test_size=options.test_size,
+        save=options.save,
+        run_dir=options.run_dir,
+    )
+    try:
+        return quickstart.main(settings, as_json=options.json)
+    except comparison.BadInput as error:
+        parser.error(str(error))
+    except comparison.RunFailed as error:
+        print(f"cuesmith: error: {error}", file=sys.stderr)
+        return 1
+
+
+def _compilers() -> int:
+    _be_offline(real_model=None)
+    from cuesmith.teleprompters import registry
+
+    for name, line in registry.describe().items():
+        print(f"{name:<16} {line}")
+    return 0
+
+
+def _be_offline(real_model: str | None) -> None:
+    """Keep dspy and litellm from fetching price lists and models that an embedded run has no use for."""
+    if real_model is None:
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+
+def _check_paths(parser: Parser, options: argparse.Namespace) -> None:
+    if options.data is not None and not options.data.is_file():
+        parser.error(f"--data {options.data}: no such file")
+    if options.save is not None and (options.save.suffix != ".json" or options.save.is_dir()):
+        parser.error(f"--save {options.save}: must be the name of a file that ends in .json")
+    if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():
+        parser.error(f"--run-dir {options.run_dir}: is not a folder")
+
+
+def _model(text: str) -> str:
+    provider, slash, name = text.partition("/")
+    if not (provider and slash and name) or any(c.isspace() for c in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PROVIDER/MODEL, such as openai/gpt-4.1-mini")
+    return text
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive amount")
+    return value
+
+
+def _count(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value
+
+
+if __name__ == "__main__":
+    sys.exit(main())

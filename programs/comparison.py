@@ -1,0 +1,268 @@
+"""Compilers side by side on one task: the same program, splits and held-out examples for each.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import dspy
+
+from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+from cuesmith.programs import report
+from cuesmith.programs.evaluation import compare, evaluate
+from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
+from cuesmith.teleprompters.registry import compile
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped
+from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.statistics import Gain
+
+
+class BadInput(ValueError):
+    """The arguments or the data are wrong; the message is one line. Nothing has run."""
+
+
+class RunFailed(RuntimeError):
+    """The run began and could not go on; the message is one line."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        task: A generated family; "objects" by default. Not together with `data`.
+        data: A task file.
+        compilers: Names of compilers, as `cuesmith.compile` takes them.
+        ablation: Whether to run ABO without demonstrations beside them.
+        lm: LiteLLM name of the target; the embedded model by default.
+        optimizer_lm: LiteLLM name of the optimizer; by default that of `lm`, or the simulated one.
+        budget_usd: Dollars each compile may cost.
+        budget_calls: Calls each compile may make.
+        seed: Seed of the splits and of the search.
+        test_size: Held-out examples.
+        save: Where compiled programs go; several get the compiler's name before the suffix.
+        run_dir: Where journals go, one folder a compiler.
+    """
+
+    task: str | None = None
+    data: Path | None = None
+    compilers: tuple[str, ...] = ("iterative-ape", "abo")
+    ablation: bool = False
+    lm: str | None = None
+    optimizer_lm: str | None = None
+    budget_usd: float | None = None
+    budget_calls: int | None = None
+    seed: int = 0
+    test_size: int = 250
+    save: Path | None = None
+    run_dir: Path | None = None
+
+    @property
+    def variants(self) -> tuple[Variant, ...]:
+        """What to compile with, in order."""
+        plain = tuple(Variant(name) for name in self.compilers)
+        return (*plain, Variant("abo", {"demonstrations": False})) if self.ablation else plain
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A compiler with its options."""
+
+    compiler: str
+    options: Mapping[str, bool] = field(default_factory=dict)
+
+    @property
+    def label(self) -> str:
+        """A name for tables."""
+        return "abo, no demonstrations" if self.options else self.compiler
+
+    @property
+    def slug(self) -> str:
+        """A name for files."""
+        return self.label.replace(", ", "-").replace(" ", "-")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one compiler reached.
+
+    Attributes:
+        variant: The compiler.
+        scores: Its program's scores on the held-out examples.
+        gain: Over the baseline, on the same examples, in pairs.
+        compilation: The compiler's own record.
+        diff: The prompt before and after.
+        saved: Where the program is.
+        seconds: Of compiling and of evaluating together.
+    """
+
+    variant: Variant
+    scores: Scores
+    gain: Gain
+    compilation: Compilation
+    diff: str
+    saved: Path
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a comparison found."""
+
+    settings: Settings
+    task: Task
+    baseline: Scores
+    rows: tuple[Row, ...]
+    seconds: float
+
+
+def read_task(settings: Settings) -> Task:
+    """Make the task that the settings name.
+
+    Raises:
+        BadInput: If there is none, or its file is no task.
+    """
+    try:
+        sizes = Sizes(test=settings.test_size)
+        if settings.data is not None:
+            return load(settings.data, sizes=sizes, seed=settings.seed)
+        return generate(settings.task or DEFAULT_FAMILY, sizes=sizes, seed=settings.seed)
+    except TaskError as error:
+        raise BadInput(str(error)) from None
+
+
+def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
+    """Return the target and the optimizer model.
+
+    Raises:
+        BadInput: If dspy does not take a model's name.
+    """
+    optimizer_name = settings.optimizer_lm or settings.lm
+    target = EmbeddedLM() if settings.lm is None else _named(settings.lm)
+    optimizer = SimulatedOptimizer(seed=settings.seed) if optimizer_name is None else _named(optimizer_name)
+    return target, optimizer
+
+
+def _named(model: str) -> dspy.LM:
+    try:
+        return dspy.LM(model)
+    except Exception as error:  # whatever is objected to, it is the name
+        raise BadInput(f"model {model!r}: {one_line(error)}") from None
+
+
+def run(
+    settings: Settings,
+    task: Task,
+    target: dspy.BaseLM,
+    optimizer: dspy.BaseLM,
+    *,
+    callbacks: Sequence[Callback] = (),
+    stage: Callable[[str], None] = lambda text: None,
+) -> Result:
+    """Score the program as it is, compile it with each compiler, and score what comes out.
+
+    Args:
+        settings: What to run.
+        task: On which task.
+        target: The model that the program runs on.
+        optimizer: The model that writes prompts.
+        callbacks: Get the events of every compile.
+        stage: Is told what is evaluated, between compiles.
+
+    Raises:
+        RunFailed: If the provider refuses the calls, or the baseline has no score at all.
+        BadInput: If the settings do not fit each other, such as a dollar cap on a model without a price.
+    """
+    start = time.perf_counter()
+    student = dspy.ChainOfThought(task.signature)
+    with dspy.context(lm=target), _explained():
+        stage("baseline on held-out examples")
+        baseline = evaluate(student, task.test, task.metric)
+        if baseline.n == 0:
+            raise RunFailed(f"no held-out example could be scored: {why_missing(baseline)}")
+        rows = [
+            _compile(settings, task, student, baseline, variant, optimizer, callbacks, stage)
+            for variant in settings.variants
+        ]
+    return Result(settings, task, baseline, tuple(rows), time.perf_counter() - start)
+
+
+def _compile(
+    settings: Settings,
+    task: Task,
+    student: dspy.Module,
+    baseline: Scores,
+    variant: Variant,
+    optimizer: dspy.BaseLM,
+    callbacks: Sequence[Callback],
+    stage: Callable[[str], None],
+) -> Row:
+    start = time.perf_counter()
+    budget = Budget(usd=settings.budget_usd, calls=settings.budget_calls)
+    compiled = compile(
+        student,
+        variant.compiler,
+        metric=task.metric,
+        trainset=task.train,
+        valset=task.validation,
+        run_dir=None if settings.run_dir is None else settings.run_dir / variant.slug,
+        optimizer_lm=optimizer,
+        budget=budget,
+        seed=settings.seed,
+        callbacks=callbacks,
+        **variant.options,
+    )
+    stage(f"{variant.label} on held-out examples")
+    scores = evaluate(compiled, task.test, task.metric)
+    saved = _save(settings, task, variant, compiled)
+    diff = report.prompt_diff(Candidate.of(student), Candidate.of(compiled))
+    gain, seconds = compare(baseline, scores), time.perf_counter() - start
+    return Row(variant, scores, gain, compiled.compilation, diff, saved, seconds)
+
+
+def _save(settings: Settings, task: Task, variant: Variant, compiled: dspy.Module) -> Path:
+    """Save the program, and load it back to see that it is the same."""
+    path = settings.save or Path("runs") / "quickstart" / f"{task.name}.json"
+    if settings.save is None or len(settings.variants) > 1:
+        path = path.with_name(f"{path.stem}-{variant.slug}{path.suffix}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        compiled.save(path)
+    except OSError as error:
+        raise RunFailed(f"{path}: {error.strerror or error}") from None
+    loaded = dspy.ChainOfThought(task.signature)
+    loaded.load(path)
+    if Candidate.of(loaded) != Candidate.of(compiled):
+        raise RunFailed(f"{path}: the saved program does not load back as it was")
+    return path
+
+
+@contextmanager
+def _explained() -> Iterator[None]:
+    """Turn what ends a run into one line."""
+    try:
+        yield
+    except RunStopped as stop:
+        raise RunFailed(f"the provider refused the calls: {one_line(stop)}") from None
+    except ValueError as error:
+        raise BadInput(one_line(error)) from None
+
+
+def why_missing(scores: Scores) -> str:
+    reasons = [getattr(outcome, "reason", "") for outcome in scores.outcomes]
+    return next((one_line(reason) for reason in reasons if reason), "no reason is known")
+
+
+def one_line(error: object) -> str:
+    text = " ".join(report.visible(str(error)).split())
+    return text if len(text) <= 300 else text[:297] + "..."

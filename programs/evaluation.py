@@ -1,0 +1,67 @@
+"""Held-out scores of programs, and the comparison of two of them.
+
+Source: ours; the statistics are those of `cuesmith.teleprompters.runtime.statistics`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import dspy
+
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
+
+
+def evaluate(
+    program: dspy.Module,
+    examples: Sequence[dspy.Example],
+    metric: MetricFunction,
+    *,
+    lm: dspy.BaseLM | None = None,
+    max_in_flight: int = 32,
+) -> Scores:
+    """Score a program on examples that no compiler saw.
+
+    A provider's or the metric's failure leaves an example without a score; it is never a zero.
+
+    Args:
+        program: The program.
+        examples: Held-out examples.
+        metric: Judges a prediction; of 2, 3 or 5 arguments.
+        lm: The language model of predictors that carry none; the configured one by default.
+        max_in_flight: Calls under way at once, at most.
+
+    Raises:
+        ValueError: If there are no examples.
+        RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
+    """
+    if not examples:
+        raise ValueError("evaluate() needs at least one example")
+    return score_program(program, examples, metric, lm=lm, max_in_flight=max_in_flight)
+
+
+def estimate(scores: Scores) -> Estimate95:
+    """Return the mean of the scores with its 95 % interval; examples without a score are left out."""
+    return estimate95(scores.values)
+
+
+def compare(baseline: Scores, best: Scores) -> Gain:
+    """Compare two programs on the same examples, pair by pair.
+
+    Args:
+        baseline: The scores to compare with.
+        best: The other program's scores.
+
+    Returns:
+        Mean difference "best minus baseline" with its 95 % interval and p-value, over the examples that both
+        have a score for.
+
+    Raises:
+        ValueError: If the two are not over the same examples.
+    """
+    if baseline.examples != best.examples:
+        raise ValueError("only scores on the same examples can be compared")
+    return paired_gain(baseline.values, best.values)

@@ -1,0 +1,188 @@
+"""`cuesmith quickstart`: compile one small program and show, on held-out examples, what it gained.
+
+By default everything runs on this machine: the target is the embedded model, and the optimizer is simulated.
+That shows the machinery at work; it is no evidence about large models.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from cuesmith.programs import report
+from cuesmith.programs.comparison import Result, Row, Settings, Variant, models, read_task, run, why_missing
+from cuesmith.programs.evaluation import estimate
+from cuesmith.programs.progress import Progress
+from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
+from cuesmith.teleprompters.runtime.candidate import Json
+
+TINY = (
+    "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "
+    "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model."
+)
+SIMULATED = (
+    "The optimizer is simulated: no model, but rules that answer each request from the request's own text. "
+    "--optimizer-lm takes any LiteLLM model."
+)
+
+
+def main(settings: Settings, *, as_json: bool = False) -> int:
+    """Run and show the result on standard output.
+
+    Args:
+        settings: What to run.
+        as_json: Whether to print one JSON object instead of text.
+
+    Returns:
+        The exit status, 0.
+
+    Raises:
+        BadInput: Before anything ran.
+        RunFailed: If no score could be had, as with a wrong key.
+    """
+    console = Console(highlight=False)
+    task = read_task(settings)
+    target, optimizer = models(settings)
+    if not as_json:
+        console.print(_heading(settings, task))
+    with Progress() as progress:
+        result = run(settings, task, target, optimizer, callbacks=(progress,), stage=progress.stage)
+    if as_json:
+        console.file.write(json.dumps(to_json(result), ensure_ascii=False, allow_nan=False) + "\n")
+    else:
+        show(result, console)
+    return 0
+
+
+def to_json(result: Result) -> dict[str, Json]:
+    """The result as one JSON object."""
+    task, settings = result.task, result.settings
+    return {
+        "task": task.name,
+        "splits": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
+        "seed": settings.seed,
+        "lm": settings.lm or "cuesmith/nano",
+        "optimizer_lm": settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer",
+        "simulated": settings.lm is None and settings.optimizer_lm is None,
+        "baseline": report.estimate_json(estimate(result.baseline)),
+        "compilers": [_row_json(result, row) for row in result.rows],
+        "seconds": round(result.seconds, 2),
+    }
+
+
+def _row_json(result: Result, row: Row) -> Json:
+    return {
+        "compiler": row.variant.compiler,
+        "options": dict(row.variant.options),
+        "baseline": report.estimate_json(estimate(result.baseline)),
+        "compiled": report.estimate_json(estimate(row.scores)),
+        "gain": report.gain_json(row.gain),
+        "missing": row.scores.missing,
+        "calls": {role: usage.calls for role, usage in sorted(row.compilation.spent.by_role.items())},
+        "spent": report.spent_json(row.compilation.spent),
+        "seconds": round(row.seconds, 2),
+        "stopped_by": row.compilation.stopped_by,
+        "notes": list(row.compilation.notes),
+        "diff": row.diff,
+        "saved": str(row.saved),
+        "run_dir": row.compilation.run_dir,
+    }
+
+
+def show(result: Result, console: Console) -> None:
+    """Print the result for a person."""
+    console.print(_table(result))
+    console.print(
+        f"Scores are shares of right answers on {len(result.task.test)} held-out examples that no compiler "
+        "saw, gains are in points over the baseline, pair by pair; all with 95 % intervals."
+    )
+    for row in result.rows:
+        _show_row(row, console)
+    console.print("\nThe same in Python:", style="bold")
+    console.print(Text(python_lines(result.settings, result.rows[-1].variant)), soft_wrap=True)
+    for remark in _caveats(result.settings):
+        console.print(f"\n{remark}")
+    console.print(f"\n{result.seconds:.0f} seconds in all.")
+
+
+def _caveats(settings: Settings) -> list[str]:
+    tiny = [TINY] if settings.lm is None else []
+    return [*tiny, SIMULATED] if settings.lm is None and settings.optimizer_lm is None else tiny
+
+
+def _heading(settings: Settings, task: Task) -> Text:
+    description = f": {task.description}" if task.description else ""
+    target = settings.lm or "cuesmith/nano (embedded, tiny)"
+    optimizer = settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer (no model: simulated)"
+    sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} held-out test"
+    lines = [
+        f"task       {task.name}{description}",
+        f"examples   {sizes}",
+        f'program    dspy.ChainOfThought("{task.signature}") on {target}',
+        f"optimizer  {optimizer}",
+    ]
+    return Text(report.visible("\n".join(lines)) + "\n")
+
+
+def _table(result: Result) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("compiler", "held-out score", "gain over the baseline"):
+        table.add_column(name, no_wrap=name == "compiler")
+    for name in ("calls", "seconds"):
+        table.add_column(name, justify="right")
+    table.add_row("(baseline)", report.describe_estimate(estimate(result.baseline)), "", "", "")
+    for row in result.rows:
+        calls = {role: usage.calls for role, usage in row.compilation.spent.by_role.items()}
+        table.add_row(
+            row.variant.label,
+            report.describe_estimate(estimate(row.scores)),
+            report.describe_gain(row.gain),
+            report.describe_calls(calls),
+            f"{row.seconds:.0f}",
+        )
+    return table
+
+
+def _show_row(row: Row, console: Console) -> None:
+    console.print(f"\n{row.variant.label}: the prompt before and after", style="bold")
+    console.print(report.styled_diff(row.diff) if row.diff else "(unchanged)", soft_wrap=True)
+    remarks = list(row.compilation.notes)
+    if row.compilation.stopped_by is not None:
+        remarks.append(f"stopped early by {row.compilation.stopped_by}; this is the best it had found")
+    if row.scores.missing:
+        remarks.append(f"{row.scores.missing} held-out examples have no score: {why_missing(row.scores)}")
+    if remarks:
+        console.print(Text(report.bullet_list(remarks)), soft_wrap=True)
+    console.print(Text(f"saved: {row.saved} (loaded back: the same prompts)"), soft_wrap=True)
+
+
+def python_lines(settings: Settings, variant: Variant) -> str:
+    """Return Python that does the same: the imports, and three statements."""
+    optimizer = settings.optimizer_lm or settings.lm
+    target = "EmbeddedLM()" if settings.lm is None else f"dspy.LM({settings.lm!r})"
+    writer = "SimulatedOptimizer()" if optimizer is None else repr(optimizer)
+    sizes = "" if settings.test_size == Sizes().test else f"sizes=Sizes(test={settings.test_size}), "
+    family = settings.task or DEFAULT_FAMILY
+    source = f"generate({family!r}" if settings.data is None else f"load({str(settings.data)!r}"
+    caps = {"usd": settings.budget_usd, "calls": settings.budget_calls}
+    budget = ", ".join(f"{name}={cap}" for name, cap in caps.items() if cap is not None)
+    options = {"seed": settings.seed, **variant.options} | ({"budget": f"Budget({budget})"} if budget else {})
+    statements = f"""dspy.configure(lm={target})
+task = {source}, {sizes}seed={settings.seed})
+compiled = compile(dspy.ChainOfThought(task.signature), {variant.compiler!r}, metric=task.metric,
+                   trainset=task.train, valset=task.validation, optimizer_lm={writer},
+                   {", ".join(f"{name}={value}" for name, value in options.items())})
+"""
+    names = [n for n in ("Budget", "EmbeddedLM", "SimulatedOptimizer", "compile") if f"{n}(" in statements]
+    tasks = [n for n in ("Sizes", "generate", "load") if f"{n}(" in statements]
+    return f"""import dspy
+from cuesmith import {", ".join(names)}
+from cuesmith.programs.tasks import {", ".join(tasks)}
+
+{statements}"""

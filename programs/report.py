@@ -1,0 +1,123 @@
+"""How results are put into words for a person or a program: figures, prompts, differences, JSON.
+
+What language models wrote is untrusted: it is shown as plain text, with control characters made visible, and
+never as markup.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable, Mapping
+
+from rich.text import Text
+
+from cuesmith.teleprompters.runtime.candidate import Candidate, Json
+from cuesmith.teleprompters.runtime.ledger import Spent
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
+
+_STYLES = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def visible(text: str) -> str:
+    """Return text that is safe to print: control characters, except line ends and tabs, as escapes."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def percent(share: float) -> str:
+    """A share in percent: ``83.2``; a dash where there is none."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def usd(amount: float | None) -> str:
+    """An amount of dollars; nothing for nothing, a word where the price is unknown."""
+    if amount is None:
+        return "price unknown"
+    return f"${amount:.4f}" if amount else ""
+
+
+def describe_estimate(estimate: Estimate95) -> str:
+    """A score with its 95 % interval: ``83.2 % [78.1, 87.3]``."""
+    return f"{percent(estimate.mean)} % [{percent(estimate.low)}, {percent(estimate.high)}]"
+
+
+def describe_gain(gain: Gain) -> str:
+    """A gain in points with interval and p-value, or the plain words that there is none."""
+    points = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+    chance = "p < 0.001" if gain.p_value < 0.001 else f"p = {gain.p_value:.3f}"
+    if gain.n == 0:
+        return "not measured"
+    if gain.significant:
+        return f"{points}, {chance}"
+    return f"no significant gain: {points}, {chance}"
+
+
+def prompt_text(candidate: Candidate) -> str:
+    """Write out all prompts of a candidate: instructions and demonstrations of every predictor."""
+    blocks = []
+    for name, prompt in candidate:
+        lines = [f"[{name}] instructions", prompt.instructions]
+        for number, demo in enumerate(prompt.demos, 1):
+            lines += ["", f"[{name}] demonstration {number}"]
+            lines += [f"{field}: {value}" for field, value in demo.values]
+        blocks.append("\n".join(lines))
+    return "\n\n".join(blocks) + "\n"
+
+
+def prompt_diff(before: Candidate, after: Candidate) -> str:
+    """Return the unified difference of two candidates' prompts; empty if they are the same."""
+    texts = [prompt_text(candidate).splitlines() for candidate in (before, after)]
+    lines = difflib.unified_diff(*texts, "before", "after", lineterm="", n=100)
+    return "\n".join(lines)
+
+
+def styled_diff(diff: str) -> Text:
+    """Colour a unified difference."""
+    text = Text()
+    for line in visible(diff).split("\n"):
+        text.append(line + "\n", style=_STYLES.get(line[:1], ""))
+    text.rstrip()
+    return text
+
+
+def estimate_json(estimate: Estimate95) -> dict[str, Json]:
+    """An estimate as JSON data."""
+    return _numbers(mean=estimate.mean, low=estimate.low, high=estimate.high) | {"n": estimate.n}
+
+
+def gain_json(gain: Gain) -> dict[str, Json]:
+    """A gain as JSON data."""
+    figures = _numbers(difference=gain.difference, low=gain.low, high=gain.high, p_value=gain.p_value)
+    return figures | {"n": gain.n, "significant": gain.significant}
+
+
+def spent_json(spent: Spent) -> dict[str, Json]:
+    """What a compile used, by role, as JSON data."""
+    return {
+        role: {
+            "calls": usage.calls,
+            "input_tokens": usage.input_tokens,
+            "output_tokens": usage.output_tokens,
+            "usd": usage.usd,
+            "cache_hits": usage.cache_hits,
+            "replayed": usage.replayed,
+        }
+        for role, usage in sorted(spent.by_role.items())
+    }
+
+
+def describe_calls(calls: Mapping[str, int]) -> str:
+    """Calls by role: ``1,840 task, 64 optimizer``."""
+    return ", ".join(f"{number:,} {role}" for role, number in calls.items()) or "none"
+
+
+def bullet_list(lines: Iterable[str]) -> str:
+    """Lines as a list, one a line."""
+    return "\n".join(f"- {visible(line)}" for line in lines)
+
+
+def _numbers(**values: float) -> dict[str, Json]:
+    """Numbers for JSON, which has no NaN: null stands for it."""
+    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}

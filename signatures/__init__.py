@@ -1,0 +1,19 @@
+"""Every request that Cuesmith makes to a language model, as a typed, documented `dspy.Signature`."""
+
+from cuesmith.signatures.behavior import Deviation, LocateDeviation, ReviseStep, WorkExample, WriteSteps
+from cuesmith.signatures.instructions import VaryInstructions, WriteInstructions
+from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps
+
+__all__ = [
+    "Deviation",
+    "LocateDeviation",
+    "ReviseStep",
+    "VaryInstructions",
+    "WorkExample",
+    "WriteInstructions",
+    "WriteSteps",
+    "canonical_steps",
+    "canonical_task",
+    "parse_steps",
+    "render_steps",
+]

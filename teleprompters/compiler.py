@@ -1,0 +1,270 @@
+"""The base of all compilers: dspy's Teleprompter contract around a pure `search`.
+
+Source: ours. A subclass writes `search`, and `plan` for the estimate; everything else is inherited.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import dspy
+from dspy.teleprompt import Teleprompter
+
+from cuesmith.teleprompters.runtime._dspy import is_free, language_models, named_predictors
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.compilation import Forecast, Plan
+from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.scoring import run_coroutine
+from cuesmith.teleprompters.runtime.session import Job, Session, identity_of
+from cuesmith.teleprompters.runtime.splitting import Split, split_examples
+
+FRESH_EXAMPLES = 100
+"""Examples of the final report at most. Ours."""
+
+
+class Compiler(Teleprompter):  # type: ignore[misc]
+    """A teleprompter whose search is a pure function of two effects.
+
+    Args:
+        metric: `f(example, prediction)`, `f(example, prediction, trace)` or dspy's five-argument form; sync or
+            async; returns a bool, a number, or `dspy.Prediction(score=..., feedback=...)`.
+        optimizer_lm: The model that writes prompts: a `dspy.LM` or a LiteLLM model string. Default is the
+            configured LM.
+        budget: Hard caps over all roles; None for no cap.
+        seed: Seeds every decision of the search.
+        max_in_flight: Program runs and optimizer calls at once.
+        callbacks: Called with every event (`cuesmith.teleprompters.runtime.events`).
+        example_timeout: Seconds one example or one optimizer call may take before it counts as missing; None
+            waits for ever.
+
+    Raises:
+        TypeError: If an argument is of the wrong kind.
+        ValueError: If a number is out of range.
+    """
+
+    scoring: int = 50
+    """Selection examples a candidate is scored on at most. Ours."""
+
+    def __init__(
+        self,
+        metric: MetricFunction,
+        *,
+        optimizer_lm: dspy.BaseLM | str | None = None,
+        budget: Budget | None = None,
+        seed: int = 0,
+        max_in_flight: int = 32,
+        callbacks: Sequence[Callback] = (),
+        example_timeout: float | None = 600.0,
+    ) -> None:
+        super().__init__()
+        self.metric = metric
+        Metric(metric)
+        self.optimizer_lm = _optimizer(optimizer_lm)
+        if not (budget is None or isinstance(budget, Budget)):
+            raise TypeError(f"budget={budget!r} must be a cuesmith.Budget, e.g. Budget(usd=2), or None")
+        self.budget = budget or Budget()
+        self.seed = whole("seed", seed, least=0)
+        self.max_in_flight = whole("max_in_flight", max_in_flight, least=1)
+        # Not `self.callbacks`: dspy takes an attribute of that name for a list of its own callback objects.
+        self.observers = tuple(callbacks)
+        for callback in self.observers:
+            if not callable(callback):
+                raise TypeError(f"callbacks has {callback!r}, which is not callable")
+        if example_timeout is not None and not example_timeout > 0:
+            raise ValueError(f"example_timeout={example_timeout!r} must be a positive number of seconds, or None")
+        self.example_timeout = example_timeout
+
+    @abstractmethod
+    async def search(self, run: Run) -> Candidate:
+        """Search for a better candidate.
+
+        Args:
+            run: The two effects, and the examples. No other way to the outside world is used.
+
+        Returns:
+            The candidate to bind. A stop unwinds the search; the best so far is then taken from the run.
+        """
+
+    @abstractmethod
+    def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
+        """Return upper bounds of what `search` asks for.
+
+        Args:
+            n_predictors: Predictors of the student.
+            n_select: Selection examples.
+            n_train: Training examples.
+        """
+
+    def compile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> dspy.Module:
+        """Compile `student`; also callable where an event loop is running, e.g. in a notebook.
+
+        Args:
+            student: Any dspy module with at least one predictor; stays untouched.
+            trainset: Examples with inputs marked by `with_inputs`. Without a valset they are shared out between
+                evidence, selection and report.
+            teacher: Not used by these compilers; must be None.
+            valset: Examples for selection and report.
+            run_dir: Directory of the run's journal. An existing run of the same arguments is resumed there, and
+                no call that it completed is paid again.
+
+        Returns:
+            A compiled copy, with a `compilation` (`cuesmith.Compilation`).
+
+        Raises:
+            TypeError, ValueError: If an argument is wrong; nothing has been called then.
+            CompileError: If not even the student could be scored.
+            JournalError: If `run_dir` is in use or holds another run.
+        """
+        return run_coroutine(
+            lambda: self.acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
+        )
+
+    async def acompile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> dspy.Module:
+        """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
+        if teacher is not None:
+            raise ValueError(f"{type(self).__name__} takes no teacher: leave teacher=None")
+        split = self._split(student, trainset, valset)
+        task_lm, optimizer = self._models(student)
+        metric = Metric(self.metric)
+        models = [lm.model for lm in (task_lm, optimizer) if lm is not None]
+        identity = identity_of(
+            type(self).__name__, self._options(), self.seed, Candidate.of(student), split, metric, models
+        )
+        job = Job(
+            compiler=type(self).__name__,
+            search=self.search,
+            student=student,
+            metric=metric,
+            split=split,
+            task_lm=task_lm,
+            optimizer=optimizer,
+            budget=self.budget,
+            seed=self.seed,
+            max_in_flight=self.max_in_flight,
+            timeout=self.example_timeout,
+            callbacks=self.observers,
+            run_dir=None if run_dir is None else Path(run_dir),
+            identity=identity,
+            forecast=self._forecast(student, split),
+        )
+        lms = [optimizer, *language_models(student), *([task_lm] if task_lm else [])]
+        self._check_prices(lms)
+        return await Session(job, lms).compile()
+
+    def estimate(
+        self, student: dspy.Module, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None
+    ) -> Forecast:
+        """Return upper bounds of what `compile` with these arguments would use; calls nothing.
+
+        Raises:
+            TypeError, ValueError: As `compile`.
+        """
+        return self._forecast(student, self._split(student, trainset, valset))
+
+    def _forecast(self, student: dspy.Module, split: Split) -> Forecast:
+        predictors = len(named_predictors(student))
+        plan = self.plan(predictors, len(split.select), len(split.train))
+        runs = plan.program_runs + len(split.select) + 2 * len(split.fresh)
+        return Forecast(plan.optimizer_calls, runs, plan.optimizer_calls + runs * predictors)
+
+    def _split(
+        self, student: dspy.Module, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None
+    ) -> Split:
+        if not isinstance(student, dspy.Module):
+            raise TypeError(f"student must be a dspy.Module, got {type(student).__name__}")
+        if not named_predictors(student):
+            raise ValueError(
+                f"student {type(student).__name__} has no predictors to compile: it needs a dspy.Predict, "
+                "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
+            )
+        check_examples("trainset", trainset)
+        if not trainset:
+            raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")
+        if valset is not None:
+            check_examples("valset", valset)
+        return split_examples(trainset, valset, seed=self.seed, n_select=self.scoring, n_fresh=FRESH_EXAMPLES)
+
+    def _models(self, student: dspy.Module) -> tuple[dspy.BaseLM | None, dspy.BaseLM]:
+        configured = dspy.settings.lm
+        if configured is None and any(p.lm is None for _, p in named_predictors(student)):
+            raise ValueError("no language model for the student: call dspy.configure(lm=...) or student.set_lm(...)")
+        optimizer = self.optimizer_lm or configured
+        if optimizer is None:
+            raise ValueError("no optimizer model: give optimizer_lm=..., or call dspy.configure(lm=...)")
+        return configured, optimizer
+
+    def _check_prices(self, lms: Sequence[dspy.BaseLM]) -> None:
+        for lm in lms:
+            if self.budget.usd is not None and not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
+                raise ValueError(
+                    f"Budget(usd={self.budget.usd}) cannot be held: {lm.model} runs on a custom engine, "
+                    "whose price is unknown; cap calls= or tokens= instead"
+                )
+
+    def _options(self) -> Mapping[str, object]:
+        """Return what distinguishes this compiler's search from another's of its class."""
+        shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "example_timeout"}
+        return {name: option for name, option in vars(self).items() if name not in shared}
+
+
+def check_examples(name: str, examples: Sequence[dspy.Example]) -> None:
+    """Raise one clear error if `examples` is not a sequence of examples with marked inputs.
+
+    Raises:
+        TypeError: If it is no sequence, or holds something else.
+        ValueError: If an example has no inputs marked.
+    """
+    if isinstance(examples, str | Mapping) or not isinstance(examples, Sequence):
+        raise TypeError(f"{name} must be a list of dspy.Example, got {type(examples).__name__}")
+    for i, example in enumerate(examples):
+        if not isinstance(example, dspy.Example):
+            raise TypeError(f"{name}[{i}] is a {type(example).__name__}: it must be a dspy.Example")
+        try:
+            marked = len(example.inputs().keys()) > 0
+        except ValueError:
+            marked = False
+        if not marked:
+            raise ValueError(f"{name}[{i}] has no inputs marked: write dspy.Example(...).with_inputs('question')")
+
+
+def whole(name: str, number: int, *, least: int) -> int:
+    """Return `number` if it is a whole number of at least `least`.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if isinstance(number, bool) or not isinstance(number, int) or number < least:
+        raise ValueError(f"{name}={number!r} must be a whole number of at least {least}")
+    return number
+
+
+def _optimizer(model: dspy.BaseLM | str | None) -> dspy.BaseLM | None:
+    if isinstance(model, str):
+        if not model.strip():
+            raise ValueError("optimizer_lm='' is no model name: give e.g. 'openai/gpt-4.1'")
+        return dspy.LM(model)
+    if model is None or isinstance(model, dspy.BaseLM):
+        return model
+    raise TypeError(f"optimizer_lm must be a dspy.LM or a LiteLLM model string, got {type(model).__name__}")

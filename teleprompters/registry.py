@@ -1,0 +1,74 @@
+"""Compilers by name: the swap in one line."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+from collections.abc import Sequence
+
+import dspy
+
+from cuesmith.teleprompters.compiler import Compiler
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+
+COMPILERS: dict[str, str] = {
+    "iterative-ape": "cuesmith.teleprompters.iterative_ape:IterativeAPE",
+    "abo": "cuesmith.teleprompters.abo:ABO",
+}
+"""Name -> where its class is. A compiler is one file, and one line here."""
+
+
+def compiler_class(name: str) -> type[Compiler]:
+    """Return the compiler of that name.
+
+    Args:
+        name: As in `COMPILERS`; case, "_" and "-" do not matter.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    key = name.lower().replace("_", "-") if isinstance(name, str) else name
+    if key not in COMPILERS:
+        raise ValueError(f"no compiler is called {name!r}: there are {', '.join(sorted(COMPILERS))}")
+    module, _, attribute = COMPILERS[key].partition(":")
+    found = getattr(importlib.import_module(module), attribute)
+    assert isinstance(found, type) and issubclass(found, Compiler)
+    return found
+
+
+def compile(
+    student: dspy.Module,
+    name: str,
+    *,
+    metric: MetricFunction,
+    trainset: Sequence[dspy.Example],
+    valset: Sequence[dspy.Example] | None = None,
+    run_dir: str | os.PathLike[str] | None = None,
+    **options: object,
+) -> dspy.Module:
+    """Compile `student` with the compiler called `name`.
+
+    Args:
+        student: Any dspy module.
+        name: A name of `COMPILERS`, e.g. "abo".
+        metric: As for every compiler.
+        trainset: As for `Compiler.compile`.
+        valset: As for `Compiler.compile`.
+        run_dir: As for `Compiler.compile`.
+        **options: The compiler's own constructor options; an unknown one is refused.
+
+    Returns:
+        The compiled program, with its `compilation`.
+
+    Raises:
+        ValueError: If there is no such compiler.
+        TypeError: If it has no such option.
+    """
+    chosen = compiler_class(name)
+    known = set(inspect.signature(chosen).parameters) - {"metric"}
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
+    compiler = chosen(metric=metric, **options)  # type: ignore[arg-type]
+    return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)

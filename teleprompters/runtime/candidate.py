@@ -1,0 +1,294 @@
+"""The values a search moves among: demonstrations, prompts and candidates.
+
+All are frozen, hashable, JSON-serialisable and identified by content, so that a journal, a cache and a
+comparison can name them. Reading one from a program and binding one to a program are the only two places
+where they touch dspy. Source: ours.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any, TypeAlias
+
+import dspy
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
+
+from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
+
+Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
+
+
+def digest(*parts: object) -> str:
+    """Return a 16-hex-digit content hash of JSON-serialisable parts."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def to_json(value: object) -> Json:
+    """Return `value` as plain JSON data; what JSON cannot hold becomes its text."""
+    if isinstance(value, dspy.Example):
+        value = value.toDict()
+    result: Json = to_jsonable_python(value, fallback=str)
+    return result
+
+
+@dataclass(frozen=True)
+class Demo:
+    """One demonstration: values for some of a signature's fields, in field order.
+
+    Attributes:
+        values: (field name, JSON value) pairs.
+    """
+
+    values: tuple[tuple[str, Json], ...]
+
+    @classmethod
+    def of(cls, values: Mapping[str, object]) -> Demo:
+        """Build a demonstration from field values of any JSON-serialisable or pydantic type."""
+        return cls(tuple((str(name), to_json(value)) for name, value in values.items()))
+
+    def __getitem__(self, name: str) -> Json:
+        """Return the value of field `name`.
+
+        Raises:
+            KeyError: If the demonstration has no such field.
+        """
+        return dict(self.values)[name]
+
+    def __contains__(self, name: object) -> bool:
+        """Return whether the demonstration has a value for the field."""
+        return any(name == own for own, _ in self.values)
+
+    def __hash__(self) -> int:
+        """Hash by content (values may be lists, which do not hash)."""
+        return hash(digest(self.values))
+
+    def to_example(self, signature: type[dspy.Signature]) -> dspy.Example:
+        """Return the demonstration as dspy takes it, values converted to the fields' types.
+
+        Args:
+            signature: The predictor's signature; a field it does not know keeps its JSON value.
+        """
+        fields = signature.fields
+        typed = {
+            name: _typed(value, fields[name].annotation) if name in fields else value for name, value in self.values
+        }
+        return dspy.Example(**typed).with_inputs(*(name for name in typed if name in signature.input_fields))
+
+
+def _typed(value: Json, annotation: Any) -> object:
+    try:
+        typed: object = TypeAdapter(annotation).validate_python(value)
+        return typed
+    except ValidationError:
+        return value
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a compiler may change of one predictor: its instructions and its demonstrations."""
+
+    instructions: str
+    demos: tuple[Demo, ...] = ()
+
+    def to_json(self) -> Json:
+        """Return the prompt as JSON data."""
+        return {"instructions": self.instructions, "demos": [dict(demo.values) for demo in self.demos]}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a candidate came from.
+
+    Attributes:
+        move: The move that made it, e.g. "student", "initial", "vary", "revise".
+        parents: Ids of the candidates it was made from.
+        evidence: Ids of the examples shown to the optimizer for it.
+    """
+
+    move: str
+    parents: tuple[str, ...] = ()
+    evidence: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Candidate:
+    """One setting of all prompts of a program; equality, hash and `id` are by content of the prompts.
+
+    Attributes:
+        prompts: Predictor name -> its prompt, in the program's order. Read-only.
+        origin: Lineage; not part of the identity.
+    """
+
+    prompts: Mapping[str, Prompt]
+    origin: Origin = field(default=Origin("student"))
+
+    def __post_init__(self) -> None:
+        """Freeze the mapping."""
+        object.__setattr__(self, "prompts", MappingProxyType(dict(self.prompts)))
+
+    def __getstate__(self) -> dict[str, object]:
+        """Return picklable state (a mapping proxy is not)."""
+        return {"prompts": dict(self.prompts), "origin": self.origin}
+
+    def __setstate__(self, state: dict[str, object]) -> None:
+        """Restore from `__getstate__`."""
+        self.__dict__.update(state)
+        self.__post_init__()
+
+    def __deepcopy__(self, memo: object) -> Candidate:
+        """Return itself: it cannot change."""
+        return self
+
+    @cached_property
+    def id(self) -> str:
+        """Content hash of the prompts, 16 hex digits."""
+        return digest([[name, prompt.to_json()] for name, prompt in self.prompts.items()])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Predictor names, in the program's order."""
+        return tuple(self.prompts)
+
+    @property
+    def size(self) -> int:
+        """Characters of all instructions and demonstrations together."""
+        return sum(
+            len(p.instructions) + sum(len(str(v)) for d in p.demos for _, v in d.values) for p in self.prompts.values()
+        )
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content."""
+        return isinstance(other, Candidate) and self.id == other.id
+
+    def __hash__(self) -> int:
+        """Hash by content."""
+        return hash(self.id)
+
+    def __iter__(self) -> Iterator[tuple[str, Prompt]]:
+        """Iterate over (predictor name, prompt)."""
+        return iter(self.prompts.items())
+
+    @classmethod
+    def of(cls, program: dspy.Module) -> Candidate:
+        """Read the candidate that `program` now is.
+
+        Args:
+            program: Any dspy module; predictors inside frozen (compiled) sub-modules are not read.
+        """
+        return cls(
+            {
+                name: Prompt(_instructions(p), tuple(_demo(d, p.signature) for d in p.demos))
+                for name, p in named_predictors(program)
+            }
+        )
+
+    def bind(self, program: dspy.Module) -> dspy.Module:
+        """Return a copy of `program` with these prompts; `program` and its LMs stay untouched and shared.
+
+        Raises:
+            ValueError: If the program has other predictors than the candidate.
+        """
+        bound = copy_program(program)
+        predictors = dict(named_predictors(bound))
+        if set(predictors) != set(self.prompts):
+            raise ValueError(
+                f"candidate {self.id} is for the predictors {sorted(self.prompts)}, "
+                f"but the program has {sorted(predictors)}"
+            )
+        own = Candidate.of(program).prompts
+        for name, prompt in self.prompts.items():
+            predictor = predictors[name]
+            if prompt.instructions != own[name].instructions:
+                predictor.signature = predictor.signature.with_instructions(prompt.instructions)
+            if prompt.demos != own[name].demos:
+                predictor.demos = [demo.to_example(predictor.signature) for demo in prompt.demos]
+        return bound
+
+    def replace(
+        self, name: str, *, origin: Origin, instructions: str | None = None, demos: Sequence[Demo] | None = None
+    ) -> Candidate:
+        """Return a candidate with one predictor's prompt changed.
+
+        Args:
+            name: The predictor to change.
+            origin: Where the new candidate comes from.
+            instructions: New instructions, or None to keep them.
+            demos: New demonstrations, or None to keep them.
+
+        Raises:
+            KeyError: If there is no predictor of that name.
+        """
+        old = self.prompts[name]
+        new = Prompt(
+            old.instructions if instructions is None else instructions, old.demos if demos is None else tuple(demos)
+        )
+        return Candidate({**self.prompts, name: new}, origin)
+
+    def to_json(self) -> Json:
+        """Return the candidate as JSON data, with its lineage."""
+        return {
+            "id": self.id,
+            "prompts": {name: prompt.to_json() for name, prompt in self},
+            "origin": {
+                "move": self.origin.move,
+                "parents": list(self.origin.parents),
+                "evidence": list(self.origin.evidence),
+            },
+        }
+
+    @classmethod
+    def from_json(cls, data: object) -> Candidate:
+        """Rebuild a candidate from `to_json`.
+
+        Raises:
+            pydantic.ValidationError: If the data is not of that form.
+        """
+        stored = TypeAdapter(_Stored).validate_python(data)
+        prompts = {
+            name: Prompt(p.instructions, tuple(Demo.of(d) for d in p.demos)) for name, p in stored.prompts.items()
+        }
+        origin = Origin(stored.origin.move, tuple(stored.origin.parents), tuple(stored.origin.evidence))
+        return cls(prompts, origin)
+
+
+@dataclass
+class _StoredPrompt:
+    instructions: str
+    demos: list[dict[str, object]]
+
+
+@dataclass
+class _StoredOrigin:
+    move: str
+    parents: list[str]
+    evidence: list[str]
+
+
+@dataclass
+class _Stored:
+    prompts: dict[str, _StoredPrompt]
+    origin: _StoredOrigin
+
+
+def _instructions(predictor: dspy.Predict) -> str:
+    return str(predictor.signature.instructions)
+
+
+def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
+    values = demo.toDict() if isinstance(demo, dspy.Example) else demo
+    if not isinstance(values, Mapping):
+        raise ValueError(f"a demonstration must be a dspy.Example or a dict, got {type(demo).__name__}")
+    return Demo.of({name: values[name] for name in signature.fields if name in values})
+
+
+def example_id(example: dspy.Example) -> str:
+    """Return the content hash of an example: its values and which of them are inputs, 16 hex digits."""
+    inputs = sorted(example.inputs().keys())
+    return digest(to_json(example), inputs)

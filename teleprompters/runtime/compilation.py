@@ -1,0 +1,126 @@
+"""What a compile found, in one record that is honest about noise: selection and report use different examples.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.ledger import Spent
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Upper bounds of what a search asks for.
+
+    Attributes:
+        optimizer_calls: Draws of the optimizer model.
+        program_runs: Runs of the student program on one example.
+    """
+
+    optimizer_calls: int
+    program_runs: int
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """Upper bounds of a whole compile: search, baseline and final report.
+
+    Attributes:
+        optimizer_calls: Draws of the optimizer model.
+        program_runs: Runs of the student program on one example.
+        calls: Language-model calls, with one call a predictor and program run. Replies that do not parse make
+            dspy ask once more, and a metric may call models too: both come on top.
+    """
+
+    optimizer_calls: int
+    program_runs: int
+    calls: int
+
+
+@dataclass(frozen=True)
+class Report:
+    """A candidate and what is known of it.
+
+    Attributes:
+        candidate: The prompts.
+        select: Score on the examples that the search selected by; optimistic for the best of many.
+        fresh: Score on examples that no decision has seen; None if there were none, or no budget for them.
+    """
+
+    candidate: Candidate
+    select: Estimate95 | None
+    fresh: Estimate95 | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A candidate that the search has scored.
+
+    Attributes:
+        candidate: The prompts with their lineage (parents, move, evidence).
+        scores: Score per selection example, in order; None where it is missing.
+        mean: Mean of those that are there.
+        n: How many there are.
+    """
+
+    candidate: Candidate
+    scores: tuple[float | None, ...] = field(repr=False)
+    mean: float
+    n: int
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One step of the search.
+
+    Attributes:
+        step: 0, 1, 2, ...
+        best_id: Id of the head of the beam.
+        beam: Ids of the beam, best first.
+        train: The head's score on training examples, if the compiler asked for it.
+        validation: The head's score on the selection examples.
+    """
+
+    step: int
+    best_id: str
+    beam: tuple[str, ...]
+    train: Estimate95 | None
+    validation: Estimate95
+
+
+@dataclass(frozen=True)
+class Compilation:
+    """The record of one compile.
+
+    Attributes:
+        compiler: The compiler's class name.
+        baseline: The student as it was given.
+        best: What was returned; the baseline itself if nothing scored above it.
+        candidates: All that were scored on selection examples, best first.
+        steps: The search's steps.
+        gain: Best minus baseline, paired, on fresh examples; None if it could not be measured.
+        spent: Calls, tokens and dollars by role, and seconds.
+        stopped_by: The cap ("usd", "calls", "tokens", "seconds") or circuit ("auth", "billing", "configuration",
+            "outage") that ended the search early; None if it ran to its end.
+        run_dir: Where the journal is.
+        notes: What a reader should know, in plain words.
+    """
+
+    compiler: str
+    baseline: Report
+    best: Report
+    candidates: tuple[Trial, ...] = field(repr=False)
+    steps: tuple[StepRecord, ...]
+    gain: Gain | None
+    spent: Spent
+    stopped_by: str | None
+    run_dir: str | None
+    notes: tuple[str, ...]
+
+    def __deepcopy__(self, memo: object) -> Compilation:
+        """Return itself: it cannot change."""
+        return self

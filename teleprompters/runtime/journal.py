@@ -1,0 +1,104 @@
+"""The journal of a run: what completed is on disk before anything is built on it.
+
+SQLite in WAL mode: a process killed at any moment loses nothing that a call to `put` returned for. Two
+tables of JSON bodies: `calls` (replies of language models) and `outcomes` (program runs on examples), both
+keyed by content hashes, so that a resumed run finds what it asks for whatever the order. Requests, keys and
+headers are never written. Source: ours; measured in benchmarks/kernel.py.
+"""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import threading
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+Table = Literal["calls", "outcomes"]
+
+FILE = "journal.sqlite3"
+
+
+class JournalError(ValueError):
+    """The run directory cannot be used: it is in use, damaged, or holds a run of something else."""
+
+
+class Journal:
+    """An append-only store of completed effects in a run directory.
+
+    Args:
+        run_dir: The directory; made if it does not exist.
+        identity: What the run is a run of (compiler, options, seed, student, data). A directory that holds
+            a run of something else is refused.
+        redact: Applied to every body before it is written.
+
+    Raises:
+        JournalError: If another process has the directory open, or it holds another run, or is no journal.
+    """
+
+    def __init__(self, run_dir: Path, identity: Mapping[str, str], redact: Callable[[str], str]) -> None:
+        self._redact = redact
+        self._lock = threading.Lock()
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self._db = sqlite3.connect(run_dir / FILE, check_same_thread=False, isolation_level=None, timeout=1.0)
+            self._open(run_dir)
+            self._known = {table: self._keys(table) for table in ("calls", "outcomes")}
+        except sqlite3.OperationalError as error:
+            raise JournalError(
+                f"run_dir {str(run_dir)!r} cannot be opened ({error}): is another process "
+                "compiling into it? Give each run its own directory"
+            ) from error
+        except (sqlite3.DatabaseError, OSError) as error:
+            raise JournalError(f"run_dir {str(run_dir)!r} is not usable as a journal: {error}") from error
+        self._check_identity(run_dir, identity)
+
+    def _open(self, run_dir: Path) -> None:
+        # An exclusive lock held for the connection's life keeps a second process out; kill -9 drops it.
+        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
+            self._db.execute(f"PRAGMA {pragma}")
+        for table in ("meta", "calls", "outcomes"):
+            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT PRIMARY KEY, body TEXT NOT NULL)")
+
+    def _keys(self, table: str) -> set[str]:
+        return {str(key) for (key,) in self._db.execute(f"SELECT key FROM {table}")}
+
+    def _check_identity(self, run_dir: Path, identity: Mapping[str, str]) -> None:
+        stored = {str(k): str(v) for k, v in self._db.execute("SELECT key, body FROM meta")}
+        if not stored:
+            self._db.executemany("INSERT INTO meta VALUES (?, ?)", list(identity.items()))
+            return
+        differing = sorted(k for k in {*stored, *identity} if stored.get(k) != identity.get(k))
+        if differing:
+            self.close()
+            raise JournalError(
+                f"run_dir {str(run_dir)!r} holds a run that differs in: {', '.join(differing)}. "
+                "Resume it with the same arguments, or give a new directory"
+            )
+
+    @property
+    def resumed(self) -> bool:
+        """Whether the directory held completed effects when it was opened, or holds some now."""
+        return any(self._known.values())
+
+    def get(self, table: Table, key: str) -> dict[str, object] | None:
+        """Return the body stored under `key`, or None."""
+        with self._lock:
+            if key not in self._known[table]:
+                return None
+            row = self._db.execute(f"SELECT body FROM {table} WHERE key = ?", (key,)).fetchone()
+        body: dict[str, object] = json.loads(row[0])
+        return body
+
+    def put(self, table: Table, key: str, body: Mapping[str, object]) -> None:
+        """Store a body; it survives a kill once this returns. A key that is there already keeps its body."""
+        text = self._redact(json.dumps(body, ensure_ascii=True, separators=(",", ":")))
+        with self._lock:
+            self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
+            self._known[table].add(key)
+
+    def close(self) -> None:
+        """Close the files; a closed journal can be opened by another process."""
+        with self._lock:
+            self._db.close()

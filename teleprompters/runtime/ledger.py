@@ -1,0 +1,238 @@
+"""Budgets and the ledger that holds them: every call of every role, counted before it is sent.
+
+A call is *admitted* (counted as in flight, with what it may cost at worst), then *settled* with what it did
+cost. What is spent and what is in flight together never pass a cap, at any concurrency. Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias
+
+Role: TypeAlias = Literal["task", "optimizer", "judge"]
+Cap: TypeAlias = Literal["usd", "calls", "tokens", "seconds"]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Hard caps of one compile, over all roles (task, optimizer, judge) and the final report together.
+
+    Attributes:
+        usd: US dollars.
+        calls: Calls to any language model, retried attempts included; cache hits are free.
+        tokens: Input and output tokens.
+        seconds: Wall-clock seconds; no call is sent after them.
+
+    Raises:
+        ValueError: If a cap is not a positive finite number, or `calls` or `tokens` is not whole.
+    """
+
+    usd: float | None = None
+    calls: int | None = None
+    tokens: int | None = None
+    seconds: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check the caps."""
+        for name in ("usd", "calls", "tokens", "seconds"):
+            cap = getattr(self, name)
+            if cap is None:
+                continue
+            whole = name in ("calls", "tokens")
+            kind = int if whole else (int, float)
+            if isinstance(cap, bool) or not isinstance(cap, kind) or not math.isfinite(cap) or cap <= 0:
+                want = "a positive whole number" if whole else "a positive finite number"
+                raise ValueError(f"Budget({name}={cap!r}): a cap is {want}, or None for no cap")
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What one role used.
+
+    Attributes:
+        calls: Calls that left the process, failed attempts included.
+        input_tokens: As the provider reports them.
+        output_tokens: As the provider reports them.
+        usd: US dollars; None as soon as the price of one call is unknown (unknown is not zero).
+        cache_hits: Calls that dspy's cache answered, free of charge.
+        replayed: How many of `calls` an earlier session of this run had made and its journal answered.
+    """
+
+    calls: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    usd: float | None = 0.0
+    cache_hits: int = 0
+    replayed: int = 0
+
+    @property
+    def tokens(self) -> int:
+        """Input and output tokens together."""
+        return self.input_tokens + self.output_tokens
+
+    def __add__(self, other: Usage) -> Usage:
+        """Add two usages; an unknown price makes the sum unknown."""
+        usd = None if self.usd is None or other.usd is None else self.usd + other.usd
+        return Usage(
+            self.calls + other.calls,
+            self.input_tokens + other.input_tokens,
+            self.output_tokens + other.output_tokens,
+            usd,
+            self.cache_hits + other.cache_hits,
+            self.replayed + other.replayed,
+        )
+
+
+@dataclass(frozen=True)
+class Spent:
+    """What a run used: by role, and the wall-clock seconds of this session."""
+
+    by_role: Mapping[str, Usage] = field(default_factory=dict)
+    seconds: float = 0.0
+
+    @property
+    def total(self) -> Usage:
+        """All roles together."""
+        return sum(self.by_role.values(), Usage())
+
+
+class RunStopped(BaseException):
+    """Unwinds a search when a cap is reached or a circuit breaks. Not an `Exception`: no program may swallow it."""
+
+    def __init__(self, by: str) -> None:
+        """Remember what stopped the run: a cap's name, or a reason such as "auth"."""
+        super().__init__(by)
+        self.by = by
+
+
+class UnknownPrice(ValueError):
+    """A budget in dollars meets a model whose calls report no price."""
+
+
+@dataclass
+class Ticket:
+    """One admitted call: what is reserved for it until it is settled."""
+
+    role: Role
+    calls: int
+    tokens: int
+    usd: float
+    may_hit: bool
+
+
+class Ledger:
+    """Counts what a run uses and refuses what would pass a cap. Thread-safe.
+
+    Args:
+        budget: The caps.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
+        self.budget = budget
+        self._clock = clock
+        self._start = clock()
+        self._lock = threading.Lock()
+        self._used: dict[str, Usage] = {}
+        self._open: list[Ticket] = []
+        self._worst: dict[str, Usage] = {}
+        self._held = Budget()
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock seconds since the ledger was opened."""
+        return self._clock() - self._start
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until the budget's cap; None without one."""
+        return None if self.budget.seconds is None else max(0.0, self.budget.seconds - self.seconds)
+
+    def spent(self) -> Spent:
+        """Return what has been used until now."""
+        with self._lock:
+            return Spent(dict(self._used), self.seconds)
+
+    def hold(self, held: Budget) -> None:
+        """Keep a part of the caps back from now on (for the report); `Budget()` gives it free."""
+        with self._lock:
+            self._held = held
+
+    def admit(self, role: Role, calls: int, tokens: int, may_hit: bool) -> Ticket | Cap | None:
+        """Ask to send calls.
+
+        Args:
+            role: Whose calls they are.
+            calls: How many leave the process at most.
+            tokens: What they may use at most, as far as it is known beforehand.
+            may_hit: Whether dspy's cache may answer, so that the reservation may come back.
+
+        Returns:
+            A ticket to settle; or the cap that refuses them; or None: ask again when a call in flight is settled,
+            for it may give back what it reserved.
+        """
+        with self._lock:
+            worst = self._worst.get(role)
+            ticket = Ticket(
+                role,
+                calls,
+                tokens if worst is None else math.ceil(1.25 * worst.tokens) * calls,
+                0.0 if worst is None else 1.25 * (worst.usd or 0.0) * calls,
+                may_hit,
+            )
+            cap = self._refused_by(ticket)
+            probing = self.budget.usd is not None and worst is None and any(t.role == role for t in self._open)
+            if cap is None and not probing:
+                self._open.append(ticket)
+                return ticket
+            if probing or (cap != "seconds" and self._may_come_back(cap)):
+                return None
+            return cap
+
+    def _refused_by(self, ticket: Ticket) -> Cap | None:
+        used, budget, held = sum(self._used.values(), Usage()), self.budget, self._held
+        if budget.seconds is not None and self.seconds >= budget.seconds - (held.seconds or 0):
+            return "seconds"
+        if budget.calls is not None and (
+            used.calls + sum(t.calls for t in self._open) + ticket.calls > budget.calls - (held.calls or 0)
+        ):
+            return "calls"
+        if budget.tokens is not None and (
+            used.tokens + sum(t.tokens for t in self._open) + ticket.tokens > budget.tokens - (held.tokens or 0)
+        ):
+            return "tokens"
+        if budget.usd is not None and (
+            (used.usd or 0.0) + sum(t.usd for t in self._open) + ticket.usd > budget.usd - (held.usd or 0.0)
+        ):
+            return "usd"
+        return None
+
+    def _may_come_back(self, cap: Cap | None) -> bool:
+        """Whether settling what is in flight can make room: reservations are worst cases, cache hits are free."""
+        return any(t.may_hit for t in self._open) or (cap in ("tokens", "usd") and bool(self._open))
+
+    def settle(self, ticket: Ticket, usage: Usage) -> None:
+        """Replace a reservation by what the call did use."""
+        with self._lock:
+            self._open.remove(ticket)
+            self._used[ticket.role] = self._used.get(ticket.role, Usage()) + usage
+            if usage.calls and (usage.tokens or usage.usd):
+                worst = self._worst.get(ticket.role, Usage())
+                per = max(1, usage.calls)
+                self._worst[ticket.role] = replace(
+                    worst,
+                    input_tokens=max(worst.input_tokens, math.ceil(usage.input_tokens / per)),
+                    output_tokens=max(worst.output_tokens, math.ceil(usage.output_tokens / per)),
+                    usd=max(worst.usd or 0.0, (usage.usd or 0.0) / per),
+                )
+            elif usage.calls:
+                self._worst.setdefault(ticket.role, Usage())
+
+    def replay(self, role: Role, usage: Usage) -> None:
+        """Count a call that an earlier session of the run made and its journal has answered now."""
+        with self._lock:
+            self._used[role] = self._used.get(role, Usage()) + replace(usage, replayed=usage.calls)

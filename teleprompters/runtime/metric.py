@@ -1,0 +1,122 @@
+"""One wrapper around the metrics people write: two, three or five arguments; bool, number or Prediction.
+
+Source: ours; the conventions are dspy's (`metric(example, pred, trace=None)` and GEPA's five arguments).
+"""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TypeAlias
+
+import dspy
+
+Judgement: TypeAlias = "bool | int | float | dspy.Prediction"
+MetricFunction: TypeAlias = Callable[..., "Judgement | Awaitable[Judgement]"]
+
+
+class BadScore(ValueError):
+    """A metric returned what is no finite number."""
+
+
+class Metric:
+    """A user's metric, checked once and called one way.
+
+    Args:
+        function: `f(example, prediction)`, `f(example, prediction, trace)` or dspy's five-argument form
+            `f(gold, pred, trace, pred_name, pred_trace)`; sync or async; returning a bool, a number, or a
+            `dspy.Prediction(score=..., feedback=...)`.
+
+    Raises:
+        TypeError: If it is not callable or takes another number of arguments.
+    """
+
+    def __init__(self, function: MetricFunction) -> None:
+        self.function = function
+        self.arity = _arity(function)
+        own_call = getattr(type(function), "__call__", None)  # noqa: B004  (its kind is asked for, not its presence)
+        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call)
+
+    def arguments(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[object, ...]:
+        """Return what the metric is called with. The trace is None: this is evaluation, not bootstrapping."""
+        return (example, prediction, None, None, None)[: self.arity]
+
+    def call(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, str]:
+        """Return (score, feedback) of a sync metric.
+
+        Raises:
+            BadScore: If the metric returned what is no finite number.
+        """
+        return read_judgement(self.function(*self.arguments(example, prediction)))
+
+    async def acall(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, str]:
+        """Return (score, feedback) of an async metric.
+
+        Raises:
+            BadScore: If the metric returned what is no finite number.
+        """
+        answer = self.function(*self.arguments(example, prediction))
+        return read_judgement(await answer if inspect.isawaitable(answer) else answer)
+
+    @property
+    def identity(self) -> str:
+        """A text that changes when the metric's code does, for recognising a run."""
+        code = getattr(self.function, "__code__", None)
+        name = (
+            f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', type(self.function))}"
+        )
+        return name if code is None else f"{name}:{code.co_code.hex()}:{[c for c in code.co_consts if _plain(c)]!r}"
+
+
+def _plain(constant: object) -> bool:
+    return constant is None or isinstance(constant, str | int | float | bool | bytes)
+
+
+def _arity(function: MetricFunction) -> int:
+    if not callable(function):
+        raise TypeError(
+            f"metric must be callable, got {function!r}: pass e.g. "
+            "`lambda example, prediction, trace=None: example.answer == prediction.answer`"
+        )
+    try:
+        parameters: Sequence[inspect.Parameter] = list(inspect.signature(function).parameters.values())
+    except (TypeError, ValueError):
+        return 2
+    positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    required = sum(p.default is p.empty for p in positional)
+    most = 5 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+    names_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    for arity in (5, 3, 2):
+        if required <= arity <= most and (arity != 5 or required == 5 or "pred_name" in [p.name for p in positional]):
+            if names_only:
+                break
+            return arity
+    raise TypeError(
+        f"metric {getattr(function, '__name__', function)!r} takes {inspect.signature(function)}: a metric "
+        "takes (example, prediction), (example, prediction, trace) or "
+        "(gold, pred, trace, pred_name, pred_trace)"
+    )
+
+
+def read_judgement(answer: object) -> tuple[float, str]:
+    """Return (score, feedback) of what a metric returned.
+
+    Raises:
+        BadScore: If there is no finite number in it.
+    """
+    feedback: object = ""
+    if isinstance(answer, dspy.Prediction | dspy.Example | Mapping):
+        if "score" not in answer:
+            raise BadScore(f"the metric returned {type(answer).__name__} without a score")
+        feedback = answer.get("feedback", "") or ""
+        answer = answer["score"]
+    if answer is None or isinstance(answer, str):
+        raise BadScore(f"the metric returned {answer!r}: it must return a bool, a number or a Prediction with a score")
+    try:
+        score = float(answer)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise BadScore(f"the metric returned {type(answer).__name__}, which is no number") from error
+    if not math.isfinite(score):
+        raise BadScore(f"the metric returned {score}: a score is a finite number")
+    return score, str(feedback)

@@ -1,0 +1,173 @@
+"""What became of one program run on one example, and of a candidate on many.
+
+A provider's failure and a metric's failure are *missing*: they say nothing of the candidate and are never
+counted as zero. What the model did wrong (a reply that cannot be parsed) is a failure and counts as 0.
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
+
+import dspy
+from pydantic import TypeAdapter
+
+if TYPE_CHECKING:
+    from cuesmith.teleprompters.runtime.candidate import Candidate
+
+
+@dataclass(frozen=True)
+class Step:
+    """One call of one predictor inside a program run; values are given as text."""
+
+    predictor: str
+    inputs: Mapping[str, str]
+    outputs: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """The program answered and the metric judged it."""
+
+    score: float
+    feedback: str = ""
+    trace: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class ParseFailure:
+    """The model's fault: its reply could not be used. Counts as 0.0.
+
+    Attributes:
+        reason: What was wrong with the reply.
+        response: The reply itself, as far as it is known.
+        trace: The predictor calls before it.
+    """
+
+    reason: str
+    response: str = ""
+    trace: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class ProviderFailure:
+    """The provider or its network failed after all retries: missing, never a zero."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class MetricError:
+    """The metric raised, or returned something that is no finite number: missing, never a zero."""
+
+    reason: str
+    trace: tuple[Step, ...] = ()
+
+
+Outcome: TypeAlias = Scored | ParseFailure | ProviderFailure | MetricError
+
+_KINDS: dict[str, type[Scored] | type[ParseFailure] | type[ProviderFailure] | type[MetricError]] = {
+    kind.__name__: kind for kind in (Scored, ParseFailure, ProviderFailure, MetricError)
+}
+_ADAPTERS = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
+
+
+def value(outcome: Outcome) -> float | None:
+    """Return the score an outcome counts as, or None where it is missing."""
+    match outcome:
+        case Scored():
+            return outcome.score
+        case ParseFailure():
+            return 0.0
+        case ProviderFailure() | MetricError():
+            return None
+
+
+def outcome_to_json(outcome: Outcome) -> dict[str, object]:
+    """Return an outcome as JSON data."""
+    name = type(outcome).__name__
+    body: object = _ADAPTERS[name].dump_python(outcome, mode="json")
+    return {"kind": name, "body": body}
+
+
+def outcome_from_json(data: Mapping[str, object]) -> Outcome:
+    """Rebuild an outcome from `outcome_to_json`.
+
+    Raises:
+        KeyError: If the kind is unknown.
+        pydantic.ValidationError: If the body does not fit.
+    """
+    outcome: Outcome = _ADAPTERS[str(data["kind"])].validate_python(data["body"])
+    return outcome
+
+
+@dataclass(frozen=True)
+class Scores:
+    """A candidate's outcomes on a sequence of examples.
+
+    Attributes:
+        candidate: The candidate that was scored.
+        examples: The examples, in order.
+        outcomes: One outcome an example.
+    """
+
+    candidate: Candidate
+    examples: tuple[dspy.Example, ...] = field(repr=False)
+    outcomes: tuple[Outcome, ...] = field(repr=False)
+
+    @property
+    def values(self) -> tuple[float | None, ...]:
+        """The score of each example; None where it is missing."""
+        return tuple(value(outcome) for outcome in self.outcomes)
+
+    @property
+    def n(self) -> int:
+        """How many examples have a score."""
+        return sum(v is not None for v in self.values)
+
+    @property
+    def missing(self) -> int:
+        """How many examples have none."""
+        return len(self.outcomes) - self.n
+
+    @property
+    def mean(self) -> float:
+        """Mean over the examples that have a score; NaN if none has."""
+        return mean(self.values)
+
+    def failures(self, threshold: float = 1.0) -> tuple[tuple[dspy.Example, Outcome], ...]:
+        """Return the examples scored below `threshold` with their outcomes; missing ones are left out."""
+        pairs = zip(self.examples, self.outcomes, strict=True)
+        return tuple((e, o) for e, o in pairs if (v := value(o)) is not None and v < threshold)
+
+
+def mean(values: Sequence[float | None]) -> float:
+    """Return the mean of the values that are not None; NaN if there is none."""
+    known = [v for v in values if v is not None]
+    return math.fsum(known) / len(known) if known else math.nan
+
+
+def rank(scores: Sequence[Scores]) -> list[Scores]:
+    """Return `scores` best first.
+
+    Candidates are compared by their mean over the examples that *all* of them have a score for, so that an
+    outage cannot favour one. A candidate without any score comes last. Ties: the shorter prompt first, then
+    the given order.
+
+    Raises:
+        ValueError: If the scores are over different numbers of examples.
+    """
+    if len({len(s.outcomes) for s in scores}) > 1:
+        raise ValueError("candidates can be ranked only on the same examples")
+    known = [s for s in scores if s.n]
+    common = [i for i in range(len(known[0].outcomes)) if all(s.values[i] is not None for s in known)] if known else []
+
+    def key(s: Scores) -> tuple[bool, float, int]:
+        values = s.values
+        score = mean([values[i] for i in common]) if common and s.n else s.mean
+        return (s.n == 0, -score if s.n else 0.0, s.candidate.size)
+
+    return sorted(scores, key=key)

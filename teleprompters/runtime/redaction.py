@@ -1,0 +1,41 @@
+"""Keeps keys and tokens out of logs, journals and reports. Source: ours."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Mapping
+
+import dspy
+
+_NAMES = re.compile(r"(api[-_]?key|token|secret|password|authorization)$", re.IGNORECASE)
+_SHAPES = re.compile(r"(?i)\b(?:sk|pk|rk|gsk|xai|hf|ghp|AIza)[-_][\w\-]{12,}|\bBearer\s+[\w.\-~+/=]{8,}")
+_MARK = "[redacted]"
+
+
+class Redactor:
+    """Replaces known secrets, and what looks like one, by a mark.
+
+    Args:
+        lms: Language models whose keys and header values are secret.
+    """
+
+    def __init__(self, lms: Iterable[dspy.BaseLM] = ()) -> None:
+        found = [v for k, v in os.environ.items() if _NAMES.search(k)]
+        for lm in lms:
+            found += list(_secrets(getattr(lm, "kwargs", {})))
+        self._known = sorted({s for s in found if len(s) >= 8}, key=len, reverse=True)
+
+    def __call__(self, text: str) -> str:
+        """Return `text` without secrets."""
+        for secret in self._known:
+            text = text.replace(secret, _MARK)
+        return _SHAPES.sub(_MARK, text)
+
+
+def _secrets(options: Mapping[str, object]) -> Iterable[str]:
+    for name, option in options.items():
+        if isinstance(option, str) and _NAMES.search(name):
+            yield option
+        elif name in ("headers", "extra_headers") and isinstance(option, Mapping):
+            yield from (str(header) for header in option.values())

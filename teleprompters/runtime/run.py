@@ -1,0 +1,354 @@
+"""The two effects of a search: `ask` the optimizer model, `score` candidates on examples.
+
+A compiler sees the outside world only through a `Run`. Both effects are named by their content, so that the
+same question has the same answer within a run and in its resumption, and so that decisions cannot depend on
+the order in which answers arrive. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import hashlib
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from types import MappingProxyType
+from typing import TypeVar
+
+import dspy
+from dspy.utils.exceptions import LMError
+
+from cuesmith.modules.sampling import draw as current_draw
+from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
+from cuesmith.teleprompters.runtime.candidate import Candidate, digest, example_id, to_json
+from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
+from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, SpentChanged, StepDone, Stream
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
+from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Usage
+from cuesmith.teleprompters.runtime.outcomes import (
+    MetricError,
+    Outcome,
+    ParseFailure,
+    ProviderFailure,
+    Scored,
+    Scores,
+    outcome_from_json,
+    outcome_to_json,
+    value,
+)
+from cuesmith.teleprompters.runtime.scoring import Scorer
+from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
+from cuesmith.teleprompters.runtime.throttle import Throttle
+
+T = TypeVar("T")
+
+
+class Run:
+    """What a compiler's `search` works with.
+
+    Attributes:
+        student: The program as given; read only.
+        baseline: The student's own prompts.
+        seed: The compile's seed.
+        train: Examples for evidence and demonstrations.
+        select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
+            report are in neither and stay hidden.
+        predictors: Name -> the student's predictor, for reading its signature.
+    """
+
+    def __init__(
+        self,
+        *,
+        student: dspy.Module,
+        train: Sequence[dspy.Example],
+        select: Sequence[dspy.Example],
+        seed: int,
+        scorer: Scorer,
+        optimizer: dspy.BaseLM,
+        gate: Gate,
+        throttle: Throttle,
+        journal: Journal | None,
+        stream: Stream,
+    ) -> None:
+        self.student = student
+        self.baseline = Candidate.of(student)
+        self.seed = seed
+        self.train = tuple(train)
+        self.select = tuple(select)
+        self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
+        self.steps: list[StepRecord] = []
+        self.notes: list[str] = []
+        self._scorer = scorer
+        self._optimizer = metered(optimizer, gate)
+        self._gate = gate
+        self._throttle = throttle
+        self._journal = journal
+        self._stream = stream
+        self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
+        self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
+        self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
+        self._beam: tuple[str, ...] = ()
+
+    def rng(self, *key: object) -> random.Random:
+        """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
+        text = repr((self.seed, key)).encode("utf-8", "surrogatepass")
+        return random.Random(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"))
+
+    def note(self, text: str) -> None:
+        """Add a sentence for the reader of the compilation; the same sentence is kept once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    async def ask(
+        self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, salt: str = ""
+    ) -> list[dspy.Prediction]:
+        """Ask the optimizer model.
+
+        Args:
+            signature: The request, one of `cuesmith.signatures` or of that kind.
+            inputs: A value for each of its input fields.
+            n: Distinct draws wanted.
+            salt: Separates draws on the same inputs: the same (signature, inputs, salt, draw) is one effect.
+
+        Returns:
+            The draws that parse, in draw order: 0 to n of them.
+
+        Raises:
+            TypeError: If the inputs are not those of the signature.
+            RunStopped: If a cap is reached, or the provider fails for good.
+        """
+        if set(inputs) != set(signature.input_fields):
+            raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
+        name = digest(signature.__name__, signature.instructions, list(signature.fields), to_json(dict(inputs)), salt)
+        tasks = []
+        for number in range(n):
+            key = f"ask:{name}:{number}"
+            if key not in self._replies:
+                self._replies[key] = asyncio.create_task(self._ask_once(signature, inputs, key, number))
+            tasks.append(self._replies[key])
+        replies = await _all(tasks)
+        self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+        return [reply for reply in replies if reply is not None]
+
+    async def score(self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example]) -> list[Scores]:
+        """Score candidates on examples, all in one pool. What was scored before is not run again.
+
+        Args:
+            candidates: What to score.
+            examples: What to score them on.
+
+        Returns:
+            One `Scores` a candidate, in the given order.
+
+        Raises:
+            RunStopped: If a cap is reached, or the provider refuses calls for good.
+        """
+        for candidate in candidates:
+            self._candidates.setdefault(candidate.id, candidate)
+        tasks = [[self._outcome(c, e) for e in examples] for c in candidates]
+        await _all([task for row in tasks for task in row])
+        self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+        scores = [
+            Scores(c, tuple(examples), tuple(task.result() for task in row))
+            for c, row in zip(candidates, tasks, strict=True)
+        ]
+        for one in scores:
+            self._report_missing(one)
+        return scores
+
+    async def score_pairwise(self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example]) -> None:
+        """Score example by example, so that a cap leaves as many complete comparisons as it can.
+
+        Raises:
+            RunStopped: As `score`; what is done can then be read by `known`.
+        """
+        await _all([self._outcome(c, e) for e in examples for c in candidates])
+
+    async def judge(self, example: dspy.Example, outputs: Mapping[str, object]) -> Outcome:
+        """Apply the metric to given output values, as if a program had answered them on `example`.
+
+        Raises:
+            RunStopped: If the gate is closed.
+        """
+        key = f"judge:{digest(to_json(dict(outputs)))}:{example_id(example)}"
+        if key not in self._outcomes:
+            self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
+        return (await _all([self._outcomes[key]]))[0]
+
+    async def record(self, step: int, beam: Sequence[Scores], *, train: Sequence[Scores] = ()) -> None:
+        """Note that a step of the search is finished.
+
+        Args:
+            step: 0, 1, 2, ...
+            beam: Best first, scored on `select`. At a stop the best so far is taken from what was scored.
+            train: The head's scores on training examples, if the compiler wants them recorded.
+        """
+        if not beam:
+            raise ValueError("a step's beam has at least one candidate: the baseline is one")
+        head = beam[0]
+        fit = next((s for s in train if s.candidate == head.candidate), None)
+        record = StepRecord(
+            step,
+            head.candidate.id,
+            tuple(s.candidate.id for s in beam),
+            _estimate(fit) if fit else None,
+            _estimate(head),
+        )
+        self.steps.append(record)
+        self._beam = record.beam
+        self._stream.emit(StepDone(record, {s.candidate.id: s.candidate.origin.move for s in beam}))
+
+    def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
+        """Return the candidate's score on each example as far as it is known now; None where it is not."""
+        return tuple(self._value(candidate, example) for example in examples)
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Return every candidate with a score on a selection example, best first."""
+        trials = []
+        for candidate in self._candidates.values():
+            scores = self.known(candidate, self.select)
+            values = [s for s in scores if s is not None]
+            if values:
+                trials.append(Trial(candidate, scores, math.fsum(values) / len(values), len(values)))
+        return tuple(sorted(trials, key=lambda t: (-t.mean, t.candidate.size, t.candidate.id)))
+
+    def best_so_far(self) -> Candidate:
+        """Return the best candidate by what is known now, compared with the baseline on the same examples.
+
+        Candidates scored on all selection examples come first. Only if none of them is above the baseline, one
+        that a stop left half scored may be taken: it must have a score on at least half of the examples.
+        """
+        known = {c: self.known(c, self.select) for c in list(self._candidates.values())}
+        base = known[self.baseline]
+        whole = sum(v is not None for v in base)
+        ahead = []
+        for candidate, scores in known.items():
+            pairs = [(a, b) for a, b in zip(scores, base, strict=True) if a is not None and b is not None]
+            gained = math.fsum(a - b for a, b in pairs)
+            if gained > 0 and 2 * len(pairs) >= whole:
+                ahead.append((len(pairs) == whole, gained / len(pairs), -candidate.size, candidate))
+        return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
+
+    def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
+        task = self._outcomes.get(_score_key(candidate, example))
+        return value(task.result()) if task is not None and _is_settled(task) else None
+
+    def _outcome(self, candidate: Candidate, example: dspy.Example) -> asyncio.Task[Outcome]:
+        key = _score_key(candidate, example)
+        task = self._outcomes.get(key)
+        if task is None or (task.done() and not _is_kept(task)):
+            task = asyncio.create_task(self._score_once(candidate, example, key))
+            self._outcomes[key] = task
+        return task
+
+    async def _score_once(self, candidate: Candidate, example: dspy.Example, key: str) -> Outcome:
+        stored = self._journal.get("outcomes", key) if self._journal else None
+        if stored is not None:
+            outcome = self._recall(stored)
+        else:
+            async with self._throttle:
+                self._gate.check()
+                current = Effect(key, "task")
+                outcome = await self._scorer.run(candidate, example, current)
+            self._store(key, outcome, current)
+        self._emit("task", candidate.id, example_id(example), outcome)
+        return outcome
+
+    async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:
+        async with self._throttle:
+            self._gate.check()
+            return await self._scorer.judge(example, outputs, Effect(key, "judge"))
+
+    async def _ask_once(
+        self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
+    ) -> dspy.Prediction | None:
+        rollout = self.rng(key).randrange(1, 2**31)
+        warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
+        config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
+        effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
+        current_draw.set(rollout)
+        predict = dspy.Predict(signature)
+        async with self._throttle:
+            self._gate.check()
+            try:
+                with dspy.context(lm=self._optimizer, trace=[]):
+                    work = functools.partial(predict, **inputs, config=config)
+                    reply = await self._scorer.in_time(self._scorer.in_thread(work))
+            except LMError as error:
+                raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
+            except Exception as error:
+                reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
+                self._stream.emit(Malformed(signature.__name__, reason))
+                self._emit("optimizer", None, None, None)
+                return None
+        self._emit("optimizer", None, None, None)
+        assert isinstance(reply, dspy.Prediction)
+        return reply
+
+    def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
+        if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
+            used = {role: asdict(usage) for role, usage in current.used.items()}
+            self._journal.put("outcomes", key, {"outcome": outcome_to_json(outcome), "used": used})
+
+    def _recall(self, stored: Mapping[str, object]) -> Outcome:
+        body, used = stored["outcome"], stored["used"]
+        assert isinstance(body, dict) and isinstance(used, dict)
+        for role, usage in used.items():
+            self._gate.ledger.replay(role, Usage(**usage))
+        return outcome_from_json(body)
+
+    def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
+        kind = "Reply" if outcome is None else type(outcome).__name__
+        self._stream.emit(
+            EffectDone(
+                role,
+                candidate_id,
+                example,
+                kind,
+                None if outcome is None else value(outcome),
+                self._throttle.in_flight,
+                self._throttle.pending,
+            )
+        )
+
+    def _report_missing(self, scores: Scores) -> None:
+        failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
+        if failed:
+            reason = failed[0].reason
+            self._stream.emit(Missing(scores.candidate.id, len(failed), reason))
+            self.note(f"Some program runs have no score and were compared without ({reason}).")
+
+
+def _score_key(candidate: Candidate, example: dspy.Example) -> str:
+    return f"{candidate.id}:{example_id(example)}"
+
+
+def _is_settled(task: asyncio.Task[Outcome]) -> bool:
+    return task.done() and not task.cancelled() and task.exception() is None
+
+
+def _is_kept(task: asyncio.Task[Outcome]) -> bool:
+    """Whether an outcome need not be asked for again: a provider's failure may have passed."""
+    return _is_settled(task) and not isinstance(task.result(), ProviderFailure)
+
+
+def _estimate(scores: Scores) -> Estimate95:
+    return estimate95([v for v in scores.values if v is not None])
+
+
+async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
+    """Wait for all tasks, so that what is in flight is kept, and only then raise the first failure."""
+    try:
+        if tasks:
+            await asyncio.wait(tasks)
+    except asyncio.CancelledError:
+        for task in tasks:
+            task.cancel()
+        raise
+    failed = [error for task in tasks if (error := task.exception()) is not None]
+    if failed:
+        raise next((error for error in failed if not isinstance(error, RunStopped)), failed[0])
+    return [task.result() for task in tasks]

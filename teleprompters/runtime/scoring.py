@@ -1,0 +1,310 @@
+"""Runs one program on one example and judges the answer: the `score` effect at its smallest.
+
+Every way this can end is an `Outcome`; whose fault it was decides which. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TypeAlias, TypeVar
+
+import anyio
+import anyio.to_thread
+import dspy
+from dspy.utils.callback import BaseCallback
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+
+from cuesmith.teleprompters.runtime._dspy import meter_program, metered, named_predictors, watch
+from cuesmith.teleprompters.runtime.candidate import Candidate, example_id
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, UnknownPrice
+from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import (
+    MetricError,
+    Outcome,
+    ParseFailure,
+    ProviderFailure,
+    Scored,
+    Scores,
+    Step,
+)
+from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.throttle import Throttle
+
+T = TypeVar("T")
+Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
+
+_GRACE = 1.0
+"""Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
+
+PROGRAM_RAISED = "the program raised "
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A candidate bound to the student, its LMs behind the gate, ready to run from many threads.
+
+    Attributes:
+        program: The bound copy.
+        names: id of each of its predictors -> the predictor's name.
+        is_async: Whether it has only an async `forward`.
+    """
+
+    program: dspy.Module
+    names: Mapping[int, str]
+    is_async: bool
+
+
+class Scorer:
+    """Runs candidates on examples.
+
+    Args:
+        student: The program that candidates are bound to.
+        metric: The judge of its answers.
+        gate: Where all calls go through.
+        lm: The LM for predictors that carry none.
+        timeout: Seconds an example may take before it counts as missing; None waits for ever.
+        threads: Worker threads at most.
+    """
+
+    def __init__(
+        self,
+        student: dspy.Module,
+        metric: Metric,
+        gate: Gate,
+        lm: dspy.BaseLM | None,
+        timeout: float | None,
+        threads: int,
+    ) -> None:
+        self.metric = metric
+        self._student = student
+        self._gate = gate
+        self._lm = metered(lm, gate) if lm is not None else None
+        self._timeout = timeout
+        self._threads = threads
+        self._limiter: anyio.CapacityLimiter | None = None
+        self._bound: dict[str, Bound] = {}
+        forwards = [
+            getattr(type(m), name)
+            for _, m in student.named_sub_modules(dspy.Module)
+            for name in ("forward", "aforward")
+            if hasattr(type(m), name)
+        ]
+        self._callbacks: list[BaseCallback] = watch(gate, [metric.function, *forwards])
+
+    async def run(self, candidate: Candidate, example: dspy.Example, current: Effect) -> Outcome:
+        """Run a candidate on an example and judge the answer.
+
+        Args:
+            candidate: What to run.
+            example: Its inputs go to the program, all of it to the metric.
+            current: The effect that its calls are made for.
+
+        Raises:
+            RunStopped: If the gate is closed.
+            UnknownPrice: If the budget is in dollars and a call reports no price.
+        """
+        bound = self._bind(candidate)
+        trace: Trace = []
+        effect.set(current)
+        work = functools.partial(
+            self._arun if bound.is_async or self.metric.is_async else self._run_in_thread, bound, example, trace
+        )
+        with self._context(trace=trace):
+            try:
+                return await self.in_time(work())
+            except TimeoutError:
+                return ProviderFailure(f"no answer within {self._timeout} s, or before the budget's last second")
+
+    async def judge(self, example: dspy.Example, outputs: Mapping[str, object], current: Effect) -> Outcome:
+        """Judge given output values as if a program had answered them on `example`."""
+        effect.set(current)
+        prediction = dspy.Prediction(**outputs)
+        with self._context(trace=[]):
+            if self.metric.is_async:
+                return await self._ajudge(example, prediction, ())
+            return await self.in_thread(functools.partial(self._judge, example, prediction, ()))
+
+    async def in_time(self, work: Coroutine[object, object, T]) -> T:
+        """Wait for work as long as an example may take and the budget's seconds last.
+
+        Raises:
+            TimeoutError: After that; blocking work is left behind in its thread.
+        """
+        left = self._gate.ledger.seconds_left
+        limits = [limit for limit in (self._timeout, None if left is None else left + _GRACE) if limit is not None]
+        return await asyncio.wait_for(work, min(limits, default=None))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run blocking work in a thread that carries a copy of this context. A cancelled one is left behind."""
+        if self._limiter is None:
+            self._limiter = anyio.CapacityLimiter(self._threads)
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+
+    def _context(self, **overrides: object) -> AbstractContextManager[None]:
+        if self._lm is not None:
+            overrides["lm"] = self._lm
+        if self._callbacks:
+            overrides["callbacks"] = [*dspy.settings.callbacks, *self._callbacks]
+        context: AbstractContextManager[None] = dspy.context(**overrides)
+        return context
+
+    def _bind(self, candidate: Candidate) -> Bound:
+        if candidate.id not in self._bound:
+            program = candidate.bind(self._student)
+            meter_program(program, self._gate)
+            names = {id(predictor): name for name, predictor in named_predictors(program)}
+            kind = type(program)
+            self._bound[candidate.id] = Bound(
+                program, names, hasattr(kind, "aforward") and not hasattr(kind, "forward")
+            )
+        return self._bound[candidate.id]
+
+    async def _run_in_thread(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+        return await self.in_thread(functools.partial(self._run, bound, example, trace))
+
+    def _run(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+        try:
+            prediction = bound.program(**example.inputs())
+        except Exception as error:
+            return self._failure(error, _steps(trace, bound.names))
+        return self._judge(example, prediction, _steps(trace, bound.names))
+
+    async def _arun(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+        try:
+            if bound.is_async:
+                prediction = await bound.program.acall(**example.inputs())
+            else:
+                prediction = await self.in_thread(functools.partial(bound.program, **example.inputs()))
+        except Exception as error:
+            return self._failure(error, _steps(trace, bound.names))
+        steps = _steps(trace, bound.names)
+        if self.metric.is_async:
+            return await self._ajudge(example, prediction, steps)
+        return await self.in_thread(functools.partial(self._judge, example, prediction, steps))
+
+    def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
+        _as_judge()
+        try:
+            score, feedback = self.metric.call(example, prediction)
+        except Exception as error:
+            return self._metric_failure(error, steps)
+        return Scored(score, feedback, steps)
+
+    async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
+        _as_judge()
+        try:
+            score, feedback = await self.metric.acall(example, prediction)
+        except Exception as error:
+            return self._metric_failure(error, steps)
+        return Scored(score, feedback, steps)
+
+    def _failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
+        reason = self._reason(error)
+        match error:
+            case UnknownPrice():
+                raise error
+            case AdapterParseError():
+                return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps)
+            case ContextWindowExceededError():
+                return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps)
+            case LMError() | OSError():
+                return ProviderFailure(reason)
+            case _:
+                return ParseFailure(f"{PROGRAM_RAISED}{reason}", "", steps)
+
+    def _metric_failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
+        if isinstance(error, UnknownPrice):
+            raise error
+        reason = self._reason(error)
+        return ProviderFailure(reason) if isinstance(error, LMError) else MetricError(reason, steps)
+
+    def _reason(self, error: Exception) -> str:
+        text = self._gate.redactor(str(error)).strip()
+        return f"{type(error).__name__}: {text[:400]}"
+
+
+def _as_judge() -> None:
+    current = effect.get()
+    if current is not None:
+        current.role = "judge"
+
+
+def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
+    return tuple(
+        Step(names.get(id(predictor), type(predictor).__name__), _texts(inputs), _texts(dict(outputs.items())))
+        for predictor, inputs, outputs in trace
+    )
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, str]:
+    return {name: str(value) for name, value in values.items()}
+
+
+def score_program(
+    program: dspy.Module,
+    examples: Sequence[dspy.Example],
+    metric: MetricFunction,
+    *,
+    lm: dspy.BaseLM | None = None,
+    max_in_flight: int = 32,
+    timeout: float | None = 600.0,
+) -> Scores:
+    """Run a program on examples, all in one pool, and return what became of each.
+
+    Args:
+        program: Any dspy module; it stays untouched.
+        examples: With inputs marked by `with_inputs`.
+        metric: As compilers take it.
+        lm: The LM for predictors that carry none; default is the configured one.
+        max_in_flight: Program runs at once.
+        timeout: Seconds an example may take before it counts as missing.
+
+    Returns:
+        The outcomes in the examples' order.
+
+    Raises:
+        RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
+    """
+    throttle = Throttle(max_in_flight)
+    chosen = lm if lm is not None else dspy.settings.lm
+    gate = Gate(
+        Ledger(Budget()),
+        None,
+        throttle,
+        Redactor([chosen] if chosen is not None else []),
+        lambda reason, delay, attempt: None,
+    )
+    scorer = Scorer(program, Metric(metric), gate, chosen, timeout, max_in_flight)
+    candidate = Candidate.of(program)
+
+    async def one(example: dspy.Example) -> Outcome:
+        async with throttle:
+            gate.check()
+            return await scorer.run(candidate, example, Effect(example_id(example), "task"))
+
+    async def everything() -> list[Outcome]:
+        return list(await asyncio.gather(*(asyncio.create_task(one(e)) for e in examples)))
+
+    return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))
+
+
+def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run a coroutine to its end from sync code, also where an event loop is running (a notebook).
+
+    Args:
+        make: Makes the coroutine; called once, on the thread that runs it, in a copy of this context.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    context = contextvars.copy_context()
+    with ThreadPoolExecutor(1, thread_name_prefix="cuesmith") as pool:
+        return pool.submit(context.run, lambda: asyncio.run(make())).result()

@@ -1,0 +1,306 @@
+"""One compile from end to end: split, baseline, search, report. What `Compiler` starts and a run is made of.
+
+Source: ours. The order of the stages and what each may spend is the honest part: the search cannot see the
+fresh examples, and a share of every cap is kept for the report on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import dspy
+
+from cuesmith.teleprompters.runtime.candidate import Candidate, digest, example_id
+from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Report
+from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
+from cuesmith.teleprompters.runtime.gate import Gate
+from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped
+from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scores
+from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED, Scorer
+from cuesmith.teleprompters.runtime.splitting import Split
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
+from cuesmith.teleprompters.runtime.throttle import Throttle
+
+REPORT_SHARE = 0.3
+"""At most this share of a cap is kept for the final report. Ours."""
+
+CAPS = ("usd", "calls", "tokens", "seconds")
+
+
+class CompileError(RuntimeError):
+    """Nothing could be scored: no result exists that could be returned."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Everything a compile is given, validated.
+
+    Attributes:
+        compiler: The compiler's class name.
+        search: Its `search`.
+        student: The program to compile.
+        metric: The judge.
+        split: The examples.
+        task_lm: The LM for predictors without their own; None if all carry one.
+        optimizer: The model that is asked.
+        budget: The caps.
+        seed: Seeds every decision.
+        max_in_flight: Effects at once.
+        timeout: Seconds an example may take.
+        callbacks: Readers of the events.
+        run_dir: Where the journal goes; None keeps none.
+        identity: What the run is a run of.
+        forecast: Upper bounds.
+    """
+
+    compiler: str
+    search: Callable[[Run], Awaitable[Candidate]]
+    student: dspy.Module
+    metric: Metric
+    split: Split
+    task_lm: dspy.BaseLM | None
+    optimizer: dspy.BaseLM
+    budget: Budget
+    seed: int
+    max_in_flight: int
+    timeout: float | None
+    callbacks: Sequence[Callback]
+    run_dir: Path | None
+    identity: Mapping[str, str]
+    forecast: Forecast
+
+
+class Session:
+    """The stages of one compile.
+
+    Args:
+        job: What to compile, how, and within what.
+        lms: All LMs in play, whose keys are secret.
+
+    Raises:
+        JournalError: If the run directory cannot be used.
+    """
+
+    def __init__(self, job: Job, lms: Sequence[dspy.BaseLM]) -> None:
+        self.job = job
+        redactor = Redactor(lms)
+        self.stream = Stream(job.callbacks)
+        self.journal = Journal(job.run_dir, job.identity, redactor) if job.run_dir is not None else None
+        self.ledger = Ledger(job.budget)
+        self.throttle = Throttle(job.max_in_flight)
+        self.gate = Gate(
+            self.ledger,
+            self.journal,
+            self.throttle,
+            redactor,
+            lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
+        )
+        scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout, job.max_in_flight)
+        self.run = Run(
+            student=job.student,
+            train=job.split.train,
+            select=job.split.select,
+            seed=job.seed,
+            scorer=scorer,
+            optimizer=job.optimizer,
+            gate=self.gate,
+            throttle=self.throttle,
+            journal=self.journal,
+            stream=self.stream,
+        )
+        self._holding = False
+
+    async def compile(self) -> dspy.Module:
+        """Run all stages and return the compiled program with its `compilation`.
+
+        Raises:
+            CompileError: If not even the student could be scored.
+        """
+        try:
+            self._announce()
+            best = await self._searched()
+            gain = await self._reported(best)
+            compilation = self._compilation(best, gain)
+        finally:
+            if self.journal is not None:
+                self.journal.close()
+        self.stream.emit(RunFinished(compilation))
+        program = best.bind(self.job.student)
+        program._compiled = True
+        program.compilation = compilation
+        return program
+
+    def _announce(self) -> None:
+        job, split = self.job, self.job.split
+        for note in split.notes:
+            self.run.note(note)
+        self.stream.emit(
+            RunStarted(
+                job.compiler,
+                str(job.run_dir) if job.run_dir else None,
+                self.journal is not None and self.journal.resumed,
+                tuple(self.run.predictors),
+                len(split.train),
+                len(split.select),
+                len(split.fresh),
+                job.forecast,
+            )
+        )
+
+    async def _searched(self) -> Candidate:
+        run = self.run
+        try:
+            scores = (await run.score([run.baseline], run.select))[0]
+            self._require_scores(scores)
+            self._hold_back(scores)
+            found = await self.job.search(run)
+        except RunStopped as stop:
+            self.stream.emit(Stopped(stop.by, self.gate.reason))
+            self._require_any(stop)
+            return run.best_so_far()
+        best = run.best_so_far()
+        return found if best == run.baseline and found == best else self._better_of(found, best)
+
+    def _better_of(self, found: Candidate, best: Candidate) -> Candidate:
+        """Return the search's choice, unless the student itself or another candidate scored above it."""
+        scores = {t.candidate.id: t.mean for t in self.run.trials()}
+        return found if scores.get(found.id, -math.inf) >= scores.get(best.id, -math.inf) else best
+
+    def _require_scores(self, scores: Scores) -> None:
+        """Raise if the student has no score, or its code raised on every example: nothing to compile by."""
+        if scores.n == 0:
+            first = scores.outcomes[0]
+            assert isinstance(first, ProviderFailure | MetricError)
+            who = "the metric failed" if isinstance(first, MetricError) else "the provider failed"
+            raise CompileError(f"{who} on all {len(scores.outcomes)} examples; the first: {first.reason}")
+        raised = [
+            o.reason for o in scores.outcomes if isinstance(o, ParseFailure) and o.reason.startswith(PROGRAM_RAISED)
+        ]
+        if len(raised) == len(scores.outcomes):
+            raise CompileError(f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it")
+
+    def _require_any(self, stop: RunStopped) -> None:
+        """Raise if the run stopped before anything had a score."""
+        if not any(v is not None for v in self.run.known(self.run.baseline, self.run.select)):
+            raise CompileError(f"stopped by {stop.by} before anything could be scored: {self.gate.reason}") from None
+
+    def _hold_back(self, baseline: Scores) -> None:
+        """Keep the report's cost out of the search's reach: both programs on all fresh examples, or a share."""
+        used, n = self.ledger.spent().total, max(1, len(baseline.outcomes))
+        runs, budget = 2 * len(self.job.split.fresh), self.job.budget
+
+        def held(cap: float | None, per_run: float) -> float | None:
+            return None if cap is None else min(REPORT_SHARE * cap, runs * per_run)
+
+        calls, tokens = held(budget.calls, used.calls / n), held(budget.tokens, 1.5 * used.tokens / n)
+        if runs:
+            self.ledger.hold(
+                Budget(
+                    usd=_positive(held(budget.usd, 1.5 * (used.usd or 0.0) / n)),
+                    calls=_whole(calls),
+                    tokens=_whole(tokens),
+                    seconds=_positive(held(budget.seconds, self.ledger.seconds / n)),
+                )
+            )
+            self._holding = True
+            self.gate.release = self._release
+
+    def _release(self) -> bool:
+        """Give the search what is held for the report, if so far there is nothing to report on."""
+        if self._holding and self.run.best_so_far() == self.run.baseline:
+            self._holding = False
+            self.ledger.hold(Budget())
+            return True
+        return False
+
+    async def _reported(self, best: Candidate) -> Gain | None:
+        """Score the baseline and the best on the fresh examples, with what is left of the budget."""
+        fresh, by = self.job.split.fresh, self.gate.stopped_by
+        if not fresh or (by is not None and by not in CAPS):
+            self.run.note(
+                "No gain is reported: "
+                + ("there were too few examples to keep some fresh." if not fresh else f"the run was stopped by {by}.")
+            )
+            return None
+        if best == self.run.baseline:
+            return Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
+        self.ledger.hold(Budget())
+        self.gate.release = lambda: False
+        self.gate.reopen()
+        try:
+            await self.run.score_pairwise([self.run.baseline, best], fresh)
+        except RunStopped as stop:
+            self.run.note(f"The budget's cap on {stop.by} left fresh scores for only a part of the examples.")
+        gain = paired_gain(self.run.known(self.run.baseline, fresh), self.run.known(best, fresh))
+        return gain if gain.n else None
+
+    def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
+        job, run = self.job, self.run
+        run.note(_verdict(best == run.baseline, gain))
+        return Compilation(
+            compiler=job.compiler,
+            baseline=self._report(run.baseline),
+            best=self._report(best),
+            candidates=run.trials(),
+            steps=tuple(run.steps),
+            gain=gain,
+            spent=self.ledger.spent(),
+            stopped_by=self.gate.stopped_by,
+            run_dir=str(job.run_dir) if job.run_dir else None,
+            notes=tuple(run.notes),
+        )
+
+    def _report(self, candidate: Candidate) -> Report:
+        return Report(
+            candidate, self._estimate(candidate, self.job.split.select), self._estimate(candidate, self.job.split.fresh)
+        )
+
+    def _estimate(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Estimate95 | None:
+        values = [v for v in self.run.known(candidate, examples) if v is not None]
+        return estimate95(values) if values else None
+
+
+def _verdict(unchanged: bool, gain: Gain | None) -> str:
+    if unchanged:
+        return "Nothing scored above the student: it is returned unchanged."
+    if gain is None:
+        return "The gain was not measured on fresh examples: the selection score is optimistic."
+    if gain.significant:
+        return f"The gain on fresh examples is significant (n = {gain.n})."
+    return f"No significant gain on fresh examples (n = {gain.n}, p = {gain.p_value:.2g})."
+
+
+def _positive(value: float | None) -> float | None:
+    return value if value else None
+
+
+def _whole(value: float | None) -> int | None:
+    return math.ceil(value) if value else None
+
+
+def identity_of(
+    compiler: str,
+    options: Mapping[str, object],
+    job_seed: int,
+    student: Candidate,
+    split: Split,
+    metric: Metric,
+    models: Sequence[str],
+) -> dict[str, str]:
+    """Return what makes a run the run it is; a journal is resumed only by the same."""
+    return {
+        "compiler": compiler,
+        "options": repr(sorted(options.items())),
+        "seed": str(job_seed),
+        "student": student.id,
+        "metric": digest(metric.identity),
+        "models": " ".join(models),
+        "examples": digest(*([example_id(e) for e in part] for part in (split.train, split.select, split.fresh))),
+    }

@@ -1,0 +1,84 @@
+"""Which examples serve for what: evidence, selection, report. Never two of them at once. Source: ours."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import dspy
+
+from cuesmith.teleprompters.runtime.candidate import example_id
+
+
+@dataclass(frozen=True)
+class Split:
+    """Three disjoint sets of examples.
+
+    Attributes:
+        train: For evidence and demonstrations.
+        select: For comparing candidates.
+        fresh: For the report; no decision sees them.
+        notes: What a reader should know of the split.
+    """
+
+    train: tuple[dspy.Example, ...] = field(repr=False)
+    select: tuple[dspy.Example, ...] = field(repr=False)
+    fresh: tuple[dspy.Example, ...] = field(repr=False)
+    notes: tuple[str, ...] = ()
+
+
+def split_examples(
+    trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None, *, seed: int, n_select: int, n_fresh: int
+) -> Split:
+    """Split examples, disjoint by content.
+
+    With a valset: train is the trainset, and the valset is shared out between select and fresh. Without, or
+    where nothing of the valset is new: the trainset is shared out 40 : 35 : 25. Duplicates are used once for
+    select and fresh. One example must serve for evidence and selection alike.
+
+    Args:
+        trainset: At least one example.
+        valset: More examples, or None.
+        seed: Of the shuffle.
+        n_select: Select has at most so many.
+        n_fresh: Fresh has at most so many.
+    """
+    seen = {example_id(e) for e in trainset}
+    new = [e for e in _unique(valset or ()) if example_id(e) not in seen]
+    notes = []
+    if valset and len(new) < len(valset):
+        notes.append(
+            f"{len(valset) - len(new)} of the {len(valset)} validation examples are duplicates or stand in "
+            "the training set too, and are not used for validation."
+        )
+    if len(new) >= 2:
+        new = _shuffled(new, seed)
+        k = min(n_select, (len(new) + 1) // 2)
+        return Split(tuple(trainset), tuple(new[:k]), tuple(new[k : k + n_fresh]), tuple(notes))
+    pool = _shuffled(_unique(trainset), seed)
+    if len(pool) == 1:
+        one = tuple(new) or tuple(pool)
+        notes.append(
+            "There is one training example only: it serves for evidence and for selection alike."
+            if not new
+            else "There is one validation example only."
+        )
+        return Split(tuple(pool), one, (), tuple(notes))
+    k = min(n_select, max(1, round(0.35 * len(pool))))
+    f = min(n_fresh, round(0.25 * len(pool)))
+    select, fresh, train = [*new, *pool[:k]][:n_select], pool[k : k + f], pool[k + f :]
+    return Split(tuple(train), tuple(select), tuple(fresh), tuple(notes))
+
+
+def _unique(examples: Sequence[dspy.Example]) -> list[dspy.Example]:
+    return list({example_id(e): e for e in examples}.values())
+
+
+def _shuffled(examples: Sequence[dspy.Example], seed: int) -> list[dspy.Example]:
+    """Shuffle, whatever the given order was: two callers with the same examples get the same split."""
+    ordered = sorted(examples, key=example_id)
+    number = int.from_bytes(hashlib.blake2b(f"split {seed}".encode(), digest_size=8).digest(), "big")
+    random.Random(number).shuffle(ordered)
+    return ordered

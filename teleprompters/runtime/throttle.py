@@ -1,0 +1,79 @@
+"""How many effects run at once: a bounded pool that shrinks when a provider says 429 and grows back.
+
+Additive increase, multiplicative decrease, as TCP does. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from types import TracebackType
+
+
+class Throttle:
+    """An async context manager that lets at most `limit` bodies run at once, first come first served.
+
+    Entering and leaving happen on one event loop; `slow_down` may be called from any thread.
+
+    Args:
+        maximum: The limit to start from and to grow back to.
+        clock: Seconds, monotonic.
+    """
+
+    def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self.maximum = maximum
+        self.limit = float(maximum)
+        self.in_flight = 0
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._clock = clock
+        self._deaf_until = 0.0
+
+    @property
+    def pending(self) -> int:
+        """How many bodies wait for a place."""
+        return len(self._waiting)
+
+    def slow_down(self, retry_after: float | None) -> None:
+        """Halve the limit; further calls are ignored for `retry_after` seconds (1 if unknown).
+
+        All calls in flight hit one rate limit together: that is one signal, not thirty-two.
+        """
+        now = self._clock()
+        if now < self._deaf_until:
+            return
+        self._deaf_until = now + (retry_after if retry_after is not None else 1.0)
+        self.limit = max(1.0, self.limit / 2)
+
+    def speed_up(self) -> None:
+        """Grow the limit by one for every `limit` successes."""
+        self.limit = min(float(self.maximum), self.limit + 1.0 / self.limit)
+
+    async def __aenter__(self) -> None:
+        """Wait for a place and take it."""
+        if self.in_flight < int(self.limit) and not self._waiting:
+            self.in_flight += 1
+            return
+        place = asyncio.get_running_loop().create_future()
+        self._waiting.append(place)
+        try:
+            await place
+        except asyncio.CancelledError:
+            if place.done() and not place.cancelled():
+                self._leave()
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the place to the next."""
+        self._leave()
+
+    def _leave(self) -> None:
+        self.in_flight -= 1
+        while self._waiting and self.in_flight < int(self.limit):
+            place = self._waiting.popleft()
+            if not place.done():
+                self.in_flight += 1
+                place.set_result(None)

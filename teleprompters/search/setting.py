@@ -1,0 +1,76 @@
+"""The one setting that all compilers share, so that they can be compared.
+
+2402.02101 runs every method in one unified setting: initial prompts written by the optimizer from 4 examples,
+beam search, the same evaluation, a score on training and held-out examples at every step. It does not say
+(in what could be read) how wide the beam is, how many candidates a parent gets, how many steps there are or
+how large a minibatch is: those defaults are ours.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+def whole(name: str, value: object, *, least: int = 1, most: int = 10_000) -> int:
+    """Return `value` if it is a whole number in the range.
+
+    Raises:
+        TypeError: If it is no int.
+        ValueError: If it is out of range; the message says what was given and what is taken.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    if not least <= value <= most:
+        raise ValueError(f"{name} must be from {least} to {most}, got {value}")
+    return value
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """The unified setting of a beam search over prompts.
+
+    Attributes:
+        width: Candidates kept after each step.
+        branch: New candidates a step makes from each kept one.
+        steps: Steps after the initial one.
+        initial: Initial prompts that the optimizer writes for each predictor.
+        init_examples: Training examples shown for each of them; 4 in the paper.
+        minibatch: Training examples on which the kept candidates are run for evidence, and the size of the
+            fixed sample on which the best one's training score is taken.
+        threshold: A score of at least this is a success; the metrics of most tasks say 1.0.
+    """
+
+    width: int = 4
+    branch: int = 4
+    steps: int = 3
+    initial: int = 4
+    init_examples: int = 4
+    minibatch: int = 16
+    threshold: float = 1.0
+
+    def __post_init__(self) -> None:
+        """Check every value.
+
+        Raises:
+            TypeError: If one is of the wrong type.
+            ValueError: If one is out of range.
+        """
+        whole("width", self.width)
+        whole("branch", self.branch)
+        whole("steps", self.steps, least=0)
+        whole("initial", self.initial)
+        whole("init_examples", self.init_examples)
+        whole("minibatch", self.minibatch)
+        if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
+            raise TypeError(f"threshold must be a number, got {self.threshold!r}")
+        if not math.isfinite(self.threshold):
+            raise ValueError(f"threshold must be finite, got {self.threshold}")
+
+    def watched(self, n_train: int) -> int:
+        """Return how many training examples are set aside for the training score: at most a third.
+
+        Args:
+            n_train: How many training examples there are.
+        """
+        return min(self.minibatch, n_train // 3)
