@@ -111,8 +111,9 @@ def _compilers() -> int:
     _be_offline(real_model=None)
     from cuesmith.teleprompters import registry
 
-    for name, line in registry.describe().items():
-        print(f"{name:<16} {line}")
+    for name in registry.COMPILERS:
+        documentation = registry.compiler_class(name).__doc__ or ""
+        print(f"{name:<16} {documentation.strip().splitlines()[0]}")
     return 0
 
 

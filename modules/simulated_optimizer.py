@@ -35,14 +35,24 @@ from cuesmith.modules.embedded.families import FAMILIES, Family, Solution
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.signatures import Deviation, parse_steps
 
-__all__ = ["Asked", "AsyncSimulatedOptimizerEngine", "SimulatedOptimizer", "SimulatedOptimizerEngine", "Truth"]
+__all__ = [
+    "Asked",
+    "AsyncSimulatedOptimizerEngine",
+    "FieldValue",
+    "SimulatedOptimizer",
+    "SimulatedOptimizerEngine",
+    "Truth",
+]
 
 FieldValue = str | int | float | bool | list[str]
+"""What a field of a request can hold."""
 Source = Literal["evidence", "prior", "noise", "fallback"]
 T = TypeVar("T")
 
 _KINDS: tuple[Deviation, ...] = get_args(Deviation)
 _MAX_STEPS = 8
+_BLOCK, _DISTINCT = 1024, 64
+"""A draw's number is a block (which `ask`) times 1024 plus its place there; places below 64 choose distinctly."""
 
 
 # --- the public face ---------------------------------------------------------------------------------------
@@ -115,7 +125,8 @@ class SimulatedOptimizerEngine:
 
         Args:
             request: The text of the request's last message as a dspy adapter writes it, or what it asks for.
-            draw: The number of the draw, 0-based.
+            draw: The number of the draw, 0-based. Numbers that differ only below a multiple of 1024 choose distinct
+                wordings (the first 64 of them, as long as there are enough); larger steps are fresh starts.
 
         Returns:
             A value for every output field that the request asks for.
@@ -235,6 +246,7 @@ class Asked:
     def of(cls, signature: type[dspy.Signature], **inputs: FieldValue) -> "Asked":
         """Ask for a signature's outputs, given its inputs."""
         outputs = {name: _type_name(field.annotation) for name, field in signature.output_fields.items()}
+        inputs = {name: value.strip() if isinstance(value, str) else value for name, value in inputs.items()}
         return cls(_name_of(tuple(signature.input_fields), tuple(outputs)), inputs, outputs)
 
     @classmethod
@@ -307,8 +319,8 @@ def _sections(text: str, names: tuple[str, ...] = ()) -> dict[str, str]:
     for match in re.finditer(r"^\[\[ ## (\w+) ## \]\][ \t]*\n?", text, re.MULTILINE):
         if not names or (len(heads) < len(names) and match[1] == names[len(heads)]):
             heads.append((match[1], match.start(), match.end()))
-    ends = [start for _, start, _ in heads[1:]] + [len(text)]
-    return {name: text[begin:end].strip() for (name, _, begin), end in zip(heads, ends, strict=True)}
+    ends = [*(start for _, start, _ in heads[1:]), len(text)]
+    return {name: text[begin:end].strip() for (name, _, begin), end in zip(heads, ends, strict=False)}
 
 
 def _type_name(annotation: object) -> str:
@@ -341,13 +353,15 @@ def _plausible(kind: str, author: "_Author") -> FieldValue:
         options = re.findall(r"'([^']*)'", kind)
         return author.pick("plausible", options) if options else ""
     simple: dict[str, FieldValue] = {"int": 1, "float": 0.5, "bool": True}
-    return simple.get(kind) if kind in simple else author.pick("plausible", _PRIOR_ADVICE)  # type: ignore[return-value]
+    return simple[kind] if kind in simple else author.pick("plausible", _PRIOR_ADVICE)
 
 
 # --- evidence ----------------------------------------------------------------------------------------------
 
-_NUMBER_WORDS = "zero one two three four five six seven eight nine ten eleven twelve".split()
+_NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _SAME = {**{word: str(number) for number, word in enumerate(_NUMBER_WORDS)}, "yes": "true", "no": "false"}
+_THOUGHT = re.compile(r"reasoning|step \d+", re.IGNORECASE)
+"""Entries that lead to an answer and are none."""
 _FIELD = re.compile(r"^[ \t]*(?:[-*][ \t]+)?`?([A-Za-z_][\w ]{0,40}?)`?:(?:[ \t]+|$)", re.MULTILINE)
 
 
@@ -361,7 +375,7 @@ def _entries(text: str) -> list[tuple[str, str]]:
     """The "name: value" entries of a text; a value runs to the next entry."""
     heads = list(_FIELD.finditer(text))
     ends = [head.start() for head in heads[1:]] + [len(text)]
-    found = [(head[1].strip(), text[head.end() : end].strip()) for head, end in zip(heads, ends, strict=True)]
+    found = [(head[1].strip(), text[head.end() : end].strip()) for head, end in zip(heads, ends, strict=False)]
     lead = text[: heads[0].start()].strip() if heads else text.strip()
     return [("", lead), *found] if lead else found
 
@@ -387,14 +401,13 @@ class _Task:
 
 
 def _explained(text: str) -> set[tuple[str, str]]:
-    """The (output field, family) pairs that one solved example agrees with."""
-    entries = _entries(text)
-    questions = _questions(entries)
+    """The (output field, family) pairs that one solved example agrees with; outputs come after inputs."""
+    entries = [entry for entry in _entries(text) if not _THOUGHT.fullmatch(entry[0])]
     pairs = set()
-    for family in FAMILIES.values():
-        for question, solution in _solutions(family, questions):
+    for place, family in itertools.product(range(len(entries)), FAMILIES.values()):
+        for _, solution in _solutions(family, _questions(entries[place : place + 1])):
             answer = _tokens(solution.answer)
-            pairs |= {(name, family.name) for name, value in entries if value != question and _tokens(value) == answer}
+            pairs |= {(name, family.name) for name, value in entries[place + 1 :] if _tokens(value) == answer}
     return pairs
 
 
@@ -406,15 +419,16 @@ def _explain(examples: Sequence[str], steps: Sequence[str], rng: random.Random) 
     """
     counts = Counter(pair for example in examples for pair in _explained(example))
     tasks: list[_Task] = []
-    for name in dict.fromkeys(field for field, _ in sorted(counts)):
-        ranked = {family: count for (field, family), count in counts.items() if field == name}
+    for output in dict.fromkeys(field for field, _ in sorted(counts)):
+        ranked = {family: count for (field, family), count in counts.items() if field == output}
         most = max(ranked.values())
         if 2 * most < len(examples):
             continue
         tied = sorted(family for family, count in ranked.items() if count == most)
-        fit = {family: _fit(FAMILIES[family], steps) for family in tied}
-        best = [family for family in tied if fit[family] == max(fit.values())]
-        tasks.append(_Task(name, FAMILIES[rng.choice(best)]))
+        # The last word of "not True" is its value too: an answer of a type says more than a word does.
+        fit = {name: (_fit(FAMILIES[name], steps), FAMILIES[name].answer_type is not str) for name in tied}
+        best = [name for name in tied if fit[name] == max(fit.values())]
+        tasks.append(_Task(output, FAMILIES[rng.choice(best)]))
     return tasks
 
 
@@ -478,14 +492,17 @@ class _Author:
         return random.Random(_digest(self.seed, self.key, *label))
 
     def pick(self, label: str, options: Sequence[T], weights: Sequence[float] | None = None) -> T:
-        """Choose an option so that different draws choose different ones, as long as there are enough.
+        """Choose an option, the likelier the heavier it is, so that the draws of one `ask` choose different ones.
 
-        The options are put into a weighted random order, the same for all draws, and draw d takes number d.
+        The options are put into a weighted random order, the same for all draws of a block, and the draws of the
+        block take one after the other. A draw whose place in its block is too large for that is on its own.
         """
-        rng = self.rng("pick", label)
+        block, place = divmod(self.draw, _BLOCK)
+        shared = place < min(_DISTINCT, len(options))
+        rng = self.rng("pick", label, block) if shared else self.rng("pick alone", label, self.draw)
         order = [rng.random() ** (1.0 / weight) for weight in weights or [1.0] * len(options)]
         ranked = sorted(range(len(options)), key=lambda k: -order[k])
-        return options[ranked[self.draw % len(options)]]
+        return options[ranked[place if shared else 0]]
 
 
 def _recognised(asked: Asked, rng: random.Random) -> list[_Task]:
@@ -502,24 +519,24 @@ def _recognised(asked: Asked, rng: random.Random) -> list[_Task]:
             inputs = asked.text("inputs")
             return _explain([f"{inputs}\n{gold}"], steps, rng) or _by_steps(inputs, steps)
         case "ReviseStep":
-            failures = asked.texts("failures")
+            # What was answered is no evidence of what is asked: a wrong answer fits another family.
+            failures = [re.split(r"^response:", text, flags=re.MULTILINE)[0] for text in asked.texts("failures")]
             tasks = _explain(failures, steps, rng) or _by_steps("\n".join(failures), steps)
-            # The wrong answers are shown too: a family that does not fit the steps at all may explain those.
-            fits = [_fit(task.family, steps) for task in tasks]
-            kept = [task for task, fit in zip(tasks, fits, strict=True) if fit or not any(fits)]
-            return kept[:1]
+            return tasks[:1]
         case _:
             return []
 
 
 # --- wordings ----------------------------------------------------------------------------------------------
 
-_STOP = frozenset("a an the of in to with and or for each every it its their them this that as by is are".split())
+_STOP = frozenset(
+    re.findall(r"\w+", "a an the of in to with and or for each every it its their them this that as by is are")
+)
 
 _PHRASINGS: dict[str, tuple[str, ...]] = {
     "first": ("Say which word the list begins with.", "From the words given, pick the one in front."),
     "last": ("Say which word the list ends with.", "From the words given, pick the one at the very end."),
-    "reverse": ("Turn the list of words around.", "Repeat the words starting from the last one and ending with the first."),
+    "reverse": ("Turn the list of words around.", "Repeat the words starting from the last and ending with the first."),
     "count": ("Determine how many words there are.", "Say how many words were given."),
     "sum": ("Work out what all the numbers add up to.", "Add everything up and report the total."),
     "max": ("Pick out the number that is greater than all others.", "Which of the numbers is the highest?"),
@@ -732,10 +749,11 @@ def _variations(families: Sequence[Family], text: str) -> tuple[Sequence[str], S
     for core, others in _replaceable(text):
         options |= {text.replace(core, other): 3.0 for other in others}
     for old, new in _SYNONYMS:
-        if swapped := re.sub(rf"\b{old}\b", new, text):
+        # Quoted words are names of fields and values: those must stay.
+        if swapped := re.sub(rf"(?<![`\"'\w]){old}(?![`\"'\w])", new, text):
             options |= {_framed(frame, swapped): 1.0 for frame in ("{}", *_REWORDINGS)}
     options.pop(text, None)
-    return list(options), list(options.values())
+    return list(options) or _PRIOR_ADVICE, list(options.values()) or [1.0] * len(_PRIOR_ADVICE)
 
 
 def _replaceable(text: str) -> Iterable[tuple[str, list[str]]]:
@@ -853,7 +871,7 @@ def _degraded_work(author: _Author, lines: list[str]) -> list[str]:
 # --- deviations --------------------------------------------------------------------------------------------
 
 _LABEL = re.compile(r"(?:^|(?<=\s))\**step\s*(\d+)\**\s*[:.)]\**[ \t]*", re.IGNORECASE)
-_HEADER = re.compile(r"\[\[ ## \w+ ## \]\]|^[ \t]*`?\w+`?:[ \t]", re.MULTILINE)
+_HEADER = re.compile(r"\[\[ ## \w+ ## \]\]|\n[ \t]*`?\w+`?:(?=\s)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -871,7 +889,7 @@ def _segments(response: str) -> dict[int, str]:
     heads = list(_LABEL.finditer(response))
     ends = [head.start() for head in heads[1:]] + [len(response)]
     found: dict[int, str] = {}
-    for head, end in zip(heads, ends, strict=True):
+    for head, end in zip(heads, ends, strict=False):
         text = response[head.end() : end]
         cut = _HEADER.search(text)  # the last step's work ends where the output fields begin
         found.setdefault(int(head[1]), (text[: cut.start()] if cut else text).strip())
@@ -900,7 +918,7 @@ def _deviation(author: _Author, steps: Sequence[str]) -> _Found:
     """The first deviation from the steps, in their order; without any, the form of the answer."""
     response = author.asked.text("response")
     segments, worked = _segments(response), _worked(author, steps)
-    gaps = {place: step for place, step in reversed(_gaps(author.families, steps))}
+    gaps = dict(reversed(_gaps(author.families, steps)))  # the first of several at one place
     for k, work in enumerate(worked):
         if k + 1 not in segments:
             return _Found(k, "skipped", work.text if work else "", "")
@@ -1015,7 +1033,10 @@ def _repaired(author: _Author, steps: list[str], place: int, kind: str) -> list[
     """Restore what the list lacks around the step, else make the step itself clearer."""
     family = author.tasks[0].family
     if kind == "format":
-        return [*steps[:-1], author.pick("format", _clearer(family, steps[-1], last=True))]
+        form = [
+            text for frame in _LAST_FRAMES[1:] if _norm(text := _framed(frame, family.steps[-1])) != _norm(steps[-1])
+        ]
+        return [*steps[:-1], author.pick("format", form)]
     gaps = _gaps([family], steps)
     near = [gap for gap in gaps if gap[0] in (place, place + 1)] or gaps[:1]
     if near:

@@ -6,9 +6,9 @@ Source: ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import dspy
@@ -18,17 +18,24 @@ from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import report
 from cuesmith.programs.evaluation import compare, evaluate
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
-from cuesmith.teleprompters.registry import compile
+from cuesmith.teleprompters.registry import compile, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped
 from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import Gain
+
+_HINTS = {
+    "auth": ": is the provider's API key set, and right?",
+    "billing": ": has the account credit?",
+    "configuration": ": is the model's name right?",
+}
 
 
 class BadInput(ValueError):
-    """The arguments or the data are wrong; the message is one line. Nothing has run."""
+    """The arguments or the data are wrong; the message is one line."""
 
 
 class RunFailed(RuntimeError):
@@ -71,20 +78,25 @@ class Settings:
     def variants(self) -> tuple[Variant, ...]:
         """What to compile with, in order."""
         plain = tuple(Variant(name) for name in self.compilers)
-        return (*plain, Variant("abo", {"demonstrations": False})) if self.ablation else plain
+        return (*plain, Variant("abo", demonstrations=False)) if self.ablation else plain
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A compiler with its options."""
+    """A compiler, and for ABO whether it makes demonstrations."""
 
     compiler: str
-    options: Mapping[str, bool] = field(default_factory=dict)
+    demonstrations: bool = True
+
+    @property
+    def options(self) -> dict[str, bool]:
+        """The compiler's options that are not its defaults."""
+        return {} if self.demonstrations else {"demonstrations": False}
 
     @property
     def label(self) -> str:
         """A name for tables."""
-        return "abo, no demonstrations" if self.options else self.compiler
+        return self.compiler if self.demonstrations else f"{self.compiler}, no demonstrations"
 
     @property
     def slug(self) -> str:
@@ -103,7 +115,7 @@ class Row:
         compilation: The compiler's own record.
         diff: The prompt before and after.
         saved: Where the program is.
-        seconds: Of compiling and of evaluating together.
+        seconds: Of compiling; the held-out scores come on top.
     """
 
     variant: Variant
@@ -149,7 +161,7 @@ def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     """
     optimizer_name = settings.optimizer_lm or settings.lm
     target = EmbeddedLM() if settings.lm is None else _named(settings.lm)
-    optimizer = SimulatedOptimizer(seed=settings.seed) if optimizer_name is None else _named(optimizer_name)
+    optimizer = SimulatedOptimizer() if optimizer_name is None else _named(optimizer_name)
     return target, optimizer
 
 
@@ -158,6 +170,15 @@ def _named(model: str) -> dspy.LM:
         return dspy.LM(model)
     except Exception as error:  # whatever is objected to, it is the name
         raise BadInput(f"model {model!r}: {one_line(error)}") from None
+
+
+def forecast(settings: Settings, task: Task) -> dict[Variant, Forecast]:
+    """Return, for each compiler, upper bounds of what its compile would use; calls nothing."""
+    student, forecasts = dspy.ChainOfThought(task.signature), {}
+    for variant in settings.variants:
+        compiler = compiler_class(variant.compiler)(task.metric, **variant.options)  # type: ignore[arg-type]
+        forecasts[variant] = compiler.estimate(student, trainset=task.train, valset=task.validation)
+    return forecasts
 
 
 def run(
@@ -169,7 +190,7 @@ def run(
     callbacks: Sequence[Callback] = (),
     stage: Callable[[str], None] = lambda text: None,
 ) -> Result:
-    """Score the program as it is, compile it with each compiler, and score what comes out.
+    """Compile the program with each compiler, then score it as it was and as it came out.
 
     Args:
         settings: What to run.
@@ -177,7 +198,7 @@ def run(
         target: The model that the program runs on.
         optimizer: The model that writes prompts.
         callbacks: Get the events of every compile.
-        stage: Is told what is evaluated, between compiles.
+        stage: Is told what is evaluated, after the compiles.
 
     Raises:
         RunFailed: If the provider refuses the calls, or the baseline has no score at all.
@@ -186,30 +207,43 @@ def run(
     start = time.perf_counter()
     student = dspy.ChainOfThought(task.signature)
     with dspy.context(lm=target), _explained():
-        stage("baseline on held-out examples")
+        done = [_compile(settings, task, student, variant, optimizer, callbacks) for variant in settings.variants]
+        stage("the baseline on held-out examples")
         baseline = evaluate(student, task.test, task.metric)
         if baseline.n == 0:
             raise RunFailed(f"no held-out example could be scored: {why_missing(baseline)}")
-        rows = [
-            _compile(settings, task, student, baseline, variant, optimizer, callbacks, stage)
-            for variant in settings.variants
-        ]
+        rows = []
+        for each in done:
+            stage(f"{each.variant.label} on held-out examples")
+            rows.append(each.row(student, baseline, evaluate(each.program, task.test, task.metric)))
     return Result(settings, task, baseline, tuple(rows), time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class _Compiled:
+    """A compiled program, saved, and not yet judged."""
+
+    variant: Variant
+    program: dspy.Module
+    saved: Path
+    seconds: float
+
+    def row(self, student: dspy.Module, baseline: Scores, scores: Scores) -> Row:
+        diff = report.prompt_diff(Candidate.of(student), Candidate.of(self.program))
+        gain = compare(baseline, scores)
+        return Row(self.variant, scores, gain, self.program.compilation, diff, self.saved, self.seconds)
 
 
 def _compile(
     settings: Settings,
     task: Task,
     student: dspy.Module,
-    baseline: Scores,
     variant: Variant,
     optimizer: dspy.BaseLM,
     callbacks: Sequence[Callback],
-    stage: Callable[[str], None],
-) -> Row:
+) -> _Compiled:
     start = time.perf_counter()
-    budget = Budget(usd=settings.budget_usd, calls=settings.budget_calls)
-    compiled = compile(
+    program = compile(
         student,
         variant.compiler,
         metric=task.metric,
@@ -217,17 +251,13 @@ def _compile(
         valset=task.validation,
         run_dir=None if settings.run_dir is None else settings.run_dir / variant.slug,
         optimizer_lm=optimizer,
-        budget=budget,
+        budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
         seed=settings.seed,
         callbacks=callbacks,
         **variant.options,
     )
-    stage(f"{variant.label} on held-out examples")
-    scores = evaluate(compiled, task.test, task.metric)
-    saved = _save(settings, task, variant, compiled)
-    diff = report.prompt_diff(Candidate.of(student), Candidate.of(compiled))
-    gain, seconds = compare(baseline, scores), time.perf_counter() - start
-    return Row(variant, scores, gain, compiled.compilation, diff, saved, seconds)
+    seconds = time.perf_counter() - start
+    return _Compiled(variant, program, _save(settings, task, variant, program), seconds)
 
 
 def _save(settings: Settings, task: Task, variant: Variant, compiled: dspy.Module) -> Path:
@@ -253,7 +283,10 @@ def _explained() -> Iterator[None]:
     try:
         yield
     except RunStopped as stop:
-        raise RunFailed(f"the provider refused the calls: {one_line(stop)}") from None
+        hint = _HINTS.get(stop.by, "")
+        raise RunFailed(f"the provider refuses the calls ({stop.by}){hint}") from None
+    except CompileError as error:
+        raise RunFailed(one_line(error)) from None
     except ValueError as error:
         raise BadInput(one_line(error)) from None
 

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from cuesmith.programs import report
-from cuesmith.programs.comparison import Result, Row, Settings, Variant, models, read_task, run, why_missing
+from cuesmith.programs.comparison import Result, Row, Settings, Variant, forecast, models, read_task, run, why_missing
 from cuesmith.programs.evaluation import estimate
 from cuesmith.programs.progress import Progress
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
@@ -120,12 +120,15 @@ def _heading(settings: Settings, task: Task) -> Text:
     description = f": {task.description}" if task.description else ""
     target = settings.lm or "cuesmith/nano (embedded, tiny)"
     optimizer = settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer (no model: simulated)"
+    bounds = [f"{f.calls:,} ({variant.label})" for variant, f in forecast(settings, task).items()]
     sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} held-out test"
     lines = [
         f"task       {task.name}{description}",
         f"examples   {sizes}",
         f'program    dspy.ChainOfThought("{task.signature}") on {target}',
         f"optimizer  {optimizer}",
+        f"calls      at most {'; '.join(bounds)}",
+        f"           and {len(task.test)} for each held-out score ({len(bounds) + 1} of them)",
     ]
     return Text(report.visible("\n".join(lines)) + "\n")
 

@@ -68,9 +68,8 @@ def prompt_text(candidate: Candidate) -> str:
 
 def prompt_diff(before: Candidate, after: Candidate) -> str:
     """Return the unified difference of two candidates' prompts; empty if they are the same."""
-    texts = [prompt_text(candidate).splitlines() for candidate in (before, after)]
-    lines = difflib.unified_diff(*texts, "before", "after", lineterm="", n=100)
-    return "\n".join(lines)
+    old, new = (prompt_text(candidate).splitlines() for candidate in (before, after))
+    return "\n".join(difflib.unified_diff(old, new, "before", "after", lineterm="", n=100))
 
 
 def styled_diff(diff: str) -> Text:

@@ -10,7 +10,7 @@ Deviation = Literal["skipped", "misapplied", "insufficient", "format"]
 """How a response deviates from a step: not done, done wrongly, done but not enough, or in a wrong form."""
 
 
-class WriteSteps(dspy.Signature):
+class WriteSteps(dspy.Signature):  # type: ignore[misc]
     """Work out how the task of the examples is solved and write the procedure as numbered steps.
 
     Another language model will follow the steps, in order, on new inputs of the same kind, writing down the
@@ -35,12 +35,10 @@ class WriteSteps(dspy.Signature):
         desc='solved examples, each with one "name: value" entry per field; inputs first, right outputs last'
     )
     task: str = dspy.OutputField(desc="one sentence that says precisely what the task is")
-    steps: list[str] = dspy.OutputField(
-        desc="the steps in order, one sentence each, without labels; at most 8"
-    )
+    steps: list[str] = dspy.OutputField(desc="the steps in order, one sentence each, without labels; at most 8")
 
 
-class WorkExample(dspy.Signature):
+class WorkExample(dspy.Signature):  # type: ignore[misc]
     """Show how the given steps are followed on one example whose right outputs are known.
 
     Write the work of every step, in order, each on a new line that begins with its label: "Step 1:", "Step
@@ -56,12 +54,10 @@ class WorkExample(dspy.Signature):
     steps: list[str] = dspy.InputField(desc="the steps to follow, in order")
     inputs: str = dspy.InputField(desc='the inputs of the example, one "name: value" entry per field')
     outputs: str = dspy.InputField(desc='the right outputs of the example, one "name: value" entry per field')
-    work: str = dspy.OutputField(
-        desc='the work of every step: "Step 1: ..." and so on, each label on a new line'
-    )
+    work: str = dspy.OutputField(desc='the work of every step: "Step 1: ..." and so on, each label on a new line')
 
 
-class LocateDeviation(dspy.Signature):
+class LocateDeviation(dspy.Signature):  # type: ignore[misc]
     """Find the first step at which a response departs from what its steps demand.
 
     A model was told to follow the steps on the inputs and gave the response, whose outputs are not the
@@ -83,12 +79,10 @@ class LocateDeviation(dspy.Signature):
     response: str = dspy.InputField(desc="the full response of the model")
     step: int = dspy.OutputField(desc="the number of the first deviating step; the first step has number 1")
     kind: Deviation = dspy.OutputField(desc="the kind of the deviation")
-    reason: str = dspy.OutputField(
-        desc="one sentence: what this step should have given and what was written instead"
-    )
+    reason: str = dspy.OutputField(desc="one sentence: what this step should have given and what was written instead")
 
 
-class ReviseStep(dspy.Signature):
+class ReviseStep(dspy.Signature):  # type: ignore[misc]
     """Improve one step of a procedure so that the shown failures no longer happen.
 
     Another language model follows the steps, in order, on inputs of this kind, writing down the work of each.

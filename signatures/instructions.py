@@ -9,7 +9,7 @@ import dspy
 __all__ = ["VaryInstructions", "WriteInstructions"]
 
 
-class WriteInstructions(dspy.Signature):
+class WriteInstructions(dspy.Signature):  # type: ignore[misc]
     """Work out what task the examples have in common and write the instruction for it.
 
     The instruction will be given, word for word, to another language model together with new inputs of the
@@ -33,7 +33,7 @@ class WriteInstructions(dspy.Signature):
     instruction: str = dspy.OutputField(desc="the complete instruction, nothing else")
 
 
-class VaryInstructions(dspy.Signature):
+class VaryInstructions(dspy.Signature):  # type: ignore[misc]
     """Say the given instruction in other words, with exactly the same meaning.
 
     Another language model will be given your variation instead of the original. Keep every requirement, every

@@ -55,9 +55,9 @@ def write_json(path: Path, examples: object, **more: object) -> Path:
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_a_generated_task_is_disjoint_solvable_and_held_out(name: str) -> None:
     task = generate(name, seed=3)
-    assert [len(split) for split in splits(task)] == [40, 60, 250]
+    assert [len(split) for split in splits(task)] == [40, 100, 250]
     asked = [question for split in questions(task) for question in split]
-    assert len({" ".join(q.casefold().split()) for q in asked}) == 350
+    assert len({" ".join(q.casefold().split()) for q in asked}) == 390
     assert all(is_held_out(question) for question in asked)
     for example in task.test:
         solution = FAMILIES[name].solve(example.question)
@@ -218,7 +218,7 @@ def test_a_missing_file_and_an_unknown_kind_are_named(tmp_path: Path) -> None:
 def test_real_bigbench_files_load(name: str) -> None:
     task = load(BIGBENCH / f"{name}.json")
     asked = [question for split in questions(task) for question in split]
-    assert len(asked) == len(set(asked)) == (181 if name == "snarks" else 350)
+    assert len(asked) == len(set(asked)) == (181 if name == "snarks" else 390)
     if name == "object_counting":
         assert all(example.answer.isdigit() and len(example.accepted) == 2 for example in task.test)
     if name == "navigate":

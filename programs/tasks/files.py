@@ -183,8 +183,9 @@ def _bigbench_row(where: str, item: object, choice_prefix: str | None) -> Row:
 
 
 def _targets(where: str, target: object) -> tuple[str, ...]:
-    texts = target if isinstance(target, list) else [target]
-    if not texts or not all(isinstance(text, str) and text.strip() for text in texts):
+    listed = target if isinstance(target, list) else [target]
+    texts = [text for text in listed if isinstance(text, str) and text.strip()]
+    if not texts or len(texts) < len(listed):
         raise TaskError(f"{where}: 'target' must be a text or a list of texts, got {target!r:.60}")
     return preferred_first(texts)
 

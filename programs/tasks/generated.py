@@ -23,7 +23,7 @@ def generate(name: str = DEFAULT_FAMILY, *, sizes: Sizes | None = None, seed: in
 
     Args:
         name: A key of `cuesmith.modules.embedded.families.FAMILIES`.
-        sizes: Sizes of the splits; 40 train, 60 validation and 250 test examples by default.
+        sizes: Sizes of the splits; 40 train, 100 validation and 250 test examples by default.
         seed: Chooses the questions and the splits.
 
     Raises:

@@ -36,7 +36,7 @@ class Sizes:
     """
 
     train: int = 40
-    validation: int = 60
+    validation: int = 100
     test: int = 250
 
     def __post_init__(self) -> None:

@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, SpentChanged, StepDone, Stream
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.journal import Journal
-from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Usage
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
     Outcome,
@@ -41,7 +41,6 @@ from cuesmith.teleprompters.runtime.outcomes import (
 )
 from cuesmith.teleprompters.runtime.scoring import Scorer
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-from cuesmith.teleprompters.runtime.throttle import Throttle
 
 T = TypeVar("T")
 
@@ -69,7 +68,6 @@ class Run:
         scorer: Scorer,
         optimizer: dspy.BaseLM,
         gate: Gate,
-        throttle: Throttle,
         journal: Journal | None,
         stream: Stream,
     ) -> None:
@@ -84,7 +82,6 @@ class Run:
         self._scorer = scorer
         self._optimizer = metered(optimizer, gate)
         self._gate = gate
-        self._throttle = throttle
         self._journal = journal
         self._stream = stream
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
@@ -249,18 +246,15 @@ class Run:
         if stored is not None:
             outcome = self._recall(stored)
         else:
-            async with self._throttle:
-                self._gate.check()
-                current = Effect(key, "task")
-                outcome = await self._scorer.run(candidate, example, current)
+            current = Effect(key, "task")
+            outcome = await self._scorer.run(candidate, example, current)
             self._store(key, outcome, current)
         self._emit("task", candidate.id, example_id(example), outcome)
         return outcome
 
     async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:
-        async with self._throttle:
-            self._gate.check()
-            return await self._scorer.judge(example, outputs, Effect(key, "judge"))
+        self._gate.check()
+        return await self._scorer.judge(example, outputs, Effect(key, "judge"))
 
     async def _ask_once(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
@@ -270,22 +264,22 @@ class Run:
         config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
         effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
         current_draw.set(rollout)
-        predict = dspy.Predict(signature)
-        async with self._throttle:
-            self._gate.check()
-            try:
-                with dspy.context(lm=self._optimizer, trace=[]):
-                    work = functools.partial(predict, **inputs, config=config)
-                    reply = await self._scorer.in_time(self._scorer.in_thread(work))
-            except LMError as error:
-                raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
-            except Exception as error:
-                reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-                self._stream.emit(Malformed(signature.__name__, reason))
-                self._emit("optimizer", None, None, None)
-                return None
+        work = functools.partial(dspy.Predict(signature), **inputs, config=config)
+        self._gate.check()
+        try:
+            with dspy.context(lm=self._optimizer, trace=[]):
+                future = self._scorer.workers.submit(work)
+            reply = await future
+        except LMError as error:
+            raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
+        except UnknownPrice:
+            raise
+        except Exception as error:
+            reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
+            self._stream.emit(Malformed(signature.__name__, reason))
+            reply = None
         self._emit("optimizer", None, None, None)
-        assert isinstance(reply, dspy.Prediction)
+        assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
@@ -301,7 +295,7 @@ class Run:
         return outcome_from_json(body)
 
     def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
-        kind = "Reply" if outcome is None else type(outcome).__name__
+        kind, workers = "Reply" if outcome is None else type(outcome).__name__, self._scorer.workers
         self._stream.emit(
             EffectDone(
                 role,
@@ -309,8 +303,8 @@ class Run:
                 example,
                 kind,
                 None if outcome is None else value(outcome),
-                self._throttle.in_flight,
-                self._throttle.pending,
+                workers.in_flight,
+                workers.pending,
             )
         )
 

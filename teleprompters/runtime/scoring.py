@@ -8,14 +8,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import functools
+import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
-import anyio
-import anyio.to_thread
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
@@ -36,6 +35,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
 )
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
+from cuesmith.teleprompters.runtime.workers import Workers
 
 T = TypeVar("T")
 Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
@@ -61,6 +61,13 @@ class Bound:
     is_async: bool
 
 
+class _Unjudged(NamedTuple):
+    """An answer that waits for an async metric."""
+
+    prediction: dspy.Prediction
+    steps: tuple[Step, ...]
+
+
 class Scorer:
     """Runs candidates on examples.
 
@@ -70,26 +77,18 @@ class Scorer:
         gate: Where all calls go through.
         lm: The LM for predictors that carry none.
         timeout: Seconds an example may take before it counts as missing; None waits for ever.
-        threads: Worker threads at most.
     """
 
     def __init__(
-        self,
-        student: dspy.Module,
-        metric: Metric,
-        gate: Gate,
-        lm: dspy.BaseLM | None,
-        timeout: float | None,
-        threads: int,
+        self, student: dspy.Module, metric: Metric, gate: Gate, lm: dspy.BaseLM | None, timeout: float | None
     ) -> None:
         self.metric = metric
         self._student = student
         self._gate = gate
         self._lm = metered(lm, gate) if lm is not None else None
         self._timeout = timeout
-        self._threads = threads
-        self._limiter: anyio.CapacityLimiter | None = None
         self._bound: dict[str, Bound] = {}
+        self._workers: Workers | None = None
         forwards = [
             getattr(type(m), name)
             for _, m in student.named_sub_modules(dspy.Module)
@@ -97,6 +96,20 @@ class Scorer:
             if hasattr(type(m), name)
         ]
         self._callbacks: list[BaseCallback] = watch(gate, [metric.function, *forwards])
+
+    @property
+    def workers(self) -> Workers:
+        """The threads for blocking work, made on first use by the event loop that uses them."""
+        if self._workers is None:
+            left = self._gate.ledger.seconds_left
+            deadline = None if left is None else time.monotonic() + left + _GRACE
+            self._workers = Workers(self._gate.throttle, self._timeout, deadline)
+        return self._workers
+
+    def close(self) -> None:
+        """Let the threads go."""
+        if self._workers is not None:
+            self._workers.close()
 
     async def run(self, candidate: Candidate, example: dspy.Example, current: Effect) -> Outcome:
         """Run a candidate on an example and judge the answer.
@@ -113,12 +126,13 @@ class Scorer:
         bound = self._bind(candidate)
         trace: Trace = []
         effect.set(current)
-        work = functools.partial(
-            self._arun if bound.is_async or self.metric.is_async else self._run_in_thread, bound, example, trace
-        )
         with self._context(trace=trace):
             try:
-                return await self.in_time(work())
+                if bound.is_async:
+                    return await self._run_async(bound, example, trace)
+                work = functools.partial(self._run, bound, example, trace)
+                ran = await self.workers.submit(work)
+                return ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
                 return ProviderFailure(f"no answer within {self._timeout} s, or before the budget's last second")
 
@@ -129,23 +143,7 @@ class Scorer:
         with self._context(trace=[]):
             if self.metric.is_async:
                 return await self._ajudge(example, prediction, ())
-            return await self.in_thread(functools.partial(self._judge, example, prediction, ()))
-
-    async def in_time(self, work: Coroutine[object, object, T]) -> T:
-        """Wait for work as long as an example may take and the budget's seconds last.
-
-        Raises:
-            TimeoutError: After that; blocking work is left behind in its thread.
-        """
-        left = self._gate.ledger.seconds_left
-        limits = [limit for limit in (self._timeout, None if left is None else left + _GRACE) if limit is not None]
-        return await asyncio.wait_for(work, min(limits, default=None))
-
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run blocking work in a thread that carries a copy of this context. A cancelled one is left behind."""
-        if self._limiter is None:
-            self._limiter = anyio.CapacityLimiter(self._threads)
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter, abandon_on_cancel=True)
+            return await self.workers.submit(functools.partial(self._judge, example, prediction, ()))
 
     def _context(self, **overrides: object) -> AbstractContextManager[None]:
         if self._lm is not None:
@@ -166,28 +164,26 @@ class Scorer:
             )
         return self._bound[candidate.id]
 
-    async def _run_in_thread(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
-        return await self.in_thread(functools.partial(self._run, bound, example, trace))
-
-    def _run(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+    def _run(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome | _Unjudged:
+        self._gate.check()
         try:
             prediction = bound.program(**example.inputs())
         except Exception as error:
             return self._failure(error, _steps(trace, bound.names))
-        return self._judge(example, prediction, _steps(trace, bound.names))
+        steps = _steps(trace, bound.names)
+        return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
-    async def _arun(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
-        try:
-            if bound.is_async:
-                prediction = await bound.program.acall(**example.inputs())
-            else:
-                prediction = await self.in_thread(functools.partial(bound.program, **example.inputs()))
-        except Exception as error:
-            return self._failure(error, _steps(trace, bound.names))
+    async def _run_async(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+        async with self._gate.throttle:
+            self._gate.check()
+            try:
+                prediction = await asyncio.wait_for(bound.program.acall(**example.inputs()), self._timeout)
+            except Exception as error:
+                return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
         if self.metric.is_async:
             return await self._ajudge(example, prediction, steps)
-        return await self.in_thread(functools.partial(self._judge, example, prediction, steps))
+        return await self.workers.submit(functools.partial(self._judge, example, prediction, steps))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
@@ -274,23 +270,19 @@ def score_program(
     """
     throttle = Throttle(max_in_flight)
     chosen = lm if lm is not None else dspy.settings.lm
-    gate = Gate(
-        Ledger(Budget()),
-        None,
-        throttle,
-        Redactor([chosen] if chosen is not None else []),
-        lambda reason, delay, attempt: None,
-    )
-    scorer = Scorer(program, Metric(metric), gate, chosen, timeout, max_in_flight)
+    redactor = Redactor([chosen] if chosen is not None else [])
+    gate = Gate(Ledger(Budget()), None, throttle, redactor, lambda reason, delay, attempt: None)
+    scorer = Scorer(program, Metric(metric), gate, chosen, timeout)
     candidate = Candidate.of(program)
 
     async def one(example: dspy.Example) -> Outcome:
-        async with throttle:
-            gate.check()
-            return await scorer.run(candidate, example, Effect(example_id(example), "task"))
+        return await scorer.run(candidate, example, Effect(example_id(example), "task"))
 
     async def everything() -> list[Outcome]:
-        return list(await asyncio.gather(*(asyncio.create_task(one(e)) for e in examples)))
+        try:
+            return list(await asyncio.gather(*(asyncio.create_task(one(e)) for e in examples)))
+        finally:
+            scorer.close()
 
     return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))
 

@@ -102,16 +102,15 @@ class Session:
             redactor,
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
-        scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout, job.max_in_flight)
+        self.scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout)
         self.run = Run(
             student=job.student,
             train=job.split.train,
             select=job.split.select,
             seed=job.seed,
-            scorer=scorer,
+            scorer=self.scorer,
             optimizer=job.optimizer,
             gate=self.gate,
-            throttle=self.throttle,
             journal=self.journal,
             stream=self.stream,
         )
@@ -129,6 +128,7 @@ class Session:
             gain = await self._reported(best)
             compilation = self._compilation(best, gain)
         finally:
+            self.scorer.close()
             if self.journal is not None:
                 self.journal.close()
         self.stream.emit(RunFinished(compilation))

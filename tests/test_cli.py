@@ -1,0 +1,133 @@
+"""The command line: one clear line for a wrong argument, one JSON object, quiet where nobody watches."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import cuesmith
+from cuesmith import cli
+
+ESCAPE = "\x1b"
+
+
+def cuesmith_command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+    """Run the command in a fresh process, without the offline variables of the test run."""
+    inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LITELLM_", "HF_", "OPENAI_"))}
+    command = [sys.executable, "-m", "cuesmith.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited | env)
+
+
+def test_version() -> None:
+    done = cuesmith_command("--version")
+    assert (done.returncode, done.stdout) == (0, f"cuesmith {cuesmith.__version__}\n")
+
+
+def test_help_does_not_load_dspy() -> None:
+    code = (
+        "import sys; from cuesmith import cli\n"
+        "try: cli.main(['quickstart', '--help'])\n"
+        "except SystemExit: print('dspy' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.endswith("False\n") and "--budget-usd" in done.stdout
+
+
+def test_compilers_are_listed() -> None:
+    done = cuesmith_command("compilers")
+    assert done.returncode == 0 and done.stderr == ""
+    assert [line.split()[0] for line in done.stdout.splitlines()][:2] == ["iterative-ape", "abo"]
+    assert all(len(line.split()) > 3 for line in done.stdout.splitlines())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"),
+    [
+        (["quickstart", "--task", "poetry"], "no task family 'poetry'; choose one of animals, "),
+        (["quickstart", "--data", "none.json"], "--data none.json: no such file"),
+        (["quickstart", "--data", "{tmp}/bad.json"], "bad.json: line 2: not JSON"),
+        (["quickstart", "--data", "{tmp}/bad.yaml"], "unknown kind of file"),
+        (["quickstart", "--data", "x.json", "--task", "sum"], "not allowed with"),
+        (["quickstart", "--compiler", "magic"], "invalid choice: 'magic'"),
+        (["quickstart", "--budget-usd", "0"], "'0' is not a positive amount"),
+        (["quickstart", "--budget-usd", "inf"], "'inf' is not a positive amount"),
+        (["quickstart", "--budget-calls", "1.5"], "'1.5' is not a whole number of at least 1"),
+        (["quickstart", "--test-size", "0"], "'0' is not a whole number of at least 1"),
+        (["quickstart", "--seed", "-1"], "'-1' is not a whole number of at least 0"),
+        (["quickstart", "--lm", "gpt"], "'gpt' is not PROVIDER/MODEL"),
+        (["quickstart", "--save", "{tmp}"], "must be the name of a file that ends in .json"),
+        (["quickstart", "--run-dir", "{tmp}/bad.json"], "is not a folder"),
+        (["quickstart", "--bud", "3"], "unrecognized arguments: --bud"),
+        (["quickstart", "more"], "unrecognized arguments: more"),
+        (["slowstart"], "invalid choice: 'slowstart'"),
+        ([], "required: COMMAND"),
+    ],
+)
+def test_a_wrong_argument_is_one_line_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], problem: str
+) -> None:
+    (tmp_path / "bad.json").write_text("{\n")
+    (tmp_path / "bad.yaml").write_text("")
+    with pytest.raises(SystemExit) as stopped:
+        cli.main([argument.format(tmp=tmp_path) for argument in arguments])
+    out, err = capsys.readouterr()
+    assert stopped.value.code == 2 and out == ""
+    assert err.count("\n") == 1 and problem in err and err.startswith("cuesmith")
+
+
+QUICK = ("quickstart", "--task", "max", "--compiler", "iterative-ape", "--test-size", "20", "--budget-calls", "150")
+
+
+def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
+    done = cuesmith_command(*QUICK, "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    result = json.loads(done.stdout)
+    assert done.stdout.count("\n") == 1 and ESCAPE not in done.stdout
+    (row,) = result["compilers"]
+    assert set(row["gain"]) == {"difference", "low", "high", "p_value", "n", "significant"}
+    assert row["baseline"]["n"] == row["compiled"]["n"] == row["gain"]["n"] == 20
+    assert sum(row["calls"].values()) <= 150 and row["stopped_by"] in (None, "calls")
+    assert (tmp_path / row["saved"]).is_file()
+
+
+def test_text_is_quiet_where_nobody_watches(tmp_path: Path) -> None:
+    done = cuesmith_command(*QUICK, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == "" and ESCAPE not in done.stdout and "\r" not in done.stdout
+    assert "held-out score" in done.stdout and "no evidence about large models" in done.stdout
+
+
+def test_progress_is_drawn_on_a_terminal(tmp_path: Path) -> None:
+    leader, follower = pty.openpty()
+    command = [sys.executable, "-m", "cuesmith.cli", *QUICK, "--json"]
+    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "160"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, cwd=tmp_path, env=env) as process:
+        os.close(follower)
+        seen = b""
+        while True:
+            try:
+                chunk = os.read(leader, 4096)
+            except OSError:  # the other end has closed
+                break
+            if not chunk:
+                break
+            seen += chunk
+        assert process.stdout is not None
+        json.loads(process.stdout.read())
+    os.close(leader)
+    text = seen.decode(errors="replace")
+    assert ESCAPE in text and "candidates" in text and "calls" in text
+
+
+def test_a_run_that_cannot_go_on_is_one_line_and_status_1(tmp_path: Path) -> None:
+    refused = ("--lm", "openai/none", "--test-size", "5")
+    done = cuesmith_command(*QUICK[:3], *refused, cwd=tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.splitlines()[-1].startswith("cuesmith: error: ") and "Traceback" not in done.stderr
