@@ -63,11 +63,11 @@ class Line:
         baseline, compiled = (
             report.describe_estimate(estimate(scores)) for scores in (self.result.baseline, self.row.scores)
         )
-        calls = sum(usage.calls for usage in self.row.compilation.spent.by_role.values())
-        gain = report.describe_gain(self.row.gain)
+        gain, row = self.row.gain, self.row
         return (
-            f"{self.name:<16} {self.seed:>4} {self.row.variant.label:<23} {baseline:<20} {compiled:<21} "
-            f"{gain:<32} {self.row.gain.n:>4} {calls:>6} {self.row.seconds:>5.0f} {verdict}"
+            f"{self.name:<16} {self.seed:>4} {row.variant.label:<14} {baseline:<18} {compiled:<20} "
+            f"{report.describe_gain(gain):<23} {report.describe_p(gain):>6} {gain.n:>4} "
+            f"{row.compilation.spent.total.calls:>6} {row.seconds:>5.0f} {verdict}"
         )
 
 
@@ -103,8 +103,8 @@ def main() -> int:
 
     start, results, missed = time.perf_counter(), [], 0
     print(
-        f"{'task':<16} seed {'compiler':<23} {'baseline %':<20} {'compiled %':<21} {'gain, points':<32} "
-        f"{'n':>4} {'calls':>6} {'s':>5}"
+        f"{'task':<16} seed {'compiler':<14} {'baseline %':<18} {'compiled %':<20} {'gain, points':<23} "
+        f"{'p':>6} {'n':>4} {'calls':>6} {'s':>5}"
     )
     for line in lines(settings):
         print(line, flush=True)

@@ -7,5 +7,8 @@ here, so that several draws differ and each is reproducible at any concurrency.
 
 from contextvars import ContextVar
 
+DRAWS_PER_ASK = 1024
+"""Numbers that one request has for its draws: `draw // DRAWS_PER_ASK` tells requests apart, the rest draws."""
+
 draw: ContextVar[int | None] = ContextVar("cuesmith_draw", default=None)
-"""The draw's number, 0-based, within one `ask`; None outside of one."""
+"""The number of the draw that is under way; None outside of one."""

@@ -400,15 +400,16 @@ class _Task:
     family: Family
 
 
-def _explained(text: str) -> set[tuple[str, str]]:
+@lru_cache(maxsize=4096)
+def _explained(text: str) -> frozenset[tuple[str, str]]:
     """The (output field, family) pairs that one solved example agrees with; outputs come after inputs."""
     entries = [entry for entry in _entries(text) if not _THOUGHT.fullmatch(entry[0])]
-    pairs = set()
+    pairs: set[tuple[str, str]] = set()
     for place, family in itertools.product(range(len(entries)), FAMILIES.values()):
         for _, solution in _solutions(family, _questions(entries[place : place + 1])):
             answer = _tokens(solution.answer)
             pairs |= {(name, family.name) for name, value in entries[place + 1 :] if _tokens(value) == answer}
-    return pairs
+    return frozenset(pairs)
 
 
 def _explain(examples: Sequence[str], steps: Sequence[str], rng: random.Random) -> list[_Task]:
@@ -898,8 +899,10 @@ def _segments(response: str) -> dict[int, str]:
 
 def _agrees(wanted: str, written: str) -> bool:
     """Whether written work is the wanted work, perhaps led in by other words."""
-    want, have = _tokens(wanted), _tokens(written)
-    return have == want or (len(want) > 0 and have[-len(want) :] == want)
+    want = _tokens(wanted)
+    # The whole text, or its first line: behind the last step the response may go on.
+    texts = (_tokens(written), _tokens(written.partition("\n")[0]))
+    return any(have == want or (len(want) > 0 and have[-len(want) :] == want) for have in texts)
 
 
 def _gives_expected(expected: str, response: str) -> bool | None:

@@ -96,12 +96,12 @@ class Variant:
     @property
     def label(self) -> str:
         """A name for tables."""
-        return self.compiler if self.demonstrations else f"{self.compiler}, no demonstrations"
+        return self.compiler if self.demonstrations else f"{self.compiler}, no demos"
 
     @property
     def slug(self) -> str:
         """A name for files."""
-        return self.label.replace(", ", "-").replace(" ", "-")
+        return self.compiler if self.demonstrations else f"{self.compiler}-no-demos"
 
 
 @dataclass(frozen=True)

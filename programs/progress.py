@@ -13,7 +13,7 @@ from rich import progress as bars
 from rich.console import Console
 from rich.text import Text
 
-from cuesmith.programs.report import percent, usd, visible
+from cuesmith.programs.report import describe_estimate, usd, visible
 from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Event,
@@ -25,6 +25,9 @@ from cuesmith.teleprompters.runtime.events import (
     Stopped,
 )
 from cuesmith.teleprompters.runtime.ledger import Spent
+
+_WIDE = 110
+"""Columns of a terminal from which on there is room for a bar beside the figures."""
 
 
 class Progress:
@@ -45,19 +48,21 @@ class Progress:
         self._bar: bars.TaskID | None = None
         self._candidates: set[str] = set()
         self._done = self._expected = 0
-        self._best = "-"
+        self._best, self._notice = "-", ""
         self._spent = Spent()
         self._started = 0.0
 
     def __enter__(self) -> Progress:
         """Begin to draw, on a terminal."""
         if self._console.is_terminal and not self._console.is_dumb_terminal:
-            self._bars = bars.Progress(
-                bars.SpinnerColumn(),
+            columns: list[bars.ProgressColumn] = [
                 bars.TextColumn("{task.description}", markup=False),
-                bars.BarColumn(bar_width=20),
                 bars.TextColumn("{task.fields[status]}", markup=False),
-                bars.TimeElapsedColumn(),
+            ]
+            if self._console.width >= _WIDE:
+                columns.insert(1, bars.BarColumn(bar_width=20))
+            self._bars = bars.Progress(
+                *columns,
                 console=self._console,
                 refresh_per_second=4,
                 transient=True,
@@ -86,18 +91,17 @@ class Progress:
             case RunStarted():
                 self._begin(event)
             case EffectDone():
-                self._done += 1
+                self._done, self._notice = self._done + 1, ""
                 if event.candidate_id is not None:
                     self._candidates.add(event.candidate_id)
             case SpentChanged():
                 self._spent = event.spent
             case StepDone():
-                score = event.record.validation
-                self._best = f"{percent(score.mean)} [{percent(score.low)}, {percent(score.high)}]"
+                self._best = describe_estimate(event.record.validation)
             case Retried():
-                self._note(f"{event.reason}: trying again in {event.delay_s:.0f} s")
+                self._notice = f"provider failed, trying again in {event.delay_s:.0f} s"
             case Stopped():
-                self._note(f"stopped by {event.by}" + (f": {event.reason}" if event.reason else ""))
+                self._say(f"stopped by {event.by}" + (f": {event.reason}" if event.reason else ""))
             case RunFinished():
                 self._done = self._expected
             case _:
@@ -126,9 +130,10 @@ class Progress:
         parts = [
             f"{len(self._candidates)} candidates",
             f"best {self._best}",
-            f"{total.calls} calls",
-            usd(total.usd),
+            f"{total.calls:,} calls",
             self._time_left(),
+            usd(total.usd),
+            self._notice,
         ]
         return " · ".join(part for part in parts if part)
 
@@ -137,8 +142,8 @@ class Progress:
         if not 0 < self._done < self._expected:
             return ""
         elapsed = time.monotonic() - self._started
-        return f"at most {math.ceil(elapsed / self._done * (self._expected - self._done))} s left"
+        return f"≤ {math.ceil(elapsed / self._done * (self._expected - self._done))} s left"
 
-    def _note(self, text: str) -> None:
+    def _say(self, text: str) -> None:
         if self._bars is not None:
             self._bars.console.print(Text(visible(text)), highlight=False)

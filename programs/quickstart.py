@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 
-from rich import box
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -50,7 +49,7 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     task = read_task(settings)
     target, optimizer = models(settings)
     if not as_json:
-        console.print(_heading(settings, task))
+        console.print(_heading(settings, task), soft_wrap=True)
     with Progress() as progress:
         result = run(settings, task, target, optimizer, callbacks=(progress,), stage=progress.stage)
     if as_json:
@@ -99,15 +98,16 @@ def show(result: Result, console: Console) -> None:
     """Print the result for a person."""
     console.print(_table(result))
     console.print(
-        f"Scores are shares of right answers on {len(result.task.test)} held-out examples that no compiler "
-        "saw, gains are in points over the baseline, pair by pair; all with 95 % intervals."
+        f"\n{len(result.task.test)} held-out examples that no compiler saw; gains over the baseline, pair by pair; "
+        "95 % intervals.",
+        soft_wrap=True,
     )
     for row in result.rows:
         _show_row(row, console)
     console.print("\nThe same in Python:", style="bold")
-    console.print(Text(python_lines(result.settings, result.rows[-1].variant)), soft_wrap=True)
+    console.print(Text(python_lines(result.settings, Variant(result.settings.compilers[-1])).rstrip()), soft_wrap=True)
     for remark in _caveats(result.settings):
-        console.print(f"\n{remark}")
+        console.print(f"\n{remark}", soft_wrap=True)
     console.print(f"\n{result.seconds:.0f} seconds in all.")
 
 
@@ -134,19 +134,17 @@ def _heading(settings: Settings, task: Task) -> Text:
 
 
 def _table(result: Result) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in ("compiler", "held-out score", "gain over the baseline"):
-        table.add_column(name, no_wrap=name == "compiler")
-    for name in ("calls", "seconds"):
-        table.add_column(name, justify="right")
-    table.add_row("(baseline)", report.describe_estimate(estimate(result.baseline)), "", "", "")
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("compiler", "held-out score, %", "gain in points", "p", "calls", "s"):
+        table.add_column(name, no_wrap=True, justify="left" if name in ("compiler", "p") else "right")
+    table.add_row("(baseline)", report.describe_estimate(estimate(result.baseline)))
     for row in result.rows:
-        calls = {role: usage.calls for role, usage in row.compilation.spent.by_role.items()}
         table.add_row(
             row.variant.label,
             report.describe_estimate(estimate(row.scores)),
             report.describe_gain(row.gain),
-            report.describe_calls(calls),
+            report.describe_p(row.gain),
+            f"{row.compilation.spent.total.calls:,}",
             f"{row.seconds:.0f}",
         )
     return table
@@ -155,14 +153,22 @@ def _table(result: Result) -> Table:
 def _show_row(row: Row, console: Console) -> None:
     console.print(f"\n{row.variant.label}: the prompt before and after", style="bold")
     console.print(report.styled_diff(row.diff) if row.diff else "(unchanged)", soft_wrap=True)
-    remarks = list(row.compilation.notes)
+    console.print(Text(report.bullet_list(_remarks(row))), soft_wrap=True)
+    console.print(Text(f"saved: {row.saved} (loaded back: the same prompts)"), soft_wrap=True)
+
+
+def _remarks(row: Row) -> list[str]:
+    calls = {role: usage.calls for role, usage in row.compilation.spent.by_role.items()}
+    remarks = [f"calls: {report.describe_calls(calls)}"]
+    if replayed := row.compilation.spent.total.replayed:
+        remarks.append(f"{replayed:,} of these calls were in the journal, and were not made again")
+    if not row.gain.significant:
+        remarks.append("no significant gain on the held-out examples")
     if row.compilation.stopped_by is not None:
         remarks.append(f"stopped early by {row.compilation.stopped_by}; this is the best it had found")
     if row.scores.missing:
         remarks.append(f"{row.scores.missing} held-out examples have no score: {why_missing(row.scores)}")
-    if remarks:
-        console.print(Text(report.bullet_list(remarks)), soft_wrap=True)
-    console.print(Text(f"saved: {row.saved} (loaded back: the same prompts)"), soft_wrap=True)
+    return [*remarks, *(f"while compiling: {note}" for note in row.compilation.notes)]
 
 
 def python_lines(settings: Settings, variant: Variant) -> str:

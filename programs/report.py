@@ -39,19 +39,20 @@ def usd(amount: float | None) -> str:
 
 
 def describe_estimate(estimate: Estimate95) -> str:
-    """A score with its 95 % interval: ``83.2 % [78.1, 87.3]``."""
-    return f"{percent(estimate.mean)} % [{percent(estimate.low)}, {percent(estimate.high)}]"
+    """A score in percent with its 95 % interval: ``83.2 [78.1, 87.3]``."""
+    return f"{percent(estimate.mean)} [{percent(estimate.low)}, {percent(estimate.high)}]"
 
 
 def describe_gain(gain: Gain) -> str:
-    """A gain in points with interval and p-value, or the plain words that there is none."""
-    points = f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
-    chance = "p < 0.001" if gain.p_value < 0.001 else f"p = {gain.p_value:.3f}"
+    """A gain in points with its 95 % interval: ``+41.2 [+35.0, +47.1]``."""
     if gain.n == 0:
         return "not measured"
-    if gain.significant:
-        return f"{points}, {chance}"
-    return f"no significant gain: {points}, {chance}"
+    return f"{100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}]"
+
+
+def describe_p(gain: Gain) -> str:
+    """The p-value of a gain: ``<0.001``."""
+    return "<0.001" if gain.p_value < 0.001 else f"{gain.p_value:.3f}"
 
 
 def prompt_text(candidate: Candidate) -> str:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
+import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 import tomllib
@@ -13,6 +17,7 @@ from pathlib import Path
 import pytest
 
 import cuesmith
+from cuesmith.teleprompters import COMPILERS
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("modules", "programs", "signatures", "teleprompters")
@@ -77,15 +82,22 @@ def test_each_module_imports(name: str) -> None:
         pytest.skip(str(error))
 
 
-@pytest.mark.slow
-def test_the_wheel_holds_every_module_and_the_weights(tmp_path: Path) -> None:
-    subprocess.run(
-        [sys.executable, "-m", "build", "--wheel", "--outdir", tmp_path, ROOT],
-        check=True,
-        capture_output=True,
-        timeout=600,
-    )
-    (wheel,) = tmp_path.glob("*.whl")
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built wheel."""
+    folder = tmp_path_factory.mktemp("wheel")
+    tree = folder / "tree"  # a copy: setuptools leaves a build/ folder behind, from which it takes stale files
+    for name in (*FOLDERS, "cuesmith"):
+        shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "-m", "build", "--wheel", "--outdir", str(folder), str(tree)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
+    (built,) = folder.glob("*.whl")
+    return built
+
+
+def test_the_wheel_holds_every_module_and_the_weights(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert sources() <= names
@@ -98,3 +110,29 @@ def test_the_wheel_holds_every_module_and_the_weights(tmp_path: Path) -> None:
     assert weights <= names and "cuesmith/py.typed" in names
     assert not any(name.startswith(("tests/", "benchmarks/")) for name in names)
     assert wheel.stat().st_size < 10e6
+
+
+def test_the_command_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    code = (
+        "import sys, cuesmith.cli; print(cuesmith.__file__, file=sys.stderr); "
+        "sys.exit(cuesmith.cli.main(['quickstart', '--json', '--budget-calls', '60', '--test-size', '5']))"
+    )
+    env = os.environ | {"PYTHONPATH": str(tmp_path / "site")}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=300, cwd=tmp_path, env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith(str(tmp_path / "site"))
+    assert json.loads(done.stdout)["task"] == "objects"
+
+
+def test_the_readme_names_what_there_is() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
+        for node in ast.walk(ast.parse(block)):
+            if isinstance(node, ast.ImportFrom) and node.module is not None:
+                module = importlib.import_module(node.module)
+                assert all(hasattr(module, alias.name) for alias in node.names), node.module
+    assert set(re.findall(r"^\| `([a-z-]+)` \|", readme, re.MULTILINE)) == set(COMPILERS)

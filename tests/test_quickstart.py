@@ -22,9 +22,12 @@ from cuesmith.programs.evaluation import compare, estimate, evaluate
 from cuesmith.programs.progress import Progress
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
+from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.events import EffectDone, Retried, RunStarted, Stopped
 from cuesmith.teleprompters.runtime.statistics import Gain
 
 SETTINGS = Settings(task="max", compilers=("iterative-ape",), test_size=30)
+SHORT = replace(SETTINGS, test_size=12, budget_calls=450)
 
 
 class Obedient:
@@ -101,8 +104,9 @@ def test_the_result_as_text(result: Result) -> None:
     quickstart.show(result, console)
     assert isinstance(console.file, io.StringIO)
     text = console.file.getvalue()
-    for part in ("100.0 %", "+100.0 [", "p < 0.001", "--- before", "+++ after", str(result.rows[0].saved)):
+    for part in ("0.0 [0.0, ", "100.0 [", "+100.0 [", "<0.001", "calls: ", "--- before", "+++ after"):
         assert part in text
+    assert str(result.rows[0].saved) in text
     assert quickstart.TINY in " ".join(text.split()) and quickstart.SIMULATED in " ".join(text.split())
 
 
@@ -111,6 +115,19 @@ def test_a_wrong_key_is_one_clear_line() -> None:
     with pytest.raises(RunFailed, match="auth") as caught:
         run(SETTINGS, read_task(SETTINGS), lm, SimulatedOptimizer())
     assert "\n" not in str(caught.value)
+
+
+def test_a_run_directory_resumes_and_refuses_another_run(tmp_path: Path) -> None:
+    settings, engine = replace(SHORT, run_dir=tmp_path / "run"), Obedient()
+    lm = dspy.LM("test/quickstart-resumed", engine=engine, cache=False)
+    first = run(settings, read_task(settings), lm, SimulatedOptimizer()).rows[0]
+    made = engine.calls
+    second = run(settings, read_task(settings), lm, SimulatedOptimizer()).rows[0]
+    assert engine.calls - made == 2 * settings.test_size  # the held-out scores alone
+    assert second.compilation.best.candidate == first.compilation.best.candidate
+    assert second.compilation.spent.total.replayed == second.compilation.spent.total.calls > 0
+    with pytest.raises(BadInput, match="run"):
+        run(replace(settings, seed=1), read_task(replace(settings, seed=1)), lm, SimulatedOptimizer())
 
 
 def test_a_dollar_cap_on_a_model_without_a_price_is_refused_before_any_call() -> None:
@@ -124,7 +141,7 @@ def test_a_dollar_cap_on_a_model_without_a_price_is_refused_before_any_call() ->
 
 def test_variants_and_their_names() -> None:
     settings = Settings(ablation=True)
-    assert [v.slug for v in settings.variants] == ["iterative-ape", "abo", "abo-no-demonstrations"]
+    assert [v.slug for v in settings.variants] == ["iterative-ape", "abo", "abo-no-demos"]
     bounds = forecast(settings, read_task(settings))
     assert all(f.calls > 100 and f.optimizer_calls > 0 for f in bounds.values())
 
@@ -197,10 +214,18 @@ def test_a_prompt_difference_shows_instructions_and_demonstrations() -> None:
 
 
 def test_gains_are_described_plainly() -> None:
-    assert report.describe_gain(Gain(0.412, 0.3, 0.5, 1e-9, 250)) == "+41.2 [+30.0, +50.0], p < 0.001"
-    assert report.describe_gain(Gain(0.01, -0.02, 0.04, 0.4, 250)).startswith("no significant gain: +1.0")
-    assert report.describe_gain(Gain(-0.2, -0.3, -0.1, 0.001, 250)) == "-20.0 [-30.0, -10.0], p = 0.001"
+    sure, none = Gain(0.412, 0.3, 0.5, 1e-9, 250), Gain(-0.01, -0.02, 0.04, 0.4, 250)
+    assert (report.describe_gain(sure), report.describe_p(sure)) == ("+41.2 [+30.0, +50.0]", "<0.001")
+    assert (report.describe_gain(none), report.describe_p(none)) == ("-1.0 [-2.0, +4.0]", "0.400")
     assert report.describe_gain(Gain(math.nan, math.nan, math.nan, 1.0, 0)) == "not measured"
+
+
+def test_no_significant_gain_is_said_in_plain_words(result: Result) -> None:
+    row = replace(result.rows[0], gain=Gain(0.01, -0.02, 0.04, 0.4, 250))
+    console = Console(file=io.StringIO(), width=80)
+    quickstart.show(replace(result, rows=(row,)), console)
+    assert isinstance(console.file, io.StringIO)
+    assert "no significant gain on the held-out examples" in console.file.getvalue()
 
 
 # --- progress ---
@@ -209,7 +234,7 @@ def test_gains_are_described_plainly() -> None:
 def test_progress_is_silent_without_a_terminal() -> None:
     console = Console(file=io.StringIO())
     with Progress(console) as progress:
-        run(SETTINGS_IN_MEMORY, read_task(SETTINGS), target(), SimulatedOptimizer(), callbacks=(progress,))
+        run(SHORT, read_task(SETTINGS), target(), SimulatedOptimizer(), callbacks=(progress,))
         progress.stage("held-out")
     assert isinstance(console.file, io.StringIO) and console.file.getvalue() == ""
 
@@ -217,15 +242,25 @@ def test_progress_is_silent_without_a_terminal() -> None:
 def test_progress_counts_candidates_and_calls() -> None:
     console = Console(file=io.StringIO(), force_terminal=True, width=160, legacy_windows=False)
     with Progress(console) as progress:
-        run(SETTINGS_IN_MEMORY, read_task(SETTINGS), target(), SimulatedOptimizer(), callbacks=(progress,))
+        run(SHORT, read_task(SETTINGS), target(), SimulatedOptimizer(), callbacks=(progress,))
         status = progress.status()
-    assert "candidates" in status and "best 100.0 [" in status and "calls" in status and "$" not in status
+    assert "candidates" in status and "best 100.0 [" in status and "calls" in status
+
+
+def test_progress_shows_a_failing_provider_and_hides_it_again() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=160, legacy_windows=False)
+    with Progress(console) as progress:
+        progress(RunStarted("ABO", None, False, ("p",), 1, 1, 1, Forecast(10, 90, 100)))
+        progress(Retried("rate limit", 8.0, 1))
+        assert "trying again in 8 s" in progress.status()
+        progress(EffectDone("task", "c1", "e1", "Scored", 1.0, 1, 0))
+        assert "again" not in progress.status() and progress.status().startswith("1 candidates · best -")
+        progress(Stopped("usd", "the cap \x1b[2J [red]of[/red]"))
+    assert isinstance(console.file, io.StringIO)
+    assert "stopped by usd: the cap \\x1b[2J [red]of[/red]" in console.file.getvalue()
 
 
 @pytest.fixture(autouse=True)
 def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Programs are saved under the working directory unless told otherwise."""
     monkeypatch.chdir(tmp_path)
-
-
-SETTINGS_IN_MEMORY = replace(SETTINGS, test_size=12)

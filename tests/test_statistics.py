@@ -48,9 +48,7 @@ def test_missing_scores_are_left_out_and_nothing_is_no_error() -> None:
         paired_gain([0.0, 1.0], [1.0])
 
 
-@pytest.mark.parametrize(
-    ("lost", "won", "ties"), [(0, 0, 5), (0, 6, 4), (3, 9, 20), (7, 7, 1), (60, 95, 300)]
-)
+@pytest.mark.parametrize(("lost", "won", "ties"), [(0, 0, 5), (0, 6, 4), (3, 9, 20), (7, 7, 1), (60, 95, 300)])
 def test_binary_p_value_is_exact_mcnemar(lost: int, won: int, ties: int) -> None:
     baseline = [1.0] * lost + [0.0] * won + [1.0] * ties
     best = [0.0] * lost + [1.0] * won + [1.0] * ties
@@ -69,9 +67,7 @@ def test_graded_p_value_against_enumeration(differences: list[float]) -> None:
     flips = itertools.product((-1, 1), repeat=len(differences))
     sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
     wanted = sum(value >= observed - 1e-9 for value in sums) / len(sums)
-    assert paired_gain([2.0] * len(differences), [2.0 + d for d in differences]).p_value == pytest.approx(
-        wanted
-    )
+    assert paired_gain([2.0] * len(differences), [2.0 + d for d in differences]).p_value == pytest.approx(wanted)
 
 
 def test_random_flips_agree_with_scipy_and_are_seeded() -> None:

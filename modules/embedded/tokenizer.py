@@ -215,7 +215,7 @@ def build(texts: Iterable[str], path: Path, vocab_size: int = 2048) -> None:
         initial_alphabet=sorted(_byte_characters().values()),
     )  # fmt: skip
     cut = re.compile("|".join(re.escape(phrase) for phrase in sorted(phrases, key=len, reverse=True)))
-    inner.train_from_iterable((part for text in texts for part in cut.split(_mark(text)) if part), trainer)
+    inner.train_from_iterator((part for text in texts for part in cut.split(_mark(text)) if part), trainer)
     state = json.loads(inner.to_str())
     state["model"].update(_with_numbers(state["model"], vocab_size - len(phrases)))
     final = tokenizers.Tokenizer.from_str(json.dumps(state))

@@ -27,8 +27,9 @@ def named_predictors(program: dspy.Module) -> list[tuple[str, dspy.Predict]]:
 
 
 def language_models(program: dspy.Module) -> list[dspy.BaseLM]:
-    """Return the LMs that predictors of the program carry themselves, frozen sub-modules included."""
-    found = [module.lm for _, module in program.named_sub_modules(dspy.Predict) if module.lm is not None]
+    """Return the LMs that the program's modules carry as attributes, frozen sub-modules included."""
+    modules = [module for _, module in program.named_sub_modules(dspy.Module)]
+    found = [held for module in modules for held in vars(module).values() if isinstance(held, dspy.BaseLM)]
     return list({id(lm): lm for lm in found}.values())
 
 
@@ -40,11 +41,23 @@ def copy_program(program: dspy.Module) -> dspy.Module:
     """
     memo: dict[int, object] = {id(lm): lm for lm in language_models(program)}
     try:
-        copied = copy.deepcopy(program, memo)
-    except Exception:  # an attribute that cannot be copied: dspy's own way falls back to sharing it
-        copied = program.deepcopy()
+        copied = copy.deepcopy(program, dict(memo))
+    except Exception:
+        copied = copy.deepcopy(program, memo | _uncopiable(program, memo))
     assert isinstance(copied, dspy.Module)
     return copied
+
+
+def _uncopiable(program: dspy.Module, memo: Mapping[int, object]) -> dict[int, object]:
+    """Return the attributes that cannot be copied (a lock, a connection): copies share them, as dspy's do."""
+    shared: dict[int, object] = {}
+    for _, module in reversed(list(program.named_sub_modules(dspy.Module))):  # inner ones first
+        for held in vars(module).values():
+            try:
+                copy.deepcopy(held, {**memo, **shared})
+            except Exception:
+                shared[id(held)] = held
+    return shared
 
 
 _entries: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("cuesmith_entries", default=None)
@@ -226,7 +239,9 @@ def _reaches_lm(function: object) -> bool:
     held += list(getattr(plain, "__defaults__", None) or ())
     owner = getattr(plain, "__self__", None) or (None if code else plain)
     held += list(getattr(owner, "__dict__", {}).values())
-    return any(isinstance(value, dspy.BaseLM) for value in held)
+    return any(
+        isinstance(value, dspy.BaseLM) or (isinstance(value, dspy.Module) and language_models(value)) for value in held
+    )
 
 
 def _filled(cell: CellType) -> bool:

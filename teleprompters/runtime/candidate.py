@@ -34,8 +34,21 @@ def to_json(value: object) -> Json:
     """Return `value` as plain JSON data; what JSON cannot hold becomes its text."""
     if isinstance(value, dspy.Example):
         value = value.toDict()
-    result: Json = to_jsonable_python(value, fallback=str)
+    result: Json = to_jsonable_python(_ordered(value), fallback=str, bytes_mode="base64")
     return result
+
+
+def _ordered(value: object) -> object:
+    """Put sets in an order: theirs differs from process to process, and a content hash must not."""
+    match value:
+        case set() | frozenset():
+            return sorted((_ordered(v) for v in value), key=repr)
+        case dict():
+            return {name: _ordered(v) for name, v in value.items()}
+        case list() | tuple():
+            return [_ordered(v) for v in value]
+        case _:
+            return value
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,10 @@ class Demo:
     def __contains__(self, name: object) -> bool:
         """Return whether the demonstration has a value for the field."""
         return any(name == own for own, _ in self.values)
+
+    def __eq__(self, other: object) -> bool:
+        """Compare by content, as the hash does: 1, 1.0 and True are different values."""
+        return isinstance(other, Demo) and digest(self.values) == digest(other.values)
 
     def __hash__(self) -> int:
         """Hash by content (values may be lists, which do not hash)."""

@@ -1,12 +1,14 @@
 """The one stream of typed events that displays, reports and user callbacks read. Library code never prints.
 
 Events are observations: a callback cannot change a run, and one that raises is reported once by `logging`
-and never ends it. They are emitted on the thread that runs the search, in order. Source: ours.
+and never ends it. They are emitted one at a time, `Retried` by the thread that retries, all others by the
+thread that runs the search. Source: ours.
 """
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeAlias
@@ -127,12 +129,14 @@ class Stream:
 
     def __init__(self, callbacks: Sequence[Callback]) -> None:
         self._callbacks = list(callbacks)
+        self._lock = threading.RLock()
 
     def emit(self, event: Event) -> None:
         """Hand `event` to every callback; one that raises is dropped with a logged warning."""
-        for callback in tuple(self._callbacks):
-            try:
-                callback(event)
-            except Exception:
-                logger.warning("callback %r raised and gets no further events", callback, exc_info=True)
-                self._callbacks.remove(callback)
+        with self._lock:
+            for callback in tuple(self._callbacks):
+                try:
+                    callback(event)
+                except Exception:
+                    logger.warning("callback %r raised and gets no further events", callback, exc_info=True)
+                    self._callbacks.remove(callback)

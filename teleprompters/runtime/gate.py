@@ -13,6 +13,8 @@ import hashlib
 import json
 import random
 import threading
+import time
+import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
@@ -39,6 +41,10 @@ from cuesmith.teleprompters.runtime.throttle import Throttle
 _SECRET_OPTIONS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers"})
 _CHARACTERS_PER_TOKEN = 3
 _UNKNOWN_REPLY_TOKENS = 1024
+_KEPT_USAGE = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
+
+BACKOFF = 0.5
+"""Seconds before the second attempt, doubled for each further one, without a hint of the provider's. Ours."""
 
 
 @dataclass
@@ -158,6 +164,8 @@ class Gate:
         self._halt = threading.Event()
         self._jitter = random.Random()
         self._failures_in_a_row = 0
+        if journal is not None:
+            self._recount(journal)
 
     def stop(self, by: str, reason: str = "") -> RunStopped:
         """Close the door: nothing is sent any more. Returns what to raise."""
@@ -206,12 +214,18 @@ class Gate:
                 return outputs
             answer = None
             if isinstance(action, Wait):
-                await asyncio.sleep(action.seconds)
+                await self._pause(action.seconds)
                 continue
             try:
                 answer = await send()
             except BaseException as error:
                 answer = error
+
+    async def _pause(self, seconds: float) -> None:
+        """Sleep, but no longer than the door stays open."""
+        end = time.monotonic() + seconds
+        while not self._halt.is_set() and (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.2))
 
     def _protocol(self, request: Request) -> Protocol:
         current = effect.get()
@@ -223,12 +237,16 @@ class Gate:
             ticket = yield from self._admission(role, request)
             answer = yield Send()
             if isinstance(answer, Reply):
-                self._accept(ticket, request, answer, key)
+                self._accept(ticket, request, answer, key, role)
                 if current:
                     current.add(role, answer.usage)
                 return answer.outputs
             failed = Usage(calls=request.calls, usd=0.0)
-            self.ledger.settle(ticket, failed)
+            self.ledger.settle(ticket, failed, answered=False)
+            if key is not None:
+                self._keep(f"{key}#{uuid.uuid4().hex}", role, None, failed)
+            if current:
+                current.add(role, failed)
             assert isinstance(answer, BaseException)
             yield Wait(self._after_failure(answer, attempt))
         raise AssertionError("the last attempt returns or raises")
@@ -240,9 +258,22 @@ class Gate:
             return None
         outputs, usage = body["outputs"], body["usage"]
         assert isinstance(outputs, list) and isinstance(usage, dict)
-        self.ledger.replay(role, Usage(**usage))
         current.add(role, Usage(**usage))
         return outputs
+
+    def _recount(self, journal: Journal) -> None:
+        """Count all that earlier sessions of the run paid, before anything is sent: its caps are the run's."""
+        for body in journal.bodies("calls"):
+            role, usage = body["role"], body["usage"]
+            assert role in ("task", "optimizer", "judge") and isinstance(usage, dict)
+            self.ledger.replay(role, Usage(**usage))
+
+    def _keep(self, key: str, role: Role, outputs: Sequence[object] | None, usage: Usage) -> None:
+        """Journal a call; without outputs it is only counted by a resumed run."""
+        assert self.journal is not None
+        used = {name: getattr(usage, name) for name in _KEPT_USAGE}
+        kept = None if outputs is None else list(outputs)
+        self.journal.put("calls", key, {"outputs": kept, "usage": used, "role": role})
 
     def _admission(self, role: Role, request: Request) -> Generator[Wait, object, Ticket]:
         size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if self.ledger.budget.tokens is not None else 0
@@ -257,18 +288,21 @@ class Gate:
             elif not self.release():
                 raise self.stop(answer, f"the budget's cap on {answer} is reached")
 
-    def _accept(self, ticket: Ticket, request: Request, reply: Reply, key: str | None) -> None:
+    def _accept(self, ticket: Ticket, request: Request, reply: Reply, key: str | None, role: Role) -> None:
+        # The journal first: a reply that a kill finds on its way there is paid twice.
+        if key is not None and _storable(reply.outputs):
+            self._keep(key, role, reply.outputs, reply.usage)
+        elif key is not None:
+            self._keep(f"{key}#{uuid.uuid4().hex}", role, None, reply.usage)
         self.ledger.settle(ticket, reply.usage)
         self._failures_in_a_row = 0
         self.throttle.speed_up()
-        if key is not None and self.journal is not None and _storable(reply.outputs):
-            usage = {name: getattr(reply.usage, name) for name in ("calls", "input_tokens", "output_tokens", "usd")}
-            self.journal.put("calls", key, {"outputs": list(reply.outputs), "usage": usage})
         if self.ledger.budget.usd is not None and not reply.price_known and reply.usage.calls:
             self.stop("configuration", "unknown price")
             raise UnknownPrice(
                 f"Budget(usd={self.ledger.budget.usd}) needs the price of every call, but {request.model} "
-                "reports none: register its price with litellm.register_model, or cap calls= or tokens="
+                "reports none: register its price with litellm.register_model and reach it by "
+                "dspy.LM(..., engine='litellm'), or cap calls= or tokens="
             )
 
     def _after_failure(self, error: BaseException, attempt: int) -> float:
@@ -285,7 +319,7 @@ class Gate:
         hint = getattr(error, "retry_after", None)
         if isinstance(error, LMRateLimitError):
             self.throttle.slow_down(hint)
-        backoff = min(60.0, 0.5 * 2.0**attempt) * self._jitter.uniform(0.5, 1.5)
+        backoff = min(60.0, BACKOFF * 2.0**attempt) * self._jitter.uniform(0.5, 1.5)
         delay = max(backoff, hint * self._jitter.uniform(1.0, 1.1)) if hint is not None else backoff
         self._on_retry(self.redactor(f"{type(error).__name__}: {error}"), delay, attempt + 1)
         return delay

@@ -8,10 +8,11 @@ headers are never written. Source: ours; measured in benchmarks/kernel.py.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sqlite3
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -40,17 +41,21 @@ class Journal:
     def __init__(self, run_dir: Path, identity: Mapping[str, str], redact: Callable[[str], str]) -> None:
         self._redact = redact
         self._lock = threading.Lock()
+        opened = contextlib.ExitStack()
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
             self._db = sqlite3.connect(run_dir / FILE, check_same_thread=False, isolation_level=None, timeout=1.0)
+            opened.callback(self._db.close)
             self._open(run_dir)
             self._known = {table: self._keys(table) for table in ("calls", "outcomes")}
         except sqlite3.OperationalError as error:
+            opened.close()
             raise JournalError(
                 f"run_dir {str(run_dir)!r} cannot be opened ({error}): is another process "
                 "compiling into it? Give each run its own directory"
             ) from error
         except (sqlite3.DatabaseError, OSError) as error:
+            opened.close()
             raise JournalError(f"run_dir {str(run_dir)!r} is not usable as a journal: {error}") from error
         self._check_identity(run_dir, identity)
 
@@ -67,7 +72,9 @@ class Journal:
     def _check_identity(self, run_dir: Path, identity: Mapping[str, str]) -> None:
         stored = {str(k): str(v) for k, v in self._db.execute("SELECT key, body FROM meta")}
         if not stored:
+            self._db.execute("BEGIN")  # all of it or nothing: half an identity would refuse its own run
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", list(identity.items()))
+            self._db.execute("COMMIT")
             return
         differing = sorted(k for k in {*stored, *identity} if stored.get(k) != identity.get(k))
         if differing:
@@ -91,9 +98,17 @@ class Journal:
         body: dict[str, object] = json.loads(row[0])
         return body
 
+    def bodies(self, table: Table) -> Iterator[dict[str, object]]:
+        """Yield every body of a table, in no particular order."""
+        with self._lock:
+            rows = self._db.execute(f"SELECT body FROM {table}").fetchall()
+        for (text,) in rows:
+            body: dict[str, object] = json.loads(text)
+            yield body
+
     def put(self, table: Table, key: str, body: Mapping[str, object]) -> None:
         """Store a body; it survives a kill once this returns. A key that is there already keeps its body."""
-        text = self._redact(json.dumps(body, ensure_ascii=True, separators=(",", ":")))
+        text = json.dumps(_redacted(dict(body), self._redact), ensure_ascii=True, separators=(",", ":"))
         with self._lock:
             self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
             self._known[table].add(key)
@@ -102,3 +117,14 @@ class Journal:
         """Close the files; a closed journal can be opened by another process."""
         with self._lock:
             self._db.close()
+
+
+def _redacted(value: object, redact: Callable[[str], str]) -> object:
+    """Redact each text by itself: JSON's escapes would hide a key that stands after a line break."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: _redacted(v, redact) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_redacted(v, redact) for v in value]
+    return value

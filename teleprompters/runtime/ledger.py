@@ -215,12 +215,12 @@ class Ledger:
         """Whether settling what is in flight can make room: reservations are worst cases, cache hits are free."""
         return any(t.may_hit for t in self._open) or (cap in ("tokens", "usd") and bool(self._open))
 
-    def settle(self, ticket: Ticket, usage: Usage) -> None:
-        """Replace a reservation by what the call did use."""
+    def settle(self, ticket: Ticket, usage: Usage, *, answered: bool = True) -> None:
+        """Replace a reservation by what the call did use; one that failed tells nothing of what calls cost."""
         with self._lock:
             self._open.remove(ticket)
             self._used[ticket.role] = self._used.get(ticket.role, Usage()) + usage
-            if usage.calls and (usage.tokens or usage.usd):
+            if usage.calls and answered:
                 worst = self._worst.get(ticket.role, Usage())
                 per = max(1, usage.calls)
                 self._worst[ticket.role] = replace(
@@ -229,8 +229,6 @@ class Ledger:
                     output_tokens=max(worst.output_tokens, math.ceil(usage.output_tokens / per)),
                     usd=max(worst.usd or 0.0, (usage.usd or 0.0) / per),
                 )
-            elif usage.calls:
-                self._worst.setdefault(ticket.role, Usage())
 
     def replay(self, role: Role, usage: Usage) -> None:
         """Count a call that an earlier session of the run made and its journal has answered now."""

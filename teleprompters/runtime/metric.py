@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from types import CodeType
 from typing import TypeAlias
 
 import dspy
@@ -66,11 +67,18 @@ class Metric:
         name = (
             f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', type(self.function))}"
         )
-        return name if code is None else f"{name}:{code.co_code.hex()}:{[c for c in code.co_consts if _plain(c)]!r}"
+        return name if code is None else f"{name}:{_text(code)}"
 
 
-def _plain(constant: object) -> bool:
-    return constant is None or isinstance(constant, str | int | float | bool | bytes)
+def _text(part: object) -> str:
+    """Return a text of code or of a constant in it that is the same in every process."""
+    if isinstance(part, CodeType):
+        return f"{part.co_code.hex()}{part.co_names}[{','.join(_text(c) for c in part.co_consts)}]"
+    if isinstance(part, frozenset):
+        return f"{{{','.join(sorted(_text(c) for c in part))}}}"
+    if isinstance(part, tuple):
+        return f"({','.join(_text(c) for c in part)})"
+    return repr(part)
 
 
 def _arity(function: MetricFunction) -> int:
@@ -86,6 +94,8 @@ def _arity(function: MetricFunction) -> int:
     positional = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
     required = sum(p.default is p.empty for p in positional)
     most = 5 if any(p.kind is p.VAR_POSITIONAL for p in parameters) else len(positional)
+    if required == 2 and len(positional) > 2 and positional[2].default is not None:
+        most = 2  # an option of the metric's own, such as `tolerance=0.1`: it is no trace
     names_only = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
     for arity in (5, 3, 2):
         if required <= arity <= most and (arity != 5 or required == 5 or "pred_name" in [p.name for p in positional]):

@@ -162,8 +162,8 @@ def rank(scores: Sequence[Scores]) -> list[Scores]:
     """
     if len({len(s.outcomes) for s in scores}) > 1:
         raise ValueError("candidates can be ranked only on the same examples")
-    known = [s for s in scores if s.n]
-    common = [i for i in range(len(known[0].outcomes)) if all(s.values[i] is not None for s in known)] if known else []
+    rows = [s.values for s in scores if s.n]
+    common = [i for i, column in enumerate(zip(*rows, strict=True)) if None not in column]
 
     def key(s: Scores) -> tuple[bool, float, int]:
         values = s.values

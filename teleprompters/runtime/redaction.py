@@ -8,8 +8,12 @@ from collections.abc import Iterable, Mapping
 
 import dspy
 
-_NAMES = re.compile(r"(api[-_]?key|token|secret|password|authorization)$", re.IGNORECASE)
-_SHAPES = re.compile(r"(?i)\b(?:sk|pk|rk|gsk|xai|hf|ghp|AIza)[-_][\w\-]{12,}|\bBearer\s+[\w.\-~+/=]{8,}")
+_NAMES = re.compile(r"(api[-_]?key|access[-_]?key|token|secret|password|authorization|credentials)$", re.IGNORECASE)
+# A key has a digit in it: without that, `hf_hub_download` or `sk-learn-pipeline` in a reply would be taken for one.
+_SHAPES = re.compile(
+    r"(?i)\b(?:sk|pk|rk|gsk|xai|hf|gh[pousr])[-_](?=[\w\-]*\d)[\w\-]{12,}"
+    r"|\bAIza[\w\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bBearer\s+[\w.\-~+/=]{8,}"
+)
 _MARK = "[redacted]"
 
 

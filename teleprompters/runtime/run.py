@@ -20,6 +20,7 @@ from typing import TypeVar
 import dspy
 from dspy.utils.exceptions import LMError
 
+from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, digest, example_id, to_json
@@ -87,6 +88,7 @@ class Run:
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
+        self._costs: dict[str, Usage] = {}
         self._beam: tuple[str, ...] = ()
 
     def rng(self, *key: object) -> random.Random:
@@ -202,6 +204,11 @@ class Run:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
         return tuple(self._value(candidate, example) for example in examples)
 
+    def cost(self, scores: Scores) -> Usage:
+        """Return what the program runs behind `scores` used, whichever session of the run made them."""
+        keys = [_score_key(scores.candidate, example) for example in scores.examples]
+        return sum((self._costs.get(key, Usage()) for key in dict.fromkeys(keys)), Usage())
+
     def trials(self) -> tuple[Trial, ...]:
         """Return every candidate with a score on a selection example, best first."""
         trials = []
@@ -244,10 +251,11 @@ class Run:
     async def _score_once(self, candidate: Candidate, example: dspy.Example, key: str) -> Outcome:
         stored = self._journal.get("outcomes", key) if self._journal else None
         if stored is not None:
-            outcome = self._recall(stored)
+            outcome = self._recall(key, stored)
         else:
             current = Effect(key, "task")
             outcome = await self._scorer.run(candidate, example, current)
+            self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
         self._emit("task", candidate.id, example_id(example), outcome)
         return outcome
@@ -263,7 +271,7 @@ class Run:
         warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
         config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
         effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
-        current_draw.set(rollout)
+        current_draw.set(self.rng(key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
         work = functools.partial(dspy.Predict(signature), **inputs, config=config)
         self._gate.check()
         try:
@@ -287,11 +295,10 @@ class Run:
             used = {role: asdict(usage) for role, usage in current.used.items()}
             self._journal.put("outcomes", key, {"outcome": outcome_to_json(outcome), "used": used})
 
-    def _recall(self, stored: Mapping[str, object]) -> Outcome:
+    def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
         assert isinstance(body, dict) and isinstance(used, dict)
-        for role, usage in used.items():
-            self._gate.ledger.replay(role, Usage(**usage))
+        self._costs[key] = sum((Usage(**usage) for usage in used.values()), Usage())
         return outcome_from_json(body)
 
     def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:

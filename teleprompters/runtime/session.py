@@ -165,8 +165,7 @@ class Session:
             self.stream.emit(Stopped(stop.by, self.gate.reason))
             self._require_any(stop)
             return run.best_so_far()
-        best = run.best_so_far()
-        return found if best == run.baseline and found == best else self._better_of(found, best)
+        return self._better_of(found, run.best_so_far())
 
     def _better_of(self, found: Candidate, best: Candidate) -> Candidate:
         """Return the search's choice, unless the student itself or another candidate scored above it."""
@@ -193,7 +192,7 @@ class Session:
 
     def _hold_back(self, baseline: Scores) -> None:
         """Keep the report's cost out of the search's reach: both programs on all fresh examples, or a share."""
-        used, n = self.ledger.spent().total, max(1, len(baseline.outcomes))
+        used, n = self.run.cost(baseline), max(1, len(baseline.outcomes))
         runs, budget = 2 * len(self.job.split.fresh), self.job.budget
 
         def held(cap: float | None, per_run: float) -> float | None:

@@ -36,14 +36,14 @@ class Throttle:
         return len(self._waiting)
 
     def slow_down(self, retry_after: float | None) -> None:
-        """Halve the limit; further calls are ignored for `retry_after` seconds (1 if unknown).
+        """Halve the limit; further calls are ignored for `retry_after` seconds (at least 1).
 
         All calls in flight hit one rate limit together: that is one signal, not thirty-two.
         """
         now = self._clock()
         if now < self._deaf_until:
             return
-        self._deaf_until = now + (retry_after if retry_after is not None else 1.0)
+        self._deaf_until = now + max(1.0, retry_after or 0.0)
         self.limit = max(1.0, self.limit / 2)
 
     def speed_up(self) -> None:

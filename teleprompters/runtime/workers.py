@@ -9,6 +9,7 @@ benchmarks/kernel.py.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import threading
 import time
@@ -81,13 +82,17 @@ class Workers:
             self._queue.append(item)  # type: ignore[arg-type]
             if self._idle:
                 self._ready.notify()
-            elif self._threads < self._throttle.maximum:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="cuesmith-worker", daemon=True).start()
+            self._staff()
         if not self._watching and (self._timeout is not None or self._deadline is not None):
             self._watching = True
             self._watch()
         return future
+
+    def _staff(self) -> None:
+        """Start a thread if there is more work than idle threads, of which some may be on their way to it."""
+        if len(self._queue) > self._idle and self._threads < self._throttle.maximum:
+            self._threads += 1
+            threading.Thread(target=self._serve, name="cuesmith-worker", daemon=True).start()
 
     def close(self) -> None:
         """Let the threads go; what is still in flight is left behind."""
@@ -128,7 +133,8 @@ class Workers:
                 self._ready.notify()
             wake, self._waking = not self._waking, True
         if wake:
-            self._loop.call_soon_threadsafe(self._deliver)
+            with contextlib.suppress(RuntimeError):  # the loop is gone, and with it all who waited
+                self._loop.call_soon_threadsafe(self._deliver)
         return True
 
     def _deliver(self) -> None:
@@ -138,7 +144,9 @@ class Workers:
         for item in done:
             if item.future.done():
                 continue
-            if item.error is not None:
+            if isinstance(item.error, StopIteration):  # a future refuses it
+                item.future.set_exception(RuntimeError("the work raised StopIteration"))
+            elif item.error is not None:
                 item.future.set_exception(item.error)
             else:
                 item.future.set_result(item.result)
@@ -153,9 +161,9 @@ class Workers:
                 self._running.discard(item)
                 self._threads -= 1
             busy = not self._closed and bool(self._running or self._queue)
-            while late and self._queue and self._threads < self._throttle.maximum and self._idle == 0:
-                self._threads += 1
-                threading.Thread(target=self._serve, name="cuesmith-worker", daemon=True).start()
+            for _ in late:
+                self._ready.notify()
+                self._staff()
             self._watching = busy
         for item in late:
             if not item.future.done():

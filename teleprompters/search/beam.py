@@ -13,7 +13,10 @@ from cuesmith.teleprompters.runtime.run import Run
 
 def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the candidates without those whose prompts another one before has, in order."""
-    return list({candidate.id: candidate for candidate in reversed(list(candidates))}.values())[::-1]
+    first: dict[str, Candidate] = {}
+    for candidate in candidates:
+        first.setdefault(candidate.id, candidate)
+    return list(first.values())
 
 
 async def keep_best(run: Run, pool: Iterable[Candidate], width: int) -> list[Scores]:

@@ -1,0 +1,142 @@
+"""Where a response first leaves its steps: rules that need no model, and the count that decides what to edit.
+
+Source: 2402.02101 section 6 analyses where the target fails to follow; the rules and the count are ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import dspy
+
+from cuesmith.signatures import Deviation
+from cuesmith.teleprompters.runtime.evidence import (
+    REASONING,
+    answer_fields,
+    feedback_of,
+    gold,
+    has_reasoning,
+    inputs_of,
+    render_fields,
+    shown_failure,
+)
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
+
+KINDS: tuple[Deviation, ...] = ("skipped", "misapplied", "insufficient", "format")
+"""In the order that breaks ties."""
+
+_LABEL = re.compile(r"\bstep\s*(\d{1,3})\s*\**\s*[:.)]", re.IGNORECASE)
+
+
+def labelled(text: str) -> Iterator[tuple[int, str]]:
+    """Yield (k, the work) of every "Step k:" in a text, in the text's order."""
+    marks = list(_LABEL.finditer(text))
+    ends = [*(mark.start() for mark in marks[1:]), len(text)]
+    for mark, end in zip(marks, ends, strict=False):
+        yield int(mark[1]), text[mark.end() : end].strip(" \n\t*")
+
+
+def first_missing(text: str, n_steps: int) -> int | None:
+    """Return the first of the steps 1..n that has no label behind the label before it; None if all have one."""
+    due = 1
+    for number, _ in labelled(text):
+        due += number == due
+    return due if due <= n_steps else None
+
+
+@dataclass(frozen=True)
+class Failure:
+    """What one predictor did on an example that the program failed on.
+
+    Attributes:
+        example: The program's example.
+        inputs: What the predictor was given.
+        expected: The right outputs as far as labels tell them.
+        response: All that it wrote.
+        reasoning: The text in which its steps' labels stand; None where no field shows it.
+        parsed: Whether its reply could be used.
+        feedback: The metric's words, or the parse error.
+    """
+
+    example: dspy.Example
+    inputs: Mapping[str, object]
+    expected: Mapping[str, object]
+    response: str
+    reasoning: str | None
+    parsed: bool
+    feedback: str
+
+    def shown(self) -> str:
+        """Return the failure as the optimizer is shown it."""
+        return shown_failure(self.inputs, self.expected, self.response, self.feedback)
+
+    def shown_expected(self) -> str:
+        """Return the right outputs, or where nobody knows them what the metric says."""
+        return render_fields(self.expected or {"feedback": self.feedback})
+
+
+def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequence[str],
+                 signature: type[dspy.Signature]) -> Failure | None:
+    """Return what predictor `name` did in a failed run; None if it had no part in it.
+
+    A reply that could not be used is that of the first predictor, in the program's order, without a call in the
+    trace: the others are not blamed for it.
+
+    Args:
+        example: The program's example.
+        outcome: What became of it.
+        name: The predictor.
+        names: All predictors.
+        signature: The predictor's signature.
+    """
+    if not isinstance(outcome, Scored | ParseFailure):
+        return None
+    calls = [step for step in outcome.trace if step.predictor == name]
+    feedback, expected = feedback_of(outcome), gold(example, signature)
+    if isinstance(outcome, ParseFailure):
+        done = {step.predictor for step in outcome.trace}
+        if name != next((other for other in names if other not in done), None):
+            return None
+        inputs = inputs_of(example)
+        reasoning = outcome.response if has_reasoning(signature) else None
+        return Failure(example, inputs, expected, outcome.response, reasoning, False, feedback)
+    if not calls:
+        return None
+    last = calls[-1]
+    reasoning = last.outputs.get(REASONING, "") if has_reasoning(signature) else None
+    answered = all(last.outputs.get(field, "").strip() for field in answer_fields(signature))
+    return Failure(example, last.inputs, expected, render_fields(last.outputs), reasoning, answered, feedback)
+
+
+def by_rule(failure: Failure, n_steps: int) -> tuple[int, Deviation] | None:
+    """Return the first deviating step and its kind where a rule can tell; None is for the model to tell.
+
+    A step without its label in order was skipped. With all labels there, or none at all, a reply that could
+    not be used, or an empty answer, breaks the last step, which is about the answer's form.
+
+    Args:
+        failure: The failed response.
+        n_steps: How many steps it had to follow.
+    """
+    missing = None if failure.reasoning is None else first_missing(failure.reasoning, n_steps)
+    if missing is not None and (failure.parsed or missing > 1):
+        return missing, "skipped"
+    return None if failure.parsed else (n_steps, "format")
+
+
+@dataclass(frozen=True)
+class Located:
+    """A failure with its first deviating step."""
+
+    failure: Failure
+    step: int
+    kind: Deviation
+
+
+def most_frequent(located: Sequence[Located]) -> list[tuple[int, Deviation]]:
+    """Return the (step, kind) pairs, the most frequent first; ties: the earlier step, then `KINDS`."""
+    counts = Counter((one.step, one.kind) for one in located)
+    return sorted(counts, key=lambda pair: (-counts[pair], pair[0], KINDS.index(pair[1])))

@@ -1,0 +1,66 @@
+"""Having examples worked by the optimizer, and keeping only work that holds. Source: 2402.02101 section 6; the
+tests and the retries are ours."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from cuesmith.signatures import WorkExample
+from cuesmith.teleprompters.runtime.evidence import render_fields
+from cuesmith.teleprompters.runtime.outcomes import value
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.demos import Demonstration, fault
+from cuesmith.teleprompters.search.material import Case
+from cuesmith.teleprompters.search.texts import text_field
+
+
+class Worked(NamedTuple):
+    """Demonstrations that passed, in the order of their cases, and why others were dropped."""
+
+    demonstrations: tuple[Demonstration, ...] = ()
+    dropped: tuple[str, ...] = ()
+
+
+async def demonstrate(run: Run, steps: Sequence[str], cases: Sequence[Case], *, retries: int, threshold: float,
+                      salt: str) -> Worked:
+    """Have each case worked by following the steps.
+
+    A demonstration is kept only if its outputs earn the metric on its own example, its work carries every
+    step's label in order, and the last step ends in the outputs.
+
+    Args:
+        run: The run.
+        steps: What to follow.
+        cases: What to work; their outputs are right as far as labels and past successes tell.
+        retries: Further draws for a case whose work does not pass; then it is dropped.
+        threshold: The score that earns the metric.
+        salt: Separates draws on the same steps and cases.
+    """
+    found = await asyncio.gather(*(_work(run, steps, case, retries, threshold, salt) for case in cases))
+    return Worked(tuple(one for one in found if isinstance(one, Demonstration)),
+                  tuple(one for one in found if isinstance(one, str)))
+
+
+async def _work(run: Run, steps: Sequence[str], case: Case, retries: int, threshold: float, salt: str
+                ) -> Demonstration | str:
+    """Return the demonstration, or why there is none."""
+    if not await _earns(run, case, threshold):
+        return "its own outputs do not earn the metric"
+    request = {"steps": list(steps), "inputs": render_fields(case.inputs), "outputs": render_fields(case.outputs)}
+    why: str | None = "the optimizer gave no work"
+    for attempt in range(retries + 1):
+        for reply in await run.ask(WorkExample, request, salt=f"{salt}, try {attempt}"):
+            work = text_field(reply, "work")
+            why = fault(work, len(steps), case.outputs)
+            if why is None:
+                return Demonstration(case, work)
+    return str(why)
+
+
+async def _earns(run: Run, case: Case, threshold: float) -> bool:
+    if case.judged:
+        return True
+    score = value(await run.judge(case.example, case.outputs))
+    return score is not None and score >= threshold

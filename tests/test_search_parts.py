@@ -1,0 +1,242 @@
+"""The pure parts of a search: settings, evidence, texts, deviations, demonstrations, use of examples."""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+import dspy
+import pytest
+
+from cuesmith.signatures import parse_steps
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
+from cuesmith.teleprompters.runtime.evidence import (
+    answer_fields,
+    content_key,
+    describe_task,
+    gold,
+    has_reasoning,
+    render_fields,
+    shortened,
+    shown_failure,
+)
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored, Scores, Step
+from cuesmith.teleprompters.search.beam import distinct, turn
+from cuesmith.teleprompters.search.demos import Behavior, Demonstration, ends_in, fault
+from cuesmith.teleprompters.search.deviations import (
+    Failure,
+    Located,
+    by_rule,
+    first_missing,
+    labelled,
+    most_frequent,
+    read_failure,
+)
+from cuesmith.teleprompters.search.material import Case, Casebook, Material, subsets
+from cuesmith.teleprompters.search.setting import Setting
+from cuesmith.teleprompters.search.texts import instruction, step_list
+
+COT = dspy.ChainOfThought("question -> answer").predict.signature
+PLAIN = dspy.Signature("question -> answer")
+
+
+class Examples:
+    """The part of a run that shares out examples: train, select, predictors and seeded generators."""
+
+    def __init__(self, train: list[dspy.Example], select: list[dspy.Example], program: dspy.Module) -> None:
+        self.train, self.select = tuple(train), tuple(select)
+        self.predictors = dict(program.named_predictors())
+
+    def rng(self, *key: object) -> random.Random:
+        """Return a seeded generator."""
+        return random.Random(repr(key))
+
+
+def example(question: str, answer: str = "1") -> dspy.Example:
+    return dspy.Example(question=question, answer=answer).with_inputs("question")
+
+
+@pytest.mark.parametrize(("option", "bad"), [
+    ("width", 0), ("branch", -1), ("steps", -3), ("initial", 0), ("init_examples", 0), ("minibatch", 0),
+    ("threshold", float("nan"))])
+def test_a_setting_out_of_range_is_refused_with_its_value(option: str, bad: float) -> None:
+    with pytest.raises(ValueError, match=f"{option}.*{bad}"):
+        Setting(**{option: bad})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("option", "bad"), [("width", "2"), ("steps", True), ("minibatch", 1.5), ("threshold", "1")])
+def test_a_setting_of_the_wrong_type_is_refused(option: str, bad: object) -> None:
+    with pytest.raises(TypeError, match=option):
+        Setting(**{option: bad})  # type: ignore[arg-type]
+
+
+def test_fields_are_rendered_as_name_and_value() -> None:
+    assert render_fields({"question": "2+2?", "n": 3, "ok": True, "tags": ["ä", "b"]}) == (
+        'question: 2+2?\nn: 3\nok: True\ntags: ["ä", "b"]')
+    assert shown_failure({"q": "x"}, {"a": 1}, "Step 1: y", "too big") == (
+        "q: x\nexpected a: 1\nresponse: Step 1: y\nfeedback: too big")
+    long = shortened("a" * 3000 + "b" * 3000)
+    assert len(long) < 4100 and long.startswith("aaa") and long.endswith("bbb")
+
+
+def test_reasoning_is_no_answer() -> None:
+    assert answer_fields(COT) == ("answer",) and has_reasoning(COT) and not has_reasoning(PLAIN)
+    only = dspy.Signature("question -> reasoning")
+    assert answer_fields(only) == ("reasoning",) and not has_reasoning(only)
+
+
+def test_gold_is_what_the_signature_answers() -> None:
+    one = dspy.Example(question="q", answer="3", accepted=["3", "three"]).with_inputs("question")
+    assert gold(one, COT) == {"answer": "3"}
+    assert gold(dspy.Example(question="q", label="x").with_inputs("question"), COT) == {"label": "x"}
+
+
+def test_a_task_is_described_by_instructions_and_fields() -> None:
+    signature = dspy.Signature("question, n: int -> answer: bool", "Answer it.")
+    assert describe_task(signature, "Do it.") == "Do it.\ninputs: question (str), n (int)\noutputs: answer (bool)"
+
+
+@pytest.mark.parametrize(("found", "steps"), [
+    (["Step 1: Copy.", "2. Add.", " "], ("Copy.", "Add.")),
+    (["Copy.", "copy.", "Add."], ("copy.", "Add.")),
+    ([], ()), ("Copy.", ()), (None, ()), ([3, None], ()), (["x" * 601], ()), (["Write [[ ## answer ## ]]."], ()),
+    ([f"Do {k}." for k in range(30)], (*(f"Do {k}." for k in range(7)), "Do 29.")),
+    (["写下所有数字。", "相加。"], ("写下所有数字。", "相加。"))])
+def test_steps_are_brought_into_form_or_refused(found: object, steps: tuple[str, ...]) -> None:
+    assert step_list(found, 8) == steps
+
+
+@pytest.mark.parametrize(("text", "usable"), [
+    ('"Add them."', "Add them."), ("```\nAdd.\n```", "Add."), ("  ", None), ("x" * 4001, None),
+    ("Use [[ ## answer ## ]]", None), ('"a" or "b"', '"a" or "b"')])
+def test_instructions_are_brought_into_form_or_refused(text: str, usable: str | None) -> None:
+    assert instruction(text) == usable
+
+
+@pytest.mark.parametrize(("text", "missing"), [
+    ("Step 1: a\nStep 2: b\nStep 3: c", None), ("Step 1: a\nStep 3: c", 2), ("so it is", 1), ("", 1),
+    ("Step 2: b\nStep 1: a\nStep 3: c", 2), ("**Step 1:** a **step 2**: b STEP 3. c", None), ("Step 1: a", 2),
+    ("Step 1: a\nStep 1: b\nStep 2: c\nStep 3: d", None)])
+def test_the_first_label_out_of_order_is_found(text: str, missing: int | None) -> None:
+    assert first_missing(text, 3) == missing
+
+
+def test_labelled_work_is_read_in_the_texts_order() -> None:
+    assert list(labelled("Hm. Step 1: 3 4\nStep 2: **7**")) == [(1, "3 4"), (2, "7")]
+
+
+def failure(reasoning: str | None, parsed: bool = True) -> Failure:
+    return Failure(example("q"), {}, {}, reasoning or "", reasoning, parsed, "")
+
+
+@pytest.mark.parametrize(("reasoning", "parsed", "found"), [
+    ("Step 1: a\nStep 2: b", True, None), ("Step 2: b", True, (1, "skipped")), ("Step 1: a", True, (2, "skipped")),
+    ("Step 1: a", False, (2, "skipped")), ("nonsense", False, (2, "format")), (None, True, None),
+    ("Step 1: a\nStep 2: b", False, (2, "format")), (None, False, (2, "format"))])
+def test_rules_come_before_the_model(reasoning: str | None, parsed: bool, found: object) -> None:
+    assert by_rule(failure(reasoning, parsed), 2) == found
+
+
+def test_the_most_frequent_deviation_comes_first_and_ties_go_to_the_earlier_step() -> None:
+    found = [(3, "format"), (2, "misapplied"), (2, "skipped"), (3, "format"), (1, "insufficient")]
+    located = [Located(failure(""), step, kind) for step, kind in found]  # type: ignore[arg-type]
+    assert most_frequent(located) == [(3, "format"), (1, "insufficient"), (2, "skipped"), (2, "misapplied")]
+    assert most_frequent([]) == []
+
+
+def test_a_reply_that_cannot_be_used_is_blamed_on_its_writer() -> None:
+    done = (Step("draft", {"question": "q"}, {"answer": "x"}),)
+    broken = ParseFailure("no field", "Step 1: a", done)
+    assert read_failure(example("q"), broken, "draft", ["draft", "check"], COT) is None
+    blamed = read_failure(example("q"), broken, "check", ["draft", "check"], COT)
+    assert blamed is not None and not blamed.parsed and blamed.response == "Step 1: a"
+    assert read_failure(example("q"), ProviderFailure("down"), "draft", ["draft"], COT) is None
+    empty = read_failure(example("q"), Scored(0.0, "", (Step("p", {}, {"reasoning": "r", "answer": " "}),)), "p",
+                         ["p"], COT)
+    assert empty is not None and not empty.parsed
+
+
+@pytest.mark.parametrize(("text", "outputs", "agrees"), [
+    ("3 + 4 = 7", {"answer": "7"}, True), ("The answer is 7.", {"answer": 7}, True), ("17", {"answer": "7"}, False),
+    ("-7", {"answer": "7"}, False), ("7.5", {"answer": "7"}, False), ("7, not 8", {"answer": "7"}, False),
+    ("True.", {"answer": True}, True), ("cat dog", {"a": "cat", "b": "dog"}, True), ("dog", {"a": "cat"}, False),
+    ("cat", {"a": "cat", "b": "dog"}, False), ("所以答案是三", {"answer": "三"}, True), ("x", {"answer": "🙂"}, True),
+    ("a, b", {"answer": ["a", "b"]}, True), ("in short", {"answer": "word " * 20}, True),
+    ("Ｃａｔ", {"a": "cat"}, True)])
+def test_work_ends_in_the_right_answer(text: str, outputs: dict[str, object], agrees: bool) -> None:
+    assert ends_in(text, outputs) is agrees
+
+
+@pytest.mark.parametrize(("work", "ok"), [
+    ("Step 1: 3 4\nStep 2: 7", True), ("Step 1: 3 4 7", False), ("Step 2: 7\nStep 1: 3 4", False), ("", False),
+    ("Step 1: 3 4\nStep 2: 8", False), ("Step 1:\nStep 2: 7", False), ("Step 1: 3\nStep 2: 7\nStep 3: 7", False),
+    ("Step 1: [[ ## answer ## ]]\nStep 2: 7", False), ("Step 1: " + "x" * 4001 + "\nStep 2: 7", False)])
+def test_a_demonstration_follows_every_step_to_the_answer(work: str, ok: bool) -> None:
+    assert (fault(work, 2, {"answer": "7"}) is None) is ok
+
+
+def test_a_behaviour_goes_where_the_predictor_thinks() -> None:
+    one = Demonstration(Case(example("3 4"), {"question": "3 4"}, {"answer": "7"}, False), "Step 1: 3 4\nStep 2: 7")
+    behavior = Behavior("Add.", ("Copy.", "Add up."), (one,))
+    thinking, plain = behavior.prompt(COT), behavior.prompt(PLAIN)
+    assert dict(thinking.demos[0].values) == {"question": "3 4", "reasoning": one.work, "answer": "7"}
+    assert [name for name, _ in thinking.demos[0].values] == ["question", "reasoning", "answer"]
+    assert plain.demos == () and "question: 3 4\nStep 1: 3 4\nStep 2: 7\nanswer: 7" in plain.instructions
+    for prompt in (thinking, plain):
+        assert parse_steps(prompt.instructions) == ("Add.", ("Copy.", "Add up."))
+
+
+def test_no_demonstration_is_made_of_a_selected_or_watched_question() -> None:
+    train = [example(f"q{k}") for k in range(12)] + [example("Q1 "), example("s0"), example("q2", "other")]
+    run = Examples(train, [example("S0", "2"), example("s1")], dspy.Predict("question -> answer"))
+    material = Material.of(run, Setting())  # type: ignore[arg-type]
+    keys = [content_key(e) for e in material.evidence]
+    assert sorted(keys) == sorted(f"question: q{k}" for k in range(12))
+    assert len(material.watched) == 4 and {*material.watched, *material.workable} == {*material.evidence}
+    assert not {*map(content_key, material.watched)} & {*map(content_key, material.workable)}
+
+
+def test_a_single_example_is_evidence_but_no_demonstration() -> None:
+    run = Examples([example("q")], [example("q")], dspy.Predict("question -> answer"))
+    material = Material.of(run, Setting())  # type: ignore[arg-type]
+    assert len(material.evidence) == 1 and material.watched == material.workable == ()
+
+
+def test_cases_come_from_labels_or_from_successes() -> None:
+    program = dspy.Predict(dspy.Signature("question -> answer: list[int], kind: Literal['a', 'b']",
+                                          custom_types={"Literal": Literal}))
+    run = Examples([], [], program)
+    book = Casebook(run, Setting())  # type: ignore[arg-type]
+    bare = dspy.Example(question="q").with_inputs("question")
+    assert book.case("self", bare) is None and book.needs_traces([bare])
+    trace = (Step("self", {"question": "q", "extra": "z"}, {"answer": "[1, 2]", "kind": "a"}),)
+    candidate = Candidate({"self": Prompt("x")})
+    book.learn([Scores(candidate, (bare,), (Scored(0.5, "", trace),))])
+    assert book.case("self", bare) is None
+    book.learn([Scores(candidate, (bare,), (Scored(1.0, "", trace),))])
+    case = book.case("self", bare)
+    assert case is not None and case.judged
+    assert case.inputs == {"question": "q"} and case.outputs == {"answer": [1, 2], "kind": "a"}
+    full = dspy.Example(question="q", answer=[3], kind="b").with_inputs("question")
+    direct = book.case("self", full)
+    assert direct is not None and not direct.judged and direct.outputs == {"answer": [3], "kind": "b"}
+    assert book.shown("self", [full]) == ["question: q\nanswer: [3]\nkind: b"]
+
+
+def test_samples_are_seeded_and_never_too_large() -> None:
+    run = Examples([], [], dspy.Predict("question -> answer"))
+    pool = [example(f"q{k}") for k in range(3)]
+    once, again = (subsets(run, pool, 4, 5, "x") for _ in range(2))  # type: ignore[arg-type]
+    assert [len(sample) for sample in once] == [3] * 5
+    assert [[e.question for e in s] for s in once] == [[e.question for e in s] for s in again]
+
+
+def test_equal_prompts_are_one_candidate_the_first() -> None:
+    a, b = Candidate({"p": Prompt("a")}, Origin("one")), Candidate({"p": Prompt("b")})
+    twin = Candidate({"p": Prompt("a")}, Origin("two"))
+    found = distinct([a, b, twin])
+    assert [c.origin.move for c in found] == ["one", "student"]
+
+
+def test_predictors_take_turns() -> None:
+    assert [turn(["a", "b"], step) for step in (1, 2, 3)] == ["a", "b", "a"]

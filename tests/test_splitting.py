@@ -1,0 +1,122 @@
+"""Splits: disjoint by content, the same for the same examples, and honest about what is left out."""
+
+import random
+
+import dspy
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cuesmith.teleprompters.runtime.candidate import example_id
+from cuesmith.teleprompters.runtime.splitting import Split, split_examples
+
+
+def _examples(numbers: list[int]) -> list[dspy.Example]:
+    return [dspy.Example(q=f"question {i}", a=str(i)).with_inputs("q") for i in numbers]
+
+
+def _ids(part: tuple[dspy.Example, ...]) -> list[str]:
+    return [example_id(e) for e in part]
+
+
+def _split(
+    train: list[int], val: list[int] | None = None, seed: int = 0, n_select: int = 50, n_fresh: int = 100
+) -> Split:
+    valset = None if val is None else _examples(val)
+    return split_examples(_examples(train), valset, seed=seed, n_select=n_select, n_fresh=n_fresh)
+
+
+NUMBERS = st.lists(st.integers(0, 40), min_size=1, max_size=60)
+
+
+@given(NUMBERS, st.none() | st.lists(st.integers(20, 80), max_size=60), st.integers(0, 5), st.integers(1, 30))
+@settings(max_examples=30, deadline=None)
+def test_disjoint_bounded_and_nothing_invented(
+    train: list[int], val: list[int] | None, seed: int, n_select: int
+) -> None:
+    split = _split(train, val, seed, n_select, 25)
+    parts = [set(_ids(part)) for part in (split.train, split.select, split.fresh)]
+    assert split.train and split.select and len(split.select) <= n_select and len(split.fresh) <= 25
+    assert len(parts[1]) == len(split.select) and len(parts[2]) == len(split.fresh)
+    assert not parts[1] & parts[2] and not parts[0] & parts[2]
+    only_one = len(set(train)) == 1 and not set(val or ()) - set(train)
+    assert (parts[0] == parts[1]) if only_one else not parts[0] & parts[1]
+    given_ids = {example_id(e) for e in _examples([*train, *(val or ())])}
+    assert parts[0] | parts[1] | parts[2] <= given_ids
+
+
+@given(st.lists(st.integers(0, 40), min_size=2, max_size=40, unique=True), st.randoms(use_true_random=False))
+@settings(max_examples=30, deadline=None)
+def test_the_order_given_does_not_matter(numbers: list[int], rng: random.Random) -> None:
+    shuffled = list(numbers)
+    rng.shuffle(shuffled)
+    val = [n + 100 for n in numbers]
+    assert _split(numbers) == _split(shuffled)
+    a, b = _split(numbers, val), _split(numbers, val[::-1])
+    assert (a.select, a.fresh) == (b.select, b.fresh)
+
+
+def test_seeds_differ_and_repeat() -> None:
+    numbers = list(range(40))
+    assert _split(numbers, seed=1) == _split(numbers, seed=1) != _split(numbers, seed=2)
+    assert _split(numbers, numbers[:1], seed=1).select == _split(numbers, seed=1).select
+
+
+def test_shares_without_a_valset() -> None:
+    split = _split(list(range(100)))
+    assert (len(split.train), len(split.select), len(split.fresh)) == (40, 35, 25) and split.notes == ()
+    large = _split(list(range(1000)))
+    assert (len(large.train), len(large.select), len(large.fresh)) == (850, 50, 100)
+
+
+def test_a_valset_is_shared_between_selection_and_report() -> None:
+    split = _split(list(range(10)), list(range(100, 131)))
+    assert _ids(split.train) == _ids(tuple(_examples(list(range(10)))))
+    assert (len(split.select), len(split.fresh)) == (16, 15) and split.notes == ()
+    large = _split([1], list(range(100, 400)))
+    assert (len(large.select), len(large.fresh)) == (50, 100)
+
+
+def test_overlaps_and_duplicates_are_left_out_and_said() -> None:
+    split = _split(list(range(10)), [5, 6, 100, 100, 101, 102])
+    assert {e.a for e in (*split.select, *split.fresh)} == {"100", "101", "102"}
+    assert split.notes == (
+        "3 of the 6 validation examples are duplicates or stand in the training set too, and are not used for "
+        "validation.",
+    )
+    same = _split(list(range(20)), list(range(20)))
+    assert "20 of the 20" in same.notes[0] and len(same.train) + len(same.select) + len(same.fresh) == 20
+    assert not set(_ids(same.train)) & set(_ids(same.select))
+    twice = _split([1, 1, 2, 2, 3, 3])
+    assert len(twice.select) + len(twice.fresh) + len(twice.train) == 3
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "sizes"),
+    [
+        ([1], None, (1, 1, 0)),
+        ([1, 1], None, (1, 1, 0)),
+        ([1], [1], (1, 1, 0)),
+        ([1], [2], (1, 1, 0)),
+        ([1], [2, 3], (1, 1, 1)),
+        ([1, 2], None, (1, 1, 0)),
+        ([1, 2, 3], None, (1, 1, 1)),
+        ([1, 2, 3], [], (1, 1, 1)),
+        ([1, 2], [9], (1, 2, 0)),
+    ],
+)
+def test_tiny_sets(train: list[int], val: list[int] | None, sizes: tuple[int, int, int]) -> None:
+    split = _split(train, val)
+    assert (len(split.train), len(split.select), len(split.fresh)) == sizes
+
+
+def test_one_example_only_is_said() -> None:
+    assert _split([1]).notes == ("There is one training example only: it serves for evidence and for selection alike.",)
+    both = _split([1], [2])
+    assert both.notes == ("There is one validation example only.",) and both.select[0].a == "2"
+
+
+def test_the_same_values_with_other_inputs_are_another_example() -> None:
+    one, two = dspy.Example(q="1", a="2").with_inputs("q"), dspy.Example(q="1", a="2").with_inputs("a")
+    split = split_examples([one, two], None, seed=0, n_select=5, n_fresh=5)
+    assert len(split.train) == len(split.select) == 1 and split.train[0] is not split.select[0]
