@@ -15,7 +15,9 @@ import os
 import random
 import time
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any, Literal
 
@@ -153,7 +155,9 @@ def _names(condition: Condition, rng: random.Random) -> tuple[list[str], list[st
     return list(names)[: condition.inputs], list(names)[condition.inputs :]
 
 
-def _signature(condition: Condition, families: Sequence[Family], rng: random.Random) -> tuple[Any, list[str], list[str]]:
+def _signature(
+    condition: Condition, families: Sequence[Family], rng: random.Random
+) -> tuple[Any, list[str], list[str]]:
     inputs, outputs = _names(condition, rng)
     fields: dict[str, Any] = {name: (str, dspy.InputField()) for name in inputs}
     for family, name in zip(families, outputs, strict=True):
@@ -216,6 +220,12 @@ def wilson(hits: Sequence[bool]) -> tuple[float, float, float]:
     return 100 * p, 100 * (middle - half / (1 + z * z / n)), 100 * (middle + half / (1 + z * z / n))
 
 
+def paired(after: Sequence[bool], before: Sequence[bool]) -> tuple[float, float, float]:
+    """`gain` over the questions that both cells have: the smaller one's, which come first."""
+    n = min(len(after), len(before))
+    return gain(after[:n], before[:n])
+
+
 def gain(after: Sequence[bool], before: Sequence[bool]) -> tuple[float, float, float]:
     """A paired difference in points with its 95 % interval."""
     each = [int(a) - int(b) for a, b in zip(after, before, strict=True)]
@@ -232,11 +242,13 @@ def _show(values: tuple[float, float, float]) -> str:
 Table = dict[str, dict[str, Cell]]
 
 
-def _cell(engine: NanoEngine, family: Family, condition: Condition, n: int, seed: int) -> Cell:
-    questions = random.Random(f"{seed} {family.name} {condition.words}")
-    rng = random.Random(f"{seed} {family.name} {condition.name}")
+def _cell(job: tuple[Path | None, str, Condition, int, int]) -> Cell:
+    weights, name, condition, n, seed = job
+    family = FAMILIES[name]
+    questions = random.Random(f"{seed} {name} {condition.words}")
+    rng = random.Random(f"{seed} {name} {condition.name}")
     calls = [make_call(family, condition, _question(family, condition, questions), rng) for _ in range(n)]
-    return run(engine, calls)
+    return run(NanoEngine.load(weights), calls)
 
 
 def run(engine: NanoEngine, calls: Sequence[Call]) -> Cell:
@@ -257,17 +269,30 @@ def _all(cells: dict[str, Cell], what: str) -> list[bool]:
     return [hit for cell in cells.values() for hit in getattr(cell, what)]
 
 
-def measure(engine: NanoEngine, n: int, seed: int) -> Table:
-    """Run every condition on every family, always on the same questions."""
+BY_FAMILY = {"P vague", "P precise", "C vague", "C precise", "C precise + steps", "C vague, 2 worked demos"}
+
+
+def measure(pool: ProcessPoolExecutor, options: argparse.Namespace, n: int) -> Table:
+    """Run every condition on every family, always on the same questions.
+
+    Conditions whose gate counts families have ``n`` examples a family; where a gate takes all families together,
+    each has a fifth of that (at least 16), unless the condition fits few families.
+    """
     table: Table = {}
-    print(f"n = {n} a cell; exact match in %; P = Predict, C = ChainOfThought")
+    print(f"n = {n} a cell (* {max(16, n // 5)}); exact match in %; P = Predict, C = ChainOfThought")
     print(f"{'condition':27}" + "".join(f"{name[:7]:>8}" for name in FAMILIES) + "    MEAN  parsed", flush=True)
     for condition in CONDITIONS:
-        cells = {f.name: _cell(engine, f, condition, n, seed) for f in FAMILIES.values() if _fits(condition, f)}
+        if options.only not in condition.name:
+            continue
+        names = [f.name for f in FAMILIES.values() if _fits(condition, f)]
+        size = n if condition.name in BY_FAMILY or len(names) < 5 else max(16, n // 5)
+        jobs = [(options.weights, name, condition, size, options.seed) for name in names]
+        cells = dict(zip(names, pool.map(_cell, jobs), strict=True))
         table[condition.name] = cells
-        row = [f"{100 * sum(cells[name].right) / n:8.0f}" if name in cells else f"{'-':>8}" for name in FAMILIES]
+        row = [f"{wilson(cells[f].right)[0]:8.0f}" if f in cells else f"{'-':>8}" for f in FAMILIES]
         means = (wilson(_all(cells, what))[0] for what in ("right", "parsed"))
-        print(f"{condition.name:27}{''.join(row)}" + "".join(f"{mean:8.1f}" for mean in means), flush=True)
+        label = condition.name + ("" if size == n else " *")
+        print(f"{label:27}{''.join(row)}" + "".join(f"{mean:8.1f}" for mean in means), flush=True)
     return table
 
 
@@ -284,7 +309,7 @@ def parse_gate(table: Table, name: str, conditions: Sequence[str], least: float)
 
 def gain_gate(table: Table, name: str, after: str, before: str, least: float, families: int) -> None:
     """How many families gain at least so many points from one condition to the other."""
-    gains = {f: gain(table[after][f].right, table[before][f].right) for f in table[after]}
+    gains = {f: paired(table[after][f].right, table[before][f].right) for f in table[after]}
     good = [f for f, values in gains.items() if values[0] >= least]
     _line(name, len(good) >= families, f"{len(good)} families gain >= {least:.0f} points (>= {families})")
     for family, values in gains.items():
@@ -311,7 +336,8 @@ def gates(table: Table) -> None:
     gain_gate(table, "steps minus precise without steps", "C precise + steps", "C precise", 15, 4)
     gain_gate(table, "two worked demonstrations, vague", "C vague, 2 worked demos", "C vague", 30, 6)
     for after, before in (("P precise + fluff", "P precise"), ("C precise + steps + fluff", "C precise + steps")):
-        cost = gain(_all(table[before], "right"), _all(table[after], "right"))
+        cells = [(table[before][f].right, c.right) for f, c in table[after].items()]
+        cost = gain([x for b, a in cells for x in b[: len(a)]], [x for _, a in cells for x in a])
         _line(f"an irrelevant sentence costs ({after[0]})", cost[0] < 5, f"{_show(cost)} points (< 5)")
     ratio_gate(table, "unseen phrasing, from the grammar", "P unseen phrasing")
     ratio_gate(table, "unseen phrasing, written by hand", "P free phrasing")
@@ -355,13 +381,18 @@ def main() -> None:
     parser.add_argument("--n", type=int, default=0, help="examples a cell")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--weights", type=Path, default=None, help="a folder with another model")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--only", default="", help="only conditions whose name contains this; no gates")
     parser.add_argument("--bigbench", type=Path, default=None, help="folder of object_counting.json and navigate.json")
     options = parser.parse_args()
     n = options.n or (32 if options.quick else 200)
-    engine, start = NanoEngine.load(options.weights), time.monotonic()
-    gates(measure(engine, n, options.seed))
+    start = time.monotonic()
+    with ProcessPoolExecutor(options.processes, mp_context=get_context("spawn")) as pool:
+        table = measure(pool, options, n)
+    if not options.only:
+        gates(table)
     if options.bigbench:
-        bigbench(engine, options.bigbench, n)
+        bigbench(NanoEngine.load(options.weights), options.bigbench, n)
     print(f"{time.monotonic() - start:.0f} s")
 
 

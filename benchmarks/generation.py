@@ -16,8 +16,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -85,18 +87,19 @@ class Reference:
 
     def __init__(self, config: NanoConfig) -> None:
         """Create a Llama of the embedded model's shape."""
-        self._model = LlamaForCausalLM(
-            LlamaConfig(
-                vocab_size=config.vocab_size,
-                hidden_size=config.dim,
-                intermediate_size=config.hidden,
-                num_hidden_layers=config.layers,
-                num_attention_heads=config.heads,
-                num_key_value_heads=config.heads,
-                max_position_embeddings=config.max_length,
-                tie_word_embeddings=True,
-            )
-        ).eval()
+        shape = LlamaConfig(
+            vocab_size=config.vocab_size,
+            hidden_size=config.dim,
+            intermediate_size=config.hidden,
+            num_hidden_layers=config.layers,
+            num_attention_heads=config.heads,
+            num_key_value_heads=config.heads,
+            max_position_embeddings=config.max_length,
+            tie_word_embeddings=True,
+        )
+        model: nn.Module = LlamaForCausalLM(shape)
+        model.train(False)
+        self._generate = cast(Callable[..., Tensor], model.generate)
         self._vocab = config.vocab_size
 
     def rate(self, work: Workload, calls: int) -> float:
@@ -104,7 +107,7 @@ class Reference:
         prompts = torch.randint(4, self._vocab, (calls, 1, work.prompt))
         begin = time.perf_counter()
         for ids in prompts:
-            out = self._model.generate(
+            out = self._generate(
                 ids,
                 attention_mask=torch.ones_like(ids),
                 max_new_tokens=work.new,
@@ -160,8 +163,8 @@ def compare(rounds: int) -> None:
     print(f"{'':34}{'transformers':>13}{'1 caller':>10}{'32 callers':>12}{'ratio (range)':>24}{'calls':>12}")
     for work in WORKLOADS:
         slow, many = max(2, 96 // work.new), 4 * CALLERS
-        for warm in (lambda w=work: reference.rate(w, 2), lambda w=work: embedded.rate(w, CALLERS, CALLERS)):
-            warm()
+        reference.rate(work, 2)  # both warm
+        embedded.rate(work, CALLERS, CALLERS)
         rates = [
             (reference.rate(work, slow), embedded.rate(work, slow, 1), embedded.rate(work, many, CALLERS))
             for _ in range(rounds)
@@ -252,8 +255,8 @@ def engines(rounds: int) -> None:
             with torch.inference_mode(), single_blas_thread():
                 runs: Sequence[Callable[[], object]] = (
                     _decoder(engine, rows).step,
-                    lambda i=inputs: step(*i),
-                    lambda s=session, f=feed: s.run(None, f),
+                    partial(step, *inputs),
+                    partial(session.run, None, feed),
                 )
                 best = [min(old, _fastest(run)) for old, run in zip(best, runs, strict=True)]
         print(f"{rows:6}{best[0]:10.2f}{best[1]:10.2f}{best[2]:14.2f}", flush=True)

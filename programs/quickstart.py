@@ -9,6 +9,7 @@ Source: ours.
 from __future__ import annotations
 
 import json
+import logging
 
 from rich.console import Console
 from rich.table import Table
@@ -45,6 +46,8 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
         BadInput: Before anything ran.
         RunFailed: If no score could be had, as with a wrong key.
     """
+    for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
+        logging.getLogger(library).setLevel(logging.ERROR)
     console = Console(highlight=False)
     task = read_task(settings)
     target, optimizer = models(settings)

@@ -78,9 +78,7 @@ class ToySearch(Compiler):
         for step in range(1, self.steps + 1):
             best = beam[0].candidate
             name = best.names[0]
-            replies = await run.ask(
-                Vary, {"prompt": best.prompts[name].instructions}, n=self.width, salt=f"step{step}"
-            )
+            replies = await run.ask(Vary, {"prompt": best.prompts[name].instructions}, n=self.width, salt=f"step{step}")
             moves = [
                 best.replace(name, instructions=f"{r.variation} v{step}.{i}", origin=Origin("vary", (best.id,)))
                 for i, r in enumerate(replies)
@@ -186,9 +184,7 @@ def toy_lm(engine: ToyEngine, name: str = "toy", **options: object) -> dspy.LM:
 
 def words(n: int, prefix: str = "w") -> list[dspy.Example]:
     """Return n examples of the toy task: repeat a word."""
-    return [
-        dspy.Example(question=f"say {prefix}{i}", answer=f"{prefix}{i}").with_inputs("question") for i in range(n)
-    ]
+    return [dspy.Example(question=f"say {prefix}{i}", answer=f"{prefix}{i}").with_inputs("question") for i in range(n)]
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping
+from typing import Any
 
 import dspy
 import litellm
@@ -27,7 +28,7 @@ from cuesmith import Budget
 PER_CALL = INPUT_TOKENS + OUTPUT_TOKENS
 
 
-def big(lm: dspy.LM, **options: object) -> dspy.Module:
+def big(lm: dspy.LM, **options: Any) -> dspy.Module:
     """Compile a task that needs more than 1,000 calls without a cap."""
     return toy_compile(lm, n_train=20, n_val=100, steps=5, width=5, **options)
 
@@ -134,9 +135,7 @@ def test_cache_hits_are_free(in_flight: int) -> None:
         for example in words(100, "v"):
             dspy.Predict("question -> answer")(question=example.question)
     assert warm.calls == 100
-    compilation = big(
-        toy_lm(cold, name, cache=True), budget=Budget(calls=100), max_in_flight=in_flight
-    ).compilation
+    compilation = big(toy_lm(cold, name, cache=True), budget=Budget(calls=100), max_in_flight=in_flight).compilation
     assert cold.calls == compilation.spent.total.calls == 100
     assert compilation.spent.total.cache_hits >= 50
 

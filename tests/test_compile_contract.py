@@ -40,7 +40,6 @@ class Two(dspy.Module):  # type: ignore[misc]
         self.second = dspy.ChainOfThought("question -> answer")
 
     def forward(self, question: str) -> dspy.Prediction:
-        self.first.predict.config  # noqa: B018
         self.first(question=question)
         return self.second(question=question)
 
@@ -66,11 +65,11 @@ def test_the_student_is_untouched() -> None:
     student = dspy.Predict("question -> answer")
     own = toy_lm(ToyEngine(), "own")
     student.lm, student.demos = own, [dspy.Example(question="say hi", answer="hi")]
-    signature, demos, state = student.signature, student.demos, student.dump_state()
+    signature, demos, before = student.signature, student.demos, Candidate.of(student)
     optimizer = toy_lm(ToyEngine())
     compiled = small(optimizer, student=student)
     assert compiled is not student and not hasattr(student, "compilation")
-    assert student.signature is signature and student.demos is demos and student.dump_state() == state
+    assert student.signature is signature and student.demos is demos and Candidate.of(student) == before
     assert student.lm is own and compiled.lm is own, "predictors keep their LMs"
     assert type(own) is dspy.LM and own.history == [] and optimizer.history == []
     assert compiled.signature.instructions != student.signature.instructions
@@ -80,18 +79,16 @@ def test_the_student_is_untouched() -> None:
 
 
 def test_dspy_is_not_configured() -> None:
-    before = dict(dspy.settings.copy())
-    with dspy.context(lm=None):
+    with dspy.context(lm=None, trace=[]):
+        before = dict(dspy.settings.copy())
         engine = ToyEngine()
         student = dspy.Predict("question -> answer")
         student.set_lm(toy_lm(engine))
         ToySearch(exact, optimizer_lm=toy_lm(engine), steps=1).compile(
             student, trainset=words(6, "t"), valset=words(12, "v")
         )
-        assert dspy.settings.lm is None and dspy.settings.trace is None or dspy.settings.trace == []
-    assert {k: v for k, v in dspy.settings.copy().items() if k != "trace"} == {
-        k: v for k, v in before.items() if k != "trace"
-    }
+        assert engine.calls > 0
+        assert dict(dspy.settings.copy()) == before and dspy.settings.trace == []
 
 
 def test_sync_compile_in_a_running_loop_and_acompile() -> None:
@@ -161,17 +158,18 @@ class Rich(dspy.Signature):  # type: ignore[misc]
 def test_demonstrations_round_trip_through_save_and_load(tmp_path: Path) -> None:
     class AddsDemo(ToySearch):
         async def search(self, run: Run) -> Candidate:
-            await run.record(0, await run.score([run.baseline], run.select))
             demo = Demo.of(
                 {
                     "question": "wie viele? 漢字 🎈",
-                    "place": Address(street="Öl\n\"gasse\"", no=3),
+                    "place": Address(street='Öl\n"gasse"', no=3),
                     "count": 7,
                     "mood": "trüb",
                     "homes": [Address(street="a", no=1)],
                 }
             )
-            return run.baseline.replace("self", demos=[demo], instructions="Schätze.", origin=Origin("demo"))
+            shown = run.baseline.replace("self", demos=[demo], instructions="Schätze.", origin=Origin("demo"))
+            await run.record(0, await run.score([shown], run.select))
+            return shown
 
     def reply(system: str, user: str, drawn: int | None) -> str:
         right = "Schätze" in system
@@ -331,7 +329,7 @@ def test_a_program_that_raises_on_some_outputs_fails_there() -> None:
             self.say = dspy.Predict("question -> answer")
 
         def forward(self, question: str) -> dspy.Prediction:
-            if int(question[5:]) < self.least:
+            if int(question[4:]) < self.least:
                 raise ValueError("too small")
             return self.say(question=question)
 
@@ -356,7 +354,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (
         TypeError,
         "valset",
-        lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), valset=[1]),  # type: ignore[list-item]
+        lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), valset=[1]),
     ),
     (TypeError, "student must be", lambda: ToySearch(exact).compile("program", trainset=words(3))),
     (ValueError, "no predictors", lambda: ToySearch(exact).compile(dspy.Module(), trainset=words(3))),
@@ -373,7 +371,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "Budget", lambda: cuesmith.Budget(calls=0)),
     (ValueError, "Budget", lambda: cuesmith.Budget(usd=math.nan)),
     (ValueError, "Budget", lambda: cuesmith.Budget(tokens=1.5)),  # type: ignore[arg-type]
-    (TypeError, "unexpected", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), num_trials=3)),
+    (TypeError, "unexpected", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), num_trials=3)),  # type: ignore[call-arg]
     (TypeError, "no option num_trials", lambda: cuesmith.compile(dspy.Predict(Q), "iterative-ape", metric=exact,
                                                                  trainset=words(3), num_trials=3)),
     (ValueError, "no compiler is called", lambda: cuesmith.compile(dspy.Predict(Q), "aboo", metric=exact,

@@ -25,26 +25,34 @@ def test_samples_are_solved(name: str, held_out: bool) -> None:
 
 
 def test_looks_are_shared() -> None:
-    """Families of one look solve each other's questions, those of another look do not."""
+    """Families of one look solve each other's questions, those of another look do not (any text is words)."""
     rng = random.Random(0)
     for family in FAMILIES.values():
         question = family.sample(rng, held_out=False)
         for other in FAMILIES.values():
-            assert (other.solve(question) is not None) == (other.look == family.look)
+            if other.look != "words":
+                assert (other.solve(question) is not None) == (other.look == family.look)
 
 
 ANSWERS = [
-    ("first", "cat dog owl", "cat"), ("last", "cat dog owl", "owl"), ("reverse", "cat dog owl", "owl dog cat"),
-    ("count", "cat dog owl", "3"), ("sum", "3 4 5", "12"), ("sum", "3, 4 and 5", "12"), ("max", "3 9 5", "9"), ("min", "7 3 5", "3"),
+    ("first", "cat dog owl", "cat"), ("last", "cat dog owl", "owl"),
+    ("reverse", "cat dog owl", "owl dog cat"),
+    ("count", "cat dog owl", "3"), ("sum", "3 4 5", "12"), ("sum", "3, 4 and 5", "12"),
+    ("max", "3 9 5", "9"), ("min", "7 3 5", "3"),
     ("objects", "I have a potato, three heads of broccoli, a cabbage, and two stalks of celery.", "7"),
-    ("objects", "I have a cow and four cars.", "5"), ("items", "I have a cow, four cars, and a flute.", "3"),
+    ("objects", "I have a cow and four cars.", "5"),
+    ("items", "I have a cow, four cars, and a flute.", "3"),
     ("animals", "I have a cow, four mice, two peaches, and a flute.", "5"),
-    ("fruits", "I have a cow, four mice, two peaches, and a flute.", "2"), ("animals", "I have two plums, and a drum.", "0"),
+    ("fruits", "I have a cow, four mice, two peaches, and a flute.", "2"),
+    ("animals", "I have two plums, and a drum.", "0"),
     ("navigate", "Always face forward. Take 10 steps forward. Take 4 steps backward. Take 6 steps backward.", "True"),
-    ("navigate", "Turn left. Take 2 steps. Turn around. Take 8 steps.", "False"), ("navigate", "Turn left.", "True"),
+    ("navigate", "Turn left. Take 2 steps. Turn around. Take 8 steps.", "False"),
+    ("navigate", "Turn left.", "True"),
     ("position", "Turn left. Take 2 steps. Turn right. Take 1 step.", "-2 1"),
     ("position", "Always face forward. Take 3 steps right. Take 1 step backward.", "3 -1"),
-    ("bool", "not True or False and True", "False"), ("bool", "not False and True", "True"), ("trues", "not True or not False and True", "2"),
+    ("bool", "not True or False and True", "False"),
+    ("bool", "not False and True", "True"),
+    ("trues", "not True or not False and True", "2"),
 ]  # fmt: skip
 
 

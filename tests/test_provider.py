@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -14,7 +15,6 @@ from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, toy_compil
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.events import Event, Missing, Retried
-from cuesmith.teleprompters.runtime.journal import FILE
 from cuesmith.teleprompters.runtime.scoring import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 
@@ -37,7 +37,7 @@ def test_a_key_revoked_in_mid_run(
     tmp_path: Path, engine: str, in_flight: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    small = {"n_val": 24, "width": 2, "steps": 2}
+    small: dict[str, Any] = {"n_val": 24, "width": 2, "steps": 2}
     events: list[Event] = []
     with Provider(revoked(30), latency=0.002) as provider:
         compiled = toy_compile(

@@ -130,7 +130,7 @@ def test_failed_attempts_of_an_earlier_session_stay_counted(tmp_path: Path, monk
 def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
     toy_compile(toy_lm(ToyEngine()), run_dir=tmp_path)
     engine = ToyEngine()
-    with pytest.raises(JournalError, match="differs in: .*seed"):
+    with pytest.raises(JournalError, match=r"differs in: .*seed"):
         toy_compile(toy_lm(engine), run_dir=tmp_path, seed=1)
     assert engine.calls == 0
 

@@ -175,8 +175,15 @@ _OUTPUT_NAMES = ("answer", "answer", "answer", "output", "result", "label", "res
                  "verdict", "value", "prediction", "solution")  # fmt: skip
 _PAIRS = (("True", "False"), ("true", "false"), ("yes", "no"), ("Yes", "No"), ("valid", "invalid"),
           ("correct", "incorrect"), ("right", "wrong"), ("holds", "fails"))  # fmt: skip
-_DESCRIPTIONS = ("the {input|text|question|data|list|given text|user's input}", "{a|the} {question|text|list} to {read|work on|answer|process}",
-                 "{input|text|data} {from a user|of the task|in plain text}")  # fmt: skip
+_DESCRIPTIONS = (
+    "the {input|text|question|data|list|given text|user's input}",
+    "{a|the} {question|text|list} to {read|work on|answer|process}",
+    "{input|text|data} {from a user|of the task|in plain text}",
+)
+_ONLY = (
+    "{Use only|Work only on|Only use|The relevant field is|Apply this to|Look only at|Take it from|Do this for} <in>"
+    "{|, ignore the other field|, not the other field}."
+)
 _RESULTS = ("the {answer|result|output|final answer|response}", "{your|the} {answer|result} to the {question|task}",
             "{short answer|answer only|final result|the value to return}")  # fmt: skip
 
@@ -235,7 +242,8 @@ def _typed(value: str, out: Field) -> str:
 
 
 def _output(family: Family, name: str, rng: random.Random) -> Field:
-    kind, options, roll = "str", (), rng.random()
+    kind, roll = "str", rng.random()
+    options: tuple[str, ...] = ()
     if family.answer_type is int and roll < 0.5:
         kind = "float" if roll < 0.04 else "int"
     elif family.answer_type is bool and roll < 0.6:
@@ -293,7 +301,7 @@ def _instruction(plan: _Plan, kind: str, rng: random.Random) -> str:
     sentences = [core]
     if plan.distractor and (kind != "vague" or rng.random() < 0.5):
         name = f"`{sources[_relevant(plan)]}`"
-        sentences.append(phrasing.expand(f"{{Use only|Work only on|Only use|The relevant field is|Apply this to|Look only at|Take it from|Do this for}} {name}{{|, ignore the other field|, not the other field}}.", rng))
+        sentences.append(phrasing.expand(_ONLY.replace("<in>", name), rng))
         if rng.random() < 0.5:
             sentences.reverse()
     default = core.startswith("Given the fields")
@@ -323,8 +331,9 @@ def _with_block(plan: _Plan, text: str, kind: str, rng: random.Random) -> str:
 def _two_outputs(families: tuple[Family, ...], targets: tuple[str, ...], rng: random.Random) -> str:
     (one, two), (a, b) = (phrasing.noun_phrase(f.name, rng) for f in families), targets
     template = rng.choice((
-        f"{{Give|Return|Write|Find|Output|State}} {one} as `{a}` and {two} as `{b}`.", f"`{a}` is {one} and `{b}` is {two}.",
-        f"{{Put|Write}} {one} into `{a}` and {two} into `{b}`.", f"{{Fill|Set}} `{a}` {{with|to}} {one} and `{b}` {{with|to}} {two}.",
+        f"{{Give|Return|Write|Find|Output|State}} {one} as `{a}` and {two} as `{b}`.",
+        f"`{a}` is {one} and `{b}` is {two}.", f"{{Put|Write}} {one} into `{a}` and {two} into `{b}`.",
+        f"{{Fill|Set}} `{a}` {{with|to}} {one} and `{b}` {{with|to}} {two}.",
         f"For `{a}` {{give|find}} {one}; for `{b}` {{give|find}} {two}.",
     ))  # fmt: skip
     return phrasing.expand(template, rng)
@@ -404,7 +413,7 @@ def draw(rng: random.Random, weights: Mapping[str, float] | None = None) -> Samp
     """
     weights = weights or dict.fromkeys(FAMILIES, 1.0)
     family = FAMILIES[rng.choices(list(weights), list(weights.values()))[0]]
-    families = (family,)
+    families: tuple[Family, ...] = (family,)
     look = [f for f in FAMILIES.values() if f.look == family.look and f is not family and f.name in weights]
     if look and rng.random() < 0.1:
         families = (family, rng.choice(look))

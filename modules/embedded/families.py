@@ -85,9 +85,12 @@ def render_work(solution: Solution) -> str:
 
 # --- words -------------------------------------------------------------------------------------------------
 
-_ONSETS = "b c d f g h j k l m n p r s t v w z br cl dr fl gr pl sh st th tr qu sn".split()
-_VOWELS = "a e i o u ai ea oo ou".split()
-_CODAS = ["", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x"]
+_ONSETS = (
+    "b", "c", "d", "f", "g", "h", "j", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z",
+    "br", "cl", "dr", "fl", "gr", "pl", "sh", "st", "th", "tr", "qu", "sn",
+)  # fmt: skip
+_VOWELS = ("a", "e", "i", "o", "u", "ai", "ea", "oo", "ou")
+_CODAS = ("", "", "", "n", "r", "l", "s", "t", "m", "nd", "rk", "x")
 
 
 def invented_word(rng: random.Random) -> str:
@@ -189,7 +192,8 @@ _IRREGULAR = {
     "mouse": "mice", "goose": "geese", "sheep": "sheep", "wolf": "wolves", "knife": "knives", "shelf": "shelves",
     "calf": "calves", "fish": "fish", "ox": "oxen", "scarf": "scarves", "loaf": "loaves",
     "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes", "head of broccoli": "heads of broccoli",
-    "stalk of celery": "stalks of celery", "bunch of grapes": "bunches of grapes", "head of lettuce": "heads of lettuce",
+    "stalk of celery": "stalks of celery", "bunch of grapes": "bunches of grapes",
+    "head of lettuce": "heads of lettuce",
     "ear of corn": "ears of corn", "pair of scissors": "pairs of scissors",
 }  # fmt: skip
 

@@ -4,6 +4,7 @@ Templates write alternatives as ``{a|b|c}``, which nest; `expand` draws one of t
 something out.
 """
 
+# ruff: noqa: E501
 from __future__ import annotations
 
 import random
@@ -103,7 +104,7 @@ GRAMMAR: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "ask": (
             f"{{Which|What}} {_WORD} {{comes|is|stands|appears|goes|do you read|was listed|is listed}} {{first|at the {_START}|in front|before the others}}?",
-            f"{{With|By}} {{which|what}} {_WORD} does {{the list|it|the input|the text}} {{start|begin|open}}?", f"What does {{the list|the input|it|the text}} {{start|begin|open}} with?",
+            f"{{With|By}} {{which|what}} {_WORD} does {{the list|it|the input|the text}} {{start|begin|open}}?", "What does {the list|the input|it|the text} {start|begin|open} with?",
         ),
     },
     "last": {
@@ -121,7 +122,7 @@ GRAMMAR: dict[str, dict[str, tuple[str, ...]]] = {
         ),
         "ask": (
             f"{{Which|What}} {_WORD} {{comes|is|stands|appears|goes|do you read|was listed|is listed}} {{last|at the {_FINISH}|after the others}}?",
-            f"{{With|By}} {{which|what}} {_WORD} does {{the list|it|the input|the text}} {{end|finish|close|stop}}?", f"What does {{the list|the input|it|the text}} {{end|finish|close|stop}} with?",
+            f"{{With|By}} {{which|what}} {_WORD} does {{the list|it|the input|the text}} {{end|finish|close|stop}}?", "What does {the list|the input|it|the text} {end|finish|close|stop} with?",
         ),
     },
     "reverse": {
@@ -360,7 +361,7 @@ def fluff(rng: random.Random, *, held_out: bool = False) -> str:
     while True:
         text = expand(rng.choice(_FLUFF), rng)
         if is_held_out("fluff:" + text) == held_out:
-            return text if text[-1] in ".!?" else text + "."
+            return text.replace("!.", "!")
 
 
 _STEPWISE = (

@@ -109,7 +109,8 @@ class Tokenizer:
         """
         self._inner = tokenizers.Tokenizer.from_file(str(path))
         self.vocab_size: int = self._inner.get_vocab_size()
-        mark = {role: self._inner.token_to_id(f"<|{role}|>") for role in (*ROLES, _END)}
+        vocabulary = self._inner.get_vocab()
+        mark = {role: vocabulary[f"<|{role}|>"] for role in (*ROLES, _END)}
         self.roles: dict[str, int] = {role: mark[role] for role in ROLES}
         self.end: int = mark[_END]
         added = {key: token.content for key, token in self._inner.get_added_tokens_decoder().items()}

@@ -91,7 +91,8 @@ class Chats:
     def _repeated(self) -> Batch:
         length, rows = self._rng.randint(12, 48), 0
         rows = max(1, self._tokens // (2 * length))
-        half = torch.tensor([[self._rng.randrange(self._tokenizer.vocab_size) for _ in range(length)] for _ in range(rows)])
+        size = self._tokenizer.vocab_size
+        half = torch.tensor([[self._rng.randrange(size) for _ in range(length)] for _ in range(rows)])
         learned = torch.zeros(rows, 2 * length - 1, dtype=torch.bool)
         learned[:, length:] = True
         return Batch(torch.cat((half, half), 1), learned, [()] * rows)
@@ -262,7 +263,8 @@ class Trainer:
         """Write the weights, the configuration and a checkpoint, each in one move."""
         out = self._options.out
         state = {name: t if t.dtype == torch.uint8 else t.half() for name, t in self.model.state_dict().items()}
-        _replace(out / "weights.safetensors", lambda path: save_file({k: v.contiguous() for k, v in state.items()}, path))
+        tensors = {name: tensor.contiguous() for name, tensor in state.items()}
+        _replace(out / "weights.safetensors", lambda path: save_file(tensors, path))
         _replace(out / "config.json", self.config.save)
         checkpoint = {"model": self.model.state_dict(), "muon": self._muon.buffers, "adam": self._adam.state_dict(),
                       "steps": self._steps, "tokens": self._tokens}
@@ -316,7 +318,7 @@ def main() -> None:
     (options.out / "rendezvous").unlink(missing_ok=True)
     if not options.resume:
         build(corpus_texts(options.seed, 12_000), options.out / "tokenizer.json")
-    spawn(_worker, (options,), nprocs=options.processes)
+    spawn(_worker, (options,), nprocs=options.processes)  # type: ignore[no-untyped-call]
     (options.out / "rendezvous").unlink(missing_ok=True)
 
 

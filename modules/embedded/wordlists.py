@@ -1,7 +1,6 @@
 """Plain word lists the generators draw from: English words and identifiers, most frequent first."""
 
-WORDS: tuple[str, ...] = tuple(
-    """
+_WORDS = """
 that are this will which string can used value all when list name file object function default method one
 given use should only any type data number may instance its module set has have into using but must argument
 text new specified current called returns values then other first each path same arguments call line
@@ -234,12 +233,8 @@ synch keepends intraline pprint ore charjunk emu nemu tolines fromlines markup s
 disables stages push gemini finishes collapse paris uuid simulates simpler sock card ceiling allowlist
 symmetry mkstemp doctests embedder referent keyset traced limiting dividend underflow testmod recwarn till
 calltip indexing paren exporting shebang
-""".split()
-)
-"""Common English words of technical prose, 3 to 9 letters."""
-
-IDENTIFIERS: tuple[str, ...] = tuple(
-    """
+"""
+_IDENTIFIERS = """
 str name value isinstance len data key dict int type line path result list obj msg other text sys node bool
 request filename codecs context tuple file object errors code field getattr input item print message schema
 arg exc source pos provider func token encoding part event default url index config hasattr mode prefix
@@ -464,6 +459,10 @@ address_equal reasoning_efforts stem pyver threads compile_args main_request siz
 turn turn_complete arg_names sym_node first_dec pyversion cls_annotations ca_bundle user_agent body_length
 formatters hdlr sort_dicts builddate uname start_identifier last_token modified_request inplace numbytes
 outq environment elements_added strip_metadata normalize_text new_text
-""".split()
-)
+"""
+
+WORDS: tuple[str, ...] = tuple(_WORDS.split())
+"""Common English words of technical prose, 3 to 9 letters."""
+
+IDENTIFIERS: tuple[str, ...] = tuple(_IDENTIFIERS.split())
 """Variable and parameter names, for field names."""

@@ -276,11 +276,13 @@ class Gate:
         self.journal.put("calls", key, {"outputs": kept, "usage": used, "role": role})
 
     def _admission(self, role: Role, request: Request) -> Generator[Wait, object, Ticket]:
-        size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if self.ledger.budget.tokens is not None else 0
+        budget = self.ledger.budget
+        sized = budget.tokens is not None or budget.usd is not None
+        size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
         reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
         while True:
             self.check()
-            answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit)
+            answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
             if isinstance(answer, Ticket):
                 return answer
             if answer is None:

@@ -162,7 +162,7 @@ class Ledger:
         with self._lock:
             self._held = held
 
-    def admit(self, role: Role, calls: int, tokens: int, may_hit: bool) -> Ticket | Cap | None:
+    def admit(self, role: Role, calls: int, tokens: int, may_hit: bool, prompt: int = 0) -> Ticket | Cap | None:
         """Ask to send calls.
 
         Args:
@@ -170,6 +170,7 @@ class Ledger:
             calls: How many leave the process at most.
             tokens: What they may use at most, as far as it is known beforehand.
             may_hit: Whether dspy's cache may answer, so that the reservation may come back.
+            prompt: Tokens of one call's prompt, roughly; a longer one than any before reserves more.
 
         Returns:
             A ticket to settle; or the cap that refuses them; or None: ask again when a call in flight is settled,
@@ -177,13 +178,11 @@ class Ledger:
         """
         with self._lock:
             worst = self._worst.get(role)
-            ticket = Ticket(
-                role,
-                calls,
-                tokens if worst is None else math.ceil(1.25 * worst.tokens) * calls,
-                0.0 if worst is None else 1.25 * (worst.usd or 0.0) * calls,
-                may_hit,
-            )
+            ticket = Ticket(role, calls, tokens, 0.0, may_hit)
+            if worst is not None:
+                each = max(1.25 * worst.tokens, prompt + 1.25 * worst.output_tokens)
+                growth = each / worst.tokens if worst.tokens else 1.25
+                ticket = Ticket(role, calls, math.ceil(each) * calls, growth * (worst.usd or 0.0) * calls, may_hit)
             cap = self._refused_by(ticket)
             probing = self.budget.usd is not None and worst is None and any(t.role == role for t in self._open)
             if cap is None and not probing:

@@ -22,6 +22,9 @@ from cuesmith.teleprompters.runtime.throttle import Throttle
 
 T = TypeVar("T")
 
+_BATCH_S = 0.005
+"""Seconds for which results are gathered while they keep coming."""
+
 
 @dataclass(eq=False)
 class _Item(Generic[T]):
@@ -139,8 +142,11 @@ class Workers:
 
     def _deliver(self) -> None:
         with self._ready:
-            self._waking = False
             done, self._done = self._done, deque()
+            # While results keep coming the loop looks for them itself: waking it costs a thread its turn.
+            self._waking = bool(done)
+        if done:
+            self._loop.call_later(_BATCH_S, self._deliver)
         for item in done:
             if item.future.done():
                 continue
