@@ -363,6 +363,9 @@ def bigbench(engine: NanoEngine, folder: Path, n: int) -> None:
     print(f"\nBIG-bench items, n = {n}; exact match in % [95 % interval]")
     for file, name in (("object_counting", "objects"), ("navigate", "navigate")):
         rows = _bigbench_rows(folder / f"{file}.json", n)
+        solutions = [(FAMILIES[name].solve(text), target) for text, target in rows]
+        reach = wilson([solution is not None and solution.answer == target for solution, target in solutions])
+        print(f"  {file}: the family's own task answers {reach[0]:.1f} %; the other items ask for something else")
         for condition in conditions:
             rng = random.Random(f"{file} {condition.name}")
             calls = []

@@ -102,6 +102,9 @@ def SimulatedOptimizer(*, prior_bias: float = 0.0, noise: float = 0.0, seed: int
 class SimulatedOptimizerEngine:
     """The engine of `SimulatedOptimizer`; thread-safe, stateless but for the count of repeated requests."""
 
+    free = True
+    """It runs in this process: its calls cost nothing, which a budget in dollars has to know."""
+
     def __init__(self, *, prior_bias: float = 0.0, noise: float = 0.0, seed: int = 0) -> None:
         """Set the knobs.
 

@@ -1,6 +1,26 @@
 """The compilers. `from cuesmith.teleprompters import ABO`; another name is another compiler."""
 
-from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.registry import COMPILERS, compile
+from __future__ import annotations
 
-__all__ = ["COMPILERS", "Compiler", "compile"]
+from typing import TYPE_CHECKING
+
+from cuesmith.teleprompters.compiler import Compiler
+from cuesmith.teleprompters.registry import COMPILERS, compile, compiler_class
+
+if TYPE_CHECKING:
+    from cuesmith.teleprompters.abo import ABO
+    from cuesmith.teleprompters.iterative_ape import IterativeAPE
+
+__all__ = ["ABO", "COMPILERS", "Compiler", "IterativeAPE", "compile"]
+
+
+def __getattr__(name: str) -> type[Compiler]:
+    """Load a compiler's class on first use (PEP 562), so that one compiler's dependencies are not another's.
+
+    Raises:
+        AttributeError: If there is no such name.
+    """
+    for key, place in COMPILERS.items():
+        if place.endswith(f":{name}"):
+            return compiler_class(key)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -25,6 +25,8 @@ from cuesmith.modules.embedded.wordlists import IDENTIFIERS
 
 VACUOUS = "The answer follows from the input."
 COPYING = ("first", "last", "reverse", "count")
+BY_STEPS = frozenset(("sum", "objects", "items", "animals", "fruits", "navigate", "position", "trues"))
+"""Families that are mostly out of reach of a direct answer: drawn with reasoning more often."""
 _EXCLUDED = Path(__file__).with_name("excluded.json")
 _NOT_SUPPLIED = "Not supplied for this particular example. "
 
@@ -387,17 +389,17 @@ def _fields(families: tuple[Family, ...], two_inputs: bool, rng: random.Random) 
 def _kind(cot: bool, two: bool, rng: random.Random) -> str:
     if two:
         return rng.choice(("precise", "precise", "precise", "precise", "vague"))
-    weights = {"steps": 38, "steps-vague": 9, "generic": 10, "precise": 17, "vague": 26} if cot else {
-        "steps": 4, "precise": 62, "vague": 34}  # fmt: skip
+    weights = {"steps": 42, "steps-vague": 10, "generic": 9, "precise": 14, "vague": 25} if cot else {
+        "steps": 4, "precise": 66, "vague": 30}  # fmt: skip
     return rng.choices(list(weights), list(weights.values()))[0]
 
 
 def _demonstrations(plan: _Plan, kind: str, rng: random.Random) -> None:
     if kind != "vague":
-        plan.demos = rng.choice((0, 0, 0, 0, 0, 1, 2, 3))
-        plan.supplied = rng.random() < 0.9
+        plan.demos = rng.choice((0, 0, 0, 1, 2, 3, 4, 5))  # the first of them is one more case without any before it
+        plan.supplied = rng.random() < 0.95
         return
-    plan.demos = 0 if rng.random() < 0.1 else rng.choice((1, 2, 2, 2, 3, 3))
+    plan.demos = 0 if rng.random() < 0.08 else rng.choice((1, 2, 2, 3, 3, 4))
     plan.first_learned = rng.random() < 0.2
     plan.supplied = rng.random() < 0.85
     if plan.cot and plan.demos and plan.supplied and rng.random() < 0.7:
@@ -418,7 +420,7 @@ def draw(rng: random.Random, weights: Mapping[str, float] | None = None) -> Samp
     if look and rng.random() < 0.1:
         families = (family, rng.choice(look))
     two_inputs = len(families) == 1 and rng.random() < 0.1
-    cot = rng.random() < 0.52
+    cot = rng.random() < (0.68 if family.name in BY_STEPS else 0.5)
     inputs, outputs = _fields(families, two_inputs, rng)
     if cot:
         outputs = (Field("reasoning"), *outputs)

@@ -100,17 +100,17 @@ def invented_word(rng: random.Random) -> str:
 
 
 def random_word(rng: random.Random, *, held_out: bool = False) -> str:
-    """Draw a real or (one time in three) an invented word, from the held-out tenth or from the rest."""
+    """Draw a real or (one time in four) an invented word, from the held-out tenth or from the rest."""
     while True:
-        word = invented_word(rng) if rng.random() < 0.34 else rng.choice(WORDS)
+        word = invented_word(rng) if rng.random() < 0.25 else rng.choice(WORDS)
         if len(word) > 1 and is_held_out("word:" + word) == held_out:
             return word
 
 
 def word_list(rng: random.Random, *, held_out: bool = False) -> str:
-    """A question of the words look: 4 to 8 different words; ``held_out`` makes every word an unseen one."""
+    """A question of the words look: 3 to 6 different words; ``held_out`` makes every word an unseen one."""
     words: dict[str, None] = {}
-    size = rng.randint(4, 8)
+    size = rng.randint(3, 6)
     while len(words) < size:
         words[random_word(rng, held_out=held_out)] = None
     return " ".join(words)
@@ -155,7 +155,7 @@ def _solve_count(question: str) -> Solution | None:
 
 
 def _number_list(rng: random.Random) -> str:
-    return " ".join(map(str, rng.sample(range(1, 21), rng.randint(4, 7))))
+    return " ".join(map(str, rng.sample(range(1, 16), rng.randint(3, 5))))
 
 
 def _numbers(question: str) -> list[int] | None:
@@ -254,7 +254,7 @@ def _sentence(phrases: list[str]) -> str:
 
 
 def _things_question(rng: random.Random) -> str:
-    size = rng.choice((4, 5, 6, 6, 7, 7, 8, 8, 9, 10))
+    size = rng.choice((2, 3, 3, 4, 4, 5, 5, 6, 7, 8, 10))
     nouns: dict[str, None] = {}
     if rng.random() < 0.25:
         pool = rng.choice((ANIMALS, FRUITS, OTHERS))
@@ -336,7 +336,7 @@ def _leg(length: int, rng: random.Random) -> list[int]:
 
 
 def _facing_forward(rng: random.Random, returns: bool) -> list[str]:
-    moves = [(rng.randint(1, 10), rng.choice(tuple(_SIDES))) for _ in range(rng.randint(2, 5))]
+    moves = [(rng.randint(1, 10), rng.choice(tuple(_SIDES))) for _ in range(rng.randint(1, 3))]
     if returns:
         x = sum(n * _VECTORS[_HEADINGS[_SIDES[side]]][0] for n, side in moves)
         y = sum(n * _VECTORS[_HEADINGS[_SIDES[side]]][1] for n, side in moves)
@@ -344,7 +344,7 @@ def _facing_forward(rng: random.Random, returns: bool) -> list[str]:
         moves += [(n, "backward" if y > 0 else "forward") for n in _leg(abs(y), rng)]
         rng.shuffle(moves)
     else:
-        moves += [(rng.randint(1, 10), rng.choice(tuple(_SIDES))) for _ in range(rng.randint(1, 3))]
+        moves += [(rng.randint(1, 10), rng.choice(tuple(_SIDES))) for _ in range(rng.randint(1, 2))]
     return ["Always face forward", *(_take(n, side) for n, side in moves)]
 
 
@@ -356,9 +356,9 @@ def _random_legs(rng: random.Random, low: int, high: int) -> list[str]:
 
 
 def _turning(rng: random.Random, returns: bool) -> list[str]:
-    sentences = _random_legs(rng, 2, 5)
+    sentences = _random_legs(rng, 1, 4)
     if not returns:
-        return sentences + _random_legs(rng, 1, 4)
+        return sentences + _random_legs(rng, 1, 3)
     _, heading, x, y = _trace(sentences)[-1]
     for length, wanted in ((abs(x), "west" if x > 0 else "east"), (abs(y), "south" if y > 0 else "north")):
         if not length:
@@ -392,8 +392,8 @@ def _walk_question(rng: random.Random) -> str:
         if near_miss:
             sentences = _perturbed(rng, sentences)
         trace = _trace(sentences)
-        home = trace[-1][2:] == (0, 0)
-        if 4 <= len(sentences) <= 10 and home == returns and all(abs(x) < 31 > abs(y) for *_, x, y in trace):
+        home, near = trace[-1][2:] == (0, 0), all(abs(x) < 31 > abs(y) for *_, x, y in trace)
+        if 3 <= len(sentences) <= rng.choice((4, 5, 6, 8, 10)) and home == returns and near:
             return ". ".join(sentences) + "."
 
 
@@ -447,7 +447,7 @@ def _solve_position(question: str) -> Solution | None:
 def _logic_question(rng: random.Random) -> str:
     wanted = rng.random() < 0.5
     while True:
-        terms = [rng.choice(("", "", "not ")) + rng.choice(("True", "False")) for _ in range(rng.randint(3, 6))]
+        terms = [rng.choice(("", "", "not ")) + rng.choice(("True", "False")) for _ in range(rng.randint(2, 5))]
         text = terms[0] + "".join(f" {rng.choice(('and', 'and', 'or'))} {term}" for term in terms[1:])
         if _evaluate(text)[-1] == str(wanted):
             return text

@@ -110,6 +110,9 @@ class EmbeddedEngine:
 
     supported_params = frozenset({"temperature", "max_tokens", "stop", "seed", "n"})
 
+    free = True
+    """It runs in this process: its calls cost nothing, which a budget in dollars has to know."""
+
     def __init__(self, path: str | None = None) -> None:
         """Create the engine; the weights are loaded at the first request.
 

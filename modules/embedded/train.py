@@ -52,7 +52,8 @@ class Options:
         out: The folder for the weights, the tokenizer and the checkpoint.
         seed: Seeds the weights and the chats.
         processes: How many processes of one thread share the work.
-        resume: Whether to go on from the folder's checkpoint.
+        resume: Whether to go on from the folder's checkpoint, with the rate falling from the start.
+        rate: Scales the learning rates; a resumed run wants less than 1.
     """
 
     minutes: float
@@ -60,6 +61,7 @@ class Options:
     seed: int
     processes: int
     resume: bool
+    rate: float = 1.0
 
 
 @dataclass
@@ -239,8 +241,9 @@ class Trainer:
         return float(flat[-1])
 
     def _update(self, progress: float) -> None:
-        decay = max(0.0, (progress - CONSTANT) / (1 - CONSTANT))
-        factor = min(1.0, (self._steps + 1) / 40) * (1 - (1 - FLOOR) * decay)
+        constant = 0.0 if self._options.resume else CONSTANT
+        decay = max(0.0, (progress - constant) / (1 - constant))
+        factor = self._options.rate * min(1.0, (self._steps + 1) / 40) * (1 - (1 - FLOOR) * decay)
         self._muon.step(MUON_RATE * factor)
         for group in self._adam.param_groups:
             group["lr"] = ADAM_RATE * factor
@@ -257,7 +260,7 @@ class Trainer:
                 self._family_loss[name] = 0.98 * old + 0.02 * loss
         if self._steps % 50 == 0 and len(self._family_loss) == len(FAMILIES):
             mean = sum(self._family_loss.values()) / len(FAMILIES)
-            self._chats.weights = {n: min(3.0, max(0.5, v / mean)) for n, v in self._family_loss.items()}
+            self._chats.weights = {n: min(2.0, max(0.6, v / mean)) for n, v in self._family_loss.items()}
 
     def export(self) -> None:
         """Write the weights, the configuration and a checkpoint, each in one move."""
@@ -310,7 +313,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates, e.g. 0.5 to resume")
     options = Options(**vars(parser.parse_args()))
     if os.environ.get("MALLOC_TOP_PAD_") != ENVIRONMENT["MALLOC_TOP_PAD_"]:  # read by libc before main
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **ENVIRONMENT})

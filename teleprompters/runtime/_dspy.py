@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
+from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from types import CellType
@@ -26,10 +28,32 @@ def named_predictors(program: dspy.Module) -> list[tuple[str, dspy.Predict]]:
     return [(str(name), predictor) for name, predictor in program.named_predictors()]
 
 
+def modules_of(program: dspy.Module) -> list[dspy.Module]:
+    """Return the program and all modules inside it, outer ones first.
+
+    `named_sub_modules` walks through each module's call history as well: seconds, after some thousand calls.
+    """
+    found: dict[int, dspy.Module] = {}
+    queue: deque[object] = deque([program])
+    seen: set[int] = set()
+    while queue:
+        held = queue.popleft()
+        if id(held) in seen:
+            continue
+        seen.add(id(held))
+        if isinstance(held, dspy.Module):
+            found[id(held)] = held
+            queue.extend(value for name, value in vars(held).items() if name != "history")
+        elif isinstance(held, list | tuple):
+            queue.extend(held)
+        elif isinstance(held, dict):
+            queue.extend(held.values())
+    return list(found.values())
+
+
 def language_models(program: dspy.Module) -> list[dspy.BaseLM]:
     """Return the LMs that the program's modules carry as attributes, frozen sub-modules included."""
-    modules = [module for _, module in program.named_sub_modules(dspy.Module)]
-    found = [held for module in modules for held in vars(module).values() if isinstance(held, dspy.BaseLM)]
+    found = [held for module in modules_of(program) for held in vars(module).values() if isinstance(held, dspy.BaseLM)]
     return list({id(lm): lm for lm in found}.values())
 
 
@@ -37,9 +61,10 @@ def copy_program(program: dspy.Module) -> dspy.Module:
     """Return a deep copy that shares the LMs.
 
     `Module.deepcopy` copies an LM with its whole history (a hundred milliseconds after some thousand calls)
-    and loses its callbacks; an LM that is already in the memo is shared instead.
+    and loses its callbacks; an LM that is already in the memo is shared instead. Copies start without history.
     """
     memo: dict[int, object] = {id(lm): lm for lm in language_models(program)}
+    memo |= {id(module.history): [] for module in modules_of(program) if isinstance(module.history, list)}
     try:
         copied = copy.deepcopy(program, dict(memo))
     except Exception:
@@ -51,7 +76,7 @@ def copy_program(program: dspy.Module) -> dspy.Module:
 def _uncopiable(program: dspy.Module, memo: Mapping[int, object]) -> dict[int, object]:
     """Return the attributes that cannot be copied (a lock, a connection): copies share them, as dspy's do."""
     shared: dict[int, object] = {}
-    for _, module in reversed(list(program.named_sub_modules(dspy.Module))):  # inner ones first
+    for module in reversed(modules_of(program)):  # inner ones first
         for held in vars(module).values():
             try:
                 copy.deepcopy(held, {**memo, **shared})
@@ -191,10 +216,13 @@ def metered_anew(lm: dspy.BaseLM, gate: Gate) -> dspy.BaseLM:
 
 def meter_program(program: dspy.Module, gate: Gate) -> None:
     """Put every LM that the program carries, in predictors or in attributes, behind the gate (in place)."""
-    for _, module in program.named_sub_modules(dspy.Module):
+    for module in modules_of(program):
         for name, held in list(vars(module).items()):
             if isinstance(held, dspy.BaseLM):
                 setattr(module, name, metered(held, gate))
+
+
+_PATIENCE_S = 1.0
 
 
 class _Watch(BaseCallback):  # type: ignore[misc]
@@ -210,9 +238,14 @@ class _Watch(BaseCallback):  # type: ignore[misc]
             return
         self._gate.check()
         current = effect.get()
-        answer = self._gate.ledger.admit(current.role if current else "task", 1, 0, False)
+        role, patience = current.role if current else "task", _PATIENCE_S
+        while (answer := self._gate.ledger.admit(role, 1, 0, False)) is None and patience > 0:
+            time.sleep(0.005)  # what is in flight may give back what it reserved
+            patience -= 0.005
         if not isinstance(answer, Ticket):
             raise self._gate.stop(answer or "calls", "the budget is reached")
+        if current is not None:
+            current.replayable = False
         self._open[call_id] = answer
 
     def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:

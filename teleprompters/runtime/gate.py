@@ -55,12 +55,14 @@ class Effect:
         key: Content hash of the effect.
         role: Whose call it is now; a metric's calls are the judge's.
         used: What its calls used, by role, replayed ones included.
+        replayable: Whether the journal holds the replies to all its calls.
     """
 
     key: str
     role: Role
     counts: Counter[str] = field(default_factory=Counter)
     used: dict[Role, Usage] = field(default_factory=dict)
+    replayable: bool = True
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, role: Role, usage: Usage) -> None:
@@ -240,6 +242,7 @@ class Gate:
                 self._accept(ticket, request, answer, key, role)
                 if current:
                     current.add(role, answer.usage)
+                    current.replayable &= _storable(answer.outputs)
                 return answer.outputs
             failed = Usage(calls=request.calls, usd=0.0)
             self.ledger.settle(ticket, failed, answered=False)

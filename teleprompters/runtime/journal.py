@@ -19,6 +19,8 @@ from typing import Literal
 Table = Literal["calls", "outcomes"]
 
 FILE = "journal.sqlite3"
+_SOON = 64
+"""Bodies that `put_soon` keeps back at most."""
 
 
 class JournalError(ValueError):
@@ -41,6 +43,7 @@ class Journal:
     def __init__(self, run_dir: Path, identity: Mapping[str, str], redact: Callable[[str], str]) -> None:
         self._redact = redact
         self._lock = threading.Lock()
+        self._soon: list[tuple[Table, str, str]] = []
         opened = contextlib.ExitStack()
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -108,15 +111,56 @@ class Journal:
 
     def put(self, table: Table, key: str, body: Mapping[str, object]) -> None:
         """Store a body; it survives a kill once this returns. A key that is there already keeps its body."""
-        text = json.dumps(_redacted(dict(body), self._redact), ensure_ascii=True, separators=(",", ":"))
+        self._write((table, key, self._text(body)))
+
+    def put_soon(self, table: Table, key: str, body: Mapping[str, object]) -> None:
+        """Store a body with the next `put` or `flush`: half the disk writes for what need not survive by itself."""
+        row = (table, key, self._text(body))
         with self._lock:
-            self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
-            self._known[table].add(key)
+            self._soon.append(row)
+            full = len(self._soon) >= _SOON
+        if full:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what `put_soon` has kept back."""
+        self._write()
+
+    def _text(self, body: Mapping[str, object]) -> str:
+        seen = "\0".join(_texts(body))  # one look at all texts; rewriting each is for the rare case
+        clean = body if self._redact(seen) == seen else _redacted(dict(body), self._redact)
+        return json.dumps(clean, ensure_ascii=True, separators=(",", ":"))
+
+    def _write(self, *rows: tuple[Table, str, str]) -> None:
+        with self._lock:
+            batch = [*self._soon, *rows]
+            self._soon.clear()
+            if not batch:
+                return
+            if len(batch) > 1:
+                self._db.execute("BEGIN")
+            for table, key, text in batch:
+                self._db.execute(f"INSERT OR IGNORE INTO {table} VALUES (?, ?)", (key, text))
+                self._known[table].add(key)
+            if len(batch) > 1:
+                self._db.execute("COMMIT")
 
     def close(self) -> None:
         """Close the files; a closed journal can be opened by another process."""
+        self._write()
         with self._lock:
             self._db.close()
+
+
+def _texts(value: object) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _texts(each)
+    elif isinstance(value, list | tuple):
+        for each in value:
+            yield from _texts(each)
 
 
 def _redacted(value: object, redact: Callable[[str], str]) -> object:

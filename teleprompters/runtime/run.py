@@ -89,7 +89,7 @@ class Run:
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
-        self._beam: tuple[str, ...] = ()
+        self._ids: dict[int, tuple[dspy.Example, str]] = {}
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -149,6 +149,8 @@ class Run:
             self._candidates.setdefault(candidate.id, candidate)
         tasks = [[self._outcome(c, e) for e in examples] for c in candidates]
         await _all([task for row in tasks for task in row])
+        if self._journal is not None:
+            self._journal.flush()
         self._stream.emit(SpentChanged(self._gate.ledger.spent()))
         scores = [
             Scores(c, tuple(examples), tuple(task.result() for task in row))
@@ -172,7 +174,7 @@ class Run:
         Raises:
             RunStopped: If the gate is closed.
         """
-        key = f"judge:{digest(to_json(dict(outputs)))}:{example_id(example)}"
+        key = f"judge:{digest(to_json(dict(outputs)))}:{self._id(example)}"
         if key not in self._outcomes:
             self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
         return (await _all([self._outcomes[key]]))[0]
@@ -197,7 +199,6 @@ class Run:
             _estimate(head),
         )
         self.steps.append(record)
-        self._beam = record.beam
         self._stream.emit(StepDone(record, {s.candidate.id: s.candidate.origin.move for s in beam}))
 
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
@@ -206,7 +207,7 @@ class Run:
 
     def cost(self, scores: Scores) -> Usage:
         """Return what the program runs behind `scores` used, whichever session of the run made them."""
-        keys = [_score_key(scores.candidate, example) for example in scores.examples]
+        keys = [self._score_key(scores.candidate, example) for example in scores.examples]
         return sum((self._costs.get(key, Usage()) for key in dict.fromkeys(keys)), Usage())
 
     def trials(self) -> tuple[Trial, ...]:
@@ -236,12 +237,22 @@ class Run:
                 ahead.append((len(pairs) == whole, gained / len(pairs), -candidate.size, candidate))
         return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
 
+    def _id(self, example: dspy.Example) -> str:
+        """Return the example's content hash; it is asked for again and again, and a run's examples do not change."""
+        known = self._ids.get(id(example))
+        if known is None or known[0] is not example:
+            known = self._ids[id(example)] = (example, example_id(example))
+        return known[1]
+
+    def _score_key(self, candidate: Candidate, example: dspy.Example) -> str:
+        return f"{candidate.id}:{self._id(example)}"
+
     def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
-        task = self._outcomes.get(_score_key(candidate, example))
+        task = self._outcomes.get(self._score_key(candidate, example))
         return value(task.result()) if task is not None and _is_settled(task) else None
 
     def _outcome(self, candidate: Candidate, example: dspy.Example) -> asyncio.Task[Outcome]:
-        key = _score_key(candidate, example)
+        key = self._score_key(candidate, example)
         task = self._outcomes.get(key)
         if task is None or (task.done() and not _is_kept(task)):
             task = asyncio.create_task(self._score_once(candidate, example, key))
@@ -257,7 +268,7 @@ class Run:
             outcome = await self._scorer.run(candidate, example, current)
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
-        self._emit("task", candidate.id, example_id(example), outcome)
+        self._emit("task", candidate.id, self._id(example), outcome)
         return outcome
 
     async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:
@@ -293,7 +304,9 @@ class Run:
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
             used = {role: asdict(usage) for role, usage in current.used.items()}
-            self._journal.put("outcomes", key, {"outcome": outcome_to_json(outcome), "used": used})
+            body = {"outcome": outcome_to_json(outcome), "used": used}
+            # What the journal's calls can give again may wait for the next write; anything else may not.
+            (self._journal.put_soon if current.replayable else self._journal.put)("outcomes", key, body)
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
@@ -321,10 +334,6 @@ class Run:
             reason = failed[0].reason
             self._stream.emit(Missing(scores.candidate.id, len(failed), reason))
             self.note(f"Some program runs have no score and were compared without ({reason}).")
-
-
-def _score_key(candidate: Candidate, example: dspy.Example) -> str:
-    return f"{candidate.id}:{example_id(example)}"
 
 
 def _is_settled(task: asyncio.Task[Outcome]) -> bool:

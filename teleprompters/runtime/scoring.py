@@ -19,7 +19,7 @@ import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
-from cuesmith.teleprompters.runtime._dspy import meter_program, metered, named_predictors, watch
+from cuesmith.teleprompters.runtime._dspy import meter_program, metered, modules_of, named_predictors, watch
 from cuesmith.teleprompters.runtime.candidate import Candidate, example_id
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, UnknownPrice
@@ -91,11 +91,16 @@ class Scorer:
         self._workers: Workers | None = None
         forwards = [
             getattr(type(m), name)
-            for _, m in student.named_sub_modules(dspy.Module)
+            for m in modules_of(student)
             for name in ("forward", "aforward")
             if hasattr(type(m), name)
         ]
         self._callbacks: list[BaseCallback] = watch(gate, [metric.function, *forwards])
+
+    @property
+    def watches(self) -> bool:
+        """Whether user code reaches LMs that could not be put behind the gate."""
+        return bool(self._callbacks)
 
     @property
     def workers(self) -> Workers:

@@ -103,6 +103,12 @@ class Session:
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
         self.scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout)
+        if job.budget.usd is not None and self.scorer.watches:
+            self._close()
+            raise ValueError(
+                f"Budget(usd={job.budget.usd}) cannot be held: the metric or the program calls an LM object of its "
+                "own, whose price is not seen; let it use the configured LM, or cap calls= or seconds= instead"
+            )
         self.run = Run(
             student=job.student,
             train=job.split.train,
@@ -128,14 +134,17 @@ class Session:
             gain = await self._reported(best)
             compilation = self._compilation(best, gain)
         finally:
-            self.scorer.close()
-            if self.journal is not None:
-                self.journal.close()
+            self._close()
         self.stream.emit(RunFinished(compilation))
         program = best.bind(self.job.student)
         program._compiled = True
         program.compilation = compilation
         return program
+
+    def _close(self) -> None:
+        self.scorer.close()
+        if self.journal is not None:
+            self.journal.close()
 
     def _announce(self) -> None:
         job, split = self.job, self.job.split
