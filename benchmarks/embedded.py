@@ -85,6 +85,7 @@ CONDITIONS = (
     STEPS,
     replace(STEPS, name="C precise + steps + fluff", fluff=True),
     replace(STEPS, name="C steps, unseen names", names="unseen"),
+    replace(STEPS, name="C steps, unseen words", words=True),
     replace(COT_VAGUE, name="C vague, 2 worked demos", demos=2, worked=True),
     replace(PRECISE, name="P own type", kind="own"),
     replace(STEPS, name="C own type + steps", kind="own"),
@@ -320,18 +321,23 @@ def ratio_gate(table: Table, name: str, condition: str) -> None:
     """The score with unseen phrasings as a share of the score with trained ones."""
     free, trained = _all(table[condition], "right"), _all(table["P precise"], "right")
     share = 100 * (sum(free) / len(free)) / max(1e-9, sum(trained) / len(trained))
-    low = [f for f, c in table[condition].items() if sum(c.right) < 0.6 * sum(table["P precise"][f].right)]
+    low = [f for f, c in table[condition].items() if _mean(c.right) < 0.6 * _mean(table["P precise"][f].right)]
     text = f"{_show(wilson(free))} % against {_show(wilson(trained))} %: {share:.0f} % of it (>= 60); n = {len(free)}"
     _line(name, share >= 60, text + (f"; below 60 % alone: {', '.join(low)}" if low else ""))
+
+
+def _mean(right: Sequence[bool]) -> float:
+    return sum(right) / len(right) if right else 0.0
 
 
 def gates(table: Table) -> None:
     """Print every gate."""
     print("\nGates: value [95 % interval]")
     parse_gate(table, "unseen field names", ("P unseen names", "C steps, unseen names"), 98)
-    for family, cell in table["P unseen words"].items():
-        share = wilson(cell.right)
-        _line(f"copying unseen words, {family}", share[0] >= 85, f"{_show(share)} % of {len(cell.right)} (>= 85)")
+    for condition in ("P unseen words", "C steps, unseen words"):
+        for family, cell in table[condition].items():
+            share = wilson(cell.right)
+            _line(f"copying, {condition}, {family}", share[0] >= 85, f"{_show(share)} % of {len(cell.right)} (>= 85)")
     gain_gate(table, "precise minus vague", "P precise", "P vague", 30, 7)
     gain_gate(table, "steps minus precise without steps", "C precise + steps", "C precise", 15, 4)
     gain_gate(table, "two worked demonstrations, vague", "C vague, 2 worked demos", "C vague", 30, 6)

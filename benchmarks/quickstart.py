@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import logging
 import os
 import sys
 import tempfile
@@ -101,6 +102,8 @@ def main() -> int:
         else:
             print(f"{path} is not there: skipped", file=sys.stderr)
 
+    for library in ("dspy", "LiteLLM"):  # their warnings, call by call, would drown the table
+        logging.getLogger(library).setLevel(logging.ERROR)
     start, results, missed = time.perf_counter(), [], 0
     print(
         f"{'task':<16} seed {'compiler':<14} {'baseline %':<18} {'compiled %':<20} {'gain, points':<23} "
