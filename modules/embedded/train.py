@@ -21,7 +21,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from torch.nn import functional
@@ -274,6 +274,11 @@ class Trainer:
         _replace(out / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
 
     def _restore(self) -> None:
+        """Go on from the checkpoint, or from exported weights alone, whose optimizers start anew."""
+        if not (self._options.out / "checkpoint.pt").exists():
+            state = load_file(self._options.out / "weights.safetensors")
+            self.model.load_state_dict({k: t if t.dtype == torch.uint8 else t.float() for k, t in state.items()})
+            return
         checkpoint = torch.load(self._options.out / "checkpoint.pt", weights_only=True)
         self.model.load_state_dict(checkpoint["model"])
         self._muon.buffers.update(checkpoint["muon"])
@@ -313,7 +318,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in --out")
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint or the weights in --out")
     parser.add_argument("--rate", type=float, default=1.0, help="scales the learning rates, e.g. 0.5 to resume")
     options = Options(**vars(parser.parse_args()))
     if os.environ.get("MALLOC_TOP_PAD_") != ENVIRONMENT["MALLOC_TOP_PAD_"]:  # read by libc before main
