@@ -11,6 +11,7 @@ import random
 import re
 
 from cuesmith.modules.embedded.families import FAMILIES, is_held_out
+from cuesmith.signatures.rendering import FOLLOW
 
 _CHOICE = re.compile(r"\{([^{}]*)\}")
 
@@ -380,7 +381,7 @@ def stepwise(rng: random.Random, *, held_out: bool = False) -> str:
             return text
 
 
-STEPS_HEADER = 'Follow every step in order and begin the work of each with its label ("Step 1:", "Step 2:", ...):'
+STEPS_HEADER = FOLLOW  # the line that `render_steps` writes is the one to train on
 _HEADERS = (
     "{Follow|Carry out|Do|Execute|Perform|Work through|Use|Go through} {these|the|all|every one of these|each of these|the following} steps{| in order| one by one| in the given order| exactly| below| in your reasoning}{:|:|.|, labelling each:| and label each one:| and write the work of each:}",
     "{Steps|Procedure|Method|Instructions|How to do it|Plan|Recipe|Follow this plan|Work as follows|Proceed as follows|Do this}:",

@@ -193,7 +193,7 @@ class Trainer:
         others = [p for name, p in self.model.named_parameters() if p.ndim != 2 or name == "embed.weight"]
         self._muon = Muon(matrices)
         self._adam = torch.optim.AdamW(others, lr=ADAM_RATE, betas=(0.9, 0.98), weight_decay=0.0)
-        self._steps, self._tokens, self._session = 0, 0, time.time_ns()
+        self._steps, self._tokens = 0, 0
         if options.resume:
             self._restore()
         rng = random.Random(f"{options.seed} {rank} {self._steps}")
