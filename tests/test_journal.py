@@ -48,7 +48,7 @@ def _writer(path: Path, start: int) -> "subprocess.Popen[str]":
 
     root = str(Path(module.__file__).parent)
     return subprocess.Popen(
-        [sys.executable, "-S", "-c", _WRITER, root, str(path), str(start)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", _WRITER, root, str(path), str(start)], stdout=subprocess.PIPE, text=True
     )
 
 

@@ -24,6 +24,9 @@ from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
 
+_PLAIN = (str, int, float, bool, type(None))
+
+
 def digest(*parts: object) -> str:
     """Return a 16-hex-digit content hash of JSON-serialisable parts."""
     text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
@@ -308,4 +311,20 @@ def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
 def example_id(example: dspy.Example) -> str:
     """Return the content hash of an example: its values and which of them are inputs, 16 hex digits."""
     inputs = sorted(example.inputs().keys())
-    return digest(to_json(example), inputs)
+    values = example.toDict()
+    plain = all(type(value) in _PLAIN for value in values.values())
+    return digest(values if plain else to_json(values), inputs)
+
+
+class ExampleIds:
+    """Content hashes of examples, each computed once: a run asks for them again and again, and they do not change."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[dspy.Example, str]] = {}
+
+    def __call__(self, example: dspy.Example) -> str:
+        """Return the example's `example_id`."""
+        known = self._known.get(id(example))
+        if known is None or known[0] is not example:
+            known = self._known[id(example)] = (example, example_id(example))
+        return known[1]

@@ -131,6 +131,11 @@ class Stream:
         self._callbacks = list(callbacks)
         self._lock = threading.RLock()
 
+    @property
+    def watched(self) -> bool:
+        """Whether anybody gets the events."""
+        return bool(self._callbacks)
+
     def emit(self, event: Event) -> None:
         """Hand `event` to every callback; one that raises is dropped with a logged warning."""
         with self._lock:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import json
 import random
 import threading
 import time
@@ -337,7 +336,7 @@ class Gate:
 
 
 def _call_key(current: Effect, request: Request) -> str:
-    text = json.dumps([request.model, *request.parts], default=repr, sort_keys=True)
+    text = repr((request.model, *request.parts))
     content = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     return f"{current.key}:{current.role}:{content}:{current.occurrence(content)}"
 

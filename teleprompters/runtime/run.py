@@ -13,7 +13,6 @@ import hashlib
 import math
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from types import MappingProxyType
 from typing import TypeVar
 
@@ -23,7 +22,7 @@ from dspy.utils.exceptions import LMError
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate, digest, example_id, to_json
+from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, SpentChanged, StepDone, Stream
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
@@ -65,6 +64,7 @@ class Run:
         student: dspy.Module,
         train: Sequence[dspy.Example],
         select: Sequence[dspy.Example],
+        ids: ExampleIds,
         seed: int,
         scorer: Scorer,
         optimizer: dspy.BaseLM,
@@ -89,7 +89,7 @@ class Run:
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
-        self._ids: dict[int, tuple[dspy.Example, str]] = {}
+        self._id = ids
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -179,6 +179,24 @@ class Run:
             self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
         return (await _all([self._outcomes[key]]))[0]
 
+    @property
+    def gate(self) -> Gate:
+        """Where all calls go through, for hosting code that makes its own (dspy's optimizers); others need none."""
+        return self._gate
+
+    def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
+        """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
+
+        async def known() -> Outcome:
+            return outcome
+
+        self._candidates.setdefault(candidate.id, candidate)
+        key = self._score_key(candidate, example)
+        if key not in self._outcomes:
+            self._outcomes[key] = asyncio.create_task(known())
+        self._emit("task", candidate.id, self._id(example), outcome)
+        self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+
     async def record(self, step: int, beam: Sequence[Scores], *, train: Sequence[Scores] = ()) -> None:
         """Note that a step of the search is finished.
 
@@ -204,6 +222,13 @@ class Run:
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
         return tuple(self._value(candidate, example) for example in examples)
+
+    def lineage(self, candidate: Candidate) -> list[Candidate]:
+        """Return the candidates that led to this one, the oldest first and itself last: first parents only."""
+        path = [candidate]
+        while path[-1].origin.parents and path[-1].origin.parents[0] in self._candidates:
+            path.append(self._candidates[path[-1].origin.parents[0]])
+        return path[::-1]
 
     def cost(self, scores: Scores) -> Usage:
         """Return what the program runs behind `scores` used, whichever session of the run made them."""
@@ -236,13 +261,6 @@ class Run:
             if gained > 0 and 2 * len(pairs) >= whole:
                 ahead.append((len(pairs) == whole, gained / len(pairs), -candidate.size, candidate))
         return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
-
-    def _id(self, example: dspy.Example) -> str:
-        """Return the example's content hash; it is asked for again and again, and a run's examples do not change."""
-        known = self._ids.get(id(example))
-        if known is None or known[0] is not example:
-            known = self._ids[id(example)] = (example, example_id(example))
-        return known[1]
 
     def _score_key(self, candidate: Candidate, example: dspy.Example) -> str:
         return f"{candidate.id}:{self._id(example)}"
@@ -303,7 +321,7 @@ class Run:
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
-            used = {role: asdict(usage) for role, usage in current.used.items()}
+            used = {role: vars(usage) for role, usage in current.used.items()}
             body = {"outcome": outcome_to_json(outcome), "used": used}
             # What the journal's calls can give again may wait for the next write; anything else may not.
             (self._journal.put_soon if current.replayable else self._journal.put)("outcomes", key, body)
@@ -315,6 +333,8 @@ class Run:
         return outcome_from_json(body)
 
     def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
+        if not self._stream.watched:
+            return
         kind, workers = "Reply" if outcome is None else type(outcome).__name__, self._scorer.workers
         self._stream.emit(
             EffectDone(

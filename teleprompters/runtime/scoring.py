@@ -20,7 +20,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from cuesmith.teleprompters.runtime._dspy import meter_program, metered, modules_of, named_predictors, watch
-from cuesmith.teleprompters.runtime.candidate import Candidate, example_id
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -280,12 +280,12 @@ def score_program(
     scorer = Scorer(program, Metric(metric), gate, chosen, timeout)
     candidate = Candidate.of(program)
 
-    async def one(example: dspy.Example) -> Outcome:
-        return await scorer.run(candidate, example, Effect(example_id(example), "task"))
+    async def one(number: int, example: dspy.Example) -> Outcome:
+        return await scorer.run(candidate, example, Effect(str(number), "task"))
 
     async def everything() -> list[Outcome]:
         try:
-            return list(await asyncio.gather(*(asyncio.create_task(one(e)) for e in examples)))
+            return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
         finally:
             scorer.close()
 

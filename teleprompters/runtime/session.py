@@ -13,7 +13,7 @@ from pathlib import Path
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, digest, example_id
+from cuesmith.teleprompters.runtime.candidate import Candidate, digest
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Report
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
@@ -113,6 +113,7 @@ class Session:
             student=job.student,
             train=job.split.train,
             select=job.split.select,
+            ids=job.split.ids,
             seed=job.seed,
             scorer=self.scorer,
             optimizer=job.optimizer,
@@ -310,5 +311,5 @@ def identity_of(
         "student": student.id,
         "metric": digest(metric.identity),
         "models": " ".join(models),
-        "examples": digest(*([example_id(e) for e in part] for part in (split.train, split.select, split.fresh))),
+        "examples": digest(*([split.ids(e) for e in part] for part in (split.train, split.select, split.fresh))),
     }

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import example_id
+from cuesmith.teleprompters.runtime.candidate import ExampleIds
 
 
 @dataclass(frozen=True)
@@ -21,12 +21,14 @@ class Split:
         select: For comparing candidates.
         fresh: For the report; no decision sees them.
         notes: What a reader should know of the split.
+        ids: Knows the examples' content hashes.
     """
 
     train: tuple[dspy.Example, ...] = field(repr=False)
     select: tuple[dspy.Example, ...] = field(repr=False)
     fresh: tuple[dspy.Example, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
+    ids: ExampleIds = field(default_factory=ExampleIds, repr=False, compare=False)
 
 
 def split_examples(
@@ -45,8 +47,9 @@ def split_examples(
         n_select: Select has at most so many.
         n_fresh: Fresh has at most so many.
     """
-    seen = {example_id(e) for e in trainset}
-    new = [e for e in _unique(valset or ()) if example_id(e) not in seen]
+    ids = ExampleIds()
+    seen = {ids(e) for e in trainset}
+    new = [e for e in _unique(valset or (), ids) if ids(e) not in seen]
     notes = []
     if valset and len(new) < len(valset):
         notes.append(
@@ -54,10 +57,10 @@ def split_examples(
             "the training set too, and are not used for validation."
         )
     if len(new) >= 2:
-        new = _shuffled(new, seed)
+        new = _shuffled(new, seed, ids)
         k = min(n_select, (len(new) + 1) // 2)
-        return Split(tuple(trainset), tuple(new[:k]), tuple(new[k : k + n_fresh]), tuple(notes))
-    pool = _shuffled(_unique(trainset), seed)
+        return Split(tuple(trainset), tuple(new[:k]), tuple(new[k : k + n_fresh]), tuple(notes), ids)
+    pool = _shuffled(_unique(trainset, ids), seed, ids)
     if len(pool) == 1:
         one = tuple(new) or tuple(pool)
         notes.append(
@@ -65,20 +68,20 @@ def split_examples(
             if not new
             else "There is one validation example only."
         )
-        return Split(tuple(pool), one, (), tuple(notes))
+        return Split(tuple(pool), one, (), tuple(notes), ids)
     k = min(n_select, max(1, round(0.35 * len(pool))))
     f = min(n_fresh, round(0.25 * len(pool)))
     select, fresh, train = [*new, *pool[:k]][:n_select], pool[k : k + f], pool[k + f :]
-    return Split(tuple(train), tuple(select), tuple(fresh), tuple(notes))
+    return Split(tuple(train), tuple(select), tuple(fresh), tuple(notes), ids)
 
 
-def _unique(examples: Sequence[dspy.Example]) -> list[dspy.Example]:
-    return list({example_id(e): e for e in examples}.values())
+def _unique(examples: Sequence[dspy.Example], ids: ExampleIds) -> list[dspy.Example]:
+    return list({ids(e): e for e in examples}.values())
 
 
-def _shuffled(examples: Sequence[dspy.Example], seed: int) -> list[dspy.Example]:
+def _shuffled(examples: Sequence[dspy.Example], seed: int, ids: ExampleIds) -> list[dspy.Example]:
     """Shuffle, whatever the given order was: two callers with the same examples get the same split."""
-    ordered = sorted(examples, key=example_id)
+    ordered = sorted(examples, key=ids)
     number = int.from_bytes(hashlib.blake2b(f"split {seed}".encode(), digest_size=8).digest(), "big")
     random.Random(number).shuffle(ordered)
     return ordered

@@ -25,6 +25,11 @@ T = TypeVar("T")
 _BATCH_S = 0.005
 """Seconds for which results are gathered while they keep coming."""
 
+_GROW_S = 0.001
+"""Seconds between two looks at whether more threads would help."""
+_BUSY = 0.8
+"""A process that uses this share of one processor is busy."""
+
 
 @dataclass(eq=False)
 class _Item(Generic[T]):
@@ -59,6 +64,8 @@ class Workers:
         self._done: deque[_Item[object]] = deque()
         self._threads = 0
         self._idle = 0
+        self._finished = 0
+        self._growing = False
         self._waking = False
         self._watching = False
         self._closed = False
@@ -85,17 +92,41 @@ class Workers:
             self._queue.append(item)  # type: ignore[arg-type]
             if self._idle:
                 self._ready.notify()
-            self._staff()
+            elif not self._threads:
+                self._start(1)
+            if not self._growing and self._lacks():
+                self._growing = True
+                self._loop.call_later(_GROW_S, self._grow, self._finished, time.monotonic(), time.process_time())
         if not self._watching and (self._timeout is not None or self._deadline is not None):
             self._watching = True
             self._watch()
         return future
 
-    def _staff(self) -> None:
-        """Start a thread if there is more work than idle threads, of which some may be on their way to it."""
-        if len(self._queue) > self._idle and self._threads < self._throttle.maximum:
+    def _lacks(self) -> int:
+        """How many more threads the queue could use."""
+        return min(len(self._queue) - self._idle, self._throttle.maximum - self._threads)
+
+    def _start(self, count: int) -> None:
+        for _ in range(count):
             self._threads += 1
             threading.Thread(target=self._serve, name="cuesmith-worker", daemon=True).start()
+
+    def _grow(self, finished: int, since: float, cpu: float) -> None:
+        """Double the threads, unless they are as busy as the interpreter lets them be, and look again soon.
+
+        Threads that compute hold each other up. So there are no more where each finishes its items within a
+        millisecond or so and the processor is never idle; items that wait for a provider, or for company in a
+        batch, take longer or leave it idle.
+        """
+        with self._ready:
+            lacks, now = self._lacks(), time.monotonic()
+            if self._closed or lacks <= 0:
+                self._growing = False
+                return
+            elapsed, used = now - since, time.process_time() - cpu
+            if (self._finished - finished) * _GROW_S < self._threads * elapsed or used < _BUSY * elapsed:
+                self._start(min(lacks, max(1, self._threads)))
+            self._loop.call_later(_GROW_S, self._grow, self._finished, now, time.process_time())
 
     def close(self) -> None:
         """Let the threads go; what is still in flight is left behind."""
@@ -131,6 +162,7 @@ class Workers:
             if item.given_up or self._closed:
                 return False
             self._running.discard(item)
+            self._finished += 1
             self._done.append(item)
             if self._queue and self._idle:
                 self._ready.notify()
@@ -169,7 +201,7 @@ class Workers:
             busy = not self._closed and bool(self._running or self._queue)
             for _ in late:
                 self._ready.notify()
-                self._staff()
+            self._start(max(0, min(len(late), self._lacks())))
             self._watching = busy
         for item in late:
             if not item.future.done():
