@@ -27,6 +27,10 @@ VACUOUS = "The answer follows from the input."
 COPYING = ("first", "last", "reverse", "count")
 BY_STEPS = frozenset(("sum", "objects", "items", "animals", "fruits", "navigate", "position", "trues"))
 """Families that are mostly out of reach of a direct answer: drawn with reasoning more often."""
+DIRECT = frozenset(("first", "last", "reverse"))
+"""Families that copy words right into the answer: drawn without reasoning more often."""
+EMPHASIS = {"first": 2.0, "last": 2.0, "reverse": 4.0, "animals": 1.5, "fruits": 1.5}
+"""Relative frequencies of the families that are learned late; all others are drawn at 1."""
 _EXCLUDED = Path(__file__).with_name("excluded.json")
 _NOT_SUPPLIED = "Not supplied for this particular example. "
 
@@ -420,7 +424,7 @@ def draw(rng: random.Random, weights: Mapping[str, float] | None = None) -> Samp
     if look and rng.random() < 0.1:
         families = (family, rng.choice(look))
     two_inputs = len(families) == 1 and rng.random() < 0.1
-    cot = rng.random() < (0.68 if family.name in BY_STEPS else 0.5)
+    cot = rng.random() < (0.68 if family.name in BY_STEPS else 0.3 if family.name in DIRECT else 0.5)
     inputs, outputs = _fields(families, two_inputs, rng)
     if cot:
         outputs = (Field("reasoning"), *outputs)

@@ -27,7 +27,7 @@ from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from torch.nn import functional
 
 from cuesmith.modules.embedded.architecture import NanoConfig, NanoTransformer
-from cuesmith.modules.embedded.corpus import COPYING, draw
+from cuesmith.modules.embedded.corpus import COPYING, EMPHASIS, draw
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.embedded.tokenizer import Tokenizer, build
 
@@ -79,12 +79,16 @@ class Chats:
     def __init__(self, tokenizer: Tokenizer, rng: random.Random, tokens: int) -> None:
         """Start a stream."""
         self._tokenizer, self._rng, self._tokens = tokenizer, rng, tokens
-        self.weights: dict[str, float] = dict.fromkeys(FAMILIES, 1.0)
+        self.weights: dict[str, float] = {name: EMPHASIS.get(name, 1.0) for name in FAMILIES}
         self._ready: deque[Batch] = deque()
 
     def next(self, copying: bool) -> Batch:
-        """Return the next batch; `copying` asks for copying tasks and repeated strings only."""
-        if copying and self._rng.random() < 0.3:
+        """Return the next batch; `copying` asks for copying tasks and repeated strings only.
+
+        Some strings are repeated to the end: copying a word that no chat has needs its tokens' embeddings, which
+        nothing else trains.
+        """
+        if self._rng.random() < (0.3 if copying else 0.08):
             return self._repeated()
         if not self._ready:
             self._fill({name: w for name, w in self.weights.items() if name in COPYING} if copying else self.weights)
@@ -132,15 +136,19 @@ def _pad(samples: list[tuple[list[int], list[bool], tuple[str, ...]]]) -> Batch:
 
 
 def losses(model: NanoTransformer, batch: Batch) -> tuple[Tensor, Tensor]:
-    """Return the mean loss over learned tokens, and each row's own mean; the head runs at learned positions only."""
+    """Return the loss to train on, and each row's own mean; the head runs at learned positions only.
+
+    A row of n learned tokens counts as sqrt(n) tokens: at n, worked reasoning would drown the short direct answers.
+    """
     hidden = model.hidden(batch.ids[:, :-1])[batch.learned]
     targets = batch.ids[:, 1:][batch.learned]
     each = functional.cross_entropy(hidden @ model.embed.weight.T, targets, reduction="none")
     rows = batch.learned.nonzero()[:, 0]
-    counts = torch.bincount(rows, minlength=len(batch.ids)).clamp(min=1)
+    counts = torch.bincount(rows, minlength=len(batch.ids)).clamp(min=1).float()
+    weights = counts[rows].rsqrt()
     with torch.no_grad():
         per_row = torch.zeros(len(batch.ids)).index_add_(0, rows, each) / counts
-    return each.mean(), per_row
+    return (each * weights).sum() / weights.sum(), per_row
 
 
 class Muon:
@@ -260,7 +268,8 @@ class Trainer:
                 self._family_loss[name] = 0.98 * old + 0.02 * loss
         if self._steps % 50 == 0 and len(self._family_loss) == len(FAMILIES):
             mean = sum(self._family_loss.values()) / len(FAMILIES)
-            self._chats.weights = {n: min(2.0, max(0.6, v / mean)) for n, v in self._family_loss.items()}
+            lag = {n: min(2.0, max(0.6, v / mean)) for n, v in self._family_loss.items()}
+            self._chats.weights = {n: EMPHASIS.get(n, 1.0) * factor for n, factor in lag.items()}
 
     def export(self) -> None:
         """Write the weights, the configuration and a checkpoint, each in one move."""
