@@ -89,9 +89,10 @@ class Variant:
     demonstrations: bool = True
 
     @property
-    def options(self) -> dict[str, bool]:
-        """The compiler's options that are not its defaults."""
-        return {} if self.demonstrations else {"demonstrations": False}
+    def options(self) -> dict[str, bool | str]:
+        """The compiler's options that are not its defaults: ABO runs in its own narrow beam, in seconds."""
+        narrow: dict[str, bool | str] = {"search": "native"} if self.compiler == "abo" else {}
+        return narrow if self.demonstrations else {**narrow, "demonstrations": False}
 
     @property
     def label(self) -> str:

@@ -2,12 +2,28 @@
 
 from cuesmith.signatures.behavior import Deviation, LocateDeviation, ReviseStep, WorkExample, WriteSteps
 from cuesmith.signatures.instructions import VaryInstructions, WriteInstructions
+from cuesmith.signatures.reflection import (
+    CriticizeInstruction,
+    EditInstruction,
+    ProposeInstruction,
+    ReflectOnFailures,
+    ReflectOnSuccesses,
+    RewriteInstruction,
+    SummarizeReasons,
+)
 from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps
 
 __all__ = [
+    "CriticizeInstruction",
     "Deviation",
+    "EditInstruction",
     "LocateDeviation",
+    "ProposeInstruction",
+    "ReflectOnFailures",
+    "ReflectOnSuccesses",
     "ReviseStep",
+    "RewriteInstruction",
+    "SummarizeReasons",
     "VaryInstructions",
     "WorkExample",
     "WriteInstructions",

@@ -5,16 +5,19 @@ Source: ours. A subclass writes `search`, and `plan` for the estimate; everythin
 
 from __future__ import annotations
 
+import inspect
 import os
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from cuesmith.teleprompters.runtime._dspy import is_free, language_models, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Forecast, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.ledger import Budget
@@ -26,6 +29,17 @@ from cuesmith.teleprompters.runtime.splitting import Split, split_examples
 
 FRESH_EXAMPLES = 100
 """Examples of the final report at most. Ours."""
+
+
+class Options(TypedDict, total=False):
+    """The options that every compiler takes; `Compiler` says what they mean."""
+
+    optimizer_lm: dspy.BaseLM | str | None
+    budget: Budget | None
+    seed: int
+    max_in_flight: int
+    callbacks: Sequence[Callback]
+    example_timeout: float | None
 
 
 class Compiler(Teleprompter):  # type: ignore[misc]
@@ -80,6 +94,14 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             raise ValueError(f"example_timeout={example_timeout!r} must be a positive number of seconds, or None")
         self.example_timeout = example_timeout
 
+    @classmethod
+    def options(cls) -> tuple[str, ...]:
+        """Return the names of all keyword-only options that the constructor takes, its own before inherited ones."""
+        own = (vars(each).get("__init__") for each in cls.__mro__ if issubclass(each, Compiler))
+        inits = [init for init in own if init is not None]
+        found = (p for init in inits for p in inspect.signature(init).parameters.values())
+        return tuple(dict.fromkeys(p.name for p in found if p.kind is p.KEYWORD_ONLY))
+
     @abstractmethod
     async def search(self, run: Run) -> Candidate:
         """Search for a better candidate.
@@ -100,6 +122,17 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             n_select: Selection examples.
             n_train: Training examples.
         """
+
+    def check_student(self, names: Sequence[str]) -> None:
+        """Raise if an option does not fit the student; called before anything is paid for.
+
+        Args:
+            names: The student's predictors.
+
+        Raises:
+            ValueError: If one does not fit.
+        """
+        return
 
     def compile(
         self,
@@ -199,6 +232,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 f"student {type(student).__name__} has no predictors to compile: it needs a dspy.Predict, "
                 "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
             )
+        self.check_student([name for name, _ in named_predictors(student)])
         check_examples("trainset", trainset)
         if not trainset:
             raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")
@@ -247,17 +281,6 @@ def check_examples(name: str, examples: Sequence[dspy.Example]) -> None:
             marked = False
         if not marked:
             raise ValueError(f"{name}[{i}] has no inputs marked: write dspy.Example(...).with_inputs('question')")
-
-
-def whole(name: str, number: int, *, least: int) -> int:
-    """Return `number` if it is a whole number of at least `least`.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if isinstance(number, bool) or not isinstance(number, int) or number < least:
-        raise ValueError(f"{name}={number!r} must be a whole number of at least {least}")
-    return number
 
 
 def _optimizer(model: dspy.BaseLM | str | None) -> dspy.BaseLM | None:

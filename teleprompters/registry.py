@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 from collections.abc import Sequence
 
@@ -14,7 +13,16 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction
 
 COMPILERS: dict[str, str] = {
     "iterative-ape": "cuesmith.teleprompters.iterative_ape:IterativeAPE",
+    "apo": "cuesmith.teleprompters.apo:APO",
+    "apo-sum": "cuesmith.teleprompters.apo_sum:APOSum",
+    "prompt-agent": "cuesmith.teleprompters.prompt_agent:PromptAgent",
+    "opro": "cuesmith.teleprompters.opro:OPRO",
     "abo": "cuesmith.teleprompters.abo:ABO",
+    "mipro": "cuesmith.teleprompters.peers.mipro:MIPRO",
+    "gepa": "cuesmith.teleprompters.peers.gepa:GEPA",
+    "simba": "cuesmith.teleprompters.peers.simba:SIMBA",
+    "copro": "cuesmith.teleprompters.peers.copro:COPRO",
+    "bootstrap": "cuesmith.teleprompters.peers.bootstrap:Bootstrap",
 }
 """Name -> where its class is. A compiler is one file, and one line here."""
 
@@ -66,7 +74,7 @@ def compile(
         TypeError: If it has no such option.
     """
     chosen = compiler_class(name)
-    known = set(inspect.signature(chosen).parameters) - {"metric"}
+    known = set(chosen.options())
     unknown = sorted(set(options) - known)
     if unknown:
         raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")

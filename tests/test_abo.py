@@ -147,7 +147,8 @@ def compile_with(compiler: ABO, target: Target, *, program: dspy.Module | None =
 
 def abo(optimizer: Optimizer, **options: object) -> ABO:
     lm = dspy.LM("test/abo-optimizer", engine=optimizer, cache=False)
-    return ABO(exact, optimizer_lm=lm, **options)  # type: ignore[arg-type]
+    narrow: dict[str, object] = {"search": "native", "racing": False}  # the small beam, every candidate fully scored
+    return ABO(exact, optimizer_lm=lm, **{**narrow, **options})  # type: ignore[arg-type]
 
 
 def always(**values: object) -> Callable[[Asked, int], Answer]:

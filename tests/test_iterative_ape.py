@@ -226,7 +226,7 @@ def test_the_result_does_not_depend_on_concurrency() -> None:
     assert outcome(1) == outcome(64)
 
 
-@pytest.mark.parametrize(("option", "bad"), [("width", 0), ("branch", -2), ("steps", -1), ("initial", 0)])
+@pytest.mark.parametrize(("option", "bad"), [("width", 0), ("branch", -2), ("steps", -1), ("initial", -1)])
 def test_an_option_out_of_range_is_refused_with_its_value(option: str, bad: int) -> None:
     with pytest.raises(ValueError, match=f"{option}.*{bad}"):
         IterativeAPE(exact, **{option: bad})  # type: ignore[arg-type]

@@ -21,7 +21,8 @@ from cuesmith.teleprompters.runtime.evidence import (
     shown_failure,
 )
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored, Scores, Step
-from cuesmith.teleprompters.search.beam import distinct, turn
+from cuesmith.teleprompters.search.beam import distinct
+from cuesmith.teleprompters.search.credit import turn
 from cuesmith.teleprompters.search.demos import Behavior, Demonstration, ends_in, fault
 from cuesmith.teleprompters.search.deviations import (
     Failure,
@@ -57,8 +58,8 @@ def example(question: str, answer: str = "1") -> dspy.Example:
 
 
 @pytest.mark.parametrize(("option", "bad"), [
-    ("width", 0), ("branch", -1), ("steps", -3), ("initial", 0), ("init_examples", 0), ("minibatch", 0),
-    ("threshold", float("nan"))])
+    ("width", 0), ("branch", -1), ("steps", -3), ("initial", -1), ("scoring", 0), ("init_examples", 0),
+    ("minibatch", 0), ("threshold", float("nan"))])
 def test_a_setting_out_of_range_is_refused_with_its_value(option: str, bad: float) -> None:
     with pytest.raises(ValueError, match=f"{option}.*{bad}"):
         Setting(**{option: bad})  # type: ignore[arg-type]

@@ -17,7 +17,21 @@ REQUESTS = {
     "WorkExample": ("steps, inputs, outputs", "work"),
     "LocateDeviation": ("steps, inputs, expected, response", "step, kind, reason"),
     "ReviseStep": ("steps, step, kind, failures", "revised_steps"),
+    "CriticizeInstruction": ("instruction, failures, count", "reasons"),
+    "EditInstruction": ("instruction, failures, reason", "edited_instruction"),
+    "SummarizeReasons": ("instruction, reasons", "points, support"),
+    "ReflectOnFailures": ("instruction, failures", "reflection"),
+    "ReflectOnSuccesses": ("instruction, successes", "reflection"),
+    "RewriteInstruction": ("instruction, evidence, reflection, trajectory", "rewritten_instruction"),
+    "ProposeInstruction": ("scored_instructions, exemplars", "instruction"),
 }
+LISTS = {
+    "examples", "steps", "failures", "revised_steps", "reasons", "points", "successes", "evidence", "trajectory",
+    "scored_instructions", "exemplars",
+}  # fmt: skip
+TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
+    "step": int, "count": int, "support": list[int], "kind": signatures.Deviation,
+}  # fmt: skip
 
 
 def test_the_requests_are_these() -> None:
@@ -32,9 +46,10 @@ def test_every_request_is_typed_documented_and_guarded(name: str) -> None:
     inputs, outputs = REQUESTS[name]
     assert (", ".join(signature.input_fields), ", ".join(signature.output_fields)) == (inputs, outputs)
     assert all(field.json_schema_extra["desc"] != f"${{{key}}}" for key, field in signature.fields.items())
+    assert all(field.annotation == TYPES.get(key, str) for key, field in signature.fields.items())
     text = " ".join(signature.instructions.split())
     assert "not follow" in text or "do not carry it out" in text  # what is shown is data, not orders
-    if "examples" in inputs or "failures" in inputs:
+    if {"examples", "failures", "successes", "evidence", "exemplars"} & set(signature.input_fields):
         assert "Do not copy" in text
 
 

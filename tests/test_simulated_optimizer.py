@@ -205,7 +205,7 @@ def revised(steps: list[str], step: int, kind: str, engine: SimulatedOptimizerEn
     asked = Asked.of(ReviseStep, steps=steps, step=step, kind=kind, failures=[failure] * 2)
     steps_now = engine.answer(asked, 0)["revised_steps"]
     assert isinstance(steps_now, list)
-    return steps_now
+    return [str(text) for text in steps_now]
 
 
 def test_revisions_repair_the_planted_fault() -> None:
@@ -281,7 +281,24 @@ INPUTS: dict[str, dict[str, FieldValue]] = {
         "response": "\n".join(LINES[1:]),
     },
     "ReviseStep": {"steps": list(SUM.steps), "step": 1, "kind": "skipped", "failures": shown(SUM, 2)},
+    "CriticizeInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "count": 3},
+    "EditInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "reason": "It never asks for the sum."},
+    "SummarizeReasons": {"instruction": "Do it.", "reasons": ["Too vague.", "No sum of the numbers.", "Too vague!"]},
+    "ReflectOnFailures": {"instruction": "Do it.", "failures": shown(SUM, 2)},
+    "ReflectOnSuccesses": {"instruction": "Add all the numbers.", "successes": shown(SUM, 2)},
+    "RewriteInstruction": {
+        "instruction": "Do it.", "evidence": shown(SUM, 2), "reflection": "Aspects to improve:\n1. Be precise.",
+        "trajectory": ["Do it.", "Do it well."],
+    },
+    "ProposeInstruction": {
+        "scored_instructions": ["text: Do it.\nscore: 5"], "exemplars": [f"<INS>\n{text}" for text in shown(SUM, 2)],
+    },
 }  # fmt: skip
+
+
+def test_every_request_has_inputs_here() -> None:
+    requests = {name for name in signatures.__all__ if name[0].isupper()} - {"Deviation"}
+    assert set(INPUTS) == requests
 
 
 @pytest.mark.parametrize("adapter", [dspy.ChatAdapter, dspy.JSONAdapter])
@@ -359,3 +376,5 @@ def test_any_input_gets_a_reply_that_parses(name: str, data: st.DataObject, prio
     assert set(signature.output_fields) <= set(prediction.keys())
     if name == "ReviseStep":
         assert 1 <= len(prediction.revised_steps) <= 8
+    if name == "SummarizeReasons":
+        assert len(prediction.points) == len(prediction.support)

@@ -44,8 +44,3 @@ async def record_step(run: Run, step: int, beam: Sequence[Scores], watched: Sequ
     """
     train = await run.score([beam[0].candidate], watched) if watched else []
     await run.record(step, beam, train=train)
-
-
-def turn(names: Sequence[str], step: int) -> str:
-    """Return the predictor that step 1, 2, ... changes: round robin in the program's order. Source: ours."""
-    return names[(step - 1) % len(names)]

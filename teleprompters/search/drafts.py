@@ -11,8 +11,8 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.beam import keep_best
 from cuesmith.teleprompters.search.demos import Behavior
+from cuesmith.teleprompters.search.scene import Scene
 
 
 @dataclass(frozen=True)
@@ -55,14 +55,14 @@ class Kept(tuple[tuple[Draft, Scores], ...]):
         return [scores for _, scores in self]
 
 
-async def keep_best_drafts(run: Run, pool: Sequence[Draft], width: int) -> Kept:
-    """Score the drafts and keep the best, as `keep_best`; note why demonstrations were dropped."""
+async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
+    """Compare the drafts and keep the best, as `Scene.keep`; note why demonstrations were dropped."""
     by_id: dict[str, Draft] = {}
     for draft in pool:
         by_id.setdefault(draft.candidate.id, draft)
         for why in draft.dropped:
-            run.note(f"A demonstration was dropped: {why}.")
-    beam = await keep_best(run, [draft.candidate for draft in pool], width)
+            scene.run.note(f"A demonstration was dropped: {why}.")
+    beam = await scene.keep(draft.candidate for draft in pool)
     return Kept((by_id[scores.candidate.id], scores) for scores in beam)
 
 

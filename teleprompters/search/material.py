@@ -92,6 +92,10 @@ class Casebook:
                 if isinstance(outcome, Scored) and outcome.score >= self._threshold:
                     self._traces.setdefault(example_id(example), outcome.trace)
 
+    def success(self, example: dspy.Example) -> tuple[Step, ...]:
+        """Return the trace of the first run that succeeded on an example; none as long as no run did."""
+        return self._traces.get(example_id(example), ())
+
     def case(self, name: str, example: dspy.Example) -> Case | None:
         """Return what predictor `name` has to do on `example`; None as long as nobody knows."""
         direct = self._direct(name, example) if len(self._signatures) == 1 else None

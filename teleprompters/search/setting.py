@@ -11,19 +11,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from cuesmith.teleprompters.runtime.checks import whole
 
-def whole(name: str, value: object, *, least: int = 1, most: int = 10_000) -> int:
-    """Return `value` if it is a whole number in the range.
-
-    Raises:
-        TypeError: If it is no int.
-        ValueError: If it is out of range; the message says what was given and what is taken.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    if not least <= value <= most:
-        raise ValueError(f"{name} must be from {least} to {most}, got {value}")
-    return value
+MOST = 10_000
+"""No number of a setting is larger: what is, is a slip of the hand. Ours."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +25,11 @@ class Setting:
         width: Candidates kept after each step.
         branch: New candidates a step makes from each kept one.
         steps: Steps after the initial one.
-        initial: Initial prompts that the optimizer writes for each predictor.
+        initial: Initial prompts that the optimizer writes for each predictor; 0 starts from the student alone.
         init_examples: Training examples shown for each of them; 4 in the paper.
         minibatch: Training examples on which the kept candidates are run for evidence, and the size of the
             fixed sample on which the best one's training score is taken.
+        scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success; the metrics of most tasks say 1.0.
     """
 
@@ -47,6 +39,7 @@ class Setting:
     initial: int = 4
     init_examples: int = 4
     minibatch: int = 16
+    scoring: int = 50
     threshold: float = 1.0
 
     def __post_init__(self) -> None:
@@ -56,12 +49,10 @@ class Setting:
             TypeError: If one is of the wrong type.
             ValueError: If one is out of range.
         """
-        whole("width", self.width)
-        whole("branch", self.branch)
-        whole("steps", self.steps, least=0)
-        whole("initial", self.initial)
-        whole("init_examples", self.init_examples)
-        whole("minibatch", self.minibatch)
+        for name in ("width", "branch", "init_examples", "minibatch", "scoring"):
+            whole(name, getattr(self, name), most=MOST)
+        for name in ("steps", "initial"):
+            whole(name, getattr(self, name), least=0, most=MOST)
         if isinstance(self.threshold, bool) or not isinstance(self.threshold, int | float):
             raise TypeError(f"threshold must be a number, got {self.threshold!r}")
         if not math.isfinite(self.threshold):
@@ -74,3 +65,7 @@ class Setting:
             n_train: How many training examples there are.
         """
         return min(self.minibatch, n_train // 3)
+
+
+UNIFIED = Setting()
+"""What `search="unified"` means for every compiler."""

@@ -1,0 +1,243 @@
+"""All compilers, DSPy's five among them, on the same tasks within the same budget of calls: one table.
+
+    python benchmarks/compilers.py [--families objects ...] [--seeds 0 1 2] [--calls 800] [--test-size 200]
+                                   [--compilers abo mipro ...] [--processes 2] [--json FILE]
+    python benchmarks/compilers.py --racing [...]
+
+Every compile gets `Budget(calls=...)`: program runs and calls to the optimizer together, final report included. All get
+the same program, training, validation and held-out examples; the target is the embedded model, the optimizer simulated.
+Compilers are ranked by the mean over the families of their rank by held-out score (all seeds pooled; ties share ranks).
+
+`--racing` compares each prompt search with and without racing, without a budget: the share of the program runs, and the
+difference of the held-out scores, pair by pair, all families pooled.
+
+It illustrates the machinery. The target was trained to follow steps, and the simulated optimizer knows its families and
+answers DSPy's requests by the same rules as ours: that ranks compilers on this instrument, and not on large models.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import multiprocessing
+import os
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import dspy
+
+from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+from cuesmith.programs.evaluation import evaluate
+from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.teleprompters.registry import COMPILERS, compile, compiler_class
+from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
+
+FAMILIES = ("objects", "navigate", "sum", "reverse", "items", "position")
+PEERS = ("mipro", "gepa", "simba", "copro", "bootstrap")
+RACERS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "abo")
+BASELINE = "(baseline)"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One compile.
+
+    Attributes:
+        family: The task.
+        seed: Of the task, the compiler and the optimizer.
+        compiler: A name, or `BASELINE` for the student itself.
+        calls: The budget; None for none.
+        test_size: Held-out examples.
+        racing: Given to the compiler where it is not None.
+    """
+
+    family: str
+    seed: int
+    compiler: str
+    calls: int | None
+    test_size: int
+    racing: bool | None = None
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of it: held-out scores, calls by role, seconds of compiling, and why it stopped."""
+
+    job: Job
+    scores: list[float | None]
+    task_calls: int
+    optimizer_calls: int
+    seconds: float
+    stopped_by: str | None
+    error: str = ""
+
+
+def run(job: Job) -> Done:
+    """Compile and score."""
+    for library in ("dspy", "LiteLLM", "optuna"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    task = generate(job.family, sizes=Sizes(test=job.test_size), seed=job.seed)
+    program: dspy.Module = dspy.ChainOfThought(task.signature)
+    compilation, error, start = None, "", time.perf_counter()
+    with dspy.context(lm=EmbeddedLM()):
+        if job.compiler != BASELINE:
+            options: dict[str, Any] = {} if job.racing is None else {"racing": job.racing}
+            try:
+                program = compile(
+                    program, job.compiler, metric=task.metric, trainset=list(task.train),
+                    valset=list(task.validation), optimizer_lm=SimulatedOptimizer(seed=job.seed), seed=job.seed,
+                    budget=Budget(calls=job.calls) if job.calls else None, **options,
+                )
+                compilation = program.compilation
+            except CompileError as failed:
+                error = str(failed)
+        seconds = time.perf_counter() - start
+        scores = evaluate(program, task.test, task.metric)
+    spent = compilation.spent.by_role if compilation else {}
+    by_role = {role: spent[role].calls if role in spent else 0 for role in ("task", "optimizer")}
+    return Done(job, list(scores.values), by_role["task"], by_role["optimizer"], seconds,
+                compilation.stopped_by if compilation else None, error)
+
+
+def run_all(jobs: Sequence[Job], processes: int) -> list[Done]:
+    """Run jobs on so many processes, the first ones first."""
+    done: list[Done] = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=20) as pool:
+        for future in as_completed([pool.submit(run, job) for job in jobs]):
+            done.append(future.result())
+            job = done[-1].job
+            print(f"\r{len(done)}/{len(jobs)} {job.family} {job.seed} {job.compiler:14}", end="", file=sys.stderr)
+    print(file=sys.stderr)
+    return done
+
+
+def known(values: Iterable[float | None]) -> list[float]:
+    """Return the scores that are there."""
+    return [value for value in values if value is not None]
+
+
+def ranks(means: dict[str, float]) -> dict[str, float]:
+    """Return each name's rank, 1 for the highest; equal means share the mean of their ranks."""
+    ordered = sorted(means.values(), reverse=True)
+    return {name: statistics.mean(i for i, v in enumerate(ordered, 1) if v == mean) for name, mean in means.items()}
+
+
+def table(done: Sequence[Done], families: Sequence[str], compilers: Sequence[str]) -> dict[str, float]:
+    """Print scores, ranks, calls and seconds; return the mean ranks."""
+    cells: dict[tuple[str, str], list[Done]] = defaultdict(list)
+    for one in done:
+        cells[one.job.compiler, one.job.family].append(one)
+    scores = {key: known(v for one in many for v in one.scores) for key, many in cells.items()}
+    means = {key: statistics.mean(values) for key, values in scores.items()}
+    by_family = {f: ranks({c: means[c, f] for c in compilers}) for f in families}
+    mean_rank = {c: statistics.mean(by_family[f][c] for f in families) for c in compilers}
+    print(f"{'compiler':14}" + "".join(f"{family:>20}" for family in families)
+          + f"{'mean':>7}{'rank':>6}{'task':>7}{'opt.':>6}{'s':>6}")
+    for name in [BASELINE, *sorted(compilers, key=lambda c: mean_rank[c])]:
+        row = f"{name:14}"
+        for family in families:
+            e = estimate95(scores[name, family])
+            row += f"{f'{100 * e.mean:.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}]':>20}"
+        own = [one for family in families for one in cells[name, family]]
+        row += f"{100 * statistics.mean(means[name, f] for f in families):7.1f}"
+        row += f"{mean_rank[name]:6.2f}" if name in mean_rank else f"{'':6}"
+        row += "".join(f"{statistics.mean(getattr(one, what) for one in own):{width}.0f}" for what, width in (
+            ("task_calls", 7), ("optimizer_calls", 6), ("seconds", 6)))
+        print(row)
+    for one in done:
+        if one.error:
+            print(f"  {one.job.compiler} on {one.job.family}, seed {one.job.seed}: {one.error}")
+    return mean_rank
+
+
+def verdicts(done: Sequence[Done], families: Sequence[str], mean_rank: dict[str, float]) -> list[bool]:
+    """Print and return whether the targets are met."""
+    pooled: dict[tuple[str, str], list[float]] = defaultdict(list)
+    for one in done:
+        pooled[one.job.compiler, one.job.family] += known(one.scores)
+    first = min(mean_rank, key=lambda c: mean_rank[c])
+    print(f"\nfirst by mean rank: {first} (target: abo)")
+    ours, peers = [c for c in mean_rank if c not in PEERS], [c for c in mean_rank if c in PEERS]
+    ahead = 0
+    for family in families:
+        best, rival = (max(names, key=lambda c: statistics.mean(pooled[c, family])) for names in (ours, peers))
+        gap = statistics.mean(pooled[best, family]) - statistics.mean(pooled[rival, family])
+        ahead += gap > 0
+        print(f"  {family}: {best} over {rival} by {100 * gap:+.1f} points")
+    print(f"one of ours above every DSPy optimizer on {ahead} of {len(families)} families (target: all but one)")
+    return [first == "abo", ahead >= len(families) - 1]
+
+
+def racing(options: argparse.Namespace) -> int:
+    """Compare racing with full scoring."""
+    jobs = [Job(family, seed, name, None, options.test_size, race)
+            for name in options.compilers for seed in options.seeds for family in options.families
+            for race in (True, False)]
+    done = {one.job: one for one in run_all(jobs, options.processes)}
+    every: list[tuple[Done, Done]] = []
+    print(f"{'compiler':14}{'runs, racing':>14}{'runs, full':>12}{'share':>7}  difference in points, racing - full")
+    for name in [*options.compilers, "all"]:
+        pairs = [(done[job], done[Job(**{**asdict(job), "racing": False})]) for job in jobs
+                 if job.racing and job.compiler == name] if name != "all" else every
+        every += pairs if name != "all" else []
+        fast, full = (sum(pair[i].task_calls for pair in pairs) for i in (0, 1))
+        gain = paired_gain([v for _, b in pairs for v in b.scores], [v for a, _ in pairs for v in a.scores])
+        print(f"{name:14}{fast:14,}{full:12,}{fast / full:7.2f}  {100 * gain.difference:+.2f} "
+              f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], p = {gain.p_value:.3f}, n = {gain.n}")
+    holds = fast / full <= 0.5 and (gain.p_value >= 0.05 or gain.difference > 0)
+    print(f"at most half of the program runs, with no significant loss: {'holds' if holds else 'does not hold'}")
+    return 0 if holds else 1
+
+
+def comparison(options: argparse.Namespace) -> int:
+    """Run all compilers and print the table."""
+    jobs = [Job(family, seed, name, options.calls, options.test_size)
+            for seed in options.seeds for family in options.families for name in [BASELINE, *options.compilers]]
+    start = time.perf_counter()
+    done = run_all(jobs, options.processes)
+    print(f"held-out score in % with its 95 % interval, n = {options.test_size * len(options.seeds)} a cell "
+          f"({len(options.seeds)} seeds); at most {options.calls} calls a compile; means of calls and seconds\n")
+    mean_rank = table(done, options.families, options.compilers)
+    met = verdicts(done, options.families, mean_rank) if {*PEERS, "abo"} <= set(options.compilers) else [True]
+    print(f"{time.perf_counter() - start:.0f} s on {options.processes} processes")
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in done]))
+    return 0 if all(met) else 1
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--families", nargs="+", default=list(FAMILIES))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--calls", type=int, default=800)
+    parser.add_argument("--test-size", type=int, default=200)
+    parser.add_argument("--compilers", nargs="+", help=f"of {', '.join(COMPILERS)}; all by default")
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--racing", action="store_true", help="racing against full scoring instead")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    options.compilers = options.compilers or list(RACERS if options.racing else COMPILERS)
+    for name in options.compilers:
+        compiler_class(name)
+    mode: Callable[[argparse.Namespace], int] = racing if options.racing else comparison
+    return mode(options)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

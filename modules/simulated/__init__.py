@@ -1,0 +1,1 @@
+"""The parts of the simulated optimizer: reading a request, the evidence in it, the wordings, one writer each."""

@@ -1,0 +1,252 @@
+"""A border around code that calls language models from threads of its own, such as dspy's optimizers.
+
+Every call inside it goes through the run's gate on behalf of one effect for each role, whichever thread makes it: so
+calls are counted and capped, and journalled under their content, and a resumed run is answered from the journal in
+whatever order it asks again. Such code cannot tell a failed provider from a wrong answer (dspy's evaluation counts
+both as 0), so a call that the provider fails after all retries stops the run instead. Once the border is closed
+nothing is sent any more, whatever threads are left behind. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from types import new_class
+from typing import Any, TypeVar, get_args
+
+import dspy
+from dspy.utils.exceptions import LMError, LMInvalidRequestError
+
+from cuesmith.modules.sampling import DRAWS_PER_ASK, draw
+from cuesmith.teleprompters.runtime._dspy import metered, modules_of, named_predictors
+from cuesmith.teleprompters.runtime.candidate import digest
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, public_options
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice
+
+T = TypeVar("T")
+
+_GRACE = 1.0
+"""Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
+_TICK = 0.25
+
+
+class Border:
+    """Runs one piece of foreign code. Made on the event loop that waits for it; used once.
+
+    Args:
+        gate: Where all calls go through.
+        name: Names the effects.
+        timeout: Seconds a call may take before it stops the run; None for ever.
+        on_refused: Called, from any thread, with a request that the provider refused: the foreign code sees that error.
+    """
+
+    def __init__(self, gate: Gate, name: str, timeout: float | None, on_refused: Callable[[Exception], None]) -> None:
+        self.gate = gate
+        self.effects: dict[Role, Effect] = {role: Effect(f"{name}:{role}", role) for role in get_args(Role)}
+        self.loop = asyncio.get_running_loop()
+        self._timeout = timeout
+        self._on_refused = on_refused
+        self._lock = threading.Lock()
+        self._closed = self._abandoned = False
+        self._calls: dict[object, float] = {}
+        self._repeats: Counter[str] = Counter()
+        self._fatal: BaseException | None = None
+
+    async def run(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread, and wait for it and for the calls that it has left in flight.
+
+        Raises:
+            RunStopped: If a cap is reached, the provider fails, or a call does not come back.
+            UnknownPrice: If the budget is in dollars and a call reports no price.
+            BaseException: What `work` raised, or `fail` was told.
+        """
+        done: asyncio.Future[T] = self.loop.create_future()
+        context = contextvars.copy_context()
+        left = self.gate.ledger.seconds_left
+        deadline = None if left is None else time.monotonic() + left + _GRACE
+        threading.Thread(target=context.run, args=(self._serve, work, done), name="cuesmith-host", daemon=True).start()
+        try:
+            while not done.done():
+                await asyncio.wait({done}, timeout=_TICK)
+                self._check_time(deadline)
+            with self._lock:
+                self._closed = True
+            while self._calls:  # they are counted, and may be on their way
+                self._check_time(deadline)
+                await asyncio.sleep(0.005)
+        finally:
+            self._closed = self._abandoned = True
+            if not done.done():
+                done.cancel()
+        if self._fatal is not None:
+            done.exception()  # it is seen
+            raise self._fatal
+        return done.result()
+
+    def _serve(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
+        result: T
+        failure: BaseException | None = None
+        effect.set(None)
+        try:
+            result = work()
+        except StopIteration as error:  # a future refuses it
+            failure = RuntimeError(f"hosted code raised {error!r}")
+        except BaseException as error:
+            failure = error
+
+        def settle() -> None:
+            if done.done():
+                return
+            if failure is not None:
+                done.set_exception(failure)
+            else:
+                done.set_result(result)
+
+        with suppress(RuntimeError):  # the loop is gone, and with it all who waited
+            self.loop.call_soon_threadsafe(settle)
+
+    def fail(self, error: BaseException) -> None:
+        """Close the border, so that the foreign code ends, and make `error` what the run ends with."""
+        self._fatal = self._fatal or error
+        self._closed = True
+
+    def check(self, *, passed: bool = False) -> None:
+        """Raise `RunStopped` if the border is closed, or, for a call that has passed it, if nobody waits for it."""
+        if self._abandoned if passed else self._closed:
+            raise RunStopped(self.gate.stopped_by or "stopped")
+
+    def _check_time(self, deadline: float | None) -> None:
+        now = time.monotonic()
+        if deadline is not None and now > deadline:
+            raise self.gate.stop("seconds", "the budget's cap on seconds is reached")
+        with self._lock:
+            oldest = min(self._calls.values(), default=now)
+        if self._timeout is not None and now - oldest > self._timeout:
+            raise self.gate.stop("outage", f"a call has no answer within {self._timeout} s")
+
+    @contextmanager
+    def calling(self, role: Role, request: Sequence[object], n: object) -> Iterator[None]:
+        """Be the effect that a call is made for, unless there is one, and let no provider's failure through.
+
+        Args:
+            role: Whose call it is, unless an effect says otherwise (a metric's calls are the judge's).
+            request: What names the call.
+            n: The number of completions asked for at once, if any.
+        """
+        call = object()
+        with self._lock:
+            self.check()
+            self._calls[call] = time.monotonic()
+        entered = effect.set(effect.get() or self.effects[role])
+        drawn = draw.set(self._draw(request) if role == "optimizer" and n in (None, 1) else None)
+        try:
+            yield
+        except UnknownPrice as error:
+            self.fail(error)
+            raise self.gate.stop("configuration", str(error)) from error
+        except LMInvalidRequestError as error:
+            self._on_refused(error)
+            raise
+        except (LMError, OSError) as error:
+            raise self.gate.stop("outage", f"the provider failed: {error}") from error
+        finally:
+            draw.reset(drawn)
+            effect.reset(entered)
+            with self._lock:
+                del self._calls[call]
+
+    def _draw(self, request: Sequence[object]) -> int:
+        """Number a draw by what is asked and how often it was, for models that count: the same in a resumed run."""
+        name = digest(request)
+        with self._lock:
+            self._repeats[name] += 1
+            return (int(name, 16) % 2**40) * DRAWS_PER_ASK + (self._repeats[name] - 1) % DRAWS_PER_ASK
+
+
+class Hosted:
+    """Mixed in front of a metered LM: its calls are made across a border. Copies stay behind it."""
+
+    border: Border
+    role: Role
+    kwargs: dict[str, Any]
+
+    def __call__(
+        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
+    ) -> Sequence[object]:
+        """Call the model from a thread."""
+        merged = {**self.kwargs, **options}
+        with self.border.calling(self.role, [prompt, messages, public_options(merged)], merged.get("n")):
+            outputs: Sequence[object] = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
+            return [_whole(output) for output in outputs]
+
+    async def acall(
+        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
+    ) -> Sequence[object]:
+        """Call the model from a coroutine."""
+        merged = {**self.kwargs, **options}
+        with self.border.calling(self.role, [prompt, messages, public_options(merged)], merged.get("n")):
+            outputs: Sequence[object] = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
+            return [_whole(output) for output in outputs]
+
+
+def _whole(output: object) -> object:
+    """Replace half characters in a reply: dspy puts replies into prompts, and fails at one that no provider takes."""
+    if isinstance(output, dict):
+        return {name: _whole(value) for name, value in output.items()}
+    if not isinstance(output, str):
+        return output
+    return output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+
+
+class _Loyal:
+    """Mixed in front of a predictor: it keeps its LM when dspy's bootstrapping resets it."""
+
+    lm: dspy.BaseLM | None
+
+    def reset(self) -> None:
+        """Reset all but the LM."""
+        lm = self.lm
+        super().reset()  # type: ignore[misc]
+        self.lm = lm
+
+
+def hosted(lm: dspy.BaseLM, role: Role, border: Border) -> dspy.BaseLM:
+    """Return the same model behind a border and its gate.
+
+    Args:
+        lm: Any dspy LM, metered or not.
+        role: Whose calls these are.
+        border: Where they pass.
+    """
+    copied = metered(lm, border.gate)
+    copied.__class__ = type(f"Hosted{type(copied).__name__}", (Hosted, type(copied)), {"__module__": __name__})
+    copied.border, copied.role = border, role
+    return copied
+
+
+def host_program(program: dspy.Module, border: Border) -> list[dspy.BaseLM]:
+    """Put every LM that the program carries behind a border, in place, so that its predictors keep them.
+
+    Returns:
+        The LMs that it carries now.
+    """
+    found: dict[int, dspy.BaseLM] = {}
+    for module in modules_of(program):
+        for name, held in list(vars(module).items()):
+            if isinstance(held, dspy.BaseLM):  # one object stays one: SIMBA asks
+                setattr(module, name, found.setdefault(id(held), hosted(held, "task", border)))
+    for _, predictor in named_predictors(program):
+        if predictor.lm is not None:
+            predictor.__class__ = _loyal(type(predictor))
+    return list(found.values())
+
+
+def _loyal(kind: type) -> type:
+    """Return the class under the same name and module: dspy's optimizers show a program's source to the model."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return new_class(kind.__name__, (_Loyal, kind), exec_body=lambda space: space.update(names))

@@ -1,0 +1,253 @@
+"""What an optimizer of dspy's needs to work within a run: a program, models, a metric, and someone who takes notes.
+
+What it finds out is the run's knowledge at once: each program run that its metric judges, or that raises, is an
+outcome of the candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a
+second time to learn it. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import threading
+import traceback
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any, TypeVar, get_args
+
+import dspy
+from dspy.utils.exceptions import ContextWindowExceededError, LMError
+
+from cuesmith.teleprompters.peers.border import Border, Hosted, host_program, hosted
+from cuesmith.teleprompters.peers.quiet import MARK, quiet
+from cuesmith.teleprompters.runtime._dspy import _Watch, copy_program
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
+from cuesmith.teleprompters.runtime.gate import effect
+from cuesmith.teleprompters.runtime.ledger import Cap
+from cuesmith.teleprompters.runtime.metric import Metric, read_judgement
+from cuesmith.teleprompters.runtime.outcomes import (
+    MetricError,
+    Outcome,
+    ParseFailure,
+    ProviderFailure,
+    Scored,
+    value,
+)
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
+
+T = TypeVar("T")
+
+_NO_LIMIT = 10**9
+"""dspy gives up after ten failed program runs and loses all; here a reply that does not parse counts as 0."""
+
+
+class Host:
+    """One stay of an optimizer of dspy's in a run. Made on the search's event loop; used once.
+
+    Args:
+        run: The run.
+        metric: The judge.
+        task: The LM for predictors without their own; None if all carry one.
+        optimizer: The model that writes prompts.
+        move: The origin of candidates that are seen here.
+        timeout: Seconds a call may take before it stops the run; None for ever.
+
+    Attributes:
+        program: A copy of the student to work on.
+        task: The LM for predictors without their own, or another of the student's.
+        optimizer: The model that writes prompts.
+        candidates: Id -> candidate, of every program that was seen to run except for the student.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        *,
+        metric: Metric,
+        task: dspy.BaseLM | None,
+        optimizer: dspy.BaseLM,
+        move: str,
+        timeout: float | None,
+    ) -> None:
+        self.candidates: dict[str, Candidate] = {}
+        self._run = run
+        self._metric = metric
+        self._origin = Origin(move, (run.baseline.id,))
+        self._now = threading.local()
+        self._over = False
+        self._examples: dict[str, list[dspy.Example]] = {}
+        for example in (*run.train, *run.select):
+            self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
+        self._border = Border(run.gate, f"{run.seed}:{move}", timeout, self._note_refusal)
+        self.optimizer = hosted(optimizer, "optimizer", self._border)
+        self.program = copy_program(run.student)
+        self.program._compiled = False  # a student may have been compiled before
+        carried = host_program(self.program, self._border)
+        self.task = hosted(task, "task", self._border) if task is not None else carried[0]
+
+    async def run(self, work: Callable[[], T], *, last_reserve: bool = True) -> T:
+        """Run the optimizer in a thread, with what it prints dropped.
+
+        Args:
+            work: Blocking; uses `program`, `task`, `optimizer` and one of the metrics below, and no other model.
+            last_reserve: Whether it may use up what is held for the report as long as there is nothing to report on.
+
+        Raises:
+            RunStopped: If a cap is reached, the provider fails, or a call does not come back.
+            UnknownPrice: If the budget is in dollars and a call reports no price.
+            Exception: What `work` raised.
+        """
+        gate = self._border.gate
+        release = gate.release
+        if not last_reserve:
+            gate.release = lambda: False
+        try:
+            return await self._border.run(lambda: self._at_work(work))
+        finally:
+            gate.release = release
+            self._over = True
+
+    def _at_work(self, work: Callable[[], T]) -> T:
+        settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
+        callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
+        with quiet(), dspy.context(**settings, callbacks=callbacks):
+            try:
+                return work()
+            except BaseException as error:
+                if not isinstance(error, Exception):
+                    traceback.clear_frames(error.__traceback__)  # of progress bars, which are quiet here alone
+                raise
+
+    def reopen(self) -> bool:
+        """Open the run's gate again after a cap closed it, to score what was found; returns whether it is open."""
+        if self._border.gate.stopped_by in get_args(Cap):
+            self._border.gate.reopen()
+            return True
+        return False
+
+    def score(
+        self,
+        example: dspy.Example,
+        prediction: dspy.Prediction | None,
+        trace: object = None,
+        pred_name: str | None = None,
+        pred_trace: object = None,
+    ) -> float:
+        """Judge an answer by the user's metric, whichever of dspy's forms it has. Called by the optimizer.
+
+        Raises:
+            Exception: What the metric raised.
+        """
+        return self._judged(example, prediction, trace, pred_name, pred_trace)[0]
+
+    def score_with_feedback(
+        self,
+        example: dspy.Example,
+        prediction: dspy.Prediction | None,
+        trace: object = None,
+        pred_name: str | None = None,
+        pred_trace: object = None,
+    ) -> float | dspy.Prediction:
+        """Judge as `score`, and pass on the metric's feedback if it gave some."""
+        score, feedback = self._judged(example, prediction, trace, pred_name, pred_trace)
+        return dspy.Prediction(score=score, feedback=feedback) if feedback else score
+
+    def _judged(self, example: dspy.Example, prediction: dspy.Prediction | None, *more: object) -> tuple[float, str]:
+        if prediction is None:  # the program raised, which is noted already
+            return 0.0, ""
+        metric, ran = self._metric, getattr(self._now, "candidate", None)
+        token = effect.set(self._border.effects["judge"])
+        try:
+            answer = metric.function(*(example, prediction, *more)[: metric.arity])
+            score, feedback = read_judgement(self._awaited(answer) if inspect.isawaitable(answer) else answer)
+        except Exception as error:
+            kind = ProviderFailure if isinstance(error, LMError) else MetricError
+            self._observe(ran, example, kind(self._reason(error)))
+            raise
+        finally:
+            effect.reset(token)
+        if all(part is None for part in more):  # neither in bootstrapping nor for one predictor alone
+            self._observe(ran, example, Scored(score, feedback))
+        return score, feedback
+
+    def _awaited(self, answer: Awaitable[object]) -> object:
+        """Wait in this thread for what an async metric returns, which runs where it runs in every search."""
+
+        async def wait() -> object:
+            return await answer
+
+        return asyncio.run_coroutine_threadsafe(wait(), self._border.loop).result()
+
+    def ran(self, program: dspy.Module) -> None:
+        """Note which program begins to run in this thread."""
+        if effect.get() is None and isinstance(program, type(self._run.student)):
+            self._now.candidate = Candidate.of(program)
+
+    def raised(self, inputs: Mapping[str, object], error: Exception) -> None:
+        """Note that the program which began in this thread raised."""
+        if effect.get() is None:
+            lost = isinstance(error, LMError | OSError) and not isinstance(error, ContextWindowExceededError)
+            reason = self._reason(error)
+            outcome = ProviderFailure(reason) if lost else ParseFailure(f"{PROGRAM_RAISED}{reason}")
+            for example in self._examples.get(_named(inputs), ()):
+                self._observe(getattr(self._now, "candidate", None), example, outcome)
+
+    def _reason(self, error: Exception) -> str:
+        return f"{type(error).__name__}: {self._border.gate.redactor(str(error)).strip()[:400]}"
+
+    def _observe(self, candidate: Candidate | None, example: dspy.Example, outcome: Outcome) -> None:
+        if candidate is None or candidate.names != self._run.baseline.names:
+            return
+        seen = replace(candidate, origin=self._origin)
+
+        def tell() -> None:
+            if self._over:  # from a thread left behind
+                return
+            if seen != self._run.baseline:
+                self.candidates.setdefault(seen.id, seen)
+            if value(outcome) is None:
+                self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
+            try:
+                self._run.observe(seen, example, outcome)
+            except BaseException as error:  # a callback may end a run; the loop would only log it here
+                self._border.fail(error)
+
+        with suppress(RuntimeError):  # the loop is gone
+            self._border.loop.call_soon_threadsafe(tell)
+
+    def _note_refusal(self, error: Exception) -> None:
+        self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
+
+
+class _Sight(_Watch):
+    """Sees each program run begin and fail, and meters the LMs that no one could put behind the border."""
+
+    def __init__(self, border: Border, host: Host) -> None:
+        super().__init__(border.gate)
+        self._border = border
+        self._host = host
+        self._runs: dict[str, Mapping[str, object]] = {}
+
+    def on_module_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Note a program's start, not that of the modules inside it."""
+        self._border.check()
+        if not dspy.settings.caller_modules:
+            self._host.ran(instance)
+            self._runs[call_id] = inputs.get("kwargs", {})
+
+    def on_module_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
+        """Note a program's failure; its success is noted with the score."""
+        inputs = self._runs.pop(call_id, None)
+        if inputs is not None and isinstance(exception, Exception):
+            self._host.raised(inputs, exception)
+
+    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
+        """Let nothing be sent once the border is closed."""
+        self._border.check(passed=isinstance(instance, Hosted))
+        super().on_lm_start(call_id, instance, inputs)
+
+
+def _named(inputs: Mapping[str, object]) -> str:
+    return digest(to_json(dict(inputs)))

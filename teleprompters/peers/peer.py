@@ -1,0 +1,209 @@
+"""The base of the compilers that are dspy's own optimizers, hosted: what they search is theirs, the rest is ours.
+
+Source: dspy 3.4 for the optimizers and their defaults; the border around them is ours.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar, TypeVar, Unpack
+
+import dspy
+from dspy.utils.exceptions import AdapterParseError
+
+from cuesmith.teleprompters.compiler import Compiler, Options
+from cuesmith.teleprompters.peers.hosting import Host
+from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
+from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import mean, rank
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.session import CompileError
+
+T = TypeVar("T")
+
+
+class Peer(Compiler):
+    """One of dspy's optimizers, run within this run's border.
+
+    The optimizer works on a copy of the student, with threads of its own: as many as `max_in_flight`, which is its
+    `num_threads`; the seed is the compile's. Every call of every model goes through the run's gate, so that caps are
+    hard and a resumed run pays no call again (dspy's optimizers make the same calls again, in any order). It gets the
+    run's training examples to learn from and the selection examples to compare by; the examples of the report stay
+    hidden from it. Each program it scores becomes a candidate of the record, so that a stop returns the best so far.
+
+    dspy's optimizers count as 0 what has no score, which here stops the run if the provider failed, and is noted if the
+    metric did. `example_timeout` bounds each call: one without an answer by then stops the run. (dspy sends the last
+    runs of an evaluation again if they take over two minutes.) Demonstrations and instructions are all that a candidate
+    holds: what else an optimizer changes is left out, and noted.
+
+    Args:
+        metric: As for `Compiler`, in any of dspy's forms; it is given the trace where dspy gives one.
+        **options: As for `Compiler`.
+
+    Raises:
+        ImportError: If the optimizer needs a package that is not there; the message says which to install.
+    """
+
+    MOVE: ClassVar[str]
+    """The origin of its candidates."""
+
+    NEEDS: ClassVar[tuple[str, str] | None] = None
+    """A package that dspy does not install by itself, and what installs it."""
+
+    def __init__(self, metric: MetricFunction, **options: Unpack[Options]) -> None:
+        super().__init__(metric, **options)
+        if self.NEEDS is not None and importlib.util.find_spec(self.NEEDS[0]) is None:
+            raise ImportError(f"{type(self).__name__} needs {self.NEEDS[0]}: pip install '{self.NEEDS[1]}'")
+
+    SELECTS: ClassVar[bool] = True
+    """Whether it compares candidates on selection examples. If not, none is known there until the end."""
+
+    @abstractmethod
+    def optimize(self, run: Run, host: Host) -> dspy.Module:
+        """Run dspy's optimizer to its end; called in a thread of its own.
+
+        Args:
+            run: Has the examples.
+            host: Has the program, the models and the metric to give to it.
+        """
+
+    async def search(self, run: Run) -> Candidate:
+        """Search; see the class."""
+        base = await run.score([run.baseline], run.select)
+        await run.record(0, base)
+        task, optimizer = self._models(run.student)
+        host = Host(
+            run,
+            metric=Metric(self.metric),
+            task=task,
+            optimizer=optimizer,
+            move=self.MOVE,
+            timeout=self.example_timeout,
+        )
+        found = await self._found(run, host)
+        scores = await run.score([found], run.select) if found != run.baseline else []
+        if run.best_so_far() == run.baseline:
+            found, beam = run.baseline, [*base, *scores]
+        else:
+            beam = rank([*scores, *base])
+        await run.record(1, beam)
+        return found
+
+    async def _found(self, run: Run, host: Host) -> Candidate:
+        try:
+            program = await host.run(lambda: self.optimize(run, host), last_reserve=self.SELECTS)
+        except RunStopped:
+            if not self.SELECTS and host.reopen():
+                await self._validate(run, host)
+            raise
+        except UnknownPrice:
+            raise
+        except Exception as error:
+            return self._left_by(error, run, host)
+        return self._read(program, run)
+
+    async def _validate(self, run: Run, host: Host) -> None:
+        """Score the best on training examples on the selection examples, with what is held for the report."""
+        tried = [(c, [v for v in run.known(c, run.train) if v is not None]) for c in host.candidates.values()]
+        enough = max((len(values) for _, values in tried), default=0) / 2
+        best = max(((mean(v), -c.size, c.id, c) for c, v in tried if v and len(v) >= enough), default=None)
+        if best is not None:
+            run.note("Stopped half way: the best on training examples until then was scored on selection examples.")
+            await run.score([best[-1]], run.select)
+
+    def _left_by(self, error: Exception, run: Run, host: Host) -> Candidate:
+        """Return the best that is known from an optimizer that failed half way, as at a reply that it cannot read."""
+        reason = run.gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        unread = isinstance(error, AdapterParseError | UnicodeError)
+        if not unread and not any(
+            any(v is not None for v in run.known(c, run.select)) for c in host.candidates.values()
+        ):
+            raise CompileError(f"dspy's {type(self).__name__} failed before it scored a candidate: {reason}") from error
+        run.note(f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.")
+        return run.best_so_far()
+
+    def _read(self, program: dspy.Module, run: Run) -> Candidate:
+        found = Candidate.of(program)
+        if set(found.names) != set(run.baseline.names):
+            run.note(f"{type(self).__name__} changed which predictors the program has: its result cannot be held.")
+            return run.best_so_far()
+        found = replace(found, origin=Origin(self.MOVE, (run.baseline.id,)))
+        if _beyond_prompts(program) != _beyond_prompts(run.student):
+            run.note(f"{type(self).__name__} changed more than instructions and demonstrations: only those are kept.")
+        return found if found != run.baseline else run.baseline
+
+    def check_program(self, student: dspy.Module) -> None:
+        """Raise if dspy's optimizer cannot take the student; called before anything is paid for.
+
+        Raises:
+            ValueError: If it cannot.
+        """
+        if not hasattr(type(student), "forward"):
+            raise ValueError(f"{type(self).__name__} is synchronous: {type(student).__name__} needs a `forward`")
+
+    async def acompile(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> dspy.Module:
+        """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
+        if isinstance(student, dspy.Module):
+            self.check_program(student)
+        return await super().acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
+
+
+def _beyond_prompts(program: dspy.Module) -> list[object]:
+    """Return what of a program a compiler's candidate does not hold: fields, and code that an optimizer may write."""
+    fields = [
+        (name, field, str(info.annotation), info.json_schema_extra.get("desc"))
+        for name, predictor in named_predictors(program)
+        for field, info in predictor.signature.fields.items()
+    ]
+    return [fields, [code for m in modules_of(program) if (code := getattr(m, "module_src", None)) is not None]]
+
+
+def number(name: str, value: object, *, least: float, above: bool = False) -> float:
+    """Return `value` if it is a finite number of at least `least`, or above it.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < least or (above and value == least):
+        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}")
+    return value
+
+
+def chosen(name: str, value: T, among: Sequence[T]) -> T:
+    """Return `value` if it is one of those.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in among:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {value!r}")
+    return value
+
+
+def switch(name: str, value: object) -> bool:
+    """Return `value` if it is True or False.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
+    return value

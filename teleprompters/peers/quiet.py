@@ -1,0 +1,77 @@
+"""Keeps libraries that print from a terminal that is not theirs.
+
+dspy's optimizers print, draw progress bars and log each failed example; nothing turns that off for one run alone.
+Here their output is dropped, told by the module that writes and by a mark in dspy's settings, which dspy hands on to
+its own threads. What anything else writes, a metric's own prints included, passes. Source: ours.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, TextIO, cast
+
+import dspy
+
+MARK = "cuesmith_hosted"
+"""The setting, given by `dspy.context`, under which the libraries below are kept quiet."""
+
+_LIBRARIES = frozenset({"dspy", "gepa", "optuna", "tqdm"})
+_lock = threading.Lock()
+_open = 0
+
+
+class _Muffler:
+    """Stands in for a standard stream, and is the stream in all but that hosted libraries' text is dropped."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self.stream = stream
+
+    def write(self, text: str) -> int:
+        """Write what is not a hosted library's."""
+        writer = str(sys._getframe(1).f_globals.get("__name__", ""))
+        if writer.partition(".")[0] in _LIBRARIES and _is_hosted():
+            return len(text)
+        return self.stream.write(text)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _is_hosted() -> bool:
+    return bool(dspy.settings.get(MARK, False))
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Drop what hosted libraries write, as long as the block lasts."""
+    global _open
+    with _lock:
+        _open += 1
+        if _open == 1 and sys.stdout is not None and sys.stderr is not None:
+            sys.stdout, sys.stderr = cast(TextIO, _Muffler(sys.stdout)), cast(TextIO, _Muffler(sys.stderr))
+    try:
+        yield
+    finally:
+        with _lock:
+            _open -= 1
+            if not _open:  # whoever replaced a stream meanwhile puts it back himself: a muffler left over lets all pass
+                sys.stdout, sys.stderr = _plain(sys.stdout), _plain(sys.stderr)
+
+
+def _plain(stream: TextIO) -> TextIO:
+    return stream.stream if isinstance(stream, _Muffler) else stream
+
+
+def quieten(logger: str) -> None:
+    """Drop what a hosted library's logger hands to its own handlers, which hold the streams of their first use."""
+    for handler in logging.getLogger(logger).handlers:
+        if _unless_hosted not in handler.filters:
+            handler.addFilter(_unless_hosted)
+
+
+def _unless_hosted(record: logging.LogRecord) -> bool:
+    return not _is_hosted()

@@ -1,0 +1,160 @@
+"""PromptAgent: strategic planning over prompts by Monte-Carlo tree search. Source: 2310.16427 and its public code
+(XinyuanWangCS/PromptAgent); in beam form as 2402.02101 section 3 compares it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Unpack
+
+from cuesmith.signatures import ReflectOnFailures, ReflectOnSuccesses, RewriteInstruction
+from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import Scores, rank
+from cuesmith.teleprompters.search.beam import distinct
+from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.setting import Setting
+from cuesmith.teleprompters.search.texts import text_field
+from cuesmith.teleprompters.search.tree import Node, back_propagate, best_of, descend
+
+
+class PromptAgent(BeamSearch):
+    """Plan a path of rewrites: reflect on fresh errors, rewrite with the path so far in view, follow what pays.
+
+    Each new prompt comes from a batch of its own: the parent is run on it, every error is examined, and the prompt
+    is rewritten from the reflection and the trajectory of prompts that led to it. A batch without errors is asked
+    why it went well.
+
+    Its native form is Monte-Carlo tree search with the public code's numbers: 12 iterations; a node is chosen by UCT,
+    expanded by `width` rewrites, and the best child followed until it is deep enough, falls behind, or is better than
+    all so far; rewards are back-propagated. It returns the best node of the path with the highest mean reward. Every
+    node is fully scored, so there is no racing in it.
+
+    Args:
+        metric: As for `Compiler`.
+        batch: Training examples run and reflected on for each new prompt.
+        depth: Rewrites on a path at most. Native form only, as all that follow.
+        min_depth: Rewrites on a path before it may stop early.
+        exploration: The weight of exploration in UCT.
+        **options: As for `PromptSearch`; in the native form `steps` are iterations and `width` rewrites of a node.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is out of range.
+    """
+
+    NATIVE = Setting(width=3, branch=1, steps=12, initial=0, minibatch=5)
+
+    def __init__(
+        self,
+        metric: MetricFunction,
+        *,
+        batch: int = 5,
+        depth: int = 8,
+        min_depth: int = 2,
+        exploration: float = 2.5,
+        **options: Unpack[SearchOptions],
+    ) -> None:
+        super().__init__(metric, **options)
+        self.batch = whole("batch", batch)
+        self.depth = whole("depth", depth)
+        self.min_depth = whole("min_depth", min_depth, least=0)
+        if isinstance(exploration, bool) or not isinstance(exploration, int | float) or not exploration >= 0:
+            raise ValueError(f"exploration={exploration!r} must be a number of at least 0")
+        self.exploration = exploration
+
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        """Return `branch` rewrites of each kept candidate, each from its own batch."""
+        made = await asyncio.gather(*(
+            self._rewrite(scene, scores.candidate, scene.run.lineage(scores.candidate), j)
+            for scores in beam for j in range(self.setting.branch)))
+        return [child for child in made if child is not None]
+
+    async def native(self, scene: Scene) -> Candidate:
+        """Monte-Carlo tree search."""
+        run = scene.run
+        root = Node((await run.score([run.baseline], run.select))[0])
+        await scene.record([root.scores])
+        paths = [[root]]
+        for iteration in range(1, self.setting.steps + 1):
+            path = descend(root, self.exploration)
+            while not path[-1].stops:
+                await self._expand(scene.at(iteration), root, path)
+                if not path[-1].children:
+                    break
+                path.append(max(path[-1].children, key=lambda node: node.reward))
+            back_propagate(path)
+            paths.append(path)
+            await scene.at(iteration).record(rank([node.scores for node in root.walk()])[: self.setting.width])
+        return best_of(paths).candidate
+
+    async def _expand(self, scene: Scene, root: Node, path: Sequence[Node]) -> None:
+        """Give the last node of a path its children, each scored on the selection examples."""
+        node = path[-1]
+        if node.children:
+            return
+        lineage = [each.candidate for each in path]
+        made = await asyncio.gather(*(
+            self._rewrite(scene, node.candidate, lineage, j, depth=node.depth) for j in range(self.setting.width)))
+        best = max(each.reward for each in root.walk())
+        children = distinct(child for child in made if child is not None)
+        for scores in await scene.run.score(children, scene.run.select):
+            child = Node(scores, node)
+            child.stops = self._stops(child, root, best)
+            node.children.append(child)
+
+    def _stops(self, node: Node, root: Node, best: float) -> bool:
+        """Whether a path ends at a node: it is deep enough, has fallen behind, or is better than all before it."""
+        if node.depth >= self.depth:
+            return True
+        assert node.parent is not None
+        behind = node.reward < (root.reward + node.parent.reward) / 2
+        return node.depth > self.min_depth and (behind or node.reward > best)
+
+    async def _rewrite(self, scene: Scene, parent: Candidate, lineage: Sequence[Candidate], j: int, depth: int = 0
+                       ) -> Candidate | None:
+        batch = scene.minibatch(None, parent.id, j, size=self.batch)
+        ran = (await scene.try_out([parent], batch))[0]
+        name = scene.at(scene.step + depth).turn(ran)
+        text, salt = parent.prompts[name].instructions, f"step {scene.step}, {j}"
+        failed = [failure.shown() for failure in scene.failures(ran, name)]
+        solved = [] if failed else scene.book.shown(name, batch)
+        if failed:
+            replies = await scene.run.ask(ReflectOnFailures, {"instruction": text, "failures": failed}, salt=salt)
+        else:
+            replies = await scene.run.ask(ReflectOnSuccesses, {"instruction": text, "successes": solved}, salt=salt)
+        reflection = text_field(replies[0], "reflection") if replies else ""
+        if not reflection:
+            return None
+        trajectory = list(dict.fromkeys(each.prompts[name].instructions for each in lineage))
+        request = {"instruction": text, "evidence": failed or solved, "reflection": reflection,
+                   "trajectory": trajectory}
+        replies = await scene.run.ask(RewriteInstruction, request, salt=salt)
+        if not replies:
+            return None
+        return scene.child(parent, name, text_field(replies[0], "rewritten_instruction"), "rewrite", batch)
+
+    def cost(self, n_train: int) -> Plan:
+        """Return the cost of a step for each kept candidate: 2 calls and a batch of program runs a rewrite."""
+        return Plan(2 * self.setting.branch, self.setting.branch * min(self.batch, n_train))
+
+    def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
+        """Return upper bounds of the search.
+
+        Unified: as for `PromptSearch`. Native, with at most width * depth * iterations rewrites: 2 optimizer calls, a
+        batch and the selection examples each; training scores and a minibatch of the student come on top.
+
+        Args:
+            n_predictors: Predictors of the student.
+            n_select: Selection examples.
+            n_train: Training examples.
+        """
+        if self.form == "unified":
+            return super().plan(n_predictors, n_select, n_train)
+        s = self.setting
+        rewrites = s.width * self.depth * s.steps
+        runs = rewrites * (min(self.batch, n_train) + n_select) + n_select
+        return Plan(2 * rewrites, runs + (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train))

@@ -1,0 +1,229 @@
+"""The base of all compilers that search over prompts: one setting, one evaluation, one loop.
+
+2402.02101 compares its methods in a unified setting, in which they differ only in how a step makes new prompts from
+the kept ones (`update`). `search="native"` is a method as its own authors run it. Source: 2402.02101 section 3 and the
+public code of each method; guards, racing and the choice of predictor are ours.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import ClassVar, Literal, TypeVar, Unpack, get_args
+
+from cuesmith.teleprompters.compiler import Compiler, Options
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.credit import STRATEGIES, Strategy
+from cuesmith.teleprompters.search.guards import Guard
+from cuesmith.teleprompters.search.initial import write_instructions
+from cuesmith.teleprompters.search.material import Material, begin
+from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.setting import UNIFIED, Setting
+from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION
+
+Form = Literal["unified", "native"]
+FORMS: tuple[Form, ...] = get_args(Form)
+T = TypeVar("T")
+
+
+class SearchOptions(Options, total=False):
+    """The options that every prompt search takes; `PromptSearch` says what they mean."""
+
+    search: Form
+    width: int | None
+    branch: int | None
+    steps: int | None
+    initial: int | None
+    init_examples: int | None
+    minibatch: int | None
+    scoring: int | None
+    threshold: float | None
+    racing: bool | None
+    pinned: str | Mapping[str, str] | None
+    longest: int
+    next_predictor: Strategy
+
+
+class PromptSearch(Compiler):
+    """A search over the prompts of a program.
+
+    Args:
+        metric: As for `Compiler`.
+        search: "unified" is the setting that all compilers share, so that a difference in results is a difference in
+            method; "native" is the method's own search with its own numbers (`NATIVE`).
+        width: Candidates kept after each step. None, here and below: what `search` says.
+        branch: New candidates a step makes from each kept one.
+        steps: Steps after the initial one.
+        initial: Initial prompts written for each predictor; 0 starts from the student alone.
+        init_examples: Examples shown for each of them.
+        minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
+        scoring: Selection examples that a candidate is scored on at most.
+        threshold: A score of at least this is a success.
+        racing: Whether candidates that a paired test finds hopeless are dropped before they are fully scored. None:
+            yes, unless the method needs every score (`RACING`).
+        pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
+            optimizer leaves out is appended again.
+        longest: Characters that instructions may have.
+        next_predictor: Of a program with several predictors, a step changes one: "round robin" in the program's
+            order, or by "credit", where failed runs first left the successful ones.
+        **options: As for `Compiler`.
+
+    Raises:
+        TypeError: If an option is of the wrong type, or there is none of that name.
+        ValueError: If an option is out of range.
+    """
+
+    NATIVE: ClassVar[Setting] = UNIFIED
+    """The numbers of the method's own search."""
+    RACING: ClassVar[bool] = True
+    """Whether candidates race by default."""
+
+    def __init__(
+        self,
+        metric: MetricFunction,
+        *,
+        search: Form = "unified",
+        width: int | None = None,
+        branch: int | None = None,
+        steps: int | None = None,
+        initial: int | None = None,
+        init_examples: int | None = None,
+        minibatch: int | None = None,
+        scoring: int | None = None,
+        threshold: float | None = None,
+        racing: bool | None = None,
+        pinned: str | Mapping[str, str] | None = None,
+        longest: int = LONGEST_INSTRUCTION,
+        next_predictor: Strategy = "round robin",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(metric, **options)
+        self.form: Form = _one_of("search", search, FORMS)
+        given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
+                 "minibatch": minibatch, "scoring": scoring, "threshold": threshold}
+        numbers = {name: number for name, number in given.items() if number is not None}
+        self.setting = replace(self.NATIVE if search == "native" else UNIFIED, **numbers)  # type: ignore[arg-type]
+        self.scoring = self.setting.scoring
+        if not isinstance(racing, bool | None):
+            raise TypeError(f"racing must be True, False or None, got {racing!r}")
+        self.racing = self.RACING if racing is None else racing
+        self.pinned = _pinned(pinned)
+        self.longest = whole("longest", longest)
+        self.next_predictor: Strategy = _one_of("next_predictor", next_predictor, STRATEGIES)
+
+    @abstractmethod
+    async def unified(self, scene: Scene) -> Candidate:
+        """Beam search in the unified setting."""
+
+    @abstractmethod
+    def cost(self, n_train: int) -> Plan:
+        """Return upper bounds of what one step's `update` asks for, for each kept candidate.
+
+        Args:
+            n_train: Training examples.
+        """
+
+    async def search(self, run: Run) -> Candidate:
+        """Search; see the class."""
+        material = Material.of(run, self.setting)
+        guard = Guard.of(material.evidence, [p.instructions for _, p in run.baseline],
+                         self._pinned_by_name(run.baseline.names), self.longest)
+        book = await begin(run, self.setting, material)
+        scene = Scene(run, self.setting, material, book, guard, self.racing, self.next_predictor)
+        return await (self.native(scene) if self.form == "native" else self.unified(scene))
+
+    async def native(self, scene: Scene) -> Candidate:
+        """Search as the method's authors do; a beam search with other numbers unless the method says otherwise."""
+        return await self.unified(scene)
+
+    def initial_calls(self) -> int:
+        """Return the optimizer calls that an initial prompt takes for each predictor."""
+        return 1
+
+    def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
+        """Return upper bounds of the search.
+
+        Optimizer calls: initial * predictors * `initial_calls` + steps * width * (calls of
+        `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width * (runs
+        of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
+
+        Args:
+            n_predictors: Predictors of the student.
+            n_select: Selection examples.
+            n_train: Training examples.
+        """
+        s, each = self.setting, self.cost(n_train)
+        parents = s.steps * s.width
+        runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
+        runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
+        return Plan(s.initial * n_predictors * self.initial_calls() + parents * each.optimizer_calls, runs)
+
+    def check_student(self, names: Sequence[str]) -> None:
+        """Raise if an option does not fit the student.
+
+        Raises:
+            ValueError: If `pinned` names a predictor that there is none of.
+        """
+        self._pinned_by_name(names)
+
+    def _pinned_by_name(self, names: Sequence[str]) -> Mapping[str, str]:
+        if isinstance(self.pinned, str):
+            return dict.fromkeys(names, self.pinned)
+        unknown = sorted(set(self.pinned) - set(names))
+        if unknown:
+            raise ValueError(f"pinned names {unknown[0]!r}, but the student's predictors are {', '.join(names)}")
+        return self.pinned
+
+
+class BeamSearch(PromptSearch):
+    """A search whose methods differ in nothing but how a step makes new candidates from the kept ones."""
+
+    @abstractmethod
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        """Return the new candidates of one step.
+
+        Args:
+            scene: The step.
+            beam: The kept candidates, best first, scored on the selection examples.
+        """
+
+    async def unified(self, scene: Scene) -> Candidate:
+        """Beam search: initial prompts, then steps of `update`, the best of student, parents and children kept."""
+        student = scene.run.baseline
+        beam = await self.keep(scene, [student, *await self.start(scene)])
+        await scene.record(beam)
+        for step in range(1, self.setting.steps + 1):
+            here = scene.at(step)
+            children = await self.update(here, beam)
+            beam = await self.keep(here, [student, *(kept.candidate for kept in beam), *children])
+            await here.record(beam)
+        return beam[0].candidate
+
+    async def keep(self, scene: Scene, pool: Sequence[Candidate]) -> list[Scores]:
+        """Return the `width` best candidates of a pool, best first."""
+        return await scene.keep(pool)
+
+    async def start(self, scene: Scene) -> list[Candidate]:
+        """Return the initial candidates beside the student."""
+        return await write_instructions(scene.run, scene.setting, scene.material, scene.book, scene.guard)
+
+
+def _one_of(name: str, value: T, known: Sequence[T]) -> T:
+    if value not in known:
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}")
+    return value
+
+
+def _pinned(pinned: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
+    if pinned is None:
+        return {}
+    texts = [pinned] if isinstance(pinned, str) else list(pinned.values()) if isinstance(pinned, Mapping) else [pinned]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise TypeError(f"pinned must be a text, or a mapping from predictor name to text, got {pinned!r}")
+    return pinned

@@ -1,0 +1,229 @@
+"""Best-arm selection: which of many candidates are the best, for a fixed number of program runs.
+
+Each candidate is an arm, and a pull is its score on one more example. Sources:
+
+- "ucb", "ucb-e": ProTeGi, 2305.03495 and its public code (microsoft/LMOps, `prompt_optimization/evaluators.py`);
+  "ucb-e" first in Audibert, Bubeck, Munos 2010, "Best arm identification in multi-armed bandits".
+- "sr", successive rejects: the same paper of 2010.
+- "sh", successive (sequential) halving: Karnin, Koren, Somekh 2013, "Almost optimal exploration in multi-armed
+  bandits".
+
+All of them as published for one winner. Ours: `width` winners in "sr" and "sh" (ProTeGi's code overspends in the one
+and leaves the other unfinished), examples in one order for all arms, and what a missing score counts as (nothing).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal, get_args
+
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.outcomes import Scores, rank
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.beam import distinct
+
+Method = Literal["ucb", "ucb-e", "sr", "sh"]
+METHODS: tuple[Method, ...] = get_args(Method)
+
+ROUND = 8
+"""Arms that "ucb" and "ucb-e" pull in a round, and rounds that the budget is meant for: both as in ProTeGi's code."""
+
+EXPLORATION = 1.0
+"""The c of "ucb" and "ucb-e", as in ProTeGi's code."""
+
+
+class Bandit:
+    """A selection that does no I/O: ask it for pulls, tell it the scores, until it asks for no more.
+
+        while asked := bandit.next():
+            bandit.tell({arm: [score(arm, example) for example in examples] for arm, examples in asked.items()})
+        kept = bandit.best()
+
+    An arm's pulls walk through one order of the examples, the same for all arms, each example once: arms are compared
+    on common examples as far as can be, and none is pulled when it has seen them all. A missing score is no pull: it
+    costs nothing of the budget, and the arm's next example takes its place.
+
+    Args:
+        method: How pulls are shared out:
+
+            - "ucb": rounds of 8 arms, those with the highest mean + c sqrt(ln t / n), n being the arm's pulls and
+              t the number of rounds so far (as in ProTeGi's paper and code; total pulls would be UCB1). Every arm is
+              pulled once before any is pulled twice (in the code ln 1 = 0 can pull the first 8 again). An arm of a
+              round gets budget / 64 examples (the code: 32 of 2,048), or, with more than 32 arms, so many that half
+              of the budget pays for the first pass (ours).
+            - "ucb-e": the same with mean + c sqrt(c / n).
+            - "sr": the worst arm is rejected after each phase, until `width` are left; in phase k every arm left is
+              pulled up to n_k = ceil((B - K) / (L (K + 1 - k))) times, with K arms, budget B and
+              L = width / (width + 1) + sum of 1/i for i = width + 1 .. K: for one winner the logbar(K) of 2010, and
+              for several the L that spends the budget by the same proof (ours).
+            - "sh": ceil(log2(K / width)) rounds, in each of which every arm left is pulled
+              floor(B / (arms left * rounds)) times more, and the worse half is dropped, but `width` stay. Karnin's
+              rounds end at one winner. Means are over all pulls of an arm (ours).
+        arms: How many there are.
+        width: How many are wanted.
+        order: The examples' numbers, in the order in which arms are pulled on them.
+        budget: Pulls of all arms together; never exceeded. Less is used where arms have seen all examples, and, by
+            rounding, in "sr" and "sh".
+
+    Raises:
+        TypeError: If a number is no int.
+        ValueError: If the method is unknown, a number is not positive, or the budget has no pull for every arm.
+    """
+
+    def __init__(self, method: Method, arms: int, width: int, order: Sequence[int], budget: int) -> None:
+        shares = {"ucb": self._ucb, "ucb-e": self._ucb, "sr": self._successive_rejects, "sh": self._halving}
+        if method not in shares:
+            raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {method!r}")
+        self.method = method
+        self.width = min(whole("width", width), whole("arms", arms))
+        self.budget = whole("budget", budget)
+        if self.width < arms and budget < arms:
+            raise ValueError(f"a budget of {budget} pulls is not enough to pull each of {arms} arms once")
+        self._order = tuple(order)
+        self._values: list[list[float]] = [[] for _ in range(arms)]
+        self._seen = [0] * arms
+        self._left = list(range(arms))
+        self._rejected: list[int] = []
+        self._asked: dict[int, tuple[int, ...]] = {}
+        self._wants = shares[method]() if self.width < arms else iter(())
+
+    @property
+    def pulls(self) -> tuple[int, ...]:
+        """How many scores each arm has."""
+        return tuple(map(len, self._values))
+
+    def next(self) -> dict[int, tuple[int, ...]]:
+        """Return the examples on which each arm is to be scored now; none when the selection is over.
+
+        Raises:
+            RuntimeError: If the scores of the last pulls have not been told.
+        """
+        if self._asked:
+            raise RuntimeError("tell the scores of the last pulls first")
+        spare = self.budget - sum(self.pulls)
+        if spare:
+            for arm, count in next(self._wants, {}).items():
+                examples = self._order[self._seen[arm] : self._seen[arm] + min(count, spare)]
+                spare -= len(examples)
+                if examples:
+                    self._asked[arm] = examples
+        return dict(self._asked)
+
+    def tell(self, values: Mapping[int, Sequence[float | None]]) -> None:
+        """Take the scores of the pulls that `next` asked for.
+
+        Args:
+            values: Arm -> its scores in the order of the examples; None where one is missing.
+
+        Raises:
+            ValueError: If they are not the scores of those pulls.
+        """
+        if {arm: len(scores) for arm, scores in values.items()} != {a: len(e) for a, e in self._asked.items()}:
+            raise ValueError("the scores are not those of the pulls that were asked for")
+        for arm, scores in values.items():
+            self._seen[arm] += len(scores)
+            self._values[arm] += [score for score in scores if score is not None]
+        self._asked = {}
+
+    def best(self) -> list[int]:
+        """Return the `width` best arms, best first: those left by their means, then the last rejected."""
+        return [*self._by_mean(self._left), *reversed(self._rejected)][: self.width]
+
+    def _mean(self, arm: int) -> float:
+        values = self._values[arm]
+        return math.fsum(values) / len(values) if values else -math.inf
+
+    def _by_mean(self, arms: Iterable[int]) -> list[int]:
+        """Return the arms best first; ties go to the earlier one, an arm without scores comes last."""
+        return sorted(arms, key=lambda arm: (-self._mean(arm), arm))
+
+    def _open(self, arms: Iterable[int]) -> list[int]:
+        """Return the arms that have examples left."""
+        return [arm for arm in arms if self._seen[arm] < len(self._order)]
+
+    def _ucb(self) -> Iterator[dict[int, int]]:
+        samples = max(1, self.budget // max(ROUND * ROUND, 2 * len(self._left)))
+        rounds = 0
+        while arms := self._open(self._left):
+            arms.sort(key=lambda arm: (-self._index(arm, rounds), arm))
+            yield dict.fromkeys(arms[:ROUND], samples)
+            rounds += 1
+
+    def _index(self, arm: int, rounds: int) -> float:
+        n = len(self._values[arm])
+        if not n:
+            return math.inf
+        spread = math.log(rounds) if self.method == "ucb" else EXPLORATION
+        return self._mean(arm) + EXPLORATION * math.sqrt(spread / n)
+
+    def _successive_rejects(self) -> Iterator[dict[int, int]]:
+        k, width = len(self._left), self.width
+        share = width / (width + 1) + math.fsum(1 / i for i in range(width + 1, k + 1))
+        for phase in range(1, k - width + 1):
+            yield from self._reach(max(1, math.ceil((self.budget - k) / (share * (k + 1 - phase)))))
+            self._keep(len(self._left) - 1)
+
+    def _halving(self) -> Iterator[dict[int, int]]:
+        rounds, reached = math.ceil(math.log2(len(self._left) / self.width)), 0
+        for _ in range(rounds):
+            reached += max(1, self.budget // (len(self._left) * rounds))
+            yield from self._reach(reached)
+            self._keep(max(self.width, (len(self._left) + 1) // 2))
+
+    def _reach(self, pulls: int) -> Iterator[dict[int, int]]:
+        """Ask until every arm left has so many pulls, or no examples."""
+        while wants := {arm: pulls - len(self._values[arm]) for arm in self._open(self._left)
+                        if len(self._values[arm]) < pulls}:
+            yield wants
+
+    def _keep(self, count: int) -> None:
+        ranked = self._by_mean(self._left)
+        self._rejected += reversed(ranked[count:])
+        self._left = ranked[:count]
+
+
+async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Method, budget: int, key: object
+                 ) -> list[Scores]:
+    """Find the best candidates by a bandit on the selection examples, and score those fully.
+
+    A bandit's means are over different examples, and the ranks of "sr" and "sh" are no scores: so its `width` winners
+    are scored on all selection examples and ranked by that. Program runs: at most `budget` + width * examples; less
+    by every pull that is known from before (a parent's) and by the winners' own pulls, since both are free but a pull
+    counts in the budget all the same.
+
+    Args:
+        run: The run.
+        pool: Parents and children; of equal ones the first counts.
+        width: How many to keep.
+        method: As for `Bandit`.
+        budget: Pulls.
+        key: Seeds the order of the examples, with the run's seed.
+
+    Returns:
+        The winners, best first, scored on the selection examples.
+
+    Raises:
+        ValueError: If the budget has no pull for every candidate.
+        RunStopped: As `run.score`.
+    """
+    arms = distinct(pool)
+    order = run.rng("bandit", key).sample(range(len(run.select)), len(run.select))
+    bandit = Bandit(method, len(arms), width, order, budget)
+    while asked := bandit.next():
+        bandit.tell(await _pull(run, arms, asked))
+    return rank(await run.score([arms[arm] for arm in bandit.best()], run.select))
+
+
+async def _pull(run: Run, arms: Sequence[Candidate], asked: Mapping[int, tuple[int, ...]]
+                ) -> dict[int, tuple[float | None, ...]]:
+    """Score every arm on its examples, arms with the same ones together."""
+    together: dict[tuple[int, ...], list[int]] = {}
+    for arm, examples in asked.items():
+        together.setdefault(examples, []).append(arm)
+    scored = await asyncio.gather(*(run.score([arms[arm] for arm in group], [run.select[i] for i in examples])
+                                    for examples, group in together.items()))
+    return {arm: scores.values for group, many in zip(together.values(), scored, strict=True)
+            for arm, scores in zip(group, many, strict=True)}

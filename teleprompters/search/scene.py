@@ -1,0 +1,108 @@
+"""What every part of a prompt search looks at, and the moves that all searches share. Source: ours."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+import dspy
+
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.beam import distinct, keep_best, record_step
+from cuesmith.teleprompters.search.credit import Strategy, blamed, turn
+from cuesmith.teleprompters.search.deviations import Failure, read_failure
+from cuesmith.teleprompters.search.guards import Guard
+from cuesmith.teleprompters.search.initial import made_from
+from cuesmith.teleprompters.search.material import Casebook, Material
+from cuesmith.teleprompters.search.racing import race
+from cuesmith.teleprompters.search.setting import Setting
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A search at one of its steps; step 0 is the initial beam.
+
+    Attributes:
+        run: The two effects.
+        setting: The numbers.
+        material: The training examples by use.
+        book: What each predictor has to do on them.
+        guard: What no instruction may do.
+        racing: Whether hopeless candidates are dropped before they are fully scored.
+        strategy: Which predictor is changed next.
+        step: The step.
+    """
+
+    run: Run
+    setting: Setting
+    material: Material
+    book: Casebook
+    guard: Guard
+    racing: bool
+    strategy: Strategy
+    step: int = 0
+
+    def at(self, step: int) -> Scene:
+        """Return the scene of another step."""
+        return replace(self, step=step)
+
+    async def keep(self, pool: Iterable[Candidate]) -> list[Scores]:
+        """Compare the candidates on the selection examples and return the setting's `width` best, best first."""
+        if self.racing:
+            return await race(self.run, distinct(pool), self.setting.width)
+        return await keep_best(self.run, pool, self.setting.width)
+
+    async def record(self, beam: Sequence[Scores]) -> None:
+        """Record the step."""
+        await record_step(self.run, self.step, beam, self.material.watched)
+
+    def minibatch(self, pool: Sequence[dspy.Example] | None = None, *key: object, size: int | None = None
+                  ) -> list[dspy.Example]:
+        """Draw the step's minibatch.
+
+        Args:
+            pool: What to draw from; all evidence by default.
+            *key: Separates several draws of a step.
+            size: How many examples; the setting's `minibatch` by default.
+        """
+        examples = self.material.evidence if pool is None else pool
+        wanted = min(self.setting.minibatch if size is None else size, len(examples))
+        return self.run.rng("minibatch", self.step, *key).sample(list(examples), wanted)
+
+    async def try_out(self, parents: Sequence[Candidate], batch: Sequence[dspy.Example]) -> list[Scores]:
+        """Run the candidates on training examples, and learn from their successes."""
+        ran = await self.run.score(parents, batch)
+        self.book.learn(ran)
+        return ran
+
+    def turn(self, ran: Scores | None = None) -> str:
+        """Return the predictor to change, given how its candidate did where that is known."""
+        names = self.run.baseline.names
+        if ran is None or self.strategy == "round robin":
+            return turn(names, self.step)
+        return blamed(names, self.step, ran, self.book, self.setting.threshold)
+
+    def failures(self, ran: Scores, name: str) -> list[Failure]:
+        """Return what predictor `name` did on the examples that the program failed on."""
+        signature, names = self.run.predictors[name].signature, self.run.baseline.names
+        read = (read_failure(example, outcome, name, names, signature)
+                for example, outcome in ran.failures(self.setting.threshold))
+        return [failure for failure in read if failure is not None]
+
+    def child(self, parent: Candidate, name: str, text: str, move: str, seen: Sequence[dspy.Example] = ()
+              ) -> Candidate | None:
+        """Return `parent` with other instructions for predictor `name`; None if they may not be used.
+
+        Args:
+            parent: What is changed.
+            name: The predictor.
+            text: What the optimizer wrote.
+            move: What made it.
+            seen: The examples that the optimizer was shown for it.
+        """
+        usable = self.guard.usable(name, text)
+        if usable is None:
+            return None
+        return parent.replace(name, instructions=usable, origin=made_from(move, seen, parent))
