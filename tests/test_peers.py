@@ -114,7 +114,7 @@ class Toy:
         kind, small = SMALL[name]
         given = {"optimizer_lm": toy_lm(self.optimizer, "optimizer"), "max_in_flight": 8, **small, **options}
         with dspy.context(lm=toy_lm(self.task)):
-            compiler = kind(metric, **given)  # type: ignore[arg-type]
+            compiler = kind(metric, **given)
             return compiler.compile(
                 student if student is not None else dspy.Predict("question -> answer"),
                 trainset=words(n_train, "t"),
@@ -330,7 +330,7 @@ def test_an_optimizer_model_that_refuses_the_key_stops_the_run(name: str) -> Non
     only_rules = {"max_demos": 0} if name == "simba" else {}
     toy = Toy(task=ToyEngine(reply=wavering))
     with Provider(intercept=lambda nth, body: refused) as provider:
-        record = toy.compile(name, optimizer_lm=provider.lm(), **only_rules).compilation
+        record = toy.compile(name, optimizer_lm=provider.lm(), **only_rules).compilation  # type: ignore[arg-type]
     assert record.stopped_by == "auth" and provider.calls == 1
 
 
