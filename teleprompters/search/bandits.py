@@ -86,7 +86,6 @@ class Bandit:
         self._values: list[list[float]] = [[] for _ in range(arms)]
         self._seen = [0] * arms
         self._left = list(range(arms))
-        self._rejected: list[int] = []
         self._asked: dict[int, tuple[int, ...]] = {}
         self._wants = shares[method]() if self.width < arms else iter(())
 
@@ -129,8 +128,8 @@ class Bandit:
         self._asked = {}
 
     def best(self) -> list[int]:
-        """Return the `width` best arms, best first: those left by their means, then the last rejected."""
-        return [*self._by_mean(self._left), *reversed(self._rejected)][: self.width]
+        """Return the `width` best of the arms left, best first by their means."""
+        return self._by_mean(self._left)[: self.width]
 
     def _mean(self, arm: int) -> float:
         values = self._values[arm]
@@ -164,25 +163,20 @@ class Bandit:
         share = width / (width + 1) + math.fsum(1 / i for i in range(width + 1, k + 1))
         for phase in range(1, k - width + 1):
             yield from self._reach(max(1, math.ceil((self.budget - k) / (share * (k + 1 - phase)))))
-            self._keep(len(self._left) - 1)
+            self._left = self._by_mean(self._left)[:-1]
 
     def _halving(self) -> Iterator[dict[int, int]]:
         rounds, reached = math.ceil(math.log2(len(self._left) / self.width)), 0
         for _ in range(rounds):
             reached += max(1, self.budget // (len(self._left) * rounds))
             yield from self._reach(reached)
-            self._keep(max(self.width, (len(self._left) + 1) // 2))
+            self._left = self._by_mean(self._left)[: max(self.width, (len(self._left) + 1) // 2)]
 
     def _reach(self, pulls: int) -> Iterator[dict[int, int]]:
         """Ask until every arm left has so many pulls, or no examples."""
         while wants := {arm: pulls - len(self._values[arm]) for arm in self._open(self._left)
                         if len(self._values[arm]) < pulls}:
             yield wants
-
-    def _keep(self, count: int) -> None:
-        ranked = self._by_mean(self._left)
-        self._rejected += reversed(ranked[count:])
-        self._left = ranked[:count]
 
 
 async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Method, budget: int, key: object
