@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import dspy
@@ -118,7 +119,7 @@ class Scores:
     examples: tuple[dspy.Example, ...] = field(repr=False)
     outcomes: tuple[Outcome, ...] = field(repr=False)
 
-    @property
+    @cached_property
     def values(self) -> tuple[float | None, ...]:
         """The score of each example; None where it is missing."""
         return tuple(value(outcome) for outcome in self.outcomes)
