@@ -46,7 +46,7 @@ from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
 
-FAMILIES = ("objects", "navigate", "sum", "reverse", "items", "position")
+FAMILIES = ("objects", "navigate", "sum", "animals", "items", "position")
 PEERS = ("mipro", "gepa", "simba", "copro", "bootstrap")
 RACERS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "abo")
 BASELINE = "(baseline)"
@@ -113,17 +113,27 @@ def run(job: Job) -> Done:
                 compilation.stopped_by if compilation else None, error)
 
 
-def run_all(jobs: Sequence[Job], processes: int) -> list[Done]:
-    """Run jobs on so many processes, the first ones first."""
-    done: list[Done] = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=context, max_tasks_per_child=20) as pool:
-        for future in as_completed([pool.submit(run, job) for job in jobs]):
+def run_all(jobs: Sequence[Job], processes: int, file: Path | None) -> list[Done]:
+    """Run jobs on so many processes; what `file` has already is not run again, and what is new is added to it."""
+    done = [one for one in _stored(file) if one.job in set(jobs)]
+    todo = [job for job in jobs if job not in {one.job for one in done}]
+    with ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn")) as pool:
+        for future in as_completed([pool.submit(run, job) for job in todo]):
             done.append(future.result())
+            if file:
+                with file.open("a") as lines:
+                    lines.write(json.dumps(asdict(done[-1])) + "\n")
             job = done[-1].job
             print(f"\r{len(done)}/{len(jobs)} {job.family} {job.seed} {job.compiler:14}", end="", file=sys.stderr)
     print(file=sys.stderr)
     return done
+
+
+def _stored(file: Path | None) -> list[Done]:
+    if file is None or not file.exists():
+        return []
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    return [Done(**{**row, "job": Job(**row["job"])}) for row in rows]
 
 
 def known(values: Iterable[float | None]) -> list[float]:
@@ -188,7 +198,7 @@ def racing(options: argparse.Namespace) -> int:
     jobs = [Job(family, seed, name, None, options.test_size, race)
             for name in options.compilers for seed in options.seeds for family in options.families
             for race in (True, False)]
-    done = {one.job: one for one in run_all(jobs, options.processes)}
+    done = {one.job: one for one in run_all(jobs, options.processes, options.json)}
     every: list[tuple[Done, Done]] = []
     print(f"{'compiler':14}{'runs, racing':>14}{'runs, full':>12}{'share':>7}  difference in points, racing - full")
     for name in [*options.compilers, "all"]:
@@ -209,14 +219,12 @@ def comparison(options: argparse.Namespace) -> int:
     jobs = [Job(family, seed, name, options.calls, options.test_size)
             for seed in options.seeds for family in options.families for name in [BASELINE, *options.compilers]]
     start = time.perf_counter()
-    done = run_all(jobs, options.processes)
+    done = run_all(jobs, options.processes, options.json)
     print(f"held-out score in % with its 95 % interval, n = {options.test_size * len(options.seeds)} a cell "
           f"({len(options.seeds)} seeds); at most {options.calls} calls a compile; means of calls and seconds\n")
     mean_rank = table(done, options.families, options.compilers)
     met = verdicts(done, options.families, mean_rank) if {*PEERS, "abo"} <= set(options.compilers) else [True]
     print(f"{time.perf_counter() - start:.0f} s on {options.processes} processes")
-    if options.json:
-        options.json.write_text(json.dumps([asdict(one) for one in done]))
     return 0 if all(met) else 1
 
 
@@ -230,7 +238,7 @@ def main() -> int:
     parser.add_argument("--compilers", nargs="+", help=f"of {', '.join(COMPILERS)}; all by default")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--racing", action="store_true", help="racing against full scoring instead")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="JSON lines, one a compile; a run that was cut short goes on there")
     options = parser.parse_args()
     options.compilers = options.compilers or list(RACERS if options.racing else COMPILERS)
     for name in options.compilers:
