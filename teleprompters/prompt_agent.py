@@ -12,6 +12,7 @@ from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.evidence import shortened
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.search.beam import distinct
@@ -126,7 +127,7 @@ class PromptAgent(BeamSearch):
             replies = await scene.run.ask(ReflectOnFailures, {"instruction": text, "failures": failed}, salt=salt)
         else:
             replies = await scene.run.ask(ReflectOnSuccesses, {"instruction": text, "successes": solved}, salt=salt)
-        reflection = text_field(replies[0], "reflection") if replies else ""
+        reflection = shortened(text_field(replies[0], "reflection")) if replies else ""
         if not reflection:
             return None
         trajectory = list(dict.fromkeys(each.prompts[name].instructions for each in lineage))

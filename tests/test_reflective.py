@@ -129,7 +129,7 @@ def test_a_step_asks_and_scores_as_often_as_the_method_says(kind: type[Compiler]
 
 def test_racing_saves_program_runs() -> None:
     def spread(asked: Asked, number: int) -> Answer:
-        return {name: f"Text {number}, quality {5 + 37 * number % 80}" for name in asked.outputs}
+        return dict.fromkeys(asked.outputs, f"Text {number}, quality {5 + 37 * number % 80}")
 
     spent = [compiled(IterativeAPE, Optimizer(spread), racing=racing, steps=2).spent.by_role["task"].calls
              for racing in (True, False)]
@@ -153,11 +153,11 @@ def test_textual_gradients_climb_and_see_the_errors() -> None:
 
 
 def test_where_nothing_fails_nothing_is_asked() -> None:
-    perfect = Optimizer(lambda asked, number: {name: f"Text {number}, quality 100" for name in asked.outputs})
+    perfect = Optimizer(lambda asked, number: dict.fromkeys(asked.outputs, f"Text {number}, quality 100"))
     compiled(APO, perfect, initial=4, width=3)
     criticized = {asked.text("instruction") for asked in perfect.named("CriticizeInstruction")}
     assert not any("quality 100" in text for text in criticized)
-    agent = Optimizer(lambda asked, number: {name: f"Text {number}, quality 100" for name in asked.outputs})
+    agent = Optimizer(lambda asked, number: dict.fromkeys(asked.outputs, f"Text {number}, quality 100"))
     compiled(PromptAgent, agent, initial=4, width=2, branch=2, steps=1)
     assert agent.named("ReflectOnSuccesses")  # a batch that went well is asked why
 

@@ -24,11 +24,16 @@ LONGEST = 4000
 def text_of(value: object) -> str:
     """Return a field's value as text: a string as it is, other values as JSON data, a boolean as Python's."""
     if isinstance(value, str):
-        return value
+        return sound(value)
     if value is None or isinstance(value, bool | int | float):
         return str(value)
     data = to_json(value)
-    return data if isinstance(data, str) else json.dumps(data, ensure_ascii=False)
+    return sound(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False))
+
+
+def sound(text: str) -> str:
+    """Return a text with "?" for each half of a surrogate pair, which no file and no request can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def render_fields(values: Mapping[str, object]) -> str:

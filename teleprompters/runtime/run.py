@@ -90,6 +90,7 @@ class Run:
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
         self._id = ids
+        self._over = False
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -121,6 +122,7 @@ class Run:
         """
         if set(inputs) != set(signature.input_fields):
             raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
+        self._check_open()
         name = digest(signature.__name__, signature.instructions, list(signature.fields), to_json(dict(inputs)), salt)
         tasks = []
         for number in range(n):
@@ -129,7 +131,7 @@ class Run:
                 self._replies[key] = asyncio.create_task(self._ask_once(signature, inputs, key, number))
             tasks.append(self._replies[key])
         replies = await _all(tasks)
-        self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+        self._tell_spent()
         return [reply for reply in replies if reply is not None]
 
     async def score(self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example]) -> list[Scores]:
@@ -145,13 +147,14 @@ class Run:
         Raises:
             RunStopped: If a cap is reached, or the provider refuses calls for good.
         """
+        self._check_open()
         for candidate in candidates:
             self._candidates.setdefault(candidate.id, candidate)
         tasks = [[self._outcome(c, e) for e in examples] for c in candidates]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
             self._journal.flush()
-        self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+        self._tell_spent()
         scores = [
             Scores(c, tuple(examples), tuple(task.result() for task in row))
             for c, row in zip(candidates, tasks, strict=True)
@@ -174,6 +177,7 @@ class Run:
         Raises:
             RunStopped: If the gate is closed.
         """
+        self._check_open()
         key = f"judge:{digest(to_json(dict(outputs)))}:{self._id(example)}"
         if key not in self._outcomes:
             self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
@@ -196,6 +200,25 @@ class Run:
             self._outcomes[key] = asyncio.create_task(known())
         self._emit("task", candidate.id, self._id(example), outcome)
         self._stream.emit(SpentChanged(self._gate.ledger.spent()))
+
+    async def finish(self) -> None:
+        """End the search: wait for what is in flight, and let nothing of it follow.
+
+        A search that a stop unwinds may leave branches behind (`asyncio.gather` does), which would go on as soon as
+        calls are admitted again for the report.
+        """
+        self._over = True
+        pending = [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
+        if pending:
+            await asyncio.wait(pending)
+
+    def _check_open(self) -> None:
+        if self._over:
+            raise RunStopped(self._gate.stopped_by or "finished")
+
+    def _tell_spent(self) -> None:
+        if not self._over:
+            self._stream.emit(SpentChanged(self._gate.ledger.spent()))
 
     async def record(self, step: int, beam: Sequence[Scores], *, train: Sequence[Scores] = ()) -> None:
         """Note that a step of the search is finished.

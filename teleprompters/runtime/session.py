@@ -165,7 +165,7 @@ class Session:
         )
 
     async def _searched(self) -> Candidate:
-        run = self.run
+        run, found = self.run, None
         try:
             scores = (await run.score([run.baseline], run.select))[0]
             self._require_scores(scores)
@@ -174,11 +174,15 @@ class Session:
         except RunStopped as stop:
             self.stream.emit(Stopped(stop.by, self.gate.reason))
             self._require_any(stop)
-            return run.best_so_far()
-        return self._better_of(found, run.best_so_far())
+        finally:
+            await run.finish()
+        best = run.best_so_far()
+        return best if found is None else self._better_of(found, best)
 
     def _better_of(self, found: Candidate, best: Candidate) -> Candidate:
-        """Return the search's choice, unless the student itself or another candidate scored above it."""
+        """Return the search's choice, unless another candidate scored above it, or none above the student."""
+        if best == self.run.baseline:
+            return best
         scores = {t.candidate.id: t.mean for t in self.run.trials()}
         return found if scores.get(found.id, -math.inf) >= scores.get(best.id, -math.inf) else best
 

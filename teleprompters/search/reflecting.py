@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 from cuesmith.signatures import CriticizeInstruction, EditInstruction
 from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.evidence import sound
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.texts import text_field
@@ -65,5 +66,5 @@ def texts_of(found: object) -> list[str]:
     """Return the usable texts of a list that the optimizer wrote: stripped, cut, without repetitions."""
     if isinstance(found, str) or not isinstance(found, Sequence):
         return []
-    texts = (text.strip()[:LONGEST_REASON] for text in found if isinstance(text, str))
+    texts = (sound(text).strip()[:LONGEST_REASON] for text in found if isinstance(text, str))
     return list({text.casefold(): text for text in texts if text}.values())

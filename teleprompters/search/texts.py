@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import dspy
 
 from cuesmith.signatures import canonical_steps
+from cuesmith.teleprompters.runtime.evidence import sound
 
 LONGEST_INSTRUCTION = 4000
 """Characters an instruction may have."""
@@ -25,7 +26,7 @@ the target's own reply unreadable."""
 def text_field(reply: dspy.Prediction, name: str) -> str:
     """Return a text field of a reply, stripped; "" if it is missing or no text."""
     found = reply.get(name)
-    return found.strip() if isinstance(found, str) else ""
+    return sound(found).strip() if isinstance(found, str) else ""
 
 
 def instruction(text: str) -> str | None:
@@ -60,7 +61,7 @@ def step_list(found: object, most: int) -> tuple[str, ...]:
     """
     if isinstance(found, str) or not isinstance(found, Sequence):
         return ()
-    texts = canonical_steps([step for step in found if isinstance(step, str)])
+    texts = canonical_steps([sound(step) for step in found if isinstance(step, str)])
     steps = tuple({step.casefold(): step for step in texts if any(map(str.isalnum, step))}.values())
     if any(len(step) > LONGEST_STEP or HEADER in step for step in steps):
         return ()
