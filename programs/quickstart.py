@@ -184,7 +184,8 @@ def python_lines(settings: Settings, variant: Variant) -> str:
     source = f"generate({family!r}" if settings.data is None else f"load({str(settings.data)!r}"
     caps = {"usd": settings.budget_usd, "calls": settings.budget_calls}
     budget = ", ".join(f"{name}={cap}" for name, cap in caps.items() if cap is not None)
-    options = {"seed": settings.seed, **variant.options} | ({"budget": f"Budget({budget})"} if budget else {})
+    written = {name: repr(value) for name, value in {"seed": settings.seed, **variant.options}.items()}
+    options = written | ({"budget": f"Budget({budget})"} if budget else {})
     statements = f"""dspy.configure(lm={target})
 task = {source}, {sizes}seed={settings.seed})
 compiled = compile(dspy.ChainOfThought(task.signature), {variant.compiler!r}, metric=task.metric,

@@ -54,7 +54,7 @@ def test_predict_answers_sensibly(lm: EmbeddedLM) -> None:
         for _ in range(20):
             chosen = random.choice(words, 4, replace=False).tolist()
             right += program(question=" ".join(chosen)).answer == chosen[-1]
-    assert right >= 15
+    assert right >= 12  # by chance 5; none of these words is in the training lists
 
 
 def test_usage_and_cost_are_recorded(lm: EmbeddedLM) -> None:
@@ -113,7 +113,7 @@ def test_draws_do_not_depend_on_concurrency() -> None:
     with ThreadPoolExecutor(32) as pool:
         answers = list(pool.map(lambda c, p: c.run(lm, p)[0], contexts, prompts))
     assert answers == serial * 3
-    assert len(set(serial)) > 8
+    assert len(set(serial)) >= 6
 
 
 def test_async_program_equals_sync(lm: EmbeddedLM) -> None:
