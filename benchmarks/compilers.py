@@ -75,7 +75,11 @@ class Job:
 
 @dataclass(frozen=True)
 class Done:
-    """What became of it: held-out scores, calls by role, seconds of compiling, and why it stopped."""
+    """What became of it: held-out scores, calls by role, seconds of compiling, and why it stopped.
+
+    Attributes:
+        selection_runs: Program runs that comparing candidates took: those of them on selection examples.
+    """
 
     job: Job
     scores: list[float | None]
@@ -83,6 +87,7 @@ class Done:
     optimizer_calls: int
     seconds: float
     stopped_by: str | None
+    selection_runs: int
     error: str = ""
 
 
@@ -110,7 +115,9 @@ def run(job: Job) -> Done:
     spent = compilation.spent.by_role if compilation else {}
     by_role = {role: spent[role].calls if role in spent else 0 for role in ("task", "optimizer")}
     return Done(job, list(scores.values), by_role["task"], by_role["optimizer"], seconds,
-                compilation.stopped_by if compilation else None, error)
+                compilation.stopped_by if compilation else None,
+                sum(trial.n for trial in compilation.candidates if trial.candidate != compilation.baseline.candidate)
+                if compilation else 0, error)
 
 
 def run_all(jobs: Sequence[Job], processes: int, file: Path | None) -> list[Done]:
@@ -200,14 +207,17 @@ def racing(options: argparse.Namespace) -> int:
             for race in (True, False)]
     done = {one.job: one for one in run_all(jobs, options.processes, options.json)}
     every: list[tuple[Done, Done]] = []
-    print(f"{'compiler':14}{'runs, racing':>14}{'runs, full':>12}{'share':>7}  difference in points, racing - full")
+    print("program runs on selection examples (in brackets: of the whole compile), and held-out difference in points\n")
+    print(f"{'compiler':14}{'racing':>16}{'full':>16}{'share':>12}  racing - full")
     for name in [*options.compilers, "all"]:
         pairs = [(done[job], done[Job(**{**asdict(job), "racing": False})]) for job in jobs
                  if job.racing and job.compiler == name] if name != "all" else every
         every += pairs if name != "all" else []
-        fast, full = (sum(pair[i].task_calls for pair in pairs) for i in (0, 1))
+        fast, full, all_fast, all_full = (
+            sum(getattr(pair[i], what) for pair in pairs) for what in ("selection_runs", "task_calls") for i in (0, 1))
         gain = paired_gain([v for _, b in pairs for v in b.scores], [v for a, _ in pairs for v in a.scores])
-        print(f"{name:14}{fast:14,}{full:12,}{fast / full:7.2f}  {100 * gain.difference:+.2f} "
+        print(f"{name:14}{f'{fast:,} ({all_fast:,})':>16}{f'{full:,} ({all_full:,})':>16}"
+              f"{f'{fast / full:.2f} ({all_fast / all_full:.2f})':>12}  {100 * gain.difference:+.2f} "
               f"[{100 * gain.low:+.2f}, {100 * gain.high:+.2f}], p = {gain.p_value:.3f}, n = {gain.n}")
     holds = fast / full <= 0.5 and (gain.p_value >= 0.05 or gain.difference > 0)
     print(f"at most half of the program runs, with no significant loss: {'holds' if holds else 'does not hold'}")

@@ -1,9 +1,11 @@
 """The gate, driven with a fake `send`: order of journal, ledger and call; retries; what stops a run."""
 
 import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -285,6 +287,31 @@ def test_a_cap_may_be_released() -> None:
     with pytest.raises(RunStopped, match="calls"):
         house.gate.call(_request(), house.sends(_reply()))
     assert house.sent == 4 and len(asked) == 2
+
+
+def test_all_who_wait_at_a_cap_go_on_when_it_is_released_once() -> None:
+    house, callers = _House(Budget(calls=9)), 8
+    house.ledger.hold(Budget(calls=8))
+    house.gate.call(_request(), house.sends(_reply()))
+    held = [True]
+    refused = threading.Barrier(callers)
+
+    def release() -> bool | None:
+        if held and house.gate.at_cap < callers:
+            return None
+        with contextlib.suppress(threading.BrokenBarrierError):
+            refused.wait(1)  # each of them was refused before the first is answered
+        if held and held.pop():
+            house.ledger.hold(Budget())
+            return True
+        return False
+
+    house.gate.release = release
+    with ThreadPoolExecutor(callers) as pool:
+        replies = list(pool.map(lambda _: house.gate.call(_request(), house.sends(_reply())), range(callers)))
+    assert len(replies) == callers and house.sent == 9 and house.gate.at_cap == 0
+    with pytest.raises(RunStopped, match="calls"):
+        house.gate.call(_request(), house.sends(_reply()))
 
 
 def test_tokens_are_reserved_for_prompt_and_reply() -> None:

@@ -1,4 +1,4 @@
-"""Racing: what may be dropped by hand and against scipy, and what it saves and costs in simulated searches."""
+"""Racing: the same scores as by full scoring, for fewer runs: by hand, by property and in simulated searches."""
 
 from __future__ import annotations
 
@@ -15,13 +15,12 @@ from e2e_support import ToyEngine, ToySearch, exact, toy_lm, words
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from scipy import stats
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.beam import keep_best
-from cuesmith.teleprompters.search.racing import RESERVE, race
+from cuesmith.teleprompters.search.racing import race
 
 Row = Sequence[float | None]
 BINARY: dict[float | None, Outcome] = {0.0: Scored(0.0), 1.0: Scored(1.0), None: ProviderFailure("down")}
@@ -70,75 +69,65 @@ class Table:
                 for c, row in zip(candidates, rows, strict=True)]
 
 
-def raced(table: Table, pool: Sequence[Candidate], width: int, **options: float) -> list[Candidate]:
-    return [s.candidate for s in asyncio.run(race(table, pool, width, **options))]  # type: ignore[arg-type]
+def raced(table: Table, pool: Sequence[Candidate], width: int) -> list[Candidate]:
+    return [s.candidate for s in asyncio.run(race(table, pool, width))]  # type: ignore[arg-type]
 
 
 def best(table: Table, pool: Sequence[Candidate], width: int) -> list[Candidate]:
     return [s.candidate for s in asyncio.run(keep_best(table, pool, width))]  # type: ignore[arg-type]
 
 
-def in_race_order(table: Table, row: Row) -> list[float | None]:
-    """Return scores by example of scores that are given in the order in which the race walks."""
-    placed: list[float | None] = [None] * len(row)
-    for value, example in zip(row, table.rng("race").sample(table.select, len(row)), strict=True):
-        placed[example.q] = value
-    return placed
+# One parent, known; it fails on the first four of eight examples. Children walk over those four first.
+@pytest.mark.parametrize(("child", "runs"), [
+    ("0000 1111", 4),  # gains nothing there: can only draw level
+    ("1000 1111", 8),  # ahead by one, and stays so
+    ("1111 0000", 8),  # gives all of it back on the last of them
+    ("0000 0000", 4)])
+def test_a_child_is_dropped_once_it_cannot_rise_above_its_parent(child: str, runs: int) -> None:
+    table = Table(8)
+    parent = table.add([0.0] * 4 + [1.0] * 4, known=True)
+    row = [float(digit) for digit in child.replace(" ", "")]
+    other = table.add(row)
+    assert raced(table, [parent, other], 1) == [other if sum(row) > 4 else parent]
+    assert table.runs == runs
 
 
-def level(alpha: float, n: int, of: int) -> float:
-    return float(stats.norm.cdf(stats.norm.ppf(alpha) * math.sqrt(1 - n / of)))
+def test_leaders_are_scored_to_the_end_and_raise_the_bar_for_the_rest() -> None:
+    table = Table(40)
+    parents = [table.add([0.0] * 8 + [1.0] * 32, known=True) for _ in range(2)]
+    twins = [table.add([1.0] * 40) for _ in range(10)]
+    assert raced(table, [*parents, *twins], 2) == twins[:2]
+    assert table.runs == 2 * 40 + 8 * 4, "two are perfect: eight more, as good after four examples, can only draw level"
 
 
-@pytest.mark.parametrize(("row", "seen"), [
-    # Against 1 1 1 1 1 0 0 0 and then ones. Looks come at 8 and 12 of 16 examples: alpha = 0.2 becomes
-    # Phi(-0.842 sqrt(1/2)) = 0.276 and Phi(-0.842 sqrt(1/4)) = 0.337.
-    ("00011000", 8),  # behind by 3:0, p = 1/8
-    ("00111000", 8),  # 2:0, p = 1/4
-    ("01111000", 16),  # 1:0, p = 1/2
-    ("00001100", 8),  # 4:1, p = 6/32
-    ("00011100", 12),  # 3:1, p = 5/16
-    ("00001110", 16),  # 4:2, p = 22/64 = 0.344
-    ("00001111", 16)])  # 4:3, p = 1/2
-def test_a_candidate_is_dropped_by_the_exact_paired_test(row: str, seen: int) -> None:
-    lost, won = row[:5].count("0"), row[5:].count("1")
-    p_value = stats.binomtest(won, won + lost, alternative="less").pvalue
-    assert seen == next((n for n in (8, 12) if p_value <= level(0.2, n, 16)), 16)
-    table = Table(16)
-    reference = [table.add(in_race_order(table, [1.0] * 5 + [0.0] * 3 + [1.0] * 8)) for _ in range(4)]
-    other = table.add(in_race_order(table, [*map(float, row)] + [1.0] * 8))
-    assert raced(table, [*reference, other], 4) == reference
-    assert table.runs == 4 * 16 + seen
+def test_none_leads_that_is_not_ahead_of_the_bar() -> None:
+    table = Table(40)
+    parents = [table.add([0.0] * 8 + [1.0] * 32, known=True) for _ in range(2)]
+    level = [table.add([0.0] * 8 + [1.0] * 32) for _ in range(10)]
+    assert raced(table, [*parents, *level], 2) == parents and table.runs == 10 * 8
 
 
-@given(st.lists(st.floats(-1, 1), min_size=8, max_size=8), st.sampled_from([0.02, 0.1, 0.3, 0.5]))
-@settings(max_examples=60, deadline=None)
-def test_graded_scores_get_the_exact_permutation_test(differences: list[float], alpha: float) -> None:
-    differences = [round(d, 3) for d in differences]
-    table = Table(12)
-    reference = [table.add(in_race_order(table, [2.0] * 12)) for _ in range(4)]
-    other = table.add(in_race_order(table, [*(2.0 + d for d in differences), *[9.0] * 4]))
-    test = stats.permutation_test((differences,), np.sum, permutation_type="samples", alternative="less")
-    raced(table, [*reference, other], 4, alpha=alpha)
-    if abs(test.pvalue - level(alpha, 8, 12)) > 1e-9:
-        assert table.runs == 4 * 12 + (8 if sum(differences) < 0 and test.pvalue <= level(alpha, 8, 12) else 12)
+def test_without_a_bar_none_is_dropped() -> None:
+    table = Table(40)
+    pool = [table.add([0.0] * 40), table.add([1.0] * 40), table.add([0.0] * 40)]
+    assert len(raced(table, pool, 4)) == 3 and table.runs == 3 * 40
 
 
 def test_a_missing_score_is_no_reason_to_drop() -> None:
-    table = Table(64)
-    good = [table.add([1.0] * 64) for _ in range(4)]
-    silent = table.add([None] * 64)
-    half = table.add([None if i % 2 else 1.0 for i in range(64)])
-    bad = table.add([None if i % 2 else 0.0 for i in range(64)])
-    assert raced(table, [silent, bad, half, *good], 2) == [half, good[0]]
-    assert table.known(silent, table.select) == (None,) * 64 and table.runs == 64 * 6 + 12
+    table = Table(16)
+    parent = table.add([0.0] * 8 + [1.0] * 8, known=True)
+    silent = table.add([None] * 16)
+    half = table.add([None if i % 2 else 1.0 for i in range(16)])
+    bad = table.add([0.0] * 8 + [None] * 8)
+    assert raced(table, [parent, silent, half, bad], 1) == [half]
+    assert table.known(silent, table.select) == (None,) * 16 and table.runs == 16 * 2 + 8
 
 
-def test_a_narrow_beam_is_compared_with_its_fourth_best() -> None:
-    table = Table(64)
-    pool = [table.add([1.0] * 64) for _ in range(3)] + [table.add([0.0] * 64) for _ in range(5)]
-    assert raced(table, pool, 1) == pool[:1] and RESERVE == 4
-    assert table.runs == 8 * 64, "none of the five is worse than the fourth best, which is one of them"
+def test_scores_above_one_are_bounded_by_the_highest_seen() -> None:
+    table = Table(20)
+    parent = table.add([0.0] * 4 + [9.0] * 16, known=True)
+    child = table.add([2.0] * 4 + [9.0] * 16)
+    assert raced(table, [parent, child], 1) == [child]
 
 
 def test_what_is_known_costs_nothing_and_is_not_dropped() -> None:
@@ -146,39 +135,30 @@ def test_what_is_known_costs_nothing_and_is_not_dropped() -> None:
     parents = [table.add(row, known=True) for row in np.eye(6, 50).tolist()]
     assert set(raced(table, parents, 4)) <= set(parents) and table.runs == 0
     children = [table.add([1.0] * 50) for _ in range(4)]
-    before = best(table, parents, 4)
     assert set(raced(table, [*parents, *children], 4)) == set(children) and table.runs == 4 * 50
-    assert raced(table, [*parents, *children], 4) == raced(table, [*children, *parents], 4) != before
-    assert table.runs == 4 * 50, "the order of the examples is the same in every step"
+    assert raced(table, [*parents, *children], 4) == raced(table, [*children, *parents], 4)
+    assert table.runs == 4 * 50
 
 
 POOLS = st.tuples(st.integers(1, 40), st.booleans()).flatmap(lambda of: st.lists(
-    st.lists(st.sampled_from([0.0, 0.0, 1.0, 1.0, 0.5] + [None] * of[1]), min_size=of[0], max_size=of[0]),
+    st.tuples(st.booleans(), st.lists(
+        st.sampled_from([0.0, 0.0, 1.0, 1.0, 0.5] + [None] * of[1]), min_size=of[0], max_size=of[0])),
     min_size=1, max_size=12))
 
 
 @given(POOLS, st.integers(1, 6), st.integers(0, 3))
-@settings(max_examples=100, deadline=None)
-def test_what_holds_for_every_race(rows: list[list[float | None]], width: int, seed: int) -> None:
-    one, other, full = (Table(len(rows[0]), seed) for _ in range(3))
-    pools = [[table.add(row) for row in rows] for table in (one, other, full)]
+@settings(max_examples=200, deadline=None)
+def test_what_holds_for_every_race(rows: list[tuple[bool, list[float | None]]], width: int, seed: int) -> None:
+    one, other, full = (Table(len(rows[0][1]), seed) for _ in range(3))
+    pools = [[table.add(row, known) for known, row in rows] for table in (one, other, full)]
     kept = raced(one, [*pools[0], pools[0][0]], width)
     assert kept == raced(other, pools[1], width) and one.runs == other.runs, "determinism"
     assert len(set(kept)) == len(kept) == min(width, len(rows))
-    if None not in [v for row in rows for v in row]:
-        means = [math.fsum(v or 0.0 for v in rows[pools[0].index(c)]) for c in kept]
-        assert means == sorted(means, reverse=True), "best first"
-    assert best(full, pools[2], width) == raced(full, pools[2], width, alpha=1e-300), "a sure race is full scoring"
-    assert one.runs <= full.runs == len(rows) * len(rows[0])
-
-
-@pytest.mark.parametrize(("change", "says"), [
-    ({"alpha": 0.0}, "alpha must be above 0 and at most 0.5, got 0.0"), ({"alpha": 0.6}, "0.6"),
-    ({"alpha": math.nan}, "nan"), ({"first": 0}, "first must be at least 1, got 0")])
-def test_bad_numbers_are_refused(change: dict[str, float], says: str) -> None:
-    table = Table(9)
-    with pytest.raises(ValueError, match=says):
-        raced(table, [table.add([1.0] * 9)], 1, **change)
+    if None not in [v for _, row in rows for v in row]:
+        means = [[math.fsum(v or 0.0 for v in rows[pool.index(c)][1]) for c in beam]
+                 for pool, beam in ((pools[0], kept), (pools[2], best(full, pools[2], width)))]
+        assert means[0] == means[1] == sorted(means[0], reverse=True), "the scores of full scoring, best first"
+    assert one.runs <= sum(len(row) for known, row in rows if not known)
 
 
 # --- What racing saves and costs, in simulated searches ---------------------------------------------------------------
@@ -255,11 +235,11 @@ def study(keep: Keep, mix: str, number: int, *, n: int = 50, width: int = 4, har
     return Study(runs / of, best_heads - heads)
 
 
-@pytest.mark.parametrize(("mix", "share"), [("spread", 0.48), ("hard", 0.65)])
+@pytest.mark.parametrize(("mix", "share"), [("spread", 0.65), ("high", 0.57)])
 def test_racing_saves_runs_and_does_not_lose_the_best(mix: str, share: float) -> None:
     found = study(raced, mix, 25)
     assert found.share <= share, "of the program runs of full scoring"
-    assert found.other <= 0.08, "searches that end with another head"
+    assert found.other <= 0.08, "searches that end with another head: one of equal score"
     assert found.most < 0.5, "points of true accuracy"
 
 
@@ -274,11 +254,10 @@ def test_the_study_can_tell_a_race_that_drops_too_much() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("mix", "share", "most"), [
-    ("spread", 0.45, 0.1), ("hard", 0.62, 0.3), ("high", 0.70, 0.1), ("near", 0.57, 1.0)])
-def test_the_numbers_of_the_docstring(mix: str, share: float, most: float) -> None:
+@pytest.mark.parametrize(("mix", "share"), [("spread", 0.63), ("hard", 0.86), ("high", 0.55), ("near", 0.77)])
+def test_the_numbers_of_the_docstring(mix: str, share: float) -> None:
     found = study(raced, mix, 300)
-    assert found.share <= share and found.most < most
+    assert share - 0.04 <= found.share <= share and found.most < 0.4
 
 
 class Races(ToySearch):
@@ -299,7 +278,7 @@ class Races(ToySearch):
         self.calls.append(self.engine.calls)
         assert await race(run, [one.candidate for one in self.kept], 2) == self.kept
         assert self.engine.calls == self.calls[-1], "parents are free"
-        assert await keep_best(run, pool, 2) == self.kept
+        assert [s.mean for s in await keep_best(run, pool, 2)] == [s.mean for s in self.kept]
         self.calls.append(self.engine.calls)
         await run.record(0, self.kept)
         return self.kept[0].candidate

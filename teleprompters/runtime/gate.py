@@ -158,15 +158,21 @@ class Gate:
         self.throttle = throttle
         self.redactor = redactor
         self.max_retries = max_retries
-        self.release: Callable[[], bool] = lambda: False
+        self.release: Callable[[], bool | None] = lambda: False
         self.reason = ""
         self.stopped_by: str | None = None
         self._on_retry = on_retry
         self._halt = threading.Event()
         self._jitter = random.Random()
         self._failures_in_a_row = 0
+        self._at_cap: set[object] = set()
         if journal is not None:
             self._recount(journal)
+
+    @property
+    def at_cap(self) -> int:
+        """How many calls wait at a cap for `release` to decide whether more may be spent."""
+        return len(self._at_cap)
 
     def stop(self, by: str, reason: str = "") -> RunStopped:
         """Close the door: nothing is sent any more. Returns what to raise."""
@@ -282,15 +288,26 @@ class Gate:
         sized = budget.tokens is not None or budget.usd is not None
         size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
         reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
-        while True:
-            self.check()
-            answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
-            if isinstance(answer, Ticket):
-                return answer
-            if answer is None:
-                yield Wait(0.005)
-            elif not self.release():
-                raise self.stop(answer, f"the budget's cap on {answer} is reached")
+        waiter, final = object(), False
+        try:
+            while True:
+                self.check()
+                answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
+                if isinstance(answer, Ticket):
+                    return answer
+                if answer is None:
+                    yield Wait(0.005)
+                elif final:
+                    raise self.stop(answer, f"the budget's cap on {answer} is reached")
+                else:
+                    self._at_cap.add(waiter)
+                    more = self.release()
+                    if more is None:
+                        yield Wait(0.005)
+                    # After a no, the ledger is asked once more: another call may have had its yes in between.
+                    final = more is False
+        finally:
+            self._at_cap.discard(waiter)
 
     def _accept(self, ticket: Ticket, request: Request, reply: Reply, key: str | None, role: Role) -> None:
         # The journal first: a reply that a kill finds on its way there is paid twice.

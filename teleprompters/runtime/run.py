@@ -188,6 +188,12 @@ class Run:
         """Where all calls go through, for hosting code that makes its own (dspy's optimizers); others need none."""
         return self._gate
 
+    @property
+    def unsettled(self) -> int:
+        """Effects that have begun and have no result yet; those that wait for a thread have not begun."""
+        effects = [*list(self._outcomes.values()), *list(self._replies.values())]
+        return sum(not task.done() for task in effects) - self._scorer.workers.pending
+
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
 

@@ -225,8 +225,14 @@ class Session:
             self._holding = True
             self.gate.release = self._release
 
-    def _release(self) -> bool:
-        """Give the search what is held for the report, if so far there is nothing to report on."""
+    def _release(self) -> bool | None:
+        """Give the search what is held for the report, if so far there is nothing to report on.
+
+        Returns:
+            Whether it was given; None while runs are under way whose scores may decide it.
+        """
+        if self._holding and self.run.unsettled > self.gate.at_cap:
+            return None
         if self._holding and self.run.best_so_far() == self.run.baseline:
             self._holding = False
             self.ledger.hold(Budget())
