@@ -65,7 +65,7 @@ class PromptSearch(Compiler):
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success.
-        racing: Whether candidates that a paired test finds hopeless are dropped before they are fully scored. None:
+        racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:
             yes, unless the method needs every score (`RACING`).
         pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
             optimizer leaves out is appended again.

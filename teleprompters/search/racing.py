@@ -47,7 +47,7 @@ async def race(run: Run, pool: Sequence[Candidate], width: int) -> list[Scores]:
     | 50 to 60 % | 0.84 |
     | 80 to 95 % | 0.53 |
     | the parent's - 3 +- 10 points | 0.75 |
-    | embedded model | 0.40 |
+    | embedded model | 0.42 |
 
     Args:
         run: The run.
