@@ -6,16 +6,23 @@ Exit status: 0 done, 1 the run failed, 2 the arguments or the data are wrong, 13
 from __future__ import annotations
 
 import argparse
+import importlib
 import math
 import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import NoReturn
 
 import cuesmith
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
+
+STUDIES = {
+    "theory": "check Align-Pro's theory on finite instances, exactly",
+    "align-study": "compare a trained prompter with the frozen model, the untrained prompter and RLHF",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -35,11 +42,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    parser = _parser(given)
+    options = parser.parse_args(given)
     try:
         if options.command == "compilers":
             return _compilers()
+        if options.command in STUDIES:
+            status: int = _study(options.command).command(options)
+            return status
         return _quickstart(parser, options)
     except KeyboardInterrupt:
         print("cuesmith: interrupted", file=sys.stderr)
@@ -49,11 +60,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
 
 
-def _parser() -> Parser:
+def _study(name: str) -> ModuleType:
+    """Return the module of a study: its `arguments` and its `command`."""
+    return importlib.import_module(f"cuesmith.programs.{name.replace('-', '_')}")
+
+
+def _parser(given: Sequence[str]) -> Parser:
     parser = Parser(prog="cuesmith", description="Compile language-model programs.", allow_abbrev=False)
     parser.add_argument("--version", action="version", version=f"cuesmith {cuesmith.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("compilers", help="list the compilers", allow_abbrev=False)
+    for name, summary in STUDIES.items():
+        study = commands.add_parser(name, help=summary, description=f"{summary.capitalize()}.", allow_abbrev=False)
+        if name in given[:1]:
+            _study(name).arguments(study)
     quick = commands.add_parser(
         "quickstart",
         help="compile a small program and show what it gained",

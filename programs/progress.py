@@ -23,6 +23,7 @@ from cuesmith.teleprompters.runtime.events import (
     SpentChanged,
     StepDone,
     Stopped,
+    TrainingStepDone,
 )
 from cuesmith.teleprompters.runtime.ledger import Spent
 
@@ -98,6 +99,8 @@ class Progress:
                 self._spent = event.spent
             case StepDone():
                 self._best = describe_estimate(event.record.validation)
+            case TrainingStepDone():
+                self._notice = f"training {event.step}/{event.of}: reward {event.reward:.2f}, KL {event.kl:.2f}"
             case Retried():
                 self._notice = f"provider failed, trying again in {event.delay_s:.0f} s"
             case Stopped():

@@ -9,13 +9,25 @@ from cuesmith.teleprompters.registry import COMPILERS, compile, compiler_class
 
 if TYPE_CHECKING:
     from cuesmith.teleprompters.abo import ABO
+    from cuesmith.teleprompters.align_pro import AlignPro
     from cuesmith.teleprompters.apo import APO
     from cuesmith.teleprompters.apo_sum import APOSum
     from cuesmith.teleprompters.iterative_ape import IterativeAPE
     from cuesmith.teleprompters.opro import OPRO
     from cuesmith.teleprompters.prompt_agent import PromptAgent
 
-__all__ = ["ABO", "APO", "COMPILERS", "OPRO", "APOSum", "Compiler", "IterativeAPE", "PromptAgent", "compile"]
+__all__ = [
+    "ABO",
+    "APO",
+    "COMPILERS",
+    "OPRO",
+    "APOSum",
+    "AlignPro",
+    "Compiler",
+    "IterativeAPE",
+    "PromptAgent",
+    "compile",
+]
 
 
 def __getattr__(name: str) -> type[Compiler]:

@@ -123,6 +123,17 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             n_train: Training examples.
         """
 
+    def check_data(self, trainset: Sequence[dspy.Example]) -> None:
+        """Raise if an option does not fit the examples; called before anything is paid for.
+
+        Args:
+            trainset: As given, at least one example with its inputs marked.
+
+        Raises:
+            ValueError: If one does not fit.
+        """
+        return
+
     def check_student(self, names: Sequence[str]) -> None:
         """Raise if an option does not fit the student; called before anything is paid for.
 
@@ -236,6 +247,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         check_examples("trainset", trainset)
         if not trainset:
             raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")
+        self.check_data(trainset)
         if valset is not None:
             check_examples("valset", valset)
         return split_examples(trainset, valset, seed=self.seed, n_select=self.scoring, n_fresh=FRESH_EXAMPLES)

@@ -18,6 +18,7 @@ COMPILERS: dict[str, str] = {
     "prompt-agent": "cuesmith.teleprompters.prompt_agent:PromptAgent",
     "opro": "cuesmith.teleprompters.opro:OPRO",
     "abo": "cuesmith.teleprompters.abo:ABO",
+    "align-pro": "cuesmith.teleprompters.align_pro:AlignPro",
     "mipro": "cuesmith.teleprompters.peers.mipro:MIPRO",
     "gepa": "cuesmith.teleprompters.peers.gepa:GEPA",
     "simba": "cuesmith.teleprompters.peers.simba:SIMBA",

@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, _t975, estimate95, paired_gain
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain, t975
 
 
 @pytest.mark.parametrize("df", [1, 2, 3, 4, 7, 10, 29, 30, 99, 100, 101, 250, 10_000])
 def test_t_quantile_against_scipy(df: int) -> None:
-    assert _t975(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-8)
+    assert t975(df) == pytest.approx(stats.t.ppf(0.975, df), rel=1e-8)
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 1), (1, 1), (0, 12), (3, 10), (50, 50), (187, 200)])

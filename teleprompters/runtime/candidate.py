@@ -139,15 +139,17 @@ class Origin:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """One setting of all prompts of a program; equality, hash and `id` are by content of the prompts.
+    """One setting of all prompts of a program; equality, hash and `id` are by content.
 
     Attributes:
         prompts: Predictor name -> its prompt, in the program's order. Read-only.
         origin: Lineage; not part of the identity.
+        prompter: Fingerprint of what stands in front of the program and rewrites its inputs; "" if nothing does.
     """
 
     prompts: Mapping[str, Prompt]
     origin: Origin = field(default=Origin("student"))
+    prompter: str = ""
 
     def __post_init__(self) -> None:
         """Freeze the mapping."""
@@ -155,7 +157,7 @@ class Candidate:
 
     def __getstate__(self) -> dict[str, object]:
         """Return picklable state (a mapping proxy is not)."""
-        return {"prompts": dict(self.prompts), "origin": self.origin}
+        return {"prompts": dict(self.prompts), "origin": self.origin, "prompter": self.prompter}
 
     def __setstate__(self, state: dict[str, object]) -> None:
         """Restore from `__getstate__`."""
@@ -168,8 +170,9 @@ class Candidate:
 
     @cached_property
     def id(self) -> str:
-        """Content hash of the prompts, 16 hex digits."""
-        return digest([[name, prompt.to_json()] for name, prompt in self.prompts.items()])
+        """Content hash of the prompts and the prompter, 16 hex digits."""
+        prompts = [[name, prompt.to_json()] for name, prompt in self.prompts.items()]
+        return digest(prompts, self.prompter) if self.prompter else digest(prompts)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -249,13 +252,23 @@ class Candidate:
         new = Prompt(
             old.instructions if instructions is None else instructions, old.demos if demos is None else tuple(demos)
         )
-        return Candidate({**self.prompts, name: new}, origin)
+        return Candidate({**self.prompts, name: new}, origin, self.prompter)
+
+    def behind(self, prompter: str, origin: Origin) -> Candidate:
+        """Return the candidate with another prompter in front of it.
+
+        Args:
+            prompter: Its fingerprint, as `Run.add_prompter` knows it.
+            origin: Where the new candidate comes from.
+        """
+        return Candidate(self.prompts, origin, prompter)
 
     def to_json(self) -> Json:
         """Return the candidate as JSON data, with its lineage."""
         return {
             "id": self.id,
             "prompts": {name: prompt.to_json() for name, prompt in self},
+            **({"prompter": self.prompter} if self.prompter else {}),
             "origin": {
                 "move": self.origin.move,
                 "parents": list(self.origin.parents),
@@ -275,7 +288,7 @@ class Candidate:
             name: Prompt(p.instructions, tuple(Demo.of(d) for d in p.demos)) for name, p in stored.prompts.items()
         }
         origin = Origin(stored.origin.move, tuple(stored.origin.parents), tuple(stored.origin.evidence))
-        return cls(prompts, origin)
+        return cls(prompts, origin, stored.prompter)
 
 
 @dataclass
@@ -295,6 +308,7 @@ class _StoredOrigin:
 class _Stored:
     prompts: dict[str, _StoredPrompt]
     origin: _StoredOrigin
+    prompter: str = ""
 
 
 def _instructions(predictor: dspy.Predict) -> str:

@@ -6,10 +6,14 @@ Source: ours.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
+
+if TYPE_CHECKING:
+    from cuesmith.teleprompters.alignment.record import Alignment
 
 
 @dataclass(frozen=True)
@@ -108,6 +112,7 @@ class Compilation:
             "outage") that ended the search early; None if it ran to its end.
         run_dir: Where the journal is.
         notes: What a reader should know, in plain words.
+        alignment: The prompter's training and how far it came; None for compilers that train none.
     """
 
     compiler: str
@@ -120,6 +125,7 @@ class Compilation:
     stopped_by: str | None
     run_dir: str | None
     notes: tuple[str, ...]
+    alignment: Alignment | None = None
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""

@@ -66,6 +66,29 @@ class SpentChanged:
 
 
 @dataclass(frozen=True)
+class TrainingStepDone:
+    """A prompter's training made a step: one point of its learning curve.
+
+    Attributes:
+        step: 1, 2, ...
+        of: Steps planned.
+        reward: Mean reward of the step's rewrites, of those that have one; NaN if none has.
+        kl: Mean log-ratio of the rewrites to the untrained prompter, nats a rewrite.
+        loss: The trainer's loss.
+        missing: Rewrites without a reward: an outage, never a zero.
+        seconds: What the step took.
+    """
+
+    step: int
+    of: int
+    reward: float
+    kl: float
+    loss: float
+    missing: int
+    seconds: float
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One step of the search is finished."""
 
@@ -115,7 +138,16 @@ class RunFinished:
 
 
 Event: TypeAlias = (
-    RunStarted | EffectDone | SpentChanged | StepDone | Retried | Missing | Malformed | Stopped | RunFinished
+    RunStarted
+    | EffectDone
+    | SpentChanged
+    | StepDone
+    | TrainingStepDone
+    | Retried
+    | Missing
+    | Malformed
+    | Stopped
+    | RunFinished
 )
 Callback: TypeAlias = Callable[[Event], None]
 

@@ -162,6 +162,25 @@ class Ledger:
         with self._lock:
             self._held = held
 
+    def affords(self, per_run: Usage, runs: int) -> bool:
+        """Whether the caps, less what is held back, last for so many more program runs like these. Seconds: any left.
+
+        Args:
+            per_run: What one run uses.
+            runs: How many.
+        """
+        with self._lock:
+            used, budget, held = sum(self._used.values(), Usage()), self.budget, self._held
+        left = (
+            (budget.calls, held.calls, used.calls, per_run.calls),
+            (budget.tokens, held.tokens, used.tokens, per_run.tokens),
+            (budget.usd, held.usd, used.usd, per_run.usd),
+        )
+        in_time = budget.seconds is None or self.seconds < budget.seconds - (held.seconds or 0)
+        return in_time and all(
+            cap is None or (spent or 0) + runs * (each or 0) <= cap - (kept or 0) for cap, kept, spent, each in left
+        )
+
     def admit(self, role: Role, calls: int, tokens: int, may_hit: bool, prompt: int = 0) -> Ticket | Cap | None:
         """Ask to send calls.
 

@@ -12,9 +12,10 @@ import functools
 import hashlib
 import math
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from pathlib import Path
 from types import MappingProxyType
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import dspy
 from dspy.utils.exceptions import LMError
@@ -24,7 +25,15 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
-from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, SpentChanged, StepDone, Stream
+from cuesmith.teleprompters.runtime.events import (
+    EffectDone,
+    Malformed,
+    Missing,
+    SpentChanged,
+    StepDone,
+    Stream,
+    TrainingStepDone,
+)
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
@@ -42,6 +51,9 @@ from cuesmith.teleprompters.runtime.outcomes import (
 from cuesmith.teleprompters.runtime.scoring import Scorer
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
+if TYPE_CHECKING:
+    from cuesmith.teleprompters.alignment.record import Alignment
+
 T = TypeVar("T")
 
 
@@ -56,6 +68,8 @@ class Run:
         select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
             report are in neither and stay hidden.
         predictors: Name -> the student's predictor, for reading its signature.
+        directory: Where the run keeps what survives it; None if it keeps nothing.
+        alignment: What a prompter's training came to, for the compilation; None without one.
     """
 
     def __init__(
@@ -71,6 +85,7 @@ class Run:
         gate: Gate,
         journal: Journal | None,
         stream: Stream,
+        directory: Path | None = None,
     ) -> None:
         self.student = student
         self.baseline = Candidate.of(student)
@@ -80,6 +95,8 @@ class Run:
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
         self.steps: list[StepRecord] = []
         self.notes: list[str] = []
+        self.directory = directory
+        self.alignment: Alignment | None = None
         self._scorer = scorer
         self._optimizer = metered(optimizer, gate)
         self._gate = gate
@@ -171,6 +188,63 @@ class Run:
         """
         await _all([self._outcome(c, e) for e in examples for c in candidates])
 
+    async def reward(
+        self,
+        candidate: Candidate,
+        rewrites: Sequence[tuple[dspy.Example, Mapping[str, str]]],
+        *,
+        draws: int = 1,
+    ) -> list[tuple[float, ...]]:
+        """Return r(x, y) for answers to rewritten inputs: the program sees the rewrite, the metric the original.
+
+        What was rewarded before is not run again.
+
+        Args:
+            candidate: The frozen program.
+            rewrites: Pairs of an example and the values that replace some of its inputs.
+            draws: Answers a rewrite.
+
+        Returns:
+            Of each rewrite, in order, its rewards: one an answer, less those that the provider or the metric failed.
+
+        Raises:
+            RunStopped: As `score`.
+        """
+        self._check_open()
+        tasks = [[self._reward(candidate, *pair, draw) for draw in range(draws)] for pair in rewrites]
+        await _all([task for row in tasks for task in row])
+        if self._journal is not None:
+            self._journal.flush()
+        self._tell_spent()
+        return [tuple(v for task in row if (v := value(task.result())) is not None) for row in tasks]
+
+    def add_prompter(self, fingerprint: str, front: Callable[[dspy.Module], dspy.Module]) -> None:
+        """Make a prompter known, so that candidates may stand behind it (`Candidate.behind`).
+
+        Args:
+            fingerprint: Content hash of the prompter.
+            front: Puts it in front of a program: returns a new module that holds the given one.
+        """
+        self._scorer.add_prompter(fingerprint, front)
+
+    def affords(self, runs: int) -> bool:
+        """Whether the budget's calls and tokens last for so many more program runs, at what runs have cost so far."""
+        each = list(self._costs.values())
+        total, n = sum(each, Usage()), max(1, len(each))
+        mean = Usage(
+            calls=math.ceil(total.calls / n),
+            input_tokens=math.ceil(total.input_tokens / n),
+            output_tokens=math.ceil(total.output_tokens / n),
+            usd=(total.usd or 0.0) / n,
+        )
+        return self._gate.ledger.affords(mean, runs)
+
+    def _reward(
+        self, candidate: Candidate, example: dspy.Example, rewritten: Mapping[str, str], draw: int
+    ) -> asyncio.Task[Outcome]:
+        key = f"reward:{self._score_key(candidate, example)}:{digest(dict(rewritten))}:{draw}"
+        return self._once(key, lambda: self._score_once(candidate, example, key, rewritten, draw))
+
     async def judge(self, example: dspy.Example, outputs: Mapping[str, object]) -> Outcome:
         """Apply the metric to given output values, as if a program had answered them on `example`.
 
@@ -252,6 +326,10 @@ class Run:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
         return tuple(self._value(candidate, example) for example in examples)
 
+    def tell(self, event: TrainingStepDone) -> None:
+        """Emit an event of a compiler's own work. Called on the search's event loop."""
+        self._stream.emit(event)
+
     def lineage(self, candidate: Candidate) -> list[Candidate]:
         """Return the candidates that led to this one, the oldest first and itself last: first parents only."""
         path = [candidate]
@@ -300,19 +378,29 @@ class Run:
 
     def _outcome(self, candidate: Candidate, example: dspy.Example) -> asyncio.Task[Outcome]:
         key = self._score_key(candidate, example)
+        return self._once(key, lambda: self._score_once(candidate, example, key))
+
+    def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Task[Outcome]:
+        """Return the effect of that key, begun now unless it is under way or has a result to keep."""
         task = self._outcomes.get(key)
         if task is None or (task.done() and not _is_kept(task)):
-            task = asyncio.create_task(self._score_once(candidate, example, key))
-            self._outcomes[key] = task
+            task = self._outcomes[key] = asyncio.create_task(make())
         return task
 
-    async def _score_once(self, candidate: Candidate, example: dspy.Example, key: str) -> Outcome:
+    async def _score_once(
+        self,
+        candidate: Candidate,
+        example: dspy.Example,
+        key: str,
+        rewritten: Mapping[str, str] = MappingProxyType({}),
+        draw: int = 0,
+    ) -> Outcome:
         stored = self._journal.get("outcomes", key) if self._journal else None
         if stored is not None:
             outcome = self._recall(key, stored)
         else:
             current = Effect(key, "task")
-            outcome = await self._scorer.run(candidate, example, current)
+            outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
         self._emit("task", candidate.id, self._id(example), outcome)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import dspy
@@ -88,6 +89,7 @@ class Scorer:
         self._lm = metered(lm, gate) if lm is not None else None
         self._timeout = timeout
         self._bound: dict[str, Bound] = {}
+        self._fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
         self._workers: Workers | None = None
         forwards = [
             getattr(type(m), name)
@@ -116,13 +118,39 @@ class Scorer:
         if self._workers is not None:
             self._workers.close()
 
-    async def run(self, candidate: Candidate, example: dspy.Example, current: Effect) -> Outcome:
+    def add_prompter(self, fingerprint: str, front: Callable[[dspy.Module], dspy.Module]) -> None:
+        """Make a prompter known: `front` puts it before a program."""
+        self._fronts[fingerprint] = front
+
+    def program(self, candidate: Candidate) -> dspy.Module:
+        """Return a copy of the student as the candidate has it: with its prompts, and behind its prompter.
+
+        Raises:
+            KeyError: If the prompter is not known.
+        """
+        return self._front(candidate, candidate.bind(self._student))
+
+    def _front(self, candidate: Candidate, program: dspy.Module) -> dspy.Module:
+        return self._fronts[candidate.prompter](program) if candidate.prompter else program
+
+    async def run(
+        self,
+        candidate: Candidate,
+        example: dspy.Example,
+        current: Effect,
+        *,
+        rewritten: Mapping[str, object] = MappingProxyType({}),
+        draw: int = 0,
+    ) -> Outcome:
         """Run a candidate on an example and judge the answer.
 
         Args:
             candidate: What to run.
             example: Its inputs go to the program, all of it to the metric.
             current: The effect that its calls are made for.
+            rewritten: Values that the program gets in place of the example's own; the metric does not see them.
+            draw: Number of the draw. From 1 on the LM for predictors without their own gets it as rollout id, so
+                that a cache does not give the same answer again.
 
         Raises:
             RunStopped: If the gate is closed.
@@ -131,11 +159,12 @@ class Scorer:
         bound = self._bind(candidate)
         trace: Trace = []
         effect.set(current)
-        with self._context(trace=trace):
+        inputs = {**example.inputs(), **rewritten}
+        with self._context(draw, trace=trace):
             try:
                 if bound.is_async:
-                    return await self._run_async(bound, example, trace)
-                work = functools.partial(self._run, bound, example, trace)
+                    return await self._run_async(bound, example, inputs, trace)
+                work = functools.partial(self._run, bound, example, inputs, trace)
                 ran = await self.workers.submit(work)
                 return ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
@@ -150,9 +179,9 @@ class Scorer:
                 return await self._ajudge(example, prediction, ())
             return await self.workers.submit(functools.partial(self._judge, example, prediction, ()))
 
-    def _context(self, **overrides: object) -> AbstractContextManager[None]:
+    def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         if self._lm is not None:
-            overrides["lm"] = self._lm
+            overrides["lm"] = self._lm.copy(rollout_id=draw) if draw else self._lm
         if self._callbacks:
             overrides["callbacks"] = [*dspy.settings.callbacks, *self._callbacks]
         context: AbstractContextManager[None] = dspy.context(**overrides)
@@ -160,29 +189,35 @@ class Scorer:
 
     def _bind(self, candidate: Candidate) -> Bound:
         if candidate.id not in self._bound:
-            program = candidate.bind(self._student)
+            inner = candidate.bind(self._student)
+            program = self._front(candidate, inner)
             meter_program(program, self._gate)
-            names = {id(predictor): name for name, predictor in named_predictors(program)}
+            # The student's predictors keep the names that its candidates know them by.
+            names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
             kind = type(program)
             self._bound[candidate.id] = Bound(
                 program, names, hasattr(kind, "aforward") and not hasattr(kind, "forward")
             )
         return self._bound[candidate.id]
 
-    def _run(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome | _Unjudged:
+    def _run(
+        self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
+    ) -> Outcome | _Unjudged:
         self._gate.check()
         try:
-            prediction = bound.program(**example.inputs())
+            prediction = bound.program(**inputs)
         except Exception as error:
             return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
         return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
-    async def _run_async(self, bound: Bound, example: dspy.Example, trace: Trace) -> Outcome:
+    async def _run_async(
+        self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
+    ) -> Outcome:
         async with self._gate.throttle:
             self._gate.check()
             try:
-                prediction = await asyncio.wait_for(bound.program.acall(**example.inputs()), self._timeout)
+                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self._timeout)
             except Exception as error:
                 return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)

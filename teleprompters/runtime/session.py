@@ -120,6 +120,7 @@ class Session:
             gate=self.gate,
             journal=self.journal,
             stream=self.stream,
+            directory=job.run_dir,
         )
         self._holding = False
 
@@ -137,7 +138,7 @@ class Session:
         finally:
             self._close()
         self.stream.emit(RunFinished(compilation))
-        program = best.bind(self.job.student)
+        program = self.scorer.program(best)
         program._compiled = True
         program.compilation = compilation
         return program
@@ -274,6 +275,7 @@ class Session:
             stopped_by=self.gate.stopped_by,
             run_dir=str(job.run_dir) if job.run_dir else None,
             notes=tuple(run.notes),
+            alignment=run.alignment,
         )
 
     def _report(self, candidate: Candidate) -> Report:

@@ -140,12 +140,12 @@ def _t_interval(values: NDArray[np.float64]) -> tuple[float, float]:
     if n < 2:
         return math.nan, math.nan
     mean = float(values.mean())
-    half = _t975(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
+    half = t975(n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
     return mean - half, mean + half
 
 
 @lru_cache(maxsize=1024)
-def _t975(df: int) -> float:
+def t975(df: int) -> float:
     """The 97.5 % quantile of Student's t, with a relative error below 1e-8.
 
     Bisection on the closed form of the distribution for few degrees of freedom, its Cornish-Fisher expansion

@@ -1,0 +1,393 @@
+"""`cuesmith theory`: Align-Pro's theory checked on finite instances, in which every quantity is computed exactly.
+
+Random instances are drawn; on each, Lemma 1 is tried against random competitors, Theorem 1 and its tighter form are
+compared with the true gap, both sides of the identity are computed, and the ends of the admissible lambda interval
+are verified. One further instance shows gap, bound and KL against lambda.
+
+Source: 2501.03486 (Lemma 1, Theorem 1); the identity, the tighter bound and the checks are ours.
+"""
+
+from __future__ import annotations
+
+import argparse
+import html
+import json
+import math
+import sys
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
+    from rich.console import Console
+
+    from cuesmith.teleprompters.alignment.finite import Instance
+    from cuesmith.teleprompters.runtime.candidate import Json
+
+TOLERANCE = 1e-12
+"""Rounding allowed, relative to r_max - r_min and, for the prompter's objective, to lambda."""
+COMPETITORS = 8
+_LAMBDAS = (1e-3, 1e2)
+_ROWS, _POINTS = 11, 161
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One statement, tried on all instances.
+
+    Attributes:
+        name: What is stated.
+        tried: How often it was tried.
+        violations: How often it failed by more than rounding.
+        worst: Largest excess over what is stated, relative to r_max - r_min; not above 0 where it holds strictly.
+    """
+
+    name: str
+    tried: int
+    violations: int
+    worst: float
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """The theory of one instance at one lambda; gap and bound in units of reward, KL in nats."""
+
+    kl_coefficient: float
+    gap: float
+    bound: float
+    kl: float
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cuesmith theory`."""
+    add = parser.add_argument
+    add("--instances", metavar="N", type=_positive, default=2000, help="random instances (default: 2000)")
+    add("--seed", metavar="N", type=_seed, default=0, help="seed of the instances (default: 0)")
+    add("--svg", metavar="FILE", type=Path, help="write the curves to this file, as a picture")
+    add("--json", action="store_true", help="print one JSON object instead of text")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Check, and print what was found.
+
+    Returns:
+        The exit status: 0 if nothing is violated, else 1.
+    """
+    from rich.console import Console
+
+    console = Console(highlight=False)
+    checks = check(options.instances, options.seed)
+    instance = example()
+    intervals = instance.admissible()
+    if options.json:
+        found = _to_json(options, checks, curve(instance, _ROWS), intervals)
+        console.file.write(json.dumps(found, allow_nan=False) + "\n")
+    else:
+        _show(checks, curve(instance, _ROWS), intervals, console)
+    if options.svg is not None:
+        try:
+            options.svg.write_text(picture(curve(instance, _POINTS), intervals), encoding="utf-8")
+        except OSError as error:
+            print(f"cuesmith: error: --svg {options.svg}: {error.strerror}", file=sys.stderr)
+            return 1
+        if not options.json:
+            console.print(f"\npicture: {options.svg}", markup=False, soft_wrap=True)
+    return 1 if any(row.violations for row in checks) else 0
+
+
+def check(instances: int, seed: int = 0) -> list[Check]:
+    """Try every statement on random instances.
+
+    Args:
+        instances: How many.
+        seed: Of the instances and of the competitors.
+
+    Returns:
+        One row a statement.
+    """
+    import numpy as np
+
+    from cuesmith.teleprompters.alignment.finite import random_instance
+
+    rng = np.random.default_rng(seed)
+    excesses: dict[str, list[float]] = {}
+    for number in range(instances):
+        instance = random_instance(rng)
+        found = _excesses(instance, rng)
+        if number % 20 == 0:  # the slowest by far
+            found["admissible lambda: the bound is 0 at each end"] = _interval_excess(_faithful(instance))
+        for name, excess in found.items():
+            excesses.setdefault(name, []).append(excess)
+    return [
+        Check(name, len(values), sum(not value <= TOLERANCE for value in values), max(values))
+        for name, values in excesses.items()
+    ]
+
+
+def _excesses(instance: Instance, rng: np.random.Generator) -> dict[str, float]:
+    """By how much each statement fails on one instance."""
+    theory, width = instance.theory(), instance.reward_width
+    prompter = instance.optimal_prompter()
+    # Half of the competitors anywhere, half close by.
+    rivals = rng.dirichlet([1.0] * prompter.shape[1], size=(COMPETITORS, prompter.shape[0]))
+    rivals[::2] = 0.99 * prompter + 0.01 * rivals[::2]
+    best = max(instance.objective(rival) for rival in rivals)
+    reached = instance.objective(prompter)
+    scale = width + instance.kl_coefficient
+    return {
+        "Lemma 1: no competitor beats rho*": (best - reached) / scale,
+        "Lemma 1: rho* reaches lambda E log Z": abs(reached - theory.attainable) / scale,
+        "Theorem 1: gap <= bound": (theory.gap - theory.bound) / width,
+        "tighter: gap <= bound - lambda KL reversed": (theory.gap - theory.tighter_bound) / width,
+        "identity: both sides are equal": theory.identity_error / width,
+    }
+
+
+def _faithful(instance: Instance) -> Instance:
+    """The instance with a rho_sft that mostly copies, and a pi* near pi_F: then the bound dips below 0 more often."""
+    reference, rewritten = 0.05 * instance.reference, instance.rewritten.copy()
+    reference[:, 0] += 0.95
+    rewritten[:, 0] = instance.frozen
+    return replace(instance, reference=reference, rewritten=rewritten, beta=20 * instance.reward_width)
+
+
+def _interval_excess(instance: Instance) -> float:
+    """How far the bound is from 0 at the finite ends of the admissible set."""
+    ends = [end for interval in instance.admissible() for end in interval if 0 < end < math.inf]
+    bounds = [abs(instance.with_kl_coefficient(end).theory().bound) for end in ends]
+    return max(bounds, default=0.0) / instance.reward_width
+
+
+def example() -> Instance:
+    """The instance of the curves: one good rewrite that rho_sft seldom writes, so that lambda matters."""
+    import numpy as np
+
+    from cuesmith.teleprompters.alignment.finite import Instance
+
+    return Instance(
+        prompts=np.array([1.0]),
+        reference=np.array([[0.96, 0.03, 0.01]]),
+        frozen=np.array([[0.80, 0.20]]),
+        rewritten=np.array([[[0.82, 0.18], [0.45, 0.55], [0.05, 0.95]]]),
+        rewards=np.array([[0.0, 1.0]]),
+        beta=2.0,
+        kl_coefficient=0.1,
+    )
+
+
+def curve(instance: Instance, points: int) -> list[Point]:
+    """The theory against lambda, at points evenly spaced on a logarithmic axis."""
+    low, high = (math.log10(end) for end in _LAMBDAS)
+    found = []
+    for i in range(points):
+        kl_coefficient = 10 ** (low + (high - low) * i / (points - 1))
+        theory = instance.with_kl_coefficient(kl_coefficient).theory()
+        found.append(Point(kl_coefficient, theory.gap, theory.bound, theory.kl))
+    return found
+
+
+def _show(
+    checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
+) -> None:
+    from rich.table import Table
+
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("statement")
+    for name in ("tried", "violations", "worst excess"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in checks:
+        table.add_row(row.name, f"{row.tried:,}", f"{row.violations:,}", f"{row.worst:.1e}")
+    console.print(table)
+    console.print(
+        f"\nExcess: by how much a statement fails, relative to r_max - r_min; a violation is more than {TOLERANCE:g}. "
+        "A bound's excess below 0 is its slack.\n",
+        soft_wrap=True,
+    )
+    curves = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    for name in ("lambda", "gap to pi*", "bound", "KL(rho* || rho_sft), nats"):
+        curves.add_column(name, justify="right", no_wrap=True)
+    for point in points:
+        curves.add_row(f"{point.kl_coefficient:.3g}", *(f"{v:.4f}" for v in (point.gap, point.bound, point.kl)))
+    console.print("One instance, in units of reward:", style="bold")
+    console.print(curves)
+    console.print(f"\nlambda at which the bound is not negative: {_describe(intervals)}", soft_wrap=True)
+
+
+def _describe(intervals: tuple[tuple[float, float], ...]) -> str:
+    return " and ".join(f"{low:.4g} to {high:.4g}" for low, high in intervals)
+
+
+def _to_json(
+    options: argparse.Namespace, checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...]
+) -> dict[str, Json]:
+    return {
+        "instances": options.instances,
+        "seed": options.seed,
+        "violations": sum(row.violations for row in checks),
+        "checks": [
+            {"name": row.name, "tried": row.tried, "violations": row.violations, "worst": _number(row.worst)}
+            for row in checks
+        ],
+        "curve": [{"kl_coefficient": p.kl_coefficient, "gap": p.gap, "bound": p.bound, "kl": p.kl} for p in points],
+        "admissible": [[_number(end) for end in interval] for interval in intervals],
+    }
+
+
+def _number(value: float) -> float | None:
+    """For JSON, which has no infinity: null stands for it."""
+    return value if math.isfinite(value) else None
+
+
+_LIGHT = {
+    "ink": "#1f2328",
+    "paper": "#ffffff",
+    "grid": "#d0d7de",
+    "shade": "#f6d5d6",
+    "gap": "#0969da",
+    "bound": "#bc4c00",
+    "kl": "#1a7f37",
+}
+_DARK = {
+    "ink": "#e6edf3",
+    "paper": "#0d1117",
+    "grid": "#30363d",
+    "shade": "#43201f",
+    "gap": "#58a6ff",
+    "bound": "#f0883e",
+    "kl": "#3fb950",
+}
+"""Colours by what they are for. The light ones are written into the elements, for viewers without style sheets."""
+_LEFT, _RIGHT, _WIDTH = 70, 700, 720
+
+
+def picture(points: list[Point], intervals: tuple[tuple[float, float], ...]) -> str:
+    """Draw gap and bound (above) and KL (below) against lambda as one self-contained SVG.
+
+    Args:
+        points: The curve, in increasing order of lambda.
+        intervals: The admissible lambdas; the others are shaded.
+
+    Returns:
+        The SVG document, for light and dark.
+    """
+    shaded = _forbidden(intervals)
+    gaps, bounds = [p.gap for p in points], [p.bound for p in points]
+    rewards = {"gap to the aligned model \u03c0*": ("gap", gaps), "bound (Theorem 1)": ("bound", bounds)}
+    kls = {"KL(\u03c1* || \u03c1_sft)": ("kl", [p.kl for p in points])}
+    title = "Gap to the aligned model, Theorem 1's bound and KL against \u03bb"
+    note = "shaded: the bound is negative" if shaded else "the bound is nowhere negative"
+    return "\n".join(
+        [
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} 550" role="img" '
+            'font-family="system-ui, sans-serif" font-size="13">',
+            f"<title>{title}</title>",
+            f"<style>{_style()}</style>",
+            f'<rect class="f-paper" width="{_WIDTH}" height="550" fill="{_LIGHT["paper"]}"/>',
+            _text(_LEFT, 24, title, "start"),
+            *_panel(60, 290, points, rewards, "units of reward", shaded),
+            *_panel(340, 500, points, kls, "nats", shaded),
+            _text((_LEFT + _RIGHT) / 2, 540, "\u03bb, units of reward (logarithmic)", "middle"),
+            _text(_RIGHT, 540, note, "end"),
+            "</svg>\n",
+        ]
+    )
+
+
+def _style() -> str:
+    """The dark colours, where the viewer prefers them: class f-NAME fills, s-NAME strokes."""
+    rules = " ".join(f".f-{name} {{ fill: {dark} }} .s-{name} {{ stroke: {dark} }}" for name, dark in _DARK.items())
+    return f"@media (prefers-color-scheme: dark) {{ {rules} }}"
+
+
+def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
+    return (
+        f'<text class="f-ink" fill="{_LIGHT["ink"]}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
+        f"{html.escape(text)}</text>"
+    )
+
+
+def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:
+    return (
+        f'<line class="s-{colour}" stroke="{_LIGHT[colour]}" stroke-width="{width}" '
+        f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
+    )
+
+
+def _forbidden(intervals: tuple[tuple[float, float], ...]) -> list[tuple[float, float]]:
+    """What lies between the admissible intervals."""
+    return [(before[1], after[0]) for before, after in pairwise(intervals)]
+
+
+def _panel(
+    top: float,
+    bottom: float,
+    points: list[Point],
+    lines: dict[str, tuple[str, list[float]]],
+    unit: str,
+    shaded: list[tuple[float, float]],
+) -> list[str]:
+    """One pair of axes with its lines and legend; `lines` gives colour and values by label."""
+    first, last = (math.log10(points[end].kl_coefficient) for end in (0, -1))
+    values = [value for _, row in lines.values() for value in row] + [0.0]
+    step = _nice((max(values) - min(values)) / 4)
+    low, high = math.floor(min(values) / step) * step, math.ceil(max(values) / step) * step
+
+    def across(kl_coefficient: float) -> float:
+        place = (math.log10(max(kl_coefficient, 1e-300)) - first) / (last - first)
+        return _LEFT + (_RIGHT - _LEFT) * min(max(place, 0.0), 1.0)
+
+    def down(value: float) -> float:
+        return bottom - (bottom - top) * (value - low) / (high - low)
+
+    parts = [
+        f'<rect class="f-shade" fill="{_LIGHT["shade"]}" x="{across(a):.1f}" y="{top}" '
+        f'width="{across(b) - across(a):.1f}" height="{bottom - top}"/>'
+        for a, b in shaded
+    ]
+    for i in range(round((high - low) / step) + 1):
+        value = low + i * step
+        y = down(value)
+        parts.append(_line(_LEFT, y, _RIGHT, y, "ink" if abs(value) < step / 2 else "grid"))
+        parts.append(_text(_LEFT - 8, y + 4, f"{value:.3g}" if abs(value) > step / 2 else "0", "end"))
+    for power in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1):
+        x = across(10.0**power)
+        parts.append(_line(x, top, x, bottom, "grid"))
+        parts.append(_text(x, bottom + 18, f"{10.0**power:g}", "middle"))
+    middle = (top + bottom) / 2
+    parts.append(_text(16, middle, unit, "middle", f' transform="rotate(-90 16 {middle:g})"'))
+    for i, (label, (colour, row)) in enumerate(lines.items()):
+        path = " ".join(f"{across(p.kl_coefficient):.1f},{down(v):.1f}" for p, v in zip(points, row, strict=True))
+        stroke = f'class="s-{colour}" stroke="{_LIGHT[colour]}"'
+        parts.append(f'<polyline {stroke} stroke-width="2.2" fill="none" points="{path}"/>')
+        x, y = _LEFT + 240.0 * i, top - 12
+        parts.append(_line(x, y - 4, x + 24, y - 4, colour, 2.2))
+        parts.append(_text(x + 30, y, label, "start"))
+    return parts
+
+
+def _nice(step: float) -> float:
+    """A round number of at least `step`: 1, 2 or 5 times a power of ten."""
+    if step <= 0:
+        return 1.0
+    power: float = 10.0 ** math.floor(math.log10(step))
+    return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
+
+
+def _positive(text: str) -> int:
+    return _whole(text, 1)
+
+
+def _seed(text: str) -> int:
+    return _whole(text, 0)
+
+
+def _whole(text: str, least: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = least - 1
+    if value < least:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
+    return value

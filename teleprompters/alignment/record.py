@@ -1,0 +1,52 @@
+"""What a prompter's training came to, measured against the best that any prompter could. Source: ours."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from cuesmith.teleprompters.alignment.yardstick import Attainable, PolicyKL, Realised
+from cuesmith.teleprompters.runtime.events import TrainingStepDone
+from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The yardstick and the training; rewards are means over the same training inputs.
+
+    Attributes:
+        mode: "train" or "weights".
+        kl_coefficient: lambda.
+        attainable: What any prompter can gain over the untrained one, at this lambda; None if it was not measured.
+        realised: The trained prompter's share of it; None without one.
+        reward: Mean reward of rewrites drawn from the trained prompter, with its interval; None without one.
+        kl: KL(rho || rho_sft) that was spent; None without a trained prompter.
+        curve: The learning curve, a point a step.
+    """
+
+    mode: str
+    kl_coefficient: float
+    attainable: Attainable | None
+    realised: Realised | None = None
+    reward: Estimate95 | None = None
+    kl: PolicyKL | None = None
+    curve: tuple[TrainingStepDone, ...] = field(default=(), repr=False)
+
+    def verdict(self) -> str:
+        """Return what it means, in a sentence or two; an empty text if nothing was measured."""
+        best, done = self.attainable, self.realised
+        if best is None:
+            return ""
+        coefficient = f"lambda = {self.kl_coefficient:g}"
+        if best.nothing_to_gain:
+            return f"No prompter can gain anything that could be measured over the untrained one at {coefficient}."
+        low, high = best.between
+        gained = f"At {coefficient} a prompter can gain between {low:.3f} and {high:.3f} over the untrained one"
+        if done is None:
+            return f"{gained} (reward less its KL charge)."
+        if done.share is None:
+            return f"{gained}; training realised {done.gain.mean:.3f} [{done.gain.low:.3f}, {done.gain.high:.3f}]."
+        spent = f", for a KL of {self.kl.k1:.2f} nats a rewrite" if self.kl is not None else ""
+        return (
+            f"Training realised {100 * done.share:.0f} % [{100 * done.low:.0f}, {100 * done.high:.0f}] of what this "
+            f"frozen program allows at {coefficient}{spent}."
+        )
