@@ -52,7 +52,8 @@ def served() -> Iterator[dspy.LM]:
     )
     try:
         assert server.stdout is not None
-        base = f"http://127.0.0.1:{int(server.stdout.readline())}/v1"
+        port = next(line.strip() for line in server.stdout if line.strip().isdigit())
+        base = f"http://127.0.0.1:{port}/v1"
         yield dspy.LM("openai/nano", api_base=base, api_key="none", temperature=0, cache=False)
     finally:
         server.kill()

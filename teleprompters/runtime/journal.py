@@ -18,6 +18,8 @@ from typing import Literal
 
 import pydantic_core
 
+from cuesmith.teleprompters.runtime.redaction import redacted
+
 Table = Literal["calls", "outcomes"]
 
 FILE = "journal.sqlite3"
@@ -134,7 +136,7 @@ class Journal:
     def _text(self, body: Mapping[str, object]) -> str:
         text = _json(body)
         seen = _plain(text)  # one look at all texts; rewriting each is for the rare case
-        return text if self._redact(seen) == seen else _json(_redacted(dict(body), self._redact))
+        return text if self._redact(seen) == seen else _json(redacted(dict(body), self._redact))
 
     def _write(self, *rows: tuple[Table, str, str]) -> None:
         with self._lock:
@@ -174,14 +176,3 @@ def _plain(text: str) -> str:
     for escape, character in _ESCAPES:
         plain = plain.replace(escape, character)
     return plain if single == text else f"{plain}\0{single}"
-
-
-def _redacted(value: object, redact: Callable[[str], str]) -> object:
-    """Redact each text by itself: JSON's escapes would hide a key that stands after a line break."""
-    if isinstance(value, str):
-        return redact(value)
-    if isinstance(value, Mapping):
-        return {name: _redacted(v, redact) for name, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_redacted(v, redact) for v in value]
-    return value

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import dspy
 
@@ -47,3 +47,14 @@ def _secrets(options: Mapping[str, object]) -> Iterable[str]:
             yield option
         elif name in ("headers", "extra_headers") and isinstance(option, Mapping):
             yield from (str(header) for header in option.values())
+
+
+def redacted(value: object, redact: Callable[[str], str]) -> object:
+    """Redact each text in JSON data by itself: JSON's escapes would hide a key that stands after a line break."""
+    if isinstance(value, str):
+        return redact(value)
+    if isinstance(value, Mapping):
+        return {name: redacted(v, redact) for name, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [redacted(v, redact) for v in value]
+    return value

@@ -21,6 +21,7 @@ from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scores
+from cuesmith.teleprompters.runtime.record import record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED, Scorer
@@ -90,7 +91,7 @@ class Session:
 
     def __init__(self, job: Job, lms: Sequence[dspy.BaseLM]) -> None:
         self.job = job
-        redactor = Redactor(lms)
+        redactor = self._redactor = Redactor(lms)
         self.stream = Stream(job.callbacks)
         self.journal = Journal(job.run_dir, job.identity, redactor) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
@@ -135,6 +136,9 @@ class Session:
             best = await self._searched()
             gain = await self._reported(best)
             compilation = self._compilation(best, gain)
+            if self.job.run_dir is not None:
+                record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
+                write_record(self.job.run_dir, record, self._redactor)
         finally:
             self._close()
         self.stream.emit(RunFinished(compilation))

@@ -1,0 +1,106 @@
+"""What a finished compile leaves beside its journal, for whoever studies it later. Source: ours."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import dspy
+
+from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, Json, to_json
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.redaction import redacted
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+FILE = "record.json"
+FORMAT = 1
+
+
+def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[str], str]) -> None:
+    """Write the record of a compile; an older one is replaced whole.
+
+    Args:
+        directory: The run directory.
+        record: What `record_of` returned.
+        redact: Takes keys out of a text.
+    """
+    partial = directory / f"{FILE}.new"
+    partial.write_text(json.dumps(redacted(record, redact), ensure_ascii=True), "utf-8")
+    os.replace(partial, directory / FILE)
+
+
+def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: ExampleIds) -> dict[str, Json]:
+    """Return the record of a compile as JSON data: prompts, lineage, scores and examples.
+
+    Args:
+        c: The result.
+        run: The run, for its examples.
+        fresh: The examples of the report.
+        ids: Content hashes of examples, as the journal's keys have them.
+    """
+
+    def on_fresh(candidate: Candidate) -> Json:
+        return list(run.known(candidate, fresh))
+
+    return {
+        "format": FORMAT,
+        "compiler": c.compiler,
+        "predictors": {
+            name: {
+                "inputs": list(predictor.signature.input_fields),
+                "outputs": list(predictor.signature.output_fields),
+            }
+            for name, predictor in run.predictors.items()
+        },
+        "baseline": c.baseline.candidate.id,
+        "best": c.best.candidate.id,
+        "candidates": [
+            {**_mapping(t.candidate.to_json()), "scores": list(t.scores), "mean": t.mean, "n": t.n}
+            for t in c.candidates
+        ],
+        "steps": [
+            {
+                "step": s.step,
+                "best_id": s.best_id,
+                "beam": list(s.beam),
+                "train": _estimate(s.train),
+                "validation": _estimate(s.validation),
+            }
+            for s in c.steps
+        ],
+        "selection": [ids(example) for example in run.select],
+        "train": [_example(example, ids) for example in run.train],
+        "select": [_example(example, ids) for example in run.select],
+        "fresh_scores": {"baseline": on_fresh(c.baseline.candidate), "best": on_fresh(c.best.candidate)},
+        "gain": None if c.gain is None else asdict(c.gain),
+        "stopped_by": c.stopped_by,
+        "notes": list(c.notes),
+        "spent": {
+            role: {
+                "calls": used.calls,
+                "input_tokens": used.input_tokens,
+                "output_tokens": used.output_tokens,
+                "usd": used.usd,
+            }
+            for role, used in c.spent.by_role.items()
+        },
+    }
+
+
+def _example(example: dspy.Example, ids: ExampleIds) -> dict[str, Json]:
+    inputs: Mapping[str, object] = example.inputs().toDict()
+    labels = {name: v for name, v in example.toDict().items() if name not in inputs}
+    return {"id": ids(example), "inputs": to_json(dict(inputs)), "labels": to_json(labels)}
+
+
+def _estimate(estimate: Estimate95 | None) -> Json:
+    return None if estimate is None else dict(asdict(estimate))
+
+
+def _mapping(data: Json) -> dict[str, Json]:
+    assert isinstance(data, dict)
+    return data
