@@ -12,6 +12,7 @@ import contextlib
 import json
 import sqlite3
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
@@ -48,7 +49,7 @@ class Journal:
     def __init__(self, run_dir: Path, identity: Mapping[str, str], redact: Callable[[str], str]) -> None:
         self._redact = redact
         self._lock = threading.Lock()
-        self._soon: list[tuple[Table, str, str]] = []
+        self._soon: deque[tuple[Table, str, str]] = deque()
         opened = contextlib.ExitStack()
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
@@ -100,10 +101,10 @@ class Journal:
 
     def get(self, table: Table, key: str) -> dict[str, object] | None:
         """Return the body stored under `key`, or None."""
+        number = self._known[table].get(key)  # without the lock: most keys are new, and writers hold it long
+        if number is None:
+            return None
         with self._lock:
-            number = self._known[table].get(key)
-            if number is None:
-                return None
             row = self._db.execute(f"SELECT body FROM {table} WHERE rowid = ?", (number,)).fetchone()
         body: dict[str, object] = json.loads(row[0])
         return body
@@ -122,11 +123,8 @@ class Journal:
 
     def put_soon(self, table: Table, key: str, body: Mapping[str, object]) -> None:
         """Store a body with the next `put` or `flush`: half the disk writes for what need not survive by itself."""
-        row = (table, key, self._text(body))
-        with self._lock:
-            self._soon.append(row)
-            full = len(self._soon) >= _SOON
-        if full:
+        self._soon.append((table, key, self._text(body)))
+        if len(self._soon) >= _SOON:
             self.flush()
 
     def flush(self) -> None:
@@ -140,8 +138,7 @@ class Journal:
 
     def _write(self, *rows: tuple[Table, str, str]) -> None:
         with self._lock:
-            batch = [*self._soon, *rows]
-            self._soon.clear()
+            batch = [self._soon.popleft() for _ in range(len(self._soon))] + list(rows)
             if not batch:
                 return
             if len(batch) > 1:
