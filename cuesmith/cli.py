@@ -71,7 +71,8 @@ def _parser(given: Sequence[str]) -> Parser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("compilers", help="list the compilers", allow_abbrev=False)
     for name, summary in STUDIES.items():
-        study = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.", allow_abbrev=False)
+        sentence = f"{summary[0].upper()}{summary[1:]}."
+        study = commands.add_parser(name, help=summary, description=sentence, allow_abbrev=False)
         if name in given[:1]:
             if not {"--judge", "--frozen", "--lm"} & set(given):  # no provider, no prices
                 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -503,9 +503,13 @@ def test_ten_kills(trainer: Trainer, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("trainer", get_args(Trainer))
 def test_two_processes(trainer: Trainer, tmp_path: Path) -> None:
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     process = _start(tmp_path, trainer, launcher=launcher)
-    assert process.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-4000:]
+    try:
+        assert process.wait(timeout=180) == 0, (tmp_path / "log").read_text()[-4000:]
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     first, second = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
     start = weights(tiny_policy())

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import transformers
 import trl
 from trl.trainer import utils
+
+# What TRL 1.16 asks transformers for under its old names is nothing that a user could mend.
+warnings.filterwarnings("ignore", r".*gradient_checkpointing` is deprecated", FutureWarning)
 
 Trainer: Any = transformers.Trainer
 TrainerCallback: Any = transformers.TrainerCallback

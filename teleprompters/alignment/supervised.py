@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from datasets import Dataset
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from cuesmith.modules.policy import LocalPolicy, plain_text
+from cuesmith.teleprompters.alignment._trl import Trainer
 from cuesmith.teleprompters.alignment.rollouts import OwnRandomness, without_printing
 
 IGNORED = -100  # transformers' label for a token without a loss
@@ -33,7 +34,7 @@ def warm_start(
             logging_strategy="no", save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
         padding = _Padding(pupil.tokenizer.pad_token_id or 0)
-        trainer: Any = Trainer(model, arguments, data_collator=padding, train_dataset=Dataset.from_list(rows))
+        trainer = Trainer(model, arguments, data_collator=padding, train_dataset=Dataset.from_list(rows))
         without_printing(trainer)
         trainer.train()
     taught: Any = trainer.accelerator.unwrap_model(trainer.model)
