@@ -2,13 +2,13 @@
 
 ``--toy``: three inputs, a tiny Llama as prompter, rewrites of 1 and of 3 tokens over six words, a frozen target
 whose answers are noisy. All rewrites can be enumerated, so the optimum of Lemma 1 (2501.03486) is known. The model can
-represent it (trained on the optimum itself it comes below the targets), so that what is measured is the training; one
-setting serves all trainers, lambdas and seeds (96 rewrites a step, 4 updates on each, learning rate 2e-3 falling
-linearly to 0; 300 steps for 1 token, 800 for 3). Prints the total variation
-between the trained prompter and the optimum (mean over the inputs), for PPO, RLOO and TRL's GRPO (its defaults, with
-beta), lambda 0.1, 0.5 and 2, and three seeds, with steps and seconds, and that of the untrained prompter. Cells are
-appended to ``--json`` as they end; a run that was cut goes on from there. Targets: 0.05 for 1 token, 0.10 for 3, for
-PPO and RLOO.
+represent it (with exact gradients of the objective it comes below the targets), so that what is measured is the
+training; one setting serves all trainers, lambdas and seeds (96 rewrites a step, 2 updates on each, learning rate 2e-3
+falling linearly to 0, lambda falling from 1 over the first half of the steps where it is smaller; 300 steps for 1
+token, 800 for 3). Prints the total variation between the trained prompter and the optimum (mean over the inputs), for
+PPO, RLOO and TRL's GRPO (its defaults, with beta), lambda 0.1, 0.5 and 2, and three seeds, with steps and seconds, and
+that of the untrained prompter. Cells are appended to ``--json`` as they end; a run that was cut goes on from there.
+Targets: 0.05 for 1 token, 0.10 for 3, for PPO and RLOO.
 
 ``--throughput``: steps/s of our PPO and RLOO, and TRL's own GRPOTrainer at the same sizes and updates per batch, with
 a reward of 20 ms a row of which a whole batch is awaited at once. The trainers take turns in one run; printed is the
@@ -42,7 +42,9 @@ import torch
 from cuesmith.modules.policy import LocalPolicy
 from cuesmith.teleprompters.alignment.training import Trainer, Training, TrainingStep, train
 
-INPUTS = ("a", "b", "c")
+# Of two words: after an input of one, a rewrite that begins with the same word looks to the model as if it had not
+# begun (equal keys, equal values), and there are optima that it cannot represent.
+INPUTS = ("a b", "b c", "c d")
 WORDS = ("<end>", *"abcde")
 LAMBDAS = (0.1, 0.5, 2.0)
 SEEDS = (0, 1, 2)
@@ -74,13 +76,15 @@ class Outcome:
 
 
 STEPS = {1: 300, 3: 800}
-UPDATES = 4
+UPDATES = 2
+KL_START = 1.0
 
 
 def setting(cell: Cell) -> Training:
     """Return the one setting for all trainers and lambdas; longer rewrites take more steps."""
     return Training(
-        trainer=cell.trainer, kl_coefficient=cell.kl_coefficient, steps=STEPS[cell.length], seed=cell.seed,
+        trainer=cell.trainer, kl_coefficient=cell.kl_coefficient,
+        kl_start=max(KL_START, cell.kl_coefficient), steps=STEPS[cell.length], seed=cell.seed,
         max_new_tokens=cell.length, learning_rate=2e-3, batch_size=96, generations=8, updates_per_batch=UPDATES,
     )  # fmt: skip
 

@@ -20,6 +20,7 @@ import cuesmith
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
 STUDIES = {
+    "diagnose": "show what a finished run tells: its course, its refinements, how its prompts are followed",
     "theory": "check Align-Pro's theory on finite instances, exactly",
     "align-study": "compare a trained prompter with the frozen model, the untrained prompter and RLHF",
 }

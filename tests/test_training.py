@@ -306,13 +306,26 @@ def test_another_training_in_the_directory_is_refused(tmp_path: Path) -> None:
         train(tiny_policy(seed=1), INPUTS, rewards, SMALL, directory=tmp_path)
 
 
+def test_lambda_may_fall_to_its_value_over_the_first_half() -> None:
+    config = Training(kl_coefficient=0.1, kl_start=10.0, steps=8)
+    assert [round(config.kl_at(step), 4) for step in (0, 1, 2, 4, 7)] == [10.0, 3.1623, 1.0, 0.1, 0.1]
+    assert Training(kl_coefficient=0.1).kl_at(0) == 0.1
+    short = replace(config, steps=4, batch_size=8, generations=2, max_new_tokens=1, updates_per_batch=1)
+    policy = tiny_policy()
+    plain, flat, falling = (
+        train(policy, INPUTS, rewards, replace(short, kl_start=start)) for start in (None, 0.1, 10.0)
+    )
+    assert same(plain, flat) and not same(plain, falling)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("trainer", "dpo"), ("kl_coefficient", 0.0), ("kl_coefficient", -0.5), ("kl_coefficient", math.nan),
         ("steps", 0), ("batch_size", 47), ("generations", 1), ("generations", 7), ("updates_per_batch", 0),
         ("learning_rate", 0.0), ("max_new_tokens", 0), ("gradient_accumulation", 5), ("lora_rank", 0),
-        ("save_every", 0), ("clip", 0.0), ("gae_lambda", 1.5), ("value_coefficient", -1.0), ("seed", -1),
+        ("kl_start", 0.01), ("clip", 0.0),
+        ("save_every", 0), ("gae_lambda", 1.5), ("value_coefficient", -1.0), ("seed", -1),
     ],
 )  # fmt: skip
 def test_bad_settings_are_refused_with_their_value(name: str, value: Any) -> None:

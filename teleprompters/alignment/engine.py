@@ -49,7 +49,7 @@ def train(
     about = identity(policy, inputs, config, processes)
     checkpoints = Checkpoints(directory) if directory is not None else None
     setting = Setting(
-        reward, prompt_ids, _order(len(inputs), config), config.generations, config.kl_coefficient,
+        reward, prompt_ids, _order(len(inputs), config), config.generations, config.kl_at,
         config.updates_per_batch, config.save_every, _reference(policy) if config.lora_rank is None else None,
         checkpoints, about, on_step,
     )  # fmt: skip

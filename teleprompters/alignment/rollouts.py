@@ -51,7 +51,7 @@ class Setting:
         prompt_ids: The token ids of each input's prompt.
         order: The inputs' indices in the order of use, `batch_size / generations` of them for each step.
         generations: Rewrites per input.
-        kl_coefficient: The paper's lambda.
+        kl_at: The paper's lambda at each step, counted from 0.
         updates: Optimizer updates per batch.
         save_every: Steps between two checkpoints.
         reference: The policy to stay close to, or None where that is the trained one without its adapter.
@@ -64,7 +64,7 @@ class Setting:
     prompt_ids: Sequence[Sequence[int]]
     order: Sequence[int]
     generations: int
-    kl_coefficient: float
+    kl_at: Callable[[int], float]
     updates: int
     save_every: int
     reference: PreTrainedModel | None
@@ -109,7 +109,7 @@ class Rollouts(Trainer):  # type: ignore[misc]
         # TRL fetches and moves a batch's rows for each of its updates; numbers are quick to fetch.
         self.train_dataset = range(len(setting.prompt_ids))
         self.data_collator = _numbers
-        self.beta = setting.kl_coefficient
+        self.beta = setting.kl_at(0)
         self.ref_model = None
         if setting.reference is not None:
             reference: Any = setting.reference
@@ -149,6 +149,7 @@ class Rollouts(Trainer):  # type: ignore[misc]
 
     def _generate_and_score_completions(self, inputs: Batch) -> Batch:
         self._step_started = time.monotonic()
+        self.beta = self._setting.kl_at(self.state.global_step // self._setting.updates)
         self._randomness = _randomness()
         self._indices = [int(index) for index in inputs["index"]]
         self._texts: Future[list[str]] = Future()

@@ -48,6 +48,9 @@ class Training:
     Attributes:
         trainer: "ppo" (the paper's), "rloo", or "grpo" (biased where a rewrite has several tokens).
         kl_coefficient: The paper's lambda, in units of reward per nat; greater than 0.
+        kl_start: lambda at the first step; it falls geometrically to `kl_coefficient` over the first half of the steps
+            and stays there. A larger one at the start keeps several good rewrites of an input alive where a small
+            lambda would let the first that is found displace them. None: `kl_coefficient` from the start. Ours.
         steps: How many batches.
         batch_size: Rewrites in a batch over all processes: inputs times generations.
         generations: Rewrites per input in a batch, at least 2 (TRL's trainers compare them).
@@ -66,6 +69,7 @@ class Training:
 
     trainer: Trainer = "ppo"
     kl_coefficient: float = 0.1
+    kl_start: float | None = None
     steps: int = 200
     batch_size: int = 48
     generations: int = 8
@@ -89,6 +93,11 @@ class Training:
         _require(self.trainer in get_args(Trainer), f"trainer must be ppo, rloo or grpo, got {self.trainer!r}")
         for name in ("kl_coefficient", "learning_rate", "clip"):
             _require(_positive(getattr(self, name)), f"{name} must be greater than 0, got {getattr(self, name)}")
+        start = self.kl_start
+        _require(
+            start is None or start >= self.kl_coefficient,
+            f"kl_start must be at least kl_coefficient {self.kl_coefficient}, got {start}",
+        )
         _require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
         weight = self.value_coefficient
         _require(math.isfinite(weight) and weight >= 0, f"value_coefficient must be 0 or more, got {weight}")
@@ -101,6 +110,18 @@ class Training:
         for name in ("generations", "gradient_accumulation"):
             part = getattr(self, name)
             _require(self.batch_size % part == 0, f"batch_size {self.batch_size} is no multiple of {name} {part}")
+
+    def kl_at(self, step: int) -> float:
+        """Return lambda at a step.
+
+        Args:
+            step: Counts from 0.
+        """
+        if self.kl_start is None:
+            return self.kl_coefficient
+        done = min(1.0, 2 * step / self.steps)
+        return float(self.kl_coefficient * (self.kl_start / self.kl_coefficient) ** (1 - done))
+
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,498 @@
+"""Does a prompt that reads differently act differently? What each refinement changed in words and in answers.
+
+`changes` reads it from a finished run and calls no model. `noise_flips` and `neighbourhood` score anew through a
+function they are given: the share of answers that change by themselves, and whether a better or worse refinement is
+better or worse for what it says ("right idea") or for how it says it ("wrong wording").
+
+Source: 2402.02101 compares both kinds of change; definitions in the project's notes, section 4.3; ours.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import dspy
+import numpy as np
+from numpy.typing import NDArray
+
+from cuesmith.programs.diagnosis.association import Correlation, spearman
+from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis.record import Record, answer, passed
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
+from cuesmith.signatures import VaryInstructions
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import Outcome, value
+from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
+
+__all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Score", "changes", "neighbourhood", "neighbours",
+           "noise_flips", "paraphraser", "scorer_of", "section_of"]
+
+FEW = 10
+"""A refinement that is compared on fewer examples says little about itself. Ours."""
+
+RESAMPLES = 2_000
+PARAPHRASES = 8
+"""Neighbours of a prompt. Source: the project's notes."""
+
+
+class Score(Protocol):
+    """Runs a candidate on examples, anew."""
+
+    def __call__(self, candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> Sequence[Outcome]:
+        """Return one outcome an example, in order; another `draw` may give other answers, the same draw does not."""
+        ...
+
+
+Paraphrase = Callable[[str, int], Sequence[str]]
+"""(text, how many) -> as many texts that say the same in other words."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one refinement changed.
+
+    Attributes:
+        parent: Id of the candidate that was refined.
+        child: Id of what came of it.
+        move: The compiler's name of the refinement.
+        distance: 1 - similarity of the prompts' texts, demonstrations included (d_sem).
+        flips: Share of the examples whose parsed answer changed; n is smaller where answers are not known.
+        fixed: Examples that became right.
+        broken: Examples that became wrong.
+        gain: (fixed - broken) / n with interval and McNemar's exact p-value.
+    """
+
+    parent: str
+    child: str
+    move: str
+    distance: float
+    flips: Estimate95
+    fixed: int
+    broken: int
+    gain: Gain
+
+
+@dataclass(frozen=True)
+class Changes:
+    """All refinements of a run.
+
+    Attributes:
+        changes: One a refinement, in the order of the children's scores.
+        unknown: Refinements that could not be compared: no example has a score for both prompts.
+        association: Spearman's correlation of distance and |gain|.
+        later: The same without what was made from the student's own prompts, which all else is far from.
+        improved: Share of the refinements with gain > 0.
+        flips: Mean share of flipped answers over the refinements.
+        significant: Refinements that differ from their parent at 5 %, divided by their number (Bonferroni).
+    """
+
+    changes: tuple[Change, ...]
+    unknown: int
+    association: Correlation
+    later: Correlation
+    improved: Estimate95
+    flips: Estimate95
+    significant: int
+
+
+def changes(record: Record, similarity: Similarity | None = None, *, threshold: float = 1.0) -> Changes:
+    """Compare every refined prompt with the one it was made from, on the selection examples both have a score on.
+
+    A candidate that racing stopped early is compared on the few examples it was run on, and counted like the others:
+    leaving it out would make refinements look better than they are.
+
+    Args:
+        record: The run.
+        similarity: How alike texts are; TF-IDF over all candidates of the run by default.
+        threshold: A score from which on an answer counts as right.
+    """
+    pairs = list(record.pairs())
+    texts = {c.id: text_of_prompts(c) for pair in pairs for c in pair}
+    place = {name: i for i, name in enumerate(texts)}
+    likeness = (similarity or TfIdf()).matrix(list(texts.values())) if texts else np.zeros((0, 0))
+    found = []
+    for parent, child in pairs:
+        distance = 1.0 - float(likeness[place[parent.id], place[child.id]])
+        if (one := _change(record, parent, child, max(0.0, distance), threshold)) is not None:
+            found.append(one)
+    later = [one for one in found if one.parent != record.baseline.id]
+    return Changes(
+        changes=tuple(found),
+        unknown=len(pairs) - len(found),
+        association=_association(found),
+        later=_association(later),
+        improved=estimate95([float(one.gain.difference > 0) for one in found]),
+        flips=estimate95([one.flips.mean for one in found]),
+        significant=sum(one.gain.p_value * len(found) < 0.05 for one in found),
+    )
+
+
+def _association(found: Sequence[Change]) -> Correlation:
+    return spearman([one.distance for one in found], [abs(one.gain.difference) for one in found])
+
+
+def text_of_prompts(candidate: Candidate) -> str:
+    """Return all that a compiler may change of a program as one text: instructions and demonstrations."""
+    parts = []
+    for _, prompt in candidate:
+        parts.append(prompt.instructions)
+        parts += [str(text) for demo in prompt.demos for _, text in demo.values]
+    return "\n".join(parts)
+
+
+def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
+    before, after = (_selected(record, c) for c in (parent, child))
+    old, new = (_right([row.get(e.id) for e in record.select], threshold) for row in (before, after))
+    gain = paired_gain(old, new)
+    if not gain.n:
+        return None
+    both = [(a, b) for a, b in zip(old, new, strict=True) if a is not None and b is not None]
+    return Change(
+        parent=parent.id,
+        child=child.id,
+        move=child.origin.move,
+        distance=distance,
+        flips=flips([before.get(e.id) for e in record.select], [after.get(e.id) for e in record.select]),
+        fixed=sum(a < b for a, b in both),
+        broken=sum(a > b for a, b in both),
+        gain=gain,
+    )
+
+
+def _selected(record: Record, candidate: Candidate) -> dict[str, Outcome]:
+    known = record.outcomes.get(candidate.id, {})
+    return {e.id: known[e.id] for e in record.select if e.id in known}
+
+
+def _right(outcomes: Sequence[Outcome | None], threshold: float) -> list[float | None]:
+    right = [None if one is None else passed(one, threshold) for one in outcomes]
+    return [None if one is None else float(one) for one in right]
+
+
+def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
+    """Return the share of the examples whose parsed answer differs, over those where both answers are known."""
+    pairs = [(_answer(a), _answer(b)) for a, b in zip(before, after, strict=True)]
+    return estimate95([float(a != b) for a, b in pairs if a is not None and b is not None])
+
+
+def _answer(outcome: Outcome | None) -> str | None:
+    return None if outcome is None else answer(outcome)
+
+
+@dataclass(frozen=True)
+class NoiseFlips:
+    """How much of the answers change when nothing is changed.
+
+    Attributes:
+        flips: Share of the examples whose parsed answer differs between two draws of the same prompt.
+        gain: Second draw minus first, as a refinement's gain: what "no change" looks like on these examples.
+    """
+
+    flips: Estimate95
+    gain: Gain
+
+
+def noise_flips(score: Score, candidate: Candidate, examples: Sequence[dspy.Example], *, threshold: float = 1.0
+                ) -> NoiseFlips:
+    """Run one prompt twice against itself. At temperature 0 the share should be 0; compare a refinement's with it.
+
+    Args:
+        score: Runs it, 2 runs an example.
+        candidate: The prompt.
+        examples: On which.
+        threshold: A score from which on an answer counts as right.
+    """
+    first, second = (score(candidate, examples, draw) for draw in (0, 1))
+    return NoiseFlips(flips(first, second), paired_gain(_right(first, threshold), _right(second, threshold)))
+
+
+@dataclass(frozen=True)
+class Neighbourhood:
+    """A refinement p -> p' judged by prompts that say the same as p and as p'.
+
+    Attributes:
+        parent: Mean score of each paraphrase of p on the examples.
+        child: Mean score of each paraphrase of p'.
+        own: The score of p' itself on the same examples.
+        validity: Mean of `child` less mean of `parent`: what the change of meaning alone is worth (semantic
+            validity), with a bootstrap interval over examples and paraphrases.
+        shortfall: The best paraphrase of p' less p' itself, on fresh examples: what the wording costs.
+        rank: Rank of p' among itself and its paraphrases, 1 is the best; equal scores share their mean rank.
+        n: Examples that every prompt has a score on.
+    """
+
+    parent: tuple[float, ...]
+    child: tuple[float, ...]
+    own: float
+    validity: Estimate95
+    shortfall: Gain
+    rank: float
+    n: int
+
+
+def neighbourhood(
+    score: Score,
+    parent: Sequence[Candidate],
+    refined: Candidate,
+    child: Sequence[Candidate],
+    examples: Sequence[dspy.Example],
+    fresh: Sequence[dspy.Example],
+    *,
+    seed: int = 0,
+) -> Neighbourhood:
+    """Test whether a refinement has the right idea and the wrong wording.
+
+    A validity clearly above 0 together with a large shortfall says so. The best paraphrase is chosen on `examples`
+    and compared on `fresh` ones: the best of several is lucky on the examples it was chosen by.
+
+    Args:
+        score: Runs a prompt; in all (r + r + 1) N + 2 M runs.
+        parent: Paraphrases of p, as `neighbours` makes them.
+        refined: p' itself.
+        child: Paraphrases of p'.
+        examples: N examples that all prompts are scored on.
+        fresh: M other examples.
+        seed: Seeds the bootstrap.
+
+    Raises:
+        ValueError: If a neighbourhood is empty, or no example has a score for every prompt.
+    """
+    if not parent or not child:
+        raise ValueError("both neighbourhoods need at least one paraphrase")
+    rows = [[value(one) for one in score(c, examples, 0)] for c in (*parent, *child, refined)]
+    scores = np.array([[math.nan if v is None else v for v in row] for row in rows])
+    scores = scores[:, ~np.isnan(scores).any(axis=0)]
+    if not scores.shape[1]:
+        raise ValueError("no example has a score for every prompt")
+    of_parent, of_child, own = scores[: len(parent)], scores[len(parent) : -1], float(scores[-1].mean())
+    means = of_child.mean(axis=1)
+    best = child[int(means.argmax())]
+    again = [[value(one) for one in score(c, fresh, 0)] for c in (refined, best)]
+    return Neighbourhood(
+        parent=tuple(of_parent.mean(axis=1).tolist()),
+        child=tuple(means.tolist()),
+        own=own,
+        validity=_bootstrap(of_parent, of_child, seed),
+        shortfall=paired_gain(*again, seed=seed),
+        rank=1.0 + float((means > own).sum()) + float((means == own).sum()) / 2,
+        n=scores.shape[1],
+    )
+
+
+def _bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: int) -> Estimate95:
+    """Difference of means, second less first, with the percentile interval of drawing prompts and examples anew.
+
+    Rows are prompts, columns the examples they share. Both are drawn with replacement, the same examples for both
+    sides (the pigeonhole bootstrap, Owen 2007, which errs on the wide side).
+    """
+    rng = np.random.default_rng(seed)
+    n = first.shape[1]
+    columns = _drawn(rng, n)
+    a, b = (((_drawn(rng, len(side)) @ side) * columns).sum(axis=1) for side in (first, second))
+    drawn = b - a
+    low, high = np.quantile(drawn, (0.025, 0.975))
+    return Estimate95(float(second.mean() - first.mean()), float(low), float(high), n)
+
+
+def _drawn(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+    """How often each of n is drawn in n draws with replacement, as shares; one row a resample."""
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
+    return np.asarray(counts / n, dtype=np.float64)
+
+
+def neighbours(candidate: Candidate, paraphrase: Paraphrase, count: int = PARAPHRASES) -> list[Candidate]:
+    """Return candidates that say the same in other words; demonstrations stay as they are.
+
+    Args:
+        candidate: What to rephrase: the instructions of every predictor.
+        paraphrase: Writes the texts; one that gives too few makes fewer neighbours.
+        count: How many are wanted.
+    """
+    written = {name: list(paraphrase(prompt.instructions, count)) for name, prompt in candidate}
+    made = []
+    for texts in zip(*written.values(), strict=False):
+        other = candidate
+        for name, text in zip(written, texts, strict=True):
+            other = other.replace(name, instructions=text, origin=Origin("paraphrase", (candidate.id,)))
+        if other != candidate and other not in made:
+            made.append(other)
+    return made
+
+
+def paraphraser(lm: dspy.BaseLM) -> Paraphrase:
+    """Return a function that has a model say instructions in other words, by the request of Iterative-APE.
+
+    Args:
+        lm: The model; drawn from at temperature 1 unless it has a higher one of its own.
+    """
+    warm = (lm.kwargs.get("temperature") or 0) > 0
+
+    def paraphrase(text: str, count: int) -> list[str]:
+        texts = []
+        for draw in range(1, count + 1):
+            config = {"rollout_id": draw} | ({} if warm else {"temperature": 1.0})
+            reply = dspy.Predict(VaryInstructions)(instruction=text, lm=lm, config=config)
+            texts.append(str(reply.variation))
+        return texts
+
+    return paraphrase
+
+
+def scorer_of(student: dspy.Module, metric: MetricFunction, *, lm: dspy.BaseLM | None = None) -> Score:
+    """Return a function that scores anew: it binds a candidate to a program and runs that.
+
+    Args:
+        student: The program that was compiled.
+        metric: Judges its answers.
+        lm: The model it runs on, for predictors that carry none; the configured one by default. From draw 1 on it
+            gets the draw as its rollout id, so that no cache answers.
+    """
+
+    def score(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> Sequence[Outcome]:
+        model = lm if lm is not None else dspy.settings.lm
+        if draw and model is not None:
+            model = model.copy(rollout_id=draw)
+        return score_program(candidate.bind(student), examples, metric, lm=model).outcomes
+
+    return score
+
+
+def section_of(found: Changes | NoiseFlips | Neighbourhood) -> Section:
+    """Put a result into figures, each with what it means and what to do about it."""
+    match found:
+        case Changes():
+            curves = _curves(found.changes)
+            return Section("Change of the words against change of the answers", _summary(found),
+                           tuple(_figures(found)), curves)
+        case NoiseFlips():
+            return Section("Answers that change by themselves", _noise_summary(found), tuple(_noise(found)))
+        case Neighbourhood():
+            return Section("Right idea, wrong wording?", _verdict(found), tuple(_neighbours(found)))
+
+
+def _summary(found: Changes) -> str:
+    count = len(found.changes)
+    if not count:
+        return "The run has no refined prompt whose answers could be compared with those of the prompt it came from."
+    better = sum(one.gain.difference > 0 for one in found.changes)
+    few = sum(one.gain.n < FEW for one in found.changes)
+    said = f"{better} of {count} refinements gave more right answers than the prompt they were made from."
+    if few:
+        said += f" {few} of them were compared on fewer than {FEW} examples, because the search gave them up early."
+    return said
+
+
+def _figures(found: Changes) -> Iterator[Figure]:
+    count = len(found.changes)
+    yield _related("Distance of the words with size of the gain (Spearman)", found.association)
+    if 0 < found.later.n < found.association.n:
+        yield _related("The same without the student's own children", found.later)
+    yield Figure(
+        "Refinements that improve (%)", *percent(found.improved), count, None,
+        "The share of the refinements with more answers fixed than broken.",
+        "At 50 or below the edits are no better than guesses: look at the feedback's repetition and validity."
+        if count and found.improved.mean <= 0.5 else "The edits go in the right direction more often than not.")
+    yield Figure(
+        "Answers changed by a refinement (%)", *percent(found.flips), count, None,
+        "The mean share of the examples whose parsed answer a refinement changed, for better or worse.",
+        "Compare with `noise_flips`: what is not above it is noise; near 0 the model does not react to the edits.")
+    yield Figure(
+        "Refinements that differ beyond chance", float(found.significant), None, None, count, None,
+        f"So many of the {count} refinements differ from their parent by McNemar's test, corrected for their number.",
+        "Where there are none, each single step is within noise: select on more examples.")
+    yield from (_largest(one, word) for word, one in _extremes(found.changes))
+
+
+def _related(name: str, found: Correlation) -> Figure:
+    if math.isnan(found.rho):
+        return Figure(
+            name, None, None, None, found.n, None,
+            "There are too few refinements, or they all changed the score alike, so nothing can be correlated.",
+            "Run a search of more steps or on more selection examples.")
+    if found.p_value >= 0.05:
+        meaning = "How differently a prompt reads was not found to tell how much it changes the score"
+        advice = "Score candidates, do not judge them by reading."
+    else:
+        meaning = f"Prompts that read more differently change the score {'more' if found.rho > 0 else 'less'}"
+        advice = "The distance can guide how bold an edit to try; scores still decide."
+    said = f"{meaning} (permutation test)."
+    return Figure(name, found.rho, found.low, found.high, found.n, found.p_value, said, advice)
+
+
+def _extremes(found: Sequence[Change]) -> list[tuple[str, Change]]:
+    """The refinement with the highest gain, and that with the greatest loss."""
+    if not found:
+        return []
+    most, least = (pick(found, key=lambda one: one.gain.difference) for pick in (max, min))
+    both = [("gain", most)] if most.gain.difference > 0 else []
+    return [*both, ("loss", least)] if least.gain.difference < 0 else both
+
+
+def _largest(one: Change, word: str) -> Figure:
+    gain = one.gain
+    return Figure(
+        f"Largest {word} of one refinement (points)", 100 * gain.difference, 100 * gain.low, 100 * gain.high, gain.n,
+        gain.p_value,
+        f"The refinement {one.child} ({one.move}) fixed {one.fixed} and broke {one.broken} answers, at distance "
+        f"{one.distance:.2f} (McNemar's exact test, not corrected for being the largest).",
+        f"Read it beside its parent {one.parent} to see what the model reacts to.")
+
+
+def _curves(found: Sequence[Change]) -> tuple[Curve, ...]:
+    ordered = sorted(found, key=lambda one: one.distance)
+    if not ordered:
+        return ()
+    gains = [100 * one.gain.difference for one in ordered]
+    axis = "distance of the words (0 the same, 1 nothing in common)"
+    return (Curve("refinements", [one.distance for one in ordered], gains, axis, "gain (points)", points=True),)
+
+
+def _noise_summary(found: NoiseFlips) -> str:
+    share = 100 * found.flips.mean
+    return f"Run twice with the same prompt, the program changed {share:.1f} % of its {found.flips.n} answers."
+
+
+def _noise(found: NoiseFlips) -> Iterator[Figure]:
+    yield Figure(
+        "Answers that change by themselves (%)", *percent(found.flips), found.flips.n, None,
+        "The share of the examples whose parsed answer differs between two runs of the same prompt.",
+        "A refinement that changes no more than this changes nothing; lower the temperature to lower it."
+        if found.flips.mean > 0 else "Answers repeat: every changed answer is the refinement's doing.")
+    gain = found.gain
+    yield Figure(
+        "Gain of a prompt over itself (points)", 100 * gain.difference, 100 * gain.low, 100 * gain.high, gain.n,
+        gain.p_value, "The difference between the two runs: what no change at all looks like.",
+        "Do not take gains of this size for real.")
+
+
+def _verdict(found: Neighbourhood) -> str:
+    valid, short = found.validity.low > 0, found.shortfall.low > 0
+    if valid and short:
+        return "Right idea, wrong wording: prompts that say the same as the refined one do better than it does."
+    if valid:
+        return "The refinement's meaning is an improvement, and no wording of it was found that is clearly better."
+    if found.validity.high < 0:
+        return "What the refinement says is worse than what the prompt said before, in whatever words."
+    return "No effect of the refinement's meaning could be shown on this many examples and paraphrases."
+
+
+def _neighbours(found: Neighbourhood) -> Iterator[Figure]:
+    validity, short, of = found.validity, found.shortfall, len(found.child) + 1
+    yield Figure(
+        "Semantic validity (points)", *percent(validity), found.n, None,
+        f"Paraphrases of the refined prompt score so much more than paraphrases of the old one ({len(found.parent)} "
+        f"and {len(found.child)} of them; bootstrap over examples and paraphrases).",
+        "Above 0 the idea is right: keep what it says. Otherwise the feedback led nowhere: mend the reflection.")
+    yield Figure(
+        "Shortfall (points)", 100 * short.difference, 100 * short.low, 100 * short.high, short.n, short.p_value,
+        "The best paraphrase scores so much more than the refined prompt itself, on fresh examples.",
+        "If it is clearly above 0, let the search vary wordings (Monte-Carlo variations) before it drops an idea.")
+    yield Figure(
+        f"Rank among its paraphrases, of {of}", found.rank, None, None, of, None,
+        "1 means that no paraphrase does better than the refined prompt.",
+        "A rank in the lower half means that the wording is poor for this model: take the best paraphrase.")

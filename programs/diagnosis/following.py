@@ -1,0 +1,418 @@
+"""Does the model do what the prompt tells it? Its responses, held against the rules of its prompt.
+
+Rules first: a prompt with numbered steps asks for the work of each under its label, so a step without a label, in
+its place and with something under it, was not followed. What a rule cannot tell is left to a judge, any function
+(rule, response) -> bool, or None where it cannot tell either; its agreement with hand labels is reported.
+
+Source: 2402.02101 finds that targets do not follow refined prompts; rules and figures are ours (the project's notes,
+section 4.4).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from cuesmith.programs.diagnosis.association import Difference, fisher_exact, kappa, ratio, unpaired
+from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis.record import Record, passed
+from cuesmith.signatures import parse_steps
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
+from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
+from cuesmith.teleprompters.search.deviations import labelled
+
+__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "following", "majority",
+           "rules_of", "section_of"]
+
+Judge = Callable[[str, str], bool | None]
+"""(rule, response) -> whether the response follows it; None if that cannot be told or the rule does not apply."""
+
+_LISTED = re.compile(r"^\s*(?:step\s*)?(\d{1,2})\s*[.):]\s+(\S.*)$", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Something that a prompt demands.
+
+    Attributes:
+        text: The demand.
+        label: The number k if the prompt asks for its work under "Step k:"; None if only a judge can check it.
+    """
+
+    text: str
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Response:
+    """What a predictor wrote on one example.
+
+    Attributes:
+        text: All of it.
+        work: The text in which labels stand; None if no field shows it.
+        parsed: Whether it could be used.
+        correct: Whether the program's answer was right; None where that is missing.
+    """
+
+    text: str
+    work: str | None
+    parsed: bool
+    correct: bool | None
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """A judge against hand labels.
+
+    Attributes:
+        share: Share of the labelled pairs in which it says the same; undecided ones are left out.
+        kappa: Cohen's kappa, agreement beyond chance; nan if both only ever said one thing.
+        undecided: Pairs for which the judge gave None.
+    """
+
+    share: Estimate95
+    kappa: float
+    undecided: int
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a prompt was followed.
+
+    Attributes:
+        candidate: Id of the prompt's candidate.
+        predictor: The predictor that it is the prompt of.
+        rules: What it demands, in order.
+        rate: Share of the rules followed, of those that could be checked; n is the number of responses.
+        by_rule: Share of the responses that follow each rule; n is the number that could be checked.
+        by_position: The same pooled over all prompts of the run that have a rule at that position.
+        full: Share of the responses that follow every rule that could be checked.
+        value: P(correct | all followed) - P(correct | not).
+        p_value: Fisher's exact test of `value`; 1.0 where one of the groups is empty.
+        first_failure: Position (from 1) of the first rule that was not followed -> number of responses.
+        checked: Responses with at least one rule that could be checked.
+        judged: Whether a judge took part.
+        agreement: The judge's agreement with hand labels, if it was measured.
+    """
+
+    candidate: str
+    predictor: str
+    rules: tuple[Rule, ...]
+    rate: Estimate95
+    by_rule: tuple[Estimate95, ...]
+    by_position: tuple[Estimate95, ...]
+    full: Estimate95
+    value: Difference
+    p_value: float
+    first_failure: Mapping[int, int]
+    checked: int
+    judged: bool
+    agreement: Agreement | None
+
+
+def rules_of(instructions: str) -> tuple[Rule, ...]:
+    """Return the rules of a prompt: its numbered steps, or the lines of a numbered list.
+
+    Only steps that the prompt asks to be worked under their labels can be checked without a judge.
+    """
+    parsed = parse_steps(instructions)
+    if parsed is not None:
+        return tuple(Rule(text, k) for k, text in enumerate(parsed[1], 1))
+    return tuple(Rule(match[2].strip()) for match in _LISTED.finditer(instructions))
+
+
+def check(rules: Sequence[Rule], response: Response, judge: Judge | None = None) -> tuple[bool | None, ...]:
+    """Say of each rule whether a response follows it; None where nobody can tell.
+
+    By rule: step k is followed if its label stands after that of the last step that was followed, with work under
+    it. A reply that could not be used breaks the last step, which is about the answer's form; if it has no label
+    at all, nothing is known of the others. These are the rules by which ABO finds the first deviating step. What is
+    left, and what has its label, is put to the judge, if there is one: the label says that there is work, the judge
+    whether it is the work that was asked for.
+
+    Args:
+        rules: Of the prompt.
+        response: To check.
+        judge: For what a rule cannot tell.
+    """
+    found = _by_rule(rules, response)
+    if judge is None:
+        return found
+    return tuple(one if one is False else judge(rule.text, response.text)
+                 for rule, one in zip(rules, found, strict=True))
+
+
+def _by_rule(rules: Sequence[Rule], response: Response) -> tuple[bool | None, ...]:
+    work = list(labelled(response.work)) if response.work is not None else []
+    shown = bool(work) or (response.work is not None and response.parsed)
+    found: list[bool | None] = []
+    place = -1
+    for rule in rules:
+        if rule.label is None or not shown:
+            found.append(None)
+            continue
+        here = next((i for i, (k, text) in enumerate(work) if i > place and k == rule.label and text), None)
+        found.append(here is not None)
+        place = place if here is None else here
+    if not response.parsed and rules and rules[-1].label is not None:
+        found[-1] = False
+    return tuple(found)
+
+
+def following(
+    record: Record,
+    candidate: Candidate | None = None,
+    *,
+    judge: Judge | None = None,
+    hand: Sequence[tuple[str, str, bool]] = (),
+    threshold: float = 1.0,
+) -> tuple[Following, ...]:
+    """Check the journalled responses to a prompt, on all examples that are not training examples.
+
+    Args:
+        record: The run.
+        candidate: Whose prompts; by default the returned one's.
+        judge: For what rules cannot tell.
+        hand: Hand-labelled (rule, response, followed) triples, to measure the judge by; 20 are a start.
+        threshold: A score from which on an answer counts as right.
+
+    Returns:
+        One result for each predictor whose prompt has rules and whose responses could be checked.
+    """
+    chosen = record.best if candidate is None else candidate
+    measured = agreement(judge, hand) if judge is not None and hand else None
+    found = []
+    for name, prompt in chosen:
+        rules = rules_of(prompt.instructions)
+        responses = _responses(record, chosen, name, threshold)
+        checks = [check(rules, response, judge) for response in responses]
+        if any(one is not None for row in checks for one in row):
+            pooled = _by_position(record, name, chosen, checks, judge, threshold)
+            found.append(_following((chosen.id, name), rules, responses, checks, pooled, judge is not None, measured))
+    return tuple(found)
+
+
+def _responses(record: Record, candidate: Candidate, name: str, threshold: float) -> list[Response]:
+    read = (_response(record, name, one, threshold) for one in record.held_out(candidate).values())
+    return [one for one in read if one is not None]
+
+
+def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> Response | None:
+    """Return what predictor `name` wrote; None if it had no part in the run, or that is not known.
+
+    A reply that could not be used is that of the first predictor, in the program's order, without a call in the
+    trace (as `search.deviations.read_failure` has it).
+    """
+    if not isinstance(outcome, Scored | ParseFailure):
+        return None
+    fields = record.outputs.get(name, ())
+    reasons = REASONING in fields and len(fields) > 1
+    calls = [step for step in outcome.trace if step.predictor == name]
+    if calls:
+        outputs = calls[-1].outputs
+        text = render_fields(outputs)
+        answered = any(outputs.get(field, "").strip() for field in fields if field != REASONING or not reasons)
+        work = outputs.get(REASONING, "") if reasons else text if any(labelled(text)) else None
+        return Response(text, work, answered, passed(outcome, threshold))
+    if isinstance(outcome, ParseFailure):
+        done = {step.predictor for step in outcome.trace}
+        if name == next((other for other in record.outputs if other not in done), None):
+            return Response(outcome.response, outcome.response, False, False)
+    return None
+
+
+def _following(
+    who: tuple[str, str],
+    rules: tuple[Rule, ...],
+    responses: Sequence[Response],
+    checks: Sequence[tuple[bool | None, ...]],
+    pooled: tuple[Estimate95, ...],
+    judged: bool,
+    measured: Agreement | None,
+) -> Following:
+    known = [(one, [c for c in row if c is not None]) for one, row in zip(responses, checks, strict=True)]
+    known = [(one, row) for one, row in known if row]
+    full = [(all(row), one.correct) for one, row in known]
+    right = {followed: [float(c) for f, c in full if f is followed and c is not None] for followed in (False, True)}
+    first = Counter(row.index(False) + 1 for row in checks if False in row)
+    return Following(
+        candidate=who[0],
+        predictor=who[1],
+        rules=rules,
+        rate=ratio([sum(row) for _, row in known], [len(row) for _, row in known]),
+        by_rule=tuple(_share(column) for column in zip(*checks, strict=True)),
+        by_position=pooled,
+        full=estimate95([float(followed) for followed, _ in full]),
+        value=unpaired(right[False], right[True]),
+        p_value=_fisher(right[True], right[False]),
+        first_failure=dict(sorted(first.items())),
+        checked=len(known),
+        judged=judged,
+        agreement=measured,
+    )
+
+
+def _share(checks: Sequence[bool | None]) -> Estimate95:
+    return estimate95([None if one is None else float(one) for one in checks])
+
+
+def _fisher(followed: Sequence[float], not_followed: Sequence[float]) -> float:
+    if not followed or not not_followed:
+        return 1.0
+    a, c = int(sum(followed)), int(sum(not_followed))
+    return fisher_exact(a, len(followed) - a, c, len(not_followed) - c)
+
+
+def _by_position(
+    record: Record,
+    name: str,
+    chosen: Candidate,
+    own: Sequence[tuple[bool | None, ...]],
+    judge: Judge | None,
+    threshold: float,
+) -> tuple[Estimate95, ...]:
+    """Pool the checks of all prompts of the run by position; those of `chosen` are made already."""
+    rows = list(own)
+    for candidate in record.candidates.values():
+        rules = rules_of(candidate.prompts[name].instructions) if name in candidate.prompts else ()
+        if candidate != chosen and rules:
+            rows += [check(rules, one, judge) for one in _responses(record, candidate, name, threshold)]
+    longest = max(map(len, rows), default=0)
+    return tuple(_share([row[k] for row in rows if k < len(row)]) for k in range(longest))
+
+
+def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
+    """Measure a judge by hand-labelled pairs.
+
+    Args:
+        judge: To be measured.
+        hand: (rule, response, whether a person finds it followed).
+    """
+    pairs = [(judge(rule, response), label) for rule, response, label in hand]
+    decided = [(said, label) for said, label in pairs if said is not None]
+    counts = Counter(decided)
+    return Agreement(
+        share=estimate95([float(said == label) for said, label in decided]),
+        kappa=kappa(counts[True, True], counts[True, False], counts[False, True], counts[False, False]),
+        undecided=len(pairs) - len(decided),
+    )
+
+
+def majority(judge: Judge, votes: int = 3) -> Judge:
+    """Return a judge that asks another one several times; a tie, or no vote at all, is None.
+
+    Args:
+        judge: Should be able to answer differently, as a model at temperature 1.
+        votes: How often it is asked. Source of 3: the project's notes.
+
+    Raises:
+        ValueError: If `votes` is not positive.
+    """
+    if votes < 1:
+        raise ValueError(f"votes must be at least 1, got {votes}")
+
+    def decide(rule: str, response: str) -> bool | None:
+        said = Counter(judge(rule, response) for _ in range(votes))
+        return None if said[True] == said[False] else said[True] > said[False]
+
+    return decide
+
+
+def section_of(found: Following) -> Section:
+    """Put a result into figures, each with what it means and what to do about it."""
+    figures = (*_overall(found), *_each(found), *_agreement(found.agreement))
+    return Section(f"Following the prompt of {found.predictor!r}", _summary(found), figures, _curves(found))
+
+
+def _summary(found: Following) -> str:
+    said = (
+        f"{100 * found.full.mean:.0f} % of {found.checked} responses follow all {len(found.rules)} rules of the prompt "
+        f"that could be checked."
+    )
+    if found.first_failure:
+        position, count = max(found.first_failure.items(), key=lambda entry: (entry[1], -entry[0]))
+        said += f" Where they fail, it is most often at rule {position} first ({count} responses)."
+    if not found.judged:
+        said += " Checked by rule alone: a step with its label and work under it counts as followed."
+    return said
+
+
+def _overall(found: Following) -> Iterator[Figure]:
+    yield Figure(
+        "Rules followed (%)", *percent(found.rate), found.rate.n, None,
+        "The share of the prompt's rules that the responses follow (IFR).",
+        "Below 90, show demonstrations of following them, or write fewer and smaller steps; a stronger target model "
+        "helps most.")
+    yield Figure(
+        "Responses that follow everything (%)", *percent(found.full), found.full.n, None,
+        "The share of the responses in which no rule was left out.",
+        "If it is low while single rules are followed, the prompt asks for too much at once.")
+    yield _value(found)
+
+
+def _value(found: Following) -> Figure:
+    name, value = "Right answers when all is followed, less when not (points)", found.value
+    if math.isnan(value.value):
+        return Figure(
+            name, None, None, None, value.n, None,
+            "The responses follow every rule alike, or fail alike, so that nothing can be compared.",
+            "Look at other candidates of the run if you want to know what following is worth.")
+    if found.p_value >= 0.05:
+        meaning = "No difference was shown between responses that follow every rule and the others"
+        advice = "Do not add rules for the sake of the score: following them was not shown to pay."
+    elif value.value > 0:
+        meaning = "Responses that follow every rule are right more often"
+        advice = "Make the model follow: demonstrations before new rules; easy inputs may be part of the difference."
+    else:
+        meaning = "Responses that follow every rule are right less often"
+        advice = "Change what the rules say: following these harms."
+    return Figure(name, *_points(value), value.n, found.p_value, f"{meaning} (Fisher's exact test).", advice)
+
+
+def _each(found: Following) -> Iterator[Figure]:
+    for position, (rule, share) in enumerate(zip(found.rules, found.by_rule, strict=True), 1):
+        first = found.first_failure.get(position, 0)
+        low = share.n > 0 and share.mean < 0.9
+        yield Figure(
+            f"Rule {position} followed (%): {_short(rule.text)}", *percent(share), share.n, None,
+            f"{first} of the responses leave the prompt here first." if share.n else
+            "This rule cannot be checked without a judge.",
+            "Split or reword this step, or demonstrate it." if low else
+            "Nothing needs to be done." if share.n else "Give `following` a judge.")
+
+
+def _agreement(measured: Agreement | None) -> Iterator[Figure]:
+    if measured is None:
+        return
+    yield Figure(
+        "Judge's agreement with hand labels (%)", *percent(measured.share), measured.share.n, None,
+        f"The judge says what a person said, in so many of the labelled pairs; it could not tell {measured.undecided}.",
+        "Below 85, do not use this judge's figures.")
+    yield Figure(
+        "Judge's agreement beyond chance (kappa)", measured.kappa, None, None, measured.share.n, None,
+        "1 is perfect agreement, 0 what guessing gives.", "Below 0.6, label more pairs and mend the judge.")
+
+
+def _short(text: str, longest: int = 80) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= longest else f"{line[: longest - 3]}..."
+
+
+def _points(difference: Difference) -> tuple[float, float, float]:
+    return 100 * difference.value, 100 * difference.low, 100 * difference.high
+
+
+def _curves(found: Following) -> tuple[Curve, ...]:
+    axes = ("position of the rule", "followed (%)")
+
+    def line(name: str, shares: Sequence[Estimate95]) -> Curve:
+        rows = [percent(share) if share.n else (None, None, None) for share in shares]
+        values, lows, highs = ([row[k] for row in rows] for k in range(3))
+        return Curve(name, [float(k) for k in range(1, len(rows) + 1)], values, *axes, low=lows, high=highs)
+
+    return line("this prompt", found.by_rule), line("all prompts of the run", found.by_position)

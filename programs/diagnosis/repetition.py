@@ -1,0 +1,330 @@
+"""Feedback repetition: is the same said whichever errors are shown?
+
+Every batch of errors is asked about several times. How alike the feedback on different batches is means nothing by
+itself, so it is placed between a ceiling, the feedback on the same batch asked again, and a floor, how alike it is to
+the feedback on another task. Source: 2402.02101 ("similar feedbacks regardless of the error distributions"); the
+definitions are ours, its formulas could not be read.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Evidence, ask_all, ask_all_soon
+from cuesmith.programs.diagnosis.figures import Figure, Section
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
+from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+__all__ = ["Repetition", "Theme", "interval95", "repetition", "repetition_of", "repetition_soon", "section_of"]
+
+RESAMPLES = 1000
+"""Bootstrap resamples. Ours."""
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Theme:
+    """Feedback that says much the same.
+
+    Attributes:
+        count: How many of the texts belong to it.
+        example: The one of them that is most like the others; a model wrote it.
+    """
+
+    count: int
+    example: str
+
+
+@dataclass(frozen=True, slots=True)
+class Repetition:
+    """How far the feedback repeats itself from batch to batch; similarities are means over pairs of texts.
+
+    Attributes:
+        across: Between feedback on different batches.
+        ceiling: Between feedback on the same batch, asked again.
+        floor: Between feedback on this task and feedback on another.
+        normalised: (across - floor) / (ceiling - floor): 1 says that it makes no difference which errors are shown, 0
+            that feedback on other errors is as different as feedback on another task. mean is nan where the ceiling
+            is not above the floor with 95 % confidence: then `generic` is True.
+        generic: Whether feedback on this task cannot be told from feedback on another.
+        themes: Groups of the batches' first texts, the largest first.
+        threshold: Least mean similarity of two groups that count as one theme.
+        distinct: Themes per text, in (0, 1].
+        entropy: Entropy of the themes' shares over the largest possible, in [0, 1]; nan for a single text.
+        missing: Requests that no usable feedback came of.
+    """
+
+    across: Estimate95
+    ceiling: Estimate95
+    floor: Estimate95
+    normalised: Estimate95
+    generic: bool
+    themes: tuple[Theme, ...]
+    threshold: float
+    distinct: float
+    entropy: float
+    missing: int
+
+
+def repetition(
+    ask: Ask,
+    batches: Sequence[Evidence],
+    others: Sequence[Evidence],
+    *,
+    draws: int = 3,
+    similarity: Similarity | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+    threads: int = 1,
+) -> Repetition:
+    """Measure how far feedback repeats itself; `draws` requests a batch and one for each of `others`.
+
+    Args:
+        ask: Asks the optimizer model.
+        batches: Different batches of errors of one prompt; 20 are a good number.
+        others: Batches of errors of another task's prompt, for the floor.
+        draws: How often each batch is asked about; the ceiling needs at least 2.
+        similarity: How texts are compared; `TfIdf()` by default.
+        threshold: Of the themes; by default half-way between floor and ceiling.
+        seed: Seeds the bootstrap.
+        threads: Requests in flight at once.
+
+    Raises:
+        ValueError: As `repetition_of`, or if `draws` is below 2.
+    """
+    replies = ask_all(ask, _shown(batches, others, draws), threads=threads)
+    return _measured(replies, len(batches), draws, similarity, threshold, seed)
+
+
+async def repetition_soon(
+    ask: AskSoon,
+    batches: Sequence[Evidence],
+    others: Sequence[Evidence],
+    *,
+    draws: int = 3,
+    similarity: Similarity | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+) -> Repetition:
+    """Measure as `repetition` does, with an asker that is awaited."""
+    replies = await ask_all_soon(ask, _shown(batches, others, draws))
+    return _measured(replies, len(batches), draws, similarity, threshold, seed)
+
+
+def _shown(batches: Sequence[Evidence], others: Sequence[Evidence], draws: int) -> list[Evidence]:
+    if draws < 2:
+        raise ValueError(f"a batch must be asked about at least twice, got draws={draws}")
+    return [batch for batch in batches for _ in range(draws)] + list(others)
+
+
+def _measured(
+    replies: Sequence[str | None],
+    batches: int,
+    draws: int,
+    similarity: Similarity | None,
+    threshold: float | None,
+    seed: int,
+) -> Repetition:
+    said = [[text for text in replies[k * draws : (k + 1) * draws] if text] for k in range(batches)]
+    other = [text for text in replies[batches * draws :] if text]
+    missing = len(replies) - sum(map(len, said)) - len(other)
+    return repetition_of(said, other, similarity=similarity, threshold=threshold, seed=seed, missing=missing)
+
+
+def repetition_of(
+    feedback: Sequence[Sequence[str]],
+    others: Sequence[str],
+    *,
+    similarity: Similarity | None = None,
+    threshold: float | None = None,
+    seed: int = 0,
+    missing: int = 0,
+) -> Repetition:
+    """Measure repetition in feedback that is there already.
+
+    Intervals are percentile bootstrap intervals over batches, and over the other task's texts; pairs of a batch with
+    its own copy do not count as pairs of different batches. Source of the figures: ours; of the bootstrap: Efron 1979.
+
+    Args:
+        feedback: For each batch of errors what was said of it; batches without any do not count.
+        others: What was said of another task's errors, one text a batch.
+        similarity: How texts are compared; `TfIdf()` by default.
+        threshold: Of the themes; by default half-way between floor and ceiling.
+        seed: Seeds the bootstrap.
+        missing: Requests that no feedback came of, for the record.
+
+    Raises:
+        ValueError: With fewer than two batches, none of them asked about twice, or nothing of another task.
+    """
+    groups = [list(texts) for texts in feedback if texts]
+    if len(groups) < 2 or not others or all(len(texts) < 2 for texts in groups):
+        raise ValueError(
+            "repetition needs feedback on two batches or more, twice on one of them, and on another task; "
+            f"got {[len(texts) for texts in groups]} texts on batches and {len(others)} on another task"
+        )
+    texts = [text for group in groups for text in group]
+    matrix = (similarity or TfIdf()).matrix([*texts, *others])
+    owner = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    tables = _tables(matrix, owner)
+    anchors = [float(values[0]) for values in _anchors(*tables, np.ones((1, len(groups))), np.ones((1, len(others))))]
+    boot = np.random.default_rng(seed)
+    resampled = _anchors(*tables, *(resamples(len(side), boot) for side in (groups, others)))
+    across, ceiling, floor = (
+        interval95(value, values, n)
+        for value, values, n in zip(anchors, resampled, (len(groups), len(groups), len(others)), strict=True)
+    )
+    room = interval95(anchors[1] - anchors[2], resampled[1] - resampled[2], len(groups))
+    generic = not room.low > 0.0
+    cut = (floor.mean + ceiling.mean) / 2 if threshold is None else threshold
+    first = np.flatnonzero(np.diff(owner, prepend=-1))
+    themes = _themes([texts[k] for k in first], matrix[np.ix_(first, first)], cut)
+    return Repetition(
+        across=across,
+        ceiling=ceiling,
+        floor=floor,
+        normalised=_normalised(anchors, resampled, len(groups), generic),
+        generic=generic,
+        themes=themes,
+        threshold=cut,
+        distinct=len(themes) / len(first),
+        entropy=entropy([theme.count for theme in themes]),
+        missing=missing,
+    )
+
+
+def resamples(n: int, rng: np.random.Generator, count: int = RESAMPLES) -> Floats:
+    """Return how often each of `n` units is in each of `count` bootstrap samples: one row a sample."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
+
+
+def interval95(value: float, resampled: Floats, n: int) -> Estimate95:
+    """Return a value with its percentile bootstrap interval; resamples without a value (nan) do not count."""
+    known = resampled[np.isfinite(resampled)]
+    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
+    return Estimate95(value, float(low), float(high), n)
+
+
+def entropy(counts: Sequence[int]) -> float:
+    """Return the entropy of shares over the logarithm of their total, the most it can be; nan for a total of 1."""
+    total = sum(counts)
+    if total < 2:
+        return math.nan
+    return max(0.0, -math.fsum(c / total * math.log(c / total) for c in counts if c) / math.log(total))
+
+
+def _tables(matrix: Floats, owner: NDArray[np.intp]) -> tuple[Floats, Floats, Floats]:
+    """Mean similarities of batch and batch, of each batch with itself (nan for a single text), of batch and others."""
+    n = len(owner)
+    member = np.eye(int(owner.max()) + 1)[:, owner]
+    sizes = member.sum(axis=1)
+    sums = member @ matrix[:n, :n] @ member.T
+    own = np.full(len(sizes), math.nan)
+    np.divide(np.diag(sums) - sizes, sizes * (sizes - 1), out=own, where=sizes > 1)
+    return sums / np.outer(sizes, sizes), own, member @ matrix[:n, n:] / sizes[:, None]
+
+
+def _anchors(between: Floats, own: Floats, foreign: Floats, w: Floats, v: Floats) -> tuple[Floats, Floats, Floats]:
+    """Across, ceiling and floor for each row of multiplicities of the batches (w) and of the other texts (v)."""
+    pairs = w.sum(axis=1) ** 2 - (w**2).sum(axis=1)
+    across = ((w @ between) * w).sum(axis=1) - (w**2) @ np.diag(between)
+    asked = np.isfinite(own)
+    with np.errstate(invalid="ignore", divide="ignore"):  # a resample of a single batch has no pairs: nan
+        ceiling = w @ np.where(asked, own, 0.0) / (w @ asked)
+        return across / pairs, ceiling, ((w @ foreign) * v).sum(axis=1) / (w.sum(axis=1) * v.sum(axis=1))
+
+
+def _normalised(anchors: Sequence[float], resampled: Sequence[Floats], n: int, generic: bool) -> Estimate95:
+    if generic:
+        return Estimate95(math.nan, math.nan, math.nan, n)
+    across, ceiling, floor = anchors
+    values = (resampled[0] - resampled[2]) / np.maximum(resampled[1] - resampled[2], 1e-9)
+    return interval95((across - floor) / (ceiling - floor), values, n)
+
+
+def _themes(texts: Sequence[str], matrix: Floats, threshold: float) -> tuple[Theme, ...]:
+    groups = np.array(average_linkage(matrix, threshold))
+    themes = []
+    for group, count in Counter(groups.tolist()).most_common():
+        members = np.flatnonzero(groups == group)
+        middle = members[int(matrix[np.ix_(members, members)].sum(axis=1).argmax())]
+        themes.append(Theme(count, texts[middle]))
+    return tuple(themes)
+
+
+# --- the report --------------------------------------------------------------------------------------------
+
+
+def section_of(result: Repetition) -> Section:
+    """Return the part of the report that says how far feedback repeats itself."""
+    n = result.across.n
+    return Section(
+        "Does the feedback repeat itself?",
+        _summary(result),
+        (
+            _figure(
+                "repetition between ceiling and floor",
+                result.normalised,
+                "1 means that it makes no difference which errors are shown, 0 that other errors give feedback as "
+                "different as another task would.",
+                _advice(result),
+            ),
+            _figure(
+                "similarity of feedback on different batches",
+                result.across,
+                "The mean similarity of two texts about different batches of errors.",
+                "Read it against the two lines below: by itself it has no scale.",
+            ),
+            _figure(
+                "ceiling: the same batch asked again",
+                result.ceiling,
+                "So alike is feedback on exactly the same errors.",
+                "If it is low, the model's words vary by themselves: compare with an embedder instead of by words.",
+            ),
+            _figure(
+                "floor: feedback on another task",
+                result.floor,
+                "So alike is feedback that has nothing but its manner in common.",
+                "If it is close to the ceiling, the feedback is general advice: use another optimizer model.",
+            ),
+            Figure(
+                "distinct themes per feedback", result.distinct, None, None, n, None,
+                f"{len(result.themes)} groups of texts that say much the same, in {n} texts.",
+                "With few themes, more reflection calls a step bring nothing new: spend them elsewhere.",
+            ),
+            Figure(
+                "evenness of the themes", result.entropy, None, None, n, None,
+                "0 means that all feedback is one theme, 1 that every text is a theme of its own.",
+                "If it is low, read the largest theme: the search will hardly see anything else.",
+            ),
+        ),
+    )  # fmt: skip
+
+
+def _figure(name: str, value: Estimate95, meaning: str, advice: str) -> Figure:
+    return Figure(name, value.mean, value.low, value.high, value.n, None, meaning, advice)
+
+
+def _summary(result: Repetition) -> str:
+    count = len(result.themes)
+    said = f"{result.across.n} batches of errors gave {count} distinct theme{'s' * (count != 1)}. "
+    if result.generic:
+        return said + "It cannot be told from what is said of another task: general advice, or too few batches."
+    if result.normalised.low > 0.5:
+        return said + "Feedback on different errors is nearly as alike as feedback on the same errors."
+    if result.normalised.high < 0.5:
+        return said + "Feedback on different errors differs clearly from feedback on the same errors."
+    return said + "How much it matters which errors are shown cannot be said from so few batches."
+
+
+def _advice(result: Repetition) -> str:
+    if result.generic:
+        return "Use another optimizer model, or a compiler that does not reflect, such as IterativeAPE or ABO."
+    if result.normalised.low > 0.5:
+        return "If the errors have more than one cause, do not pay for several reflections a step: they will agree."
+    return "Reflect on several batches a step: what they find differs."

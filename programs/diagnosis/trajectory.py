@@ -1,0 +1,335 @@
+"""Where a search went: best so far, how optimistic its score is, what it kept, how the prompt grew, what it copied.
+
+Source: definitions in the project's notes on 2402.02101, section 4.5; intervals, and what counts as copied, are ours.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from cuesmith.programs.diagnosis.association import Difference, unpaired
+from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis.record import KnownExample, Record
+from cuesmith.signatures.rendering import DEMONSTRATION
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
+from cuesmith.teleprompters.search.guards import COMMON, COPIED_WORDS
+
+__all__ = ["Copied", "Point", "Trajectory", "section_of", "trajectory"]
+
+CHARACTERS_PER_TOKEN = 4
+"""A rough rule for English; no tokenizer of the target is known here."""
+
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
+
+
+@dataclass(frozen=True)
+class Point:
+    """The best candidate after one step.
+
+    Attributes:
+        step: 0, 1, 2, ...
+        candidate: Its id.
+        search: Its score on the selection examples.
+        fresh: Its score on fresh examples; None where it was not run on them.
+        characters: Of its prompts, demonstrations included.
+    """
+
+    step: int
+    candidate: str
+    search: Estimate95
+    fresh: Estimate95 | None
+    characters: int
+
+
+@dataclass(frozen=True)
+class Copied:
+    """The longest run of words that instructions share with training inputs.
+
+    Attributes:
+        words: Its length in words.
+        text: The run itself, in lower case; "" without any.
+        inputs: How many training inputs have it.
+    """
+
+    words: int
+    text: str
+    inputs: int
+
+    @property
+    def leaks(self) -> bool:
+        """Whether it is long enough to count as copied from an example."""
+        return self.words >= COPIED_WORDS
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """What a search did to the prompt and to its score.
+
+    Attributes:
+        points: The best so far, one a step.
+        search: The returned candidate's score on selection examples.
+        fresh: Its score on fresh examples; None without any.
+        optimism: Search minus fresh score of the returned candidate; None without fresh scores.
+        gain_optimism: Gain over the baseline by search minus the gain by fresh score: what of the optimism is not
+            that the fresh examples are harder; None without fresh scores, or if the baseline was returned.
+        accepted: Share of the children that any step's beam kept.
+        duplicates: Share of the candidates whose prompts another one has in the same words.
+        baseline_characters: Characters of the student's prompts, demonstrations included.
+        best_characters: Of the returned ones.
+        per_hundred_tokens: Points of score, fresh if known, per 100 rough tokens of the returned prompts.
+        gain_per_hundred_tokens: Points of score gained per 100 rough tokens added; nan if none were added.
+        copied: What the returned instructions share with training inputs.
+    """
+
+    points: tuple[Point, ...]
+    search: Estimate95
+    fresh: Estimate95 | None
+    optimism: Difference | None
+    gain_optimism: Difference | None
+    accepted: Estimate95
+    duplicates: Estimate95
+    baseline_characters: int
+    best_characters: int
+    per_hundred_tokens: float
+    gain_per_hundred_tokens: float
+    copied: Copied
+
+
+def trajectory(record: Record, fresh: Mapping[str, Sequence[float | None]] = MappingProxyType({})) -> Trajectory:
+    """Read a search's course from the record of its run.
+
+    Args:
+        record: The run.
+        fresh: Candidate id -> scores on fresh examples, for candidates that were scored anew. What the run itself
+            scored, the baseline and the best, needs none.
+    """
+    best, start = record.best, record.baseline
+    known = {start.id: record.fresh_baseline, best.id: record.fresh_best, **fresh}
+    search, on_fresh = estimate95(record.scores_of(best)), _estimate(known[best.id])
+    score = on_fresh if on_fresh is not None else search
+    basis = _estimate(known[start.id]) if on_fresh is not None else estimate95(record.scores_of(start))
+    added = _tokens(best.size) - _tokens(start.size)
+    return Trajectory(
+        points=_points(record, known),
+        search=search,
+        fresh=on_fresh,
+        optimism=unpaired(known[best.id], record.scores_of(best)) if on_fresh is not None else None,
+        gain_optimism=_gain_optimism(record, known),
+        accepted=_accepted(record),
+        duplicates=_duplicates(list(record.candidates.values())),
+        baseline_characters=start.size,
+        best_characters=best.size,
+        per_hundred_tokens=100 * score.mean / _tokens(best.size) * 100 if best.size else math.nan,
+        gain_per_hundred_tokens=(
+            100 * (score.mean - basis.mean) / added * 100 if basis is not None and added > 0 else math.nan
+        ),
+        copied=copied(best, start, record.train),
+    )
+
+
+def _tokens(characters: int) -> float:
+    return characters / CHARACTERS_PER_TOKEN
+
+
+def _estimate(scores: Sequence[float | None] | None) -> Estimate95 | None:
+    estimate = estimate95(scores or ())
+    return estimate if estimate.n else None
+
+
+def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tuple[Point, ...]:
+    candidates = record.candidates
+    return tuple(
+        Point(
+            step.step,
+            step.best_id,
+            step.validation,
+            _estimate(known.get(step.best_id)),
+            candidates[step.best_id].size if step.best_id in candidates else 0,
+        )
+        for step in record.steps
+    )
+
+
+def _gain_optimism(record: Record, known: Mapping[str, Sequence[float | None]]) -> Difference | None:
+    best, start = record.best, record.baseline
+    if best == start:
+        return None
+    by_search = _differences(record.scores_of(start), record.scores_of(best))
+    by_fresh = _differences(known[start.id], known[best.id])
+    return unpaired(by_fresh, by_search) if by_search and by_fresh else None
+
+
+def _differences(first: Sequence[float | None], second: Sequence[float | None]) -> list[float]:
+    if len(first) != len(second):
+        return []
+    return [b - a for a, b in zip(first, second, strict=True) if a is not None and b is not None]
+
+
+def _accepted(record: Record) -> Estimate95:
+    kept = {known for step in record.steps for known in step.beam}
+    children = [c for c in record.candidates.values() if c.origin.parents and c != record.baseline]
+    return estimate95([float(child.id in kept) for child in children])
+
+
+def _duplicates(candidates: Sequence[Candidate]) -> Estimate95:
+    """Prompts are the same if their words are: case, punctuation and white space do not count."""
+    words = [tuple(tuple(_words(text)) for text in _texts(candidate)) for candidate in candidates]
+    counts = Counter(words)
+    return estimate95([float(counts[one] > 1) for one in words])
+
+
+def _texts(candidate: Candidate) -> Iterator[str]:
+    for _, prompt in candidate:
+        yield prompt.instructions
+        yield from (str(text) for demo in prompt.demos for _, text in demo.values)
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExample]) -> Copied:
+    """Return the longest run of words that a candidate's instructions share with a training input.
+
+    Demonstrations are examples by their nature and are not looked at. What the student's instructions said
+    already, and runs that one training input in five has (the task's own phrases), are no copies.
+
+    Args:
+        candidate: Whose instructions.
+        baseline: The student.
+        train: The examples that the optimizer may have seen.
+    """
+    own = [_words(p.instructions) for _, p in baseline]
+    written = [_words(p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0]) for _, p in candidate]
+    inputs = [_words(example.text) for example in train]
+    found, length = Copied(0, "", 0), 1
+    while runs := _shared(written, inputs, own, length):
+        run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
+        found, length = Copied(length, " ".join(run), count), length + 1
+    return found
+
+
+def _shared(written: Sequence[list[str]], inputs: Sequence[list[str]], own: Sequence[list[str]], length: int
+            ) -> dict[tuple[str, ...], int]:
+    """Return the runs of so many words that are in the instructions and in some input, and in how many.
+
+    Runs that are the student's, or common, are kept while they are short of a copy: a longer one may hold them.
+    """
+    ours = {run for words in written for run in _runs(words, length)}
+    counts = Counter(run for words in inputs for run in set(_runs(words, length)) & ours)
+    if length < COPIED_WORDS:
+        return dict(counts)
+    student = {run for words in own for run in _runs(words, length)}
+    common = max(2, len(inputs) / COMMON)
+    return {run: n for run, n in counts.items() if n < common and run not in student}
+
+
+def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
+    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
+
+
+def section_of(found: Trajectory) -> Section:
+    """Put a trajectory into figures, each with what it means and what to do about it."""
+    return Section("Trajectory of the search", _summary(found), tuple(_figures(found)), _curves(found.points))
+
+
+def _summary(found: Trajectory) -> str:
+    said = f"The returned prompt scores {100 * found.search.mean:.1f} on the examples that it was chosen by"
+    if found.fresh is None:
+        said += "; there are no fresh scores, so nobody knows how much of that is luck."
+    else:
+        said += f" and {100 * found.fresh.mean:.1f} on fresh ones."
+    if found.copied.leaks:
+        said += f" Its instructions have {found.copied.words} words in a row in common with a training input."
+    return said
+
+
+def _figures(found: Trajectory) -> Iterator[Figure]:
+    yield _score("Search score (points)", found.search, "the mean score on the examples that the search chose by",
+                 "Do not report it: the best of several noisy scores is too high.")
+    if found.fresh is not None:
+        yield _score("Fresh score (points)", found.fresh, "the mean score on examples that no decision has seen",
+                     "Report this one.")
+    yield from _optimism(found)
+    yield Figure(
+        "Accepted children (%)", *percent(found.accepted), found.accepted.n, None,
+        "The share of the refined prompts that the search kept in a beam.",
+        "Near 0 the optimizer's edits are wasted: use a stronger optimizer model or show it more errors; near 100 "
+        "the search hardly selects: widen it." if found.accepted.n else "Nothing was refined in this run.")
+    yield Figure(
+        "Duplicate prompts (%)", *percent(found.duplicates), found.duplicates.n, None,
+        "The share of the scored prompts whose words another one has too, but for case and punctuation.",
+        "Above 20, raise the optimizer's temperature or ask for variations of several parents.")
+    yield from _growth(found)
+    yield from _leakage(found.copied)
+
+
+def _score(name: str, score: Estimate95, is_what: str, advice: str) -> Figure:
+    return Figure(name, *percent(score), score.n, None, f"This is {is_what}.", advice)
+
+
+def _optimism(found: Trajectory) -> Iterator[Figure]:
+    if found.optimism is not None:
+        one = found.optimism
+        sure = one.low > 0
+        yield Figure(
+            "Optimism, search minus fresh score (points)", 100 * one.value, 100 * one.low, 100 * one.high, one.n, None,
+            "The search score is higher than the fresh score by more than chance explains." if sure else
+            "The difference between search and fresh score is within what chance explains.",
+            "Select on more examples or among fewer candidates." if sure else "Nothing needs to be done.")
+    if found.gain_optimism is not None:
+        one = found.gain_optimism
+        yield Figure(
+            "Optimism of the gain (points)", 100 * one.value, 100 * one.low, 100 * one.high, one.n, None,
+            "The gain over the student by search score, less the gain by fresh score: this does not depend on one of "
+            "the two sets being harder.",
+            "If it is clearly above 0, trust the fresh gain only and select on more examples." if one.low > 0 else
+            "The gain holds on fresh examples as far as this many can tell.")
+
+
+def _growth(found: Trajectory) -> Iterator[Figure]:
+    before, after = found.baseline_characters, found.best_characters
+    yield Figure(
+        "Prompt length (characters)", after, None, None, 1, None,
+        f"The returned prompts and demonstrations have {after:,} characters, about {_tokens(after):,.0f} tokens; the "
+        f"student's had {before:,}, about {_tokens(before):,.0f}.",
+        "Every call of the program pays for them: compare with the gain below.")
+    yield Figure(
+        "Score per 100 prompt tokens (points)", found.per_hundred_tokens, None, None, 1, None,
+        "The score divided by the length of the prompts, at 4 characters a token.",
+        "Between two prompts of equal score take the one with the higher figure.")
+    yield Figure(
+        "Gain per 100 added tokens (points)", found.gain_per_hundred_tokens, None, None, 1, None,
+        "The score gained over the student for every 100 tokens that the prompts grew by.",
+        "If it is near 0 or below, the longer prompt is not worth its price: keep the student or compile with fewer "
+        "demonstrations.")
+
+
+def _leakage(copied: Copied) -> Iterator[Figure]:
+    where = f'"{copied.text}", in {copied.inputs} of the training inputs' if copied.words else "none"
+    yield Figure(
+        "Longest run of words copied from training inputs", float(copied.words), None, None, 1, None,
+        f"Leakage: the instructions repeat a training input ({where})." if copied.leaks else
+        f"The instructions repeat no long piece of a training input (the longest: {where}).",
+        "Remove the copied text and score again: it helps on the example it comes from and nowhere else."
+        if copied.leaks else f"Nothing needs to be done: a copy begins at {COPIED_WORDS} words.")
+
+
+def _curves(points: Sequence[Point]) -> tuple[Curve, ...]:
+    if not points:
+        return ()
+    steps = [float(p.step) for p in points]
+    search = Curve(
+        "search score", steps, [100 * p.search.mean for p in points], "step", "score (points)",
+        [100 * p.search.low for p in points], [100 * p.search.high for p in points])
+    fresh = [None if p.fresh is None else 100 * p.fresh.mean for p in points]
+    size = Curve("prompt length", steps, [float(p.characters) for p in points], "step", "characters")
+    if not any(score is not None for score in fresh):
+        return search, size
+    return search, Curve("fresh score", steps, fresh, "step", "score (points)"), size

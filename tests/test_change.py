@@ -1,0 +1,250 @@
+"""What refinements change in words and in answers; noise; and paraphrases, with scorers whose truth is known."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import dspy
+import numpy as np
+import pytest
+from e2e_support import ToyEngine, exact, number, toy_compile, toy_lm, words
+from scipy import stats
+
+from cuesmith.programs.diagnosis.change import (
+    Score,
+    changes,
+    flips,
+    neighbourhood,
+    neighbours,
+    noise_flips,
+    paraphraser,
+    scorer_of,
+    section_of,
+    text_of_prompts,
+)
+from cuesmith.programs.diagnosis.record import Record
+from cuesmith.programs.diagnosis.similarity import TfIdf
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, Scored, Step
+
+
+@pytest.fixture(scope="module")
+def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+    directory = tmp_path_factory.mktemp("run")
+    toy_compile(toy_lm(ToyEngine()), run_dir=directory, steps=3, width=4)
+    return Record.read(directory)
+
+
+def test_each_refinement_is_counted_by_hand(record: Record) -> None:
+    found = changes(record)
+    assert len(found.changes) == len(list(record.pairs())) == 12 and found.unknown == 0
+    for one in found.changes:
+        old, new = (record.scores_of(record.candidates[name]) for name in (one.parent, one.child))
+        pairs = list(zip(old, new, strict=True))
+        assert one.fixed == pairs.count((0.0, 1.0)) and one.broken == pairs.count((1.0, 0.0))
+        assert one.gain.difference == pytest.approx((one.fixed - one.broken) / 20) and one.gain.n == 20
+        expected = stats.binomtest(one.fixed, one.fixed + one.broken).pvalue if one.fixed + one.broken else 1.0
+        assert one.gain.p_value == pytest.approx(expected)
+        # The toy answers the word or "no": an answer changes exactly where its score does.
+        assert one.flips.mean == pytest.approx((one.fixed + one.broken) / 20)
+        texts = [text_of_prompts(c) for c in record.candidates.values()]
+        places = [list(record.candidates).index(name) for name in (one.parent, one.child)]
+        assert one.distance == pytest.approx(1 - TfIdf().matrix(texts)[places[0], places[1]], abs=1e-6)
+
+
+def test_what_is_said_of_all_refinements(record: Record) -> None:
+    found = changes(record)
+    gains = [one.gain.difference for one in found.changes]
+    expected = stats.spearmanr([one.distance for one in found.changes], np.abs(gains))
+    assert found.association.rho == pytest.approx(expected.statistic)
+    assert found.association.p_value == pytest.approx(expected.pvalue, abs=0.02)
+    assert found.improved.mean == pytest.approx(np.mean([gain > 0 for gain in gains]))
+    interval = stats.binomtest(sum(gain > 0 for gain in gains), 12).proportion_ci(method="wilson")
+    assert (found.improved.low, found.improved.high) == pytest.approx((interval.low, interval.high))
+    assert found.later.n == sum(one.parent != record.baseline.id for one in found.changes) < 12
+    section = section_of(found)
+    assert all(f.meaning.endswith(".") and f.advice.endswith(".") for f in section.figures)
+    assert len(section.curves[0].x) == 12
+
+
+def test_a_similarity_that_is_given_is_used(record: Record) -> None:
+    class Alike:
+        def matrix(self, texts: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
+            return np.full((len(texts), len(texts)), 0.25)
+
+    assert {one.distance for one in changes(record, Alike()).changes} == {0.75}
+
+
+def test_a_run_without_refinements(record: Record) -> None:
+    alone = dataclasses.replace(record, trials=tuple(t for t in record.trials if t.candidate == record.baseline))
+    found = changes(alone)
+    assert found.changes == () and found.improved.n == 0
+    assert "no refined prompt" in section_of(found).summary
+
+
+def test_examples_without_a_score_or_an_answer_are_left_out(record: Record) -> None:
+    parent, child = next(record.pairs())
+    rows = dict(record.outcomes[child.id])
+    lost, unparsed = record.select[0].id, record.select[1].id
+    rows[lost], rows[unparsed] = ProviderFailure("down"), ParseFailure("?", "raw")
+    torn = dataclasses.replace(record, outcomes={**record.outcomes, child.id: rows})
+    one = next(c for c in changes(torn).changes if (c.parent, c.child) == (parent.id, child.id))
+    assert one.gain.n == one.flips.n == 19
+    apart = dataclasses.replace(record, outcomes={**record.outcomes, child.id: {}})
+    assert changes(apart).unknown >= 1
+
+
+def said(text: str, score: float = 1.0) -> Outcome:
+    return Scored(score, "", (Step("p", {}, {"reasoning": f"because {text}", "answer": text}),))
+
+
+def test_flips_look_at_the_parsed_answer_alone() -> None:
+    before = [said("yes"), said("Yes ", 0.0), said("no"), ParseFailure("?"), ParseFailure("?"), None]
+    after = [said("YES"), said("yes"), said("yes"), ParseFailure("!"), said("yes"), said("yes")]
+    assert (flips(before, after).mean, flips(before, after).n) == (0.4, 5)
+
+
+# --- scoring anew --------------------------------------------------------------------------------------------
+
+
+def scorer(skill: Callable[[str], float], noise: float = 0.0) -> Score:
+    """A target that is right on a share of the examples that depends on the prompt, and rolls dice again by noise."""
+
+    def score(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> list[Outcome]:
+        text = candidate.prompts["p"].instructions
+        outcomes = []
+        for example in examples:
+            difficulty = number("difficulty", example.q) % 1000 / 1000
+            own = number("own", example.q, text) % 1000 / 1000  # what the wording alone does
+            level = 0.7 * difficulty + 0.3 * own
+            if noise and number("again", example.q, text, draw) % 1000 / 1000 < noise:
+                level = number("dice", example.q, text, draw) % 1000 / 1000
+            right = level < skill(text)
+            outcomes.append(said("right" if right else "wrong", float(right)))
+        return outcomes
+
+    return score
+
+
+def candidate(text: str) -> Candidate:
+    return Candidate({"p": Prompt(text)}, Origin("edit"))
+
+
+EXAMPLES = [dspy.Example(q=f"question {i}").with_inputs("q") for i in range(160)]
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.3])
+def test_noise_flips_find_the_noise(noise: float) -> None:
+    score, many = scorer(lambda text: 0.5, noise), [dspy.Example(q=str(i)).with_inputs("q") for i in range(3000)]
+    found = noise_flips(score, candidate("p"), many)
+    expected = np.mean(
+        [a != b for a, b in zip(score(candidate("p"), many, 0), score(candidate("p"), many, 1), strict=True)]
+    )
+    assert found.flips.mean == pytest.approx(expected) and found.flips.n == 3000
+    # An answer flips when either draw rolled dice and they fall on the other side: at most noise * (2 - noise) / 2.
+    assert (found.flips.mean == 0) == (noise == 0) and found.flips.mean <= noise * (2 - noise) / 2 + 0.02
+    assert (found.gain.low <= 0 <= found.gain.high) and section_of(found).figures
+
+
+def paraphrases(text: str, count: int) -> list[str]:
+    return [f"{text} in other words {i}" for i in range(count)]
+
+
+def hood(skill: Callable[[str], float], seed: int = 0, n: int = 100, r: int = 8, tag: str = ""):  # type: ignore[no-untyped-def]
+    old, new = candidate(f"old{tag}"), candidate(f"new{tag}")
+    return neighbourhood(
+        scorer(skill), neighbours(old, paraphrases, r), new, neighbours(new, paraphrases, r), EXAMPLES[:n],
+        EXAMPLES[n:], seed=seed)
+
+
+def test_right_idea_wrong_wording() -> None:
+    """Every wording of the new idea but its own is better: valid, with a shortfall, and last in rank."""
+    found = hood(lambda text: 0.7 if "new" in text and "other" in text else 0.4)
+    # The level is below t in [0.3, 0.7] with probability (t - 0.15) / 0.7.
+    assert found.validity.low > 0.15 and found.validity.mean == pytest.approx(0.3 / 0.7, abs=0.1)
+    assert found.shortfall.low > 0 and found.rank == 9 and found.n == 100 and found.shortfall.n == 60
+    assert section_of(found).summary.startswith("Right idea, wrong wording")
+
+
+def test_a_wording_that_alone_is_good_is_not_a_good_idea() -> None:
+    found = hood(lambda text: 0.8 if text == "new" else 0.4)
+    assert found.validity.low < 0 < found.validity.high and found.rank == 1 and found.shortfall.difference < 0
+    assert section_of(found).summary.startswith("No effect")
+    worse = hood(lambda text: 0.3 if "new" in text else 0.7)
+    assert "worse" in section_of(worse).summary
+    better = hood(lambda text: 0.8 if "new" in text else 0.4)
+    assert "improvement" in section_of(better).summary
+
+
+def test_the_interval_of_the_validity_covers_no_effect() -> None:
+    missed = 0
+    for k in range(60):
+        found = hood(lambda text: 0.5, tag=str(k), r=6)
+        missed += not found.validity.low <= 0 <= found.validity.high
+    assert missed <= 6  # 3 are expected, and the bootstrap errs on the wide side
+
+
+def test_the_best_paraphrase_is_chosen_and_judged_on_different_examples() -> None:
+    """With equal wordings the best of 8 looks better on the examples it was chosen by, and is not on fresh ones."""
+    chosen, fresh = [], []
+    for k in range(40):
+        found = hood(lambda text: 0.5, tag=f"equal{k}", n=80)
+        chosen.append(max(found.child) - found.own)
+        fresh.append(found.shortfall.difference)
+    assert np.mean(chosen) > 0.02
+    assert abs(np.mean(fresh)) < 3 * np.std(fresh) / 40**0.5 + 1e-9
+
+
+def test_the_bootstrap_over_examples_as_scipy() -> None:
+    """With one paraphrase each only examples are drawn: scipy's paired bootstrap of the mean difference."""
+    found = hood(lambda text: 0.6 if "new" in text else 0.45, r=1)
+    rows = [scorer(lambda t: 0.6 if "new" in t else 0.45)(candidate(f"{w} in other words 0"), EXAMPLES[:100], 0)
+            for w in ("old", "new")]
+    values = [[o.score for o in row if isinstance(o, Scored)] for row in rows]
+    expected = stats.bootstrap(values, lambda a, b, axis: np.mean(b, axis) - np.mean(a, axis), paired=True,
+                               method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    assert found.validity.mean == pytest.approx(np.mean(values[1]) - np.mean(values[0]))
+    assert (found.validity.low, found.validity.high) == pytest.approx((expected.low, expected.high), abs=0.015)
+
+
+def test_what_cannot_be_tested_is_refused() -> None:
+    score = scorer(lambda text: 0.5)
+    with pytest.raises(ValueError, match="at least one paraphrase"):
+        neighbourhood(score, [], candidate("new"), [candidate("b")], EXAMPLES, EXAMPLES)
+
+    def down(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> list[Outcome]:
+        return [ProviderFailure("down") for _ in examples]
+
+    with pytest.raises(ValueError, match="no example"):
+        neighbourhood(down, [candidate("a")], candidate("new"), [candidate("b")], EXAMPLES, EXAMPLES)
+
+
+def test_neighbours_differ_from_what_they_rephrase() -> None:
+    rng = random.Random(0)
+    made = neighbours(candidate("a"), lambda text, count: [rng.choice([text, "b", "c"]) for _ in range(count)], 20)
+    assert [c.prompts["p"].instructions for c in made] in (["b", "c"], ["c", "b"])
+    assert {c.origin.parents for c in made} == {(candidate("a").id,)}
+    two = Candidate({"a": Prompt("x"), "b": Prompt("y")})
+    assert [[p.instructions for _, p in c] for c in neighbours(two, lambda t, n: [f"{t}{i}" for i in range(n)], 2)] == [
+        ["x0", "y0"], ["x1", "y1"]]
+
+
+def test_scoring_anew_through_a_program(tmp_path: Path, record: Record) -> None:
+    engine = ToyEngine()
+    score = scorer_of(dspy.Predict("question -> answer"), exact, lm=toy_lm(engine))
+    examples = [e.example for e in record.select]
+    outcomes = score(record.best, examples, 0)
+    assert tuple(o.score for o in outcomes if isinstance(o, Scored)) == record.scores_of(record.best)
+    found = noise_flips(score, record.best, words(10, "x"))
+    assert found.flips.mean == 0 and engine.calls == 40
+
+
+def test_paraphrases_from_a_model() -> None:
+    from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+
+    text = "Count all the objects, including quantities. Give the answer as a number."
+    written = paraphraser(SimulatedOptimizer())(text, 4)
+    assert len(written) == 4 and all(isinstance(one, str) and one for one in written) and len(set(written)) > 1
