@@ -10,6 +10,7 @@ import random
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from types import ModuleType
 
@@ -137,7 +138,13 @@ def test_the_random_permutation_test_is_near_scipy_and_never_zero() -> None:
 def test_the_binomial_against_scipy(n: int, chance: float, data: st.DataObject) -> None:
     hits = data.draw(st.integers(0, n))
     wanted = stats.binomtest(hits, n, chance, alternative="greater").pvalue
-    assert binomial_tail(hits, n, chance) == pytest.approx(wanted, rel=1e-8, abs=1e-300)
+    assert binomial_tail(hits, n, chance) == pytest.approx(wanted, rel=1e-8, abs=1e-200)  # beyond, scipy is wrong
+
+
+def test_the_binomial_against_exact_fractions() -> None:
+    for hits, n in ((266, 300), (273, 299), (3, 20), (0, 7)):
+        wanted = sum(Fraction(math.comb(n, k) * 15 ** (n - k), 16**n) for k in range(hits, n + 1))
+        assert binomial_tail(hits, n, 0.0625) == pytest.approx(float(wanted), rel=1e-9, abs=0.0)
 
 
 def test_power_is_that_of_the_research_note() -> None:
@@ -306,7 +313,8 @@ def test_a_planted_form_fault_shows_right_answers_in_sentences() -> None:
     [("There is nothing wrong with the instruction.", True), ("No fault can be found.", True),
      ("The labels seem to be wrong.", True), ("All responses are right.", True),
      ("The expected outputs are inconsistent.", True), ("It never reminds the model to avoid common mistakes.", False),
-     ("The model is left without a hint to double-check the answer.", False), ("It is too vague.", False)],
+     ("The model is left without a hint to double-check the answer.", False), ("It is too vague.", False),
+     ("There is no request to reason step by step.", False), ("I see no reason for these failures.", True)],
 )  # fmt: skip
 def test_abstaining_is_recognised(text: str, finds_nothing: bool) -> None:
     assert abstains(text) is finds_nothing

@@ -27,7 +27,8 @@ BATCH = 5
 """Errors shown at once. Ours."""
 
 _ABSTAINS = re.compile(
-    r"\b(?:no|not an?|nothing|without) (?:\w+ ){0,3}(?:fault|reason|problem|failures?|errors?|wrong|mistakes?)\b"
+    r"\b(?:no|not an?|nothing|without) (?:\w+ ){0,3}"
+    r"(?:fault|reason(?! step)|problem|failures?|errors?|wrong|mistakes?)\b"
     r"|\b(?:labels?|expected (?:outputs?|answers?)) (?:\w+ ){0,4}(?:wrong|incorrect|mistaken|inconsistent)"
     r"|\bresponses? (?:\w+ ){0,3}(?:right|correct)\b|\bcannot be (?:determined|explained|told)\b",
     re.IGNORECASE,
