@@ -10,20 +10,18 @@ from typing import ClassVar
 
 import pytest
 
-pytest.register_assert_rewrite("cuesmith.teleprompters.conformance")
-
-from cuesmith.signatures import VaryInstructions  # noqa: E402
-from cuesmith.teleprompters.compiler import Compiler  # noqa: E402
-from cuesmith.teleprompters.conformance import CompilerConformance, plain, source_faults  # noqa: E402
-from cuesmith.teleprompters.prompt_search import BeamSearch  # noqa: E402
-from cuesmith.teleprompters.registry import COMPILERS, compiler_class  # noqa: E402
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin  # noqa: E402
-from cuesmith.teleprompters.runtime.compilation import Plan  # noqa: E402
-from cuesmith.teleprompters.runtime.journal import JournalError  # noqa: E402
-from cuesmith.teleprompters.runtime.metric import MetricFunction  # noqa: E402
-from cuesmith.teleprompters.runtime.outcomes import Scores  # noqa: E402
-from cuesmith.teleprompters.search.scene import Scene  # noqa: E402
-from cuesmith.teleprompters.search.texts import text_field  # noqa: E402
+from cuesmith.signatures import VaryInstructions
+from cuesmith.teleprompters.compiler import Compiler
+from cuesmith.teleprompters.conformance import CompilerConformance, plain, source_faults
+from cuesmith.teleprompters.prompt_search import BeamSearch
+from cuesmith.teleprompters.registry import COMPILERS, compiler_class
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.journal import JournalError
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.texts import text_field
 
 HOSTED: Mapping[str, object] = {"reflects": False, "guards": False, "pure": False}
 """What dspy's own optimizers cannot do: their prompts and their way of searching are theirs."""
