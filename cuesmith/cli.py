@@ -16,6 +16,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import cuesmith
+from cuesmith.programs.arguments import count, seed
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
@@ -94,9 +95,9 @@ def _parser(given: Sequence[str]) -> Parser:
     add("--lm", metavar="MODEL", type=_model, help="a LiteLLM model instead of the embedded one")
     add("--optimizer-lm", metavar="MODEL", type=_model, help="a LiteLLM model as optimizer (default: --lm)")
     add("--budget-usd", metavar="X", type=_amount, help="dollars each compile may cost")
-    add("--budget-calls", metavar="N", type=_count, help="calls each compile may make")
-    add("--seed", metavar="N", type=_seed, default=0, help="seed of splits and search (default: 0)")
-    add("--test-size", metavar="N", type=_count, default=250, help="held-out examples (default: 250)")
+    add("--budget-calls", metavar="N", type=count, help="calls each compile may make")
+    add("--seed", metavar="N", type=seed, default=0, help="seed of splits and search (default: 0)")
+    add("--test-size", metavar="N", type=count, default=250, help="held-out examples (default: 250)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--save", metavar="PATH", type=Path, help="file for the program (default: in runs/quickstart/)")
     add("--run-dir", metavar="DIR", type=Path, help="keep journals here; resumes what is there")
@@ -171,24 +172,6 @@ def _amount(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive amount")
-    return value
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return value
 
 

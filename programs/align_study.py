@@ -21,6 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cuesmith.programs.arguments import count, seed
 from cuesmith.programs.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -45,9 +46,9 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--judge", metavar="LITELLM_MODEL", help="compares answers in both orders (default: the reward does)")
     add("--trainer", choices=("ppo", "rloo", "grpo"), default="ppo", help="default: ppo, as the paper")
     add("--kl-coefficient", metavar="L", type=_positive, help="the paper's lambda, reward per nat")
-    add("--steps", metavar="N", type=_count, help="training steps")
-    add("--n-test", metavar="N", type=_count, default=100, help="held-out prompts (default: 100)")
-    add("--seed", metavar="S", type=_seed, default=0, help="seed of data, training and draws (default: 0)")
+    add("--steps", metavar="N", type=count, help="training steps")
+    add("--n-test", metavar="N", type=count, default=100, help="held-out prompts (default: 100)")
+    add("--seed", metavar="S", type=seed, default=0, help="seed of data, training and draws (default: 0)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--out", metavar="DIR", type=Path, help="for models, answers, figures (default: in runs/align-study/)")
 
@@ -263,22 +264,4 @@ def _positive(text: str) -> float:
         value = math.nan
     if not 0 < value < math.inf:
         raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value
-
-
-def _count(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
     return value

@@ -19,6 +19,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cuesmith.programs.arguments import count, seed
+
 if TYPE_CHECKING:
     import numpy as np
     from rich.console import Console
@@ -63,8 +65,8 @@ class Point:
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cuesmith theory`."""
     add = parser.add_argument
-    add("--instances", metavar="N", type=_positive, default=2000, help="random instances (default: 2000)")
-    add("--seed", metavar="N", type=_seed, default=0, help="seed of the instances (default: 0)")
+    add("--instances", metavar="N", type=count, default=2000, help="random instances (default: 2000)")
+    add("--seed", metavar="N", type=seed, default=0, help="seed of the instances (default: 0)")
     add("--svg", metavar="FILE", type=Path, help="write the curves to this file, as a picture")
     add("--json", action="store_true", help="print one JSON object instead of text")
 
@@ -373,21 +375,3 @@ def _nice(step: float) -> float:
         return 1.0
     power: float = 10.0 ** math.floor(math.log10(step))
     return next(factor * power for factor in (1, 2, 5, 10) if factor * power >= step * (1 - 1e-9))
-
-
-def _positive(text: str) -> int:
-    return _whole(text, 1)
-
-
-def _seed(text: str) -> int:
-    return _whole(text, 0)
-
-
-def _whole(text: str, least: int) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = least - 1
-    if value < least:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least {least}")
-    return value
