@@ -28,7 +28,7 @@ from cuesmith.teleprompters.alignment.prompters import (
 from cuesmith.teleprompters.alignment.record import Alignment
 from cuesmith.teleprompters.alignment.training import Training
 from cuesmith.teleprompters.alignment.yardstick import Attainable, attainable, realised
-from cuesmith.teleprompters.compiler import Compiler, Options
+from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import copy_program
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.checks import whole
@@ -128,15 +128,18 @@ class AlignPro(Compiler):
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds; rewrites that repeat are not run again, so that it mostly takes fewer."""
-        measured = min(self.yardstick, n_train) * self.rewrites * self.responses
+        drawn = min(self.yardstick, n_train) * self.rewrites
+        measured = drawn * max(2, self.responses)
         if self.mode == "weights":
-            return Plan(0, measured + n_select * (1 + self.rewrites))
+            # Each run of the weighed program, the report's included, is one of the frozen program for each rewrite.
+            weighed = n_select * (1 + self.rewrites)
+            asked = 0 if self.prompter.policy else drawn + weighed + FRESH_EXAMPLES * self.rewrites
+            return Plan(asked, measured + weighed + FRESH_EXAMPLES * (self.rewrites - 1))
         rows = self.training.steps * self.training.batch_size
         return Plan(0, 2 * measured + 2 * n_select + rows * self.responses)
 
     def _options(self) -> Mapping[str, object]:
-        own = {**super()._options(), "prompter": self.prompter.fingerprint}
-        return own
+        return {**super()._options(), "prompter": self.prompter.fingerprint}
 
     async def search(self, run: Run) -> Candidate:
         """Measure what can be gained, train or weigh, and compare with the program alone."""
@@ -145,14 +148,14 @@ class AlignPro(Compiler):
             await check_label_free(run)
         frozen = Frozen(run, run.train, field, self.responses)
         untrained = await warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, run.directory)
-        first = await self._score(run, _prompted(run, untrained, field), "untrained prompter", 0)
+        first = await self._score(run, _prompted(run, untrained, field, "untrained prompter"), 0)
         rows = sorted(run.rng("yardstick").sample(range(len(run.train)), min(self.yardstick, len(run.train))))
         draws = await sampled(untrained, frozen, run, rows, self.rewrites, self.seed) if rows else []
         noise = 0.0 if frozen.deterministic else None
         best = attainable(draws, self.training.kl_coefficient, noise_variance=noise) if rows else None
         if self.mode == "weights":
             run.alignment = Alignment(self.mode, self.training.kl_coefficient, best)
-            last = await self._score(run, self._weighed(run, untrained, field), "weights of Lemma 1", 1)
+            last = await self._score(run, self._weighed(run, untrained, field), 1)
         elif best is not None and best.nothing_to_gain:
             run.alignment = Alignment(self.mode, self.training.kl_coefficient, best)
             last = first
@@ -169,7 +172,7 @@ class AlignPro(Compiler):
         goal = best.value.mean if best is not None and best.value is not None else None
         spare = len(run.select) + len(rows) * self.rewrites * max(2, self.responses)
         prompter, curve = await trained(untrained, frozen, run, training, goal, spare)
-        last = await self._score(run, _prompted(run, prompter, field), f"trained by {training.trainer}", 1)
+        last = await self._score(run, _prompted(run, prompter, field, f"trained by {training.trainer}"), 1)
         run.alignment = Alignment(self.mode, training.kl_coefficient, best, curve=curve)
         if best is not None:
             texts = [frozen.texts[row] for row in rows]
@@ -179,9 +182,8 @@ class AlignPro(Compiler):
             run.alignment = replace(run.alignment, realised=share, reward=own.baseline, kl=kl)
         return last
 
-    async def _score(self, run: Run, candidate: Candidate, move: str, step: int) -> Scores:
-        moved = candidate.behind(candidate.prompter, Origin(move, (run.baseline.id,)))
-        scores = (await run.score([moved], run.select))[0]
+    async def _score(self, run: Run, candidate: Candidate, step: int) -> Scores:
+        scores = (await run.score([candidate], run.select))[0]
         await run.record(step, [scores])
         return scores
 
@@ -193,15 +195,13 @@ class AlignPro(Compiler):
 
         def front(program: dspy.Module) -> dspy.Module:
             own = copy_program(prompter)
-            return Reweighted(
-                own, program, field, reward, kl_coefficient=coefficient, rewrites=n, seed=self.seed
-            )
+            return Reweighted(own, program, field, reward, kl_coefficient=coefficient, rewrites=n, seed=self.seed)
 
         name = f"{prompter.fingerprint}:weights:{coefficient}:{n}:{self.seed}"
         run.add_prompter(name, front)
         return run.baseline.behind(name, Origin("weights of Lemma 1", (run.baseline.id,)))
 
 
-def _prompted(run: Run, prompter: Prompter, field: str) -> Candidate:
+def _prompted(run: Run, prompter: Prompter, field: str, move: str) -> Candidate:
     run.add_prompter(prompter.fingerprint, lambda program: Prompted(copy_program(prompter), program, [field]))
-    return run.baseline.behind(prompter.fingerprint, Origin("prompter", (run.baseline.id,)))
+    return run.baseline.behind(prompter.fingerprint, Origin(move, (run.baseline.id,)))

@@ -26,6 +26,7 @@ from cuesmith.modules.prompter import Prompted, Prompter  # noqa: E402
 from cuesmith.modules.reweighted import Reweighted  # noqa: E402
 from cuesmith.modules.tiny import tiny_policy  # noqa: E402
 from cuesmith.teleprompters.align_pro import AlignPro  # noqa: E402
+from cuesmith.teleprompters.alignment.prompters import _Curve  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Training  # noqa: E402
 from cuesmith.teleprompters.conformance import source_faults  # noqa: E402
 from cuesmith.teleprompters.runtime.events import Event, RunStarted, TrainingStepDone  # noqa: E402
@@ -55,7 +56,7 @@ def test_it_trains_a_prompter_and_says_what_share_of_the_possible_it_reached() -
     with dspy.context(lm=toy_lm(engine, temperature=0)):
         assert [done(question=f"{t} n5 n5").answer for t in COLOURS] == list(COLOURS.values())
     started = next(e for e in events if isinstance(e, RunStarted))
-    assert engine.calls <= started.forecast.calls + 10
+    assert engine.calls <= started.forecast.calls
 
 
 def test_rewrites_that_repeat_are_not_paid_twice_and_the_cap_is_exact() -> None:
@@ -117,6 +118,41 @@ def test_weights_need_no_training_and_no_label() -> None:
     c = done.compilation
     assert isinstance(done, Reweighted) and c.alignment is not None and c.alignment.curve == ()
     assert c.best.select is not None and c.best.select.mean > 0.5
+
+
+def test_an_estimate_of_weights_is_an_upper_bound() -> None:
+    def bluish(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+        return 1.0 if prediction.answer == "blue" else 0.0
+
+    def varied(system: str, user: str, drawn: int | None) -> str:
+        if "`rewritten`" in system:
+            rewrite = "blue" if engine.calls % 2 else f"n{engine.calls}"
+            return f"[[ ## rewritten ## ]]\n{rewrite}\n\n[[ ## completed ## ]]"
+        return echo(system, user, drawn)
+
+    engine = ToyEngine(reply=varied)
+    made = compiler(engine, metric=bluish, mode="weights", prompter=toy_lm(engine, temperature=0), pairs=(),
+                    optimizer_lm=toy_lm(engine, temperature=0), yardstick=0)
+    with dspy.context(lm=toy_lm(engine, temperature=0)):
+        bound = made.estimate(dspy.Predict("question -> answer"), trainset=things(30), valset=things(48, 30))
+        assert engine.calls == 0
+    done = compiled_by(made, engine)
+    assert isinstance(done, Reweighted) and bound.calls / 4 < engine.calls <= bound.calls
+
+
+def test_a_line_of_the_curve_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
+    file = tmp_path / "curve.jsonl"
+    steps = [TrainingStepDone(number, 3, 0.5, 0.1, 0.0, 0, 0.2) for number in (1, 2, 3)]
+    curve = _Curve(file)
+    curve.add(steps[0])
+    with file.open("a") as lines:
+        lines.write('\n{"step": 2, "of"')
+    again = _Curve(file)
+    assert again.steps == steps[:1]
+    again.add(steps[1])
+    again.add(steps[2])
+    again.add(steps[1])
+    assert _Curve(file).steps == again.steps == steps[:2], "a step that is repeated takes back what followed"
 
 
 def test_weights_refuse_a_metric_that_needs_labels() -> None:

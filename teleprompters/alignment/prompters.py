@@ -6,6 +6,7 @@ Source: 2501.03486 sections 4 and 5; the order of things and the early end are o
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 from collections.abc import Sequence
@@ -188,15 +189,21 @@ class _Curve:
     def __init__(self, file: Path | None) -> None:
         self._file = file
         rows = file.read_text().splitlines() if file is not None and file.exists() else []
-        self.steps = [TrainingStepDone(**json.loads(row)) for row in rows if row.endswith("}")]
+        self.steps: list[TrainingStepDone] = []
+        for row in rows:
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                self._note(TrainingStepDone(**json.loads(row)))
+
+    def _note(self, event: TrainingStepDone) -> None:
+        self.steps = [step for step in self.steps if step.step < event.step] + [event]
 
     def add(self, event: TrainingStepDone) -> None:
         """Add a step; one that is repeated after a kill replaces its first time."""
-        self.steps = [step for step in self.steps if step.step < event.step] + [event]
+        self._note(event)
         if self._file is not None:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             with self._file.open("a") as lines:
-                lines.write(json.dumps(asdict(event)) + "\n")
+                lines.write("\n" + json.dumps(asdict(event)))
 
     def has_reached(self, goal: float, kl_coefficient: float) -> bool:
         """Whether the lower end of a 95 % interval of the last steps' mean objective is at the goal."""
