@@ -114,7 +114,7 @@ def test_inside_better_together() -> None:
         together = dspy.BetterTogether(metric=exact, p=ToySearch(exact, steps=1), q=ToySearch(exact, steps=1, seed=3))
         student = dspy.Predict("question -> answer")
         student.set_lm(toy_lm(engine))
-        compiled = together.compile(student, trainset=words(12, "t"), valset=words(16, "v"), strategy="p -> q")
+        compiled = together.compile(student, trainset=words(12, "t"), valset=words(16, "v"), strategy="p -> q", seed=0)
     assert "skill=" in compiled.signature.instructions
     assert student.signature.instructions != compiled.signature.instructions
 

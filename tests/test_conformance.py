@@ -42,7 +42,7 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
         "minibatch": False}},
     "gepa": {**HOSTED, "small_options": {"max_metric_calls": 40}},
     "simba": {**UNORDERED, "small_options": {
-        "bsize": 4, "num_candidates": 2, "max_steps": 2, "max_demos": 2}},
+        "bsize": 4, "num_candidates": 3, "max_steps": 4, "max_demos": 2}},
     "copro": {**HOSTED, "small_options": {"breadth": 2, "depth": 2}},
     "bootstrap": {**UNORDERED, "small_options": {
         "num_candidate_programs": 2, "max_bootstrapped_demos": 2, "max_labeled_demos": 2}},

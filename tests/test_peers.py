@@ -577,7 +577,7 @@ def test_inside_better_together_and_from_a_compiled_student() -> None:
         )
         student = dspy.Predict("question -> answer")
         student.set_lm(toy_lm(toy.task))
-        compiled = together.compile(student, trainset=words(12, "t"), valset=words(16, "v"), strategy="p -> w")
+        compiled = together.compile(student, trainset=words(12, "t"), valset=words(16, "v"), strategy="p -> w", seed=0)
     assert "skill=" in compiled.signature.instructions and "skill=" not in student.signature.instructions
 
 
