@@ -214,7 +214,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             forecast=self._forecast(student, split),
         )
         lms = [optimizer, *language_models(student), *([task_lm] if task_lm else [])]
-        self._check_prices(lms)
+        check_prices(self.budget, lms)
         return await Session(job, lms).compile()
 
     def estimate(
@@ -261,18 +261,24 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             raise ValueError("no optimizer model: give optimizer_lm=..., or call dspy.configure(lm=...)")
         return configured, optimizer
 
-    def _check_prices(self, lms: Sequence[dspy.BaseLM]) -> None:
-        for lm in lms:
-            if self.budget.usd is not None and not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
-                raise ValueError(
-                    f"Budget(usd={self.budget.usd}) cannot be held: {lm.model} runs on a custom engine, "
-                    "whose price is unknown; cap calls= or tokens= instead"
-                )
-
     def _options(self) -> Mapping[str, object]:
         """Return what distinguishes this compiler's search from another's of its class."""
         shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "example_timeout"}
         return {name: option for name, option in vars(self).items() if name not in shared}
+
+
+def check_prices(budget: Budget, lms: Sequence[dspy.BaseLM]) -> None:
+    """Raise if a cap in dollars cannot be held with these models.
+
+    Raises:
+        ValueError: If a model runs on a custom engine, whose price nobody knows.
+    """
+    for lm in lms:
+        if budget.usd is not None and not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
+            raise ValueError(
+                f"Budget(usd={budget.usd}) cannot be held: {lm.model} runs on a custom engine, "
+                "whose price is unknown; cap calls= or tokens= instead"
+            )
 
 
 def check_examples(name: str, examples: Sequence[dspy.Example]) -> None:

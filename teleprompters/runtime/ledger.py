@@ -99,6 +99,12 @@ class Spent:
         """All roles together."""
         return sum(self.by_role.values(), Usage())
 
+    def __add__(self, other: Spent) -> Spent:
+        """Add what another run used."""
+        roles = dict.fromkeys((*self.by_role, *other.by_role))
+        both = {role: self.by_role.get(role, Usage()) + other.by_role.get(role, Usage()) for role in roles}
+        return Spent(both, self.seconds + other.seconds)
+
 
 class RunStopped(BaseException):
     """Unwinds a search when a cap is reached or a circuit breaks. Not an `Exception`: no program may swallow it."""

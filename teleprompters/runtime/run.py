@@ -151,12 +151,16 @@ class Run:
         self._tell_spent()
         return [reply for reply in replies if reply is not None]
 
-    async def score(self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example]) -> list[Scores]:
+    async def score(
+        self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], *, draw: int = 0
+    ) -> list[Scores]:
         """Score candidates on examples, all in one pool. What was scored before is not run again.
 
         Args:
             candidates: What to score.
             examples: What to score them on.
+            draw: Another number than 0 runs the programs once more, apart from what counts for the search: a model
+                that samples may then answer otherwise.
 
         Returns:
             One `Scores` a candidate, in the given order.
@@ -167,7 +171,7 @@ class Run:
         self._check_open()
         for candidate in candidates:
             self._candidates.setdefault(candidate.id, candidate)
-        tasks = [[self._outcome(c, e) for e in examples] for c in candidates]
+        tasks = [[self._outcome(c, e, draw) for e in examples] for c in candidates]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
             self._journal.flush()
@@ -376,9 +380,11 @@ class Run:
         task = self._outcomes.get(self._score_key(candidate, example))
         return value(task.result()) if task is not None and _is_settled(task) else None
 
-    def _outcome(self, candidate: Candidate, example: dspy.Example) -> asyncio.Task[Outcome]:
+    def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Task[Outcome]:
         key = self._score_key(candidate, example)
-        return self._once(key, lambda: self._score_once(candidate, example, key))
+        if draw:
+            key = f"again:{key}:{draw}"
+        return self._once(key, lambda: self._score_once(candidate, example, key, draw=draw))
 
     def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Task[Outcome]:
         """Return the effect of that key, begun now unless it is under way or has a result to keep."""

@@ -18,7 +18,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Re
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.journal import Journal
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scores
 from cuesmith.teleprompters.runtime.record import record_of, write_record
@@ -36,7 +36,18 @@ CAPS = ("usd", "calls", "tokens", "seconds")
 
 
 class CompileError(RuntimeError):
-    """Nothing could be scored: no result exists that could be returned."""
+    """Nothing could be scored: no result exists that could be returned.
+
+    Attributes:
+        stopped_by: The cap or the circuit that ended the run; None if it was not stopped.
+        spent: What it had used.
+    """
+
+    def __init__(self, message: str, *, stopped_by: str | None = None, spent: Spent | None = None) -> None:
+        """Remember how far the run came."""
+        super().__init__(message)
+        self.stopped_by = stopped_by
+        self.spent = spent or Spent()
 
 
 @dataclass(frozen=True)
@@ -207,7 +218,11 @@ class Session:
     def _require_any(self, stop: RunStopped) -> None:
         """Raise if the run stopped before anything had a score."""
         if not any(v is not None for v in self.run.known(self.run.baseline, self.run.select)):
-            raise CompileError(f"stopped by {stop.by} before anything could be scored: {self.gate.reason}") from None
+            raise CompileError(
+                f"stopped by {stop.by} before anything could be scored: {self.gate.reason}",
+                stopped_by=stop.by,
+                spent=self.ledger.spent(),
+            ) from None
 
     def _hold_back(self, baseline: Scores) -> None:
         """Keep the report's cost out of the search's reach: both programs on all fresh examples, or a share."""

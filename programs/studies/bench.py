@@ -1,0 +1,243 @@
+"""The bench of a study: the two effects of a compiler, on tasks, within one budget.
+
+An experiment is a compiler's search that is after knowledge instead of a prompt: a coroutine over a
+`cuesmith.teleprompters.runtime.run.Run`. So it has the compilers' budget, journal, resume and outages without a line
+of its own, and the folder of a run can be diagnosed as any other. Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import dspy
+
+from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.tasks import Sizes, Task
+from cuesmith.teleprompters.compiler import check_prices
+from cuesmith.teleprompters.registry import compile
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.ledger import Budget, Spent
+from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.scoring import run_coroutine
+from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session, identity_of
+from cuesmith.teleprompters.runtime.splitting import Split
+
+__all__ = ["Bench", "Experiment", "Findings", "Study"]
+
+Experiment = Callable[[Run], Awaitable[None]]
+"""Asks and scores, and keeps what it finds as it goes: a stop (`RunStopped`) unwinds it; what it has kept counts."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a study found.
+
+    Attributes:
+        result: The typed result, with every number behind the figures: a dataclass.
+        sections: The report's parts.
+        limits: Sentences on what the figures do not show.
+    """
+
+    result: object
+    sections: tuple[Section, ...]
+    limits: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Study:
+    """A ready study.
+
+    Attributes:
+        name: As the command line has it.
+        question: What it asks, as one sentence.
+        families: Generated tasks that it works on by default.
+        sizes: Of those tasks' splits.
+        n: How large it is by default.
+        unit: What `n` counts, as in "refinements an arm".
+        fewest: The smallest `n` that its tests make sense with.
+        conduct: (bench, tasks, n) -> what was found; raises ValueError if the tasks do not fit.
+        forecast: (tasks, n) -> upper bounds of its calls.
+        several: Whether it takes more than one task.
+    """
+
+    name: str
+    question: str
+    families: tuple[str, ...]
+    sizes: Sizes
+    n: int
+    unit: str
+    fewest: int
+    conduct: Callable[[Bench, Sequence[Task], int], Findings]
+    forecast: Callable[[Sequence[Task], int], Forecast]
+    several: bool = False
+
+
+class Bench:
+    """What a study works with.
+
+    Args:
+        target: The model that programs run on.
+        optimizer: The model that reflects, writes and judges.
+        budget: Caps over the whole study.
+        seed: Seeds every decision.
+        run_dir: Keeps journals, one folder a run; a study that is given it again goes on there.
+        max_in_flight: Calls at once.
+        callbacks: Get the events of every run.
+
+    Attributes:
+        spent: What all runs used so far.
+        stopped_by: The cap or failure that ended a run early; None if none did.
+        notes: What the runs had to say.
+
+    Raises:
+        ValueError: If a cap in dollars cannot be held.
+    """
+
+    def __init__(
+        self,
+        target: dspy.BaseLM,
+        optimizer: dspy.BaseLM,
+        *,
+        budget: Budget | None = None,
+        seed: int = 0,
+        run_dir: Path | None = None,
+        max_in_flight: int = 32,
+        callbacks: Sequence[Callback] = (),
+    ) -> None:
+        self.target, self.optimizer = target, optimizer
+        self.seed, self.run_dir, self.max_in_flight = seed, run_dir, max_in_flight
+        self.callbacks = tuple(callbacks)
+        self.spent = Spent()
+        self.stopped_by: str | None = None
+        self.notes: list[str] = []
+        self._budget = budget or Budget()
+        check_prices(self._budget, [target, optimizer])
+
+    def student(self, task: Task) -> dspy.Module:
+        """Return the program that is studied: one step of reasoning, then the answer."""
+        return dspy.ChainOfThought(task.signature)
+
+    def conduct(self, name: str, task: Task, experiment: Experiment, *, share: float = 1.0) -> None:
+        """Run an experiment on a task: its train and validation examples are the run's `train` and `select`.
+
+        The student is scored on the validation examples first. Test examples can be scored as any others.
+
+        Args:
+            name: Of the run, different for each of a study.
+            task: The task.
+            experiment: What to do. Its stop is not raised here: see `stopped_by`.
+            share: The part of what is left of the budget that it may use.
+
+        Raises:
+            CompileError: If the student has no score although no cap was reached.
+        """
+        left = self._left(share)
+        if left is None:
+            return
+        student, metric = self.student(task), Metric(task.metric)
+        split = Split(tuple(task.train), tuple(task.validation), ())
+        models = [self.target.model, self.optimizer.model]
+        kept: list[Run] = []
+
+        async def search(run: Run) -> Candidate:
+            kept.append(run)
+            await experiment(run)
+            return run.best_so_far()
+
+        job = Job(
+            compiler=f"study {name}",
+            search=search,
+            student=student,
+            metric=metric,
+            split=split,
+            task_lm=self.target,
+            optimizer=self.optimizer,
+            budget=left,
+            seed=self.seed,
+            max_in_flight=self.max_in_flight,
+            timeout=600.0,
+            callbacks=self.callbacks,
+            run_dir=self._folder(name),
+            identity=identity_of(f"study {name}", {}, self.seed, Candidate.of(student), split, metric, models),
+            forecast=Forecast(0, 0, 0),
+        )
+        with dspy.context(lm=self.target):
+            session = Session(job, [self.target, self.optimizer])
+            try:
+                run_coroutine(session.compile)
+            except CompileError as error:
+                if error.stopped_by not in CAPS:
+                    raise
+            finally:
+                self._count(session.ledger.spent(), session.gate.stopped_by)
+        self.notes += [note for run in kept for note in run.notes if note not in (*self.notes, *_OF_A_COMPILE)]
+
+    def compile(self, name: str, task: Task, compiler: str, *, share: float = 1.0, **options: object
+                ) -> dspy.Module | None:
+        """Compile the student on a task, within what is left.
+
+        Args:
+            name: Of the run, different for each of a study.
+            task: The task; its validation examples are for selection and report.
+            compiler: As `cuesmith.compile` takes it.
+            share: The part of what is left of the budget that it may use.
+            **options: The compiler's own.
+
+        Returns:
+            The compiled program with its `compilation`; None if the budget was not enough for anything.
+
+        Raises:
+            CompileError: If the student has no score although no cap was reached.
+        """
+        left = self._left(share)
+        if left is None:
+            return None
+        try:
+            with dspy.context(lm=self.target):
+                compiled = compile(
+                    self.student(task), compiler, metric=task.metric, trainset=task.train, valset=task.validation,
+                    run_dir=self._folder(name), optimizer_lm=self.optimizer, budget=left, seed=self.seed,
+                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, **options)
+        except CompileError as error:
+            self._count(error.spent, error.stopped_by)
+            if error.stopped_by not in CAPS:
+                raise
+            return None
+        self._count(compiled.compilation.spent, compiled.compilation.stopped_by)
+        return compiled
+
+    def _folder(self, name: str) -> Path | None:
+        return None if self.run_dir is None else self.run_dir / name
+
+    def _count(self, spent: Spent, stopped_by: str | None) -> None:
+        self.spent = self.spent + spent
+        self.stopped_by = self.stopped_by or stopped_by
+
+    def _left(self, share: float) -> Budget | None:
+        """Return the part of the budget that is left; None if a cap is reached, and note which."""
+        used, cap, left = self.spent.total, self._budget, self._budget
+        amounts = {"usd": used.usd or 0.0, "calls": used.calls, "tokens": used.tokens, "seconds": self.spent.seconds}
+        for name, amount in amounts.items():
+            most = getattr(cap, name)
+            if most is None:
+                continue
+            rest = (most - amount) * share
+            rest = int(rest) if name in ("calls", "tokens") else rest
+            if rest <= 0:
+                self.stopped_by = self.stopped_by or name
+                return None
+            left = replace(left, **{name: rest})
+        return left
+
+
+_OF_A_COMPILE = (
+    "No gain is reported: there were too few examples to keep some fresh.",
+    "Nothing scored above the student: it is returned unchanged.",
+    "The gain was not measured on fresh examples: the selection score is optimistic.",
+)
+"""What a session notes of every compile, and what means nothing of a study."""
