@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import count, seed
+from cuesmith.programs.arguments import amount, count, seed
 from cuesmith.programs.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     reward.add_argument("--train-reward", metavar="BASE", nargs="?", const="", help="train one on the data's pairs")
     add("--judge", metavar="LITELLM_MODEL", help="compares answers in both orders (default: the reward does)")
     add("--trainer", choices=("ppo", "rloo", "grpo"), default="ppo", help="default: ppo, as the paper")
-    add("--kl-coefficient", metavar="L", type=_positive, help="the paper's lambda, reward per nat")
+    add("--kl-coefficient", metavar="L", type=amount, help="the paper's lambda, reward per nat")
     add("--steps", metavar="N", type=count, help="training steps")
     add("--n-test", metavar="N", type=count, default=100, help="held-out prompts (default: 100)")
     add("--seed", metavar="S", type=seed, default=0, help="seed of data, training and draws (default: 0)")
@@ -255,13 +255,3 @@ def _visible(text: str) -> str:
 def _fail(problem: object, status: int) -> int:
     print(f"cuesmith: error: {' '.join(_visible(str(problem)).split())[:300]}", file=sys.stderr)
     return status
-
-
-def _positive(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive number")
-    return value

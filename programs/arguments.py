@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 
 
 def count(text: str) -> int:
@@ -21,6 +22,49 @@ def seed(text: str) -> int:
         argparse.ArgumentTypeError: If it is none.
     """
     return _whole(text, 0)
+
+
+def amount(text: str) -> float:
+    """Return a finite number above 0.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive amount")
+    return value
+
+
+def share(text: str) -> float:
+    """Return a number from 0 to 1.
+
+    Raises:
+        argparse.ArgumentTypeError: If it is none.
+    """
+    value = _number(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a share: a number from 0 to 1")
+    return value
+
+
+def model(text: str) -> str:
+    """Return the name of a LiteLLM model.
+
+    Raises:
+        argparse.ArgumentTypeError: If it has not the form of one.
+    """
+    provider, slash, name = text.partition("/")
+    if not (provider and slash and name) or any(c.isspace() for c in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not PROVIDER/MODEL, such as openai/gpt-4.1-mini")
+    return text
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def _whole(text: str, least: int) -> int:

@@ -150,7 +150,8 @@ class AlignPro(Compiler):
         untrained = await warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, run.directory)
         first = await self._score(run, _prompted(run, untrained, field, "untrained prompter"), 0)
         rows = sorted(run.rng("yardstick").sample(range(len(run.train)), min(self.yardstick, len(run.train))))
-        draws = await sampled(untrained, frozen, run, rows, self.rewrites, self.seed) if rows else []
+        longest = self.training.max_new_tokens
+        draws = await sampled(untrained, frozen, run, rows, self.rewrites, self.seed, longest) if rows else []
         noise = 0.0 if frozen.deterministic else None
         best = attainable(draws, self.training.kl_coefficient, noise_variance=noise) if rows else None
         if self.mode == "weights":
@@ -176,8 +177,9 @@ class AlignPro(Compiler):
         run.alignment = Alignment(self.mode, training.kl_coefficient, best, curve=curve)
         if best is not None:
             texts = [frozen.texts[row] for row in rows]
-            draws = await sampled(prompter, frozen, run, rows, self.rewrites, self.seed + 1)
-            kl = await kl_of(prompter, untrained, texts, draws)
+            longest = training.max_new_tokens
+            draws = await sampled(prompter, frozen, run, rows, self.rewrites, self.seed + 1, longest)
+            kl = await kl_of(prompter, untrained, texts, draws, longest)
             share, own = realised(draws, kl.per_input, best), attainable(draws, training.kl_coefficient)
             run.alignment = replace(run.alignment, realised=share, reward=own.baseline, kl=kl)
         return last

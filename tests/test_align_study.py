@@ -388,7 +388,7 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert align_study.settings_of(parse("--train-reward")).train_reward == ""
     with pytest.raises(argparse.ArgumentError, match="'0' is not a whole number of at least 1"):
         parse("--steps", "0")
-    with pytest.raises(argparse.ArgumentError, match="'-1' is not a positive number"):
+    with pytest.raises(argparse.ArgumentError, match="'-1' is not a positive amount"):
         parse("--kl-coefficient=-1")
     named = ("--dataset", str(tmp_path / "no.jsonl"), "--prompter", "p", "--frozen", "hf:f", "--out", str(tmp_path))
     missing = parse(*named)

@@ -233,7 +233,7 @@ def test_jsonl_reads_chosen_columns_and_lists_of_answers(tmp_path: Path) -> None
     lines = [json.dumps({"a": f"x\u2028{k}", "b": k, "out": ["one", "1"], "other": None}) for k in range(14)]
     path.write_text("\n\n".join(lines) + "\n")
     task = load_jsonl(path, inputs=("a", "b"), output="out", sizes=SMALL)
-    assert task.signature == "a, b -> out" and task.metric.output == "out"
+    assert task.signature == "a, b -> out" and task.metric == ExactMatch("out")
     assert task.train[0].accepted == ("1", "one") and isinstance(task.train[0].b, str)
     assert set(task.train[0].inputs().keys()) == {"a", "b"}
 

@@ -88,6 +88,7 @@ class Bench:
         run_dir: Keeps journals, one folder a run; a study that is given it again goes on there.
         max_in_flight: Calls at once.
         callbacks: Get the events of every run.
+        program: Makes the program that is studied on a task; by default one step of reasoning, then the answer.
 
     Attributes:
         spent: What all runs used so far.
@@ -108,7 +109,9 @@ class Bench:
         run_dir: Path | None = None,
         max_in_flight: int = 32,
         callbacks: Sequence[Callback] = (),
+        program: Callable[[Task], dspy.Module] = lambda task: dspy.ChainOfThought(task.signature),
     ) -> None:
+        self.student = program
         self.target, self.optimizer = target, optimizer
         self.seed, self.run_dir, self.max_in_flight = seed, run_dir, max_in_flight
         self.callbacks = tuple(callbacks)
@@ -117,10 +120,6 @@ class Bench:
         self.notes: list[str] = []
         self._budget = budget or Budget()
         check_prices(self._budget, [target, optimizer])
-
-    def student(self, task: Task) -> dspy.Module:
-        """Return the program that is studied: one step of reasoning, then the answer."""
-        return dspy.ChainOfThought(task.signature)
 
     def conduct(self, name: str, task: Task, experiment: Experiment, *, share: float = 1.0) -> None:
         """Run an experiment on a task: its train and validation examples are the run's `train` and `select`.

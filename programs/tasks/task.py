@@ -14,6 +14,8 @@ from dataclasses import dataclass, field
 
 import dspy
 
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+
 ACCEPTED = "accepted"
 """The example's field with every accepted answer; it is neither an input nor a label of the signature."""
 
@@ -127,7 +129,7 @@ class Task:
     train: tuple[dspy.Example, ...] = field(repr=False)
     validation: tuple[dspy.Example, ...] = field(repr=False)
     test: tuple[dspy.Example, ...] = field(repr=False)
-    metric: ExactMatch = field(default_factory=ExactMatch)
+    metric: MetricFunction = field(default_factory=ExactMatch)
 
 
 def build(

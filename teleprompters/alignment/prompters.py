@@ -10,7 +10,7 @@ import contextlib
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TypeAlias
 
@@ -78,7 +78,7 @@ async def warm_started(
     return Prompter(policy, decoding=prompter.decoding)
 
 
-async def sampled(prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[int], n: int, seed: int
+async def sampled(prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[int], n: int, seed: int, longest: int
                   ) -> list[list[Sampled]]:
     """Draw rewrites of inputs from a prompter itself and reward them.
 
@@ -89,19 +89,20 @@ async def sampled(prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[i
         rows: Which of the inputs.
         n: Draws an input.
         seed: Of the draws.
+        longest: Tokens at which a local prompter's rewrite is cut off: where training cuts it off.
     """
     texts = [frozen.texts[row] for row in rows]
     if prompter.policy is None:
         asked = await asyncio.gather(*(run.ask(RewriteInput, {"text": text}, n=n) for text in texts))
         rewrites = [[str(reply.rewritten) for reply in replies] for replies in asked]
     else:
-        drawn = await asyncio.to_thread(prompter.sample, texts, n, POLICY, seed=seed)
+        drawn = await asyncio.to_thread(prompter.sample, texts, n, replace(POLICY, max_new_tokens=longest), seed=seed)
         rewrites = [[rewrite.text for rewrite in draws] for draws in drawn]
     return await frozen.samples(rows, rewrites)
 
 
-async def kl_of(prompter: Prompter, untrained: Prompter, texts: Sequence[str], draws: Sequence[Sequence[Sampled]]
-                ) -> PolicyKL:
+async def kl_of(prompter: Prompter, untrained: Prompter, texts: Sequence[str], draws: Sequence[Sequence[Sampled]],
+                longest: int) -> PolicyKL:
     """Estimate KL(rho || rho_sft) from draws of rho.
 
     Args:
@@ -109,12 +110,13 @@ async def kl_of(prompter: Prompter, untrained: Prompter, texts: Sequence[str], d
         untrained: rho_sft.
         texts: The inputs.
         draws: Of each input, rewrites drawn from rho.
+        longest: Tokens at which they were cut off.
     """
     flat_texts = [text for text, each in zip(texts, draws, strict=True) for _ in each]
     flat = [draw.text for each in draws for draw in each]
 
     def logprobs(policy: LocalPolicy) -> list[list[float | None]]:
-        found = iter(policy.logprobs(flat_texts, flat))
+        found = iter(policy.logprobs(flat_texts, flat, max_new_tokens=longest))
         return [[next(found) for _ in each] for each in draws]
 
     assert prompter.policy is not None and untrained.policy is not None
