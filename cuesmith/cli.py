@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import math
 import os
 import sys
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ from types import ModuleType
 from typing import NoReturn
 
 import cuesmith
-from cuesmith.programs.arguments import count, seed
+from cuesmith.programs.arguments import amount, count, model, seed
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
 STUDIES = {
     "diagnose": "show what a finished run tells: its course, its refinements, how its prompts are followed",
+    "study": "run a ready study of reflection, refinement, demonstrations or compliance",
     "theory": "check Align-Pro's theory on finite instances, exactly",
     "align-study": "compare a trained prompter with the frozen model, the untrained prompter and RLHF",
 }
@@ -76,7 +76,7 @@ def _parser(given: Sequence[str]) -> Parser:
         sentence = f"{summary[0].upper()}{summary[1:]}."
         study = commands.add_parser(name, help=summary, description=sentence, allow_abbrev=False)
         if name in given[:1]:
-            if not {"--judge", "--frozen", "--lm"} & set(given):  # no provider, no prices
+            if not {"--judge", "--frozen", "--lm", "--optimizer-lm"} & set(given):  # no provider, no prices
                 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
             _study(name).arguments(study)
     quick = commands.add_parser(
@@ -92,9 +92,9 @@ def _parser(given: Sequence[str]) -> Parser:
     data.add_argument("--data", metavar="FILE", type=Path, help="BIG-bench task.json, or .jsonl/.csv")
     add("--compiler", choices=sorted(COMPILERS), default="both", help="which compilers run (default: both)")
     add("--ablation", action="store_true", help="also run ABO without demonstrations")
-    add("--lm", metavar="MODEL", type=_model, help="a LiteLLM model instead of the embedded one")
-    add("--optimizer-lm", metavar="MODEL", type=_model, help="a LiteLLM model as optimizer (default: --lm)")
-    add("--budget-usd", metavar="X", type=_amount, help="dollars each compile may cost")
+    add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
+    add("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer (default: --lm)")
+    add("--budget-usd", metavar="X", type=amount, help="dollars each compile may cost")
     add("--budget-calls", metavar="N", type=count, help="calls each compile may make")
     add("--seed", metavar="N", type=seed, default=0, help="seed of splits and search (default: 0)")
     add("--test-size", metavar="N", type=count, default=250, help="held-out examples (default: 250)")
@@ -156,23 +156,6 @@ def _check_paths(parser: Parser, options: argparse.Namespace) -> None:
         parser.error(f"--save {options.save}: must be the name of a file that ends in .json")
     if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():
         parser.error(f"--run-dir {options.run_dir}: is not a folder")
-
-
-def _model(text: str) -> str:
-    provider, slash, name = text.partition("/")
-    if not (provider and slash and name) or any(c.isspace() for c in text):
-        raise argparse.ArgumentTypeError(f"{text!r} is not PROVIDER/MODEL, such as openai/gpt-4.1-mini")
-    return text
-
-
-def _amount(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive amount")
-    return value
 
 
 if __name__ == "__main__":

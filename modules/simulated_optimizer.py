@@ -15,9 +15,11 @@ every answer which way it went, so that diagnostics can be calibrated against it
 
 - ``prior_bias``: the share of answers that ignore the evidence and say what optimizers like to say anyway:
   "pay attention to detail", steps without content, a guessed deviation, a revision of another step, a critique or
-  an edit that is only advice, small changes to the best instruction so far.
+  an edit that is only advice, small changes to the best instruction so far, "yes" to every rule and the first of all
+  conditions.
 - ``noise``: the share of the remaining answers that start from the evidence and get it wrong: a vague or a
-  sibling's instruction, a step dropped, a line of work garbled, the wrong step blamed, a sibling's task missed.
+  sibling's instruction, a step dropped, a line of work garbled, the wrong step blamed, a sibling's task missed, a
+  rule judged the other way round.
 
 Results obtained with it illustrate the machinery and are no evidence about large models.
 """
@@ -36,6 +38,7 @@ from cuesmith.modules.simulated.author import Author, Source, Values, digest
 from cuesmith.modules.simulated.deviations import locate_deviation, revise_step
 from cuesmith.modules.simulated.foreign_answers import FOREIGN_WRITERS
 from cuesmith.modules.simulated.instructions import vary_instructions, write_instructions
+from cuesmith.modules.simulated.judging import check_rule, identify_condition
 from cuesmith.modules.simulated.reflection import (
     criticize_instruction,
     edit_instruction,
@@ -254,5 +257,7 @@ _WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "ReflectOnSuccesses": reflect_on_successes,
     "RewriteInstruction": rewrite_instruction,
     "ProposeInstruction": propose_instruction,
+    "IdentifyCondition": identify_condition,
+    "CheckRule": check_rule,
     **FOREIGN_WRITERS,
 }

@@ -1,6 +1,7 @@
 """`cuesmith diagnose`: what a finished run tells about its optimizer's edits and about how its model follows them.
 
-With `--lm` an optimizer model is asked for feedback on the errors that the run observed, and that is judged too.
+With `--lm` an optimizer model is asked for feedback on the errors that the run observed, and that is measured too; with
+`--judge` it also judges what no rule can. All that is asked stays within the caps.
 
 Source: ours; the instruments name theirs.
 """
@@ -11,22 +12,70 @@ import argparse
 import math
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from cuesmith.programs.arguments import amount, count, model
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.change import Changes
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.diagnosis.following import Following, Judge
-    from cuesmith.programs.diagnosis.live import Live
+    from cuesmith.programs.diagnosis.inquiry import Inquiry
+    from cuesmith.programs.diagnosis.live import Live, LivePlan
     from cuesmith.programs.diagnosis.record import Record
     from cuesmith.programs.diagnosis.similarity import Similarity
     from cuesmith.programs.diagnosis.trajectory import Trajectory
     from cuesmith.teleprompters.runtime.candidate import Json
+    from cuesmith.teleprompters.runtime.ledger import Spent
 
 SIMULATED = "simulated"
 """Stands for the simulated optimizer, which needs no key and no network."""
+JUDGED = 20
+"""Responses to each prompt that a model judges. Ours."""
+
+
+@dataclass(frozen=True)
+class Account:
+    """What was asked of a model, and what it cost.
+
+    Attributes:
+        model: Its name.
+        planned: Requests at most.
+        answered: Requests with a usable reply.
+        unusable: Requests whose reply could not be used.
+        stopped_by: The cap or the failure that ended the asking; None if none did.
+        failure: Why the model could not be asked any further; None if it could.
+        spent: What was used.
+    """
+
+    model: str
+    planned: int
+    answered: int
+    unusable: int
+    stopped_by: str | None
+    failure: str | None
+    spent: Spent
+
+    @property
+    def note(self) -> str:
+        """The account in a sentence or two."""
+        from cuesmith.programs.report import usd
+
+        total, done = self.spent.total, self.answered + self.unusable
+        price = f", {usd(total.usd)}" if usd(total.usd) else ""
+        lost = f" ({self.unusable} with nothing that could be used)" if self.unusable else ""
+        cached = f", {total.cache_hits} replies from the cache" if total.cache_hits else ""
+        said = (
+            f"{self.model} answered {done} of at most {self.planned} requests{lost}: {total.calls} calls{cached}, "
+            f"{total.tokens} tokens{price}."
+        )
+        if self.stopped_by is None:
+            return said
+        rest = "what needed the others is missing or rests on less, as its n says."
+        return f"{said} Stopped by {self.stopped_by} after {done} of {self.planned} requests: {rest}"
 
 
 @dataclass(frozen=True)
@@ -40,6 +89,8 @@ class Diagnosis:
         following: How the returned prompts were followed, one result a predictor that has rules.
         live: What an optimizer model says of the run's errors; None if none was asked.
         threshold: A score from which on an answer counted as right.
+        judged: How a sample of the responses follows the returned prompts, as a model judges it; empty without one.
+        account: What was asked of a model; None if none was.
     """
 
     record: Record
@@ -48,26 +99,30 @@ class Diagnosis:
     following: tuple[Following, ...]
     live: Live | None = None
     threshold: float = 1.0
+    judged: tuple[Following, ...] = ()
+    account: Account | None = None
 
     @property
     def notes(self) -> tuple[str, ...]:
         """What the run had to say, and what a reader of the diagnosis should know."""
+        told = () if self.account is None else (self.account.note,)
         reached = any(score is not None and score >= self.threshold for t in self.record.trials for score in t.scores)
         if reached:
-            return self.record.notes
+            return (*self.record.notes, *told)
         never = (
             f"No score of the run reaches {self.threshold:g}, so no answer counts as right: if the metric gives parts "
             "of a point, set a lower threshold."
         )
-        return (*self.record.notes, never)
+        return (*self.record.notes, *told, never)
 
     @property
     def sections(self) -> tuple[Section, ...]:
         """The results as parts of a report."""
-        from cuesmith.programs.diagnosis import change, following, trajectory
+        from cuesmith.programs.diagnosis import change, following, live, trajectory
 
-        followed = tuple(following.section_of(one) for one in self.following) or (_nothing_to_follow(),)
-        asked = () if self.live is None else _live_sections(self.live)
+        both = (*self.following, *self.judged)
+        followed = tuple(following.section_of(one) for one in both) or (_nothing_to_follow(),)
+        asked = () if self.live is None else live.sections_of(self.live)
         return (trajectory.section_of(self.trajectory), change.section_of(self.changes), *followed, *asked)
 
 
@@ -109,8 +164,16 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("run_dir", metavar="RUN_DIR", type=Path, help="the run_dir of a finished compile")
     add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--lm", metavar="MODEL", help="also ask this model for feedback on the run's errors, and judge that: a LiteLLM "
-        "model, or 'simulated'")
+    add("--lm", metavar="MODEL", type=_optimizer, help="also ask this model for feedback on the run's errors, and "
+        "measure that: a LiteLLM model, or 'simulated'")
+    add("--judge", action="store_true", help="have that model also judge whether rules are followed, and which errors "
+        "a feedback is about")
+    add("--labels", metavar="FILE", type=Path, help="measure the judge by these hand labels: JSONL with rule, response "
+        "and followed (default: 24 of ours)")
+    add("--budget-usd", metavar="X", type=amount, help="dollars that asking that model may cost")
+    add("--budget-calls", metavar="N", type=count, help="calls of that model at most")
+    add("--embedder", metavar="NAME", type=_embedder, help="compare texts by this embedder, not by their words: a "
+        "LiteLLM embedding model (no cap holds it), or st:NAME or st:FOLDER for sentence-transformers")
     add("--threshold", metavar="X", type=_score, default=1.0, help="a score from which on an answer counts as right "
         "(default: 1)")
     add("--html", metavar="FILE", type=Path, help="also write the report to this file, as a page for a browser")
@@ -120,26 +183,57 @@ def command(options: argparse.Namespace) -> int:
     """Diagnose, and show what was found.
 
     Returns:
-        The exit status: 0, 1 if the page cannot be written or the model cannot be asked, 2 if there is no finished
-        run to read or no such model.
+        The exit status: 0; 1 if the page cannot be written or the model or the embedder fails (what was found before
+        is shown); 2 if there is no finished run to read, or an argument is wrong.
     """
-    if options.lm in (None, SIMULATED):  # dspy and litellm fetch price lists that no run here has a use for
+    if problem := _misfit(options):
+        return _complain(problem, 2)
+    _be_offline(options)
+
+    from cuesmith.programs.diagnosis.judging import LabelsError
+    from cuesmith.programs.diagnosis.record import RecordError
+    from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
+
+    if options.html is not None and not options.html.parent.is_dir():  # before anything is paid for
+        return _complain(f"--html {options.html}: no such folder", 1)
+    try:
+        similarity = None if options.embedder is None else similarity_named(options.embedder)
+    except SimilarityError as error:
+        return _complain(f"--embedder: {error}", 2)
+    try:
+        labels = _labels(options)
+        found = diagnose(options.run_dir, similarity=similarity, threshold=options.threshold)
+        if options.lm is not None:
+            found = _asked(found, options, labels, similarity)
+    except (RecordError, BadModel, LabelsError) as error:
+        return _complain(str(error), 2)
+    except (LiveFailed, SimilarityError) as error:
+        return _complain(str(error), 1)
+    return _report(found, options)
+
+
+def _misfit(options: argparse.Namespace) -> str:
+    """Say which arguments do not go together; nothing if all do."""
+    if options.lm is None:
+        given = {"--judge": options.judge, "--budget-usd": options.budget_usd, "--budget-calls": options.budget_calls}
+        alone = next((name for name, value in given.items() if value), None)
+        return f"{alone} is about a model that is asked: name one with --lm" if alone else ""
+    return "--labels measures a judge: add --judge" if options.labels is not None and not options.judge else ""
+
+
+def _be_offline(options: argparse.Namespace) -> None:
+    """Keep dspy and litellm from fetching what no run on this machine has a use for."""
+    if options.lm in (None, SIMULATED):
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    if options.lm in (None, SIMULATED) and options.embedder is None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+
+def _report(found: Diagnosis, options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from cuesmith.programs.diagnosis import page
-    from cuesmith.programs.diagnosis.record import RecordError
 
-    try:
-        found = diagnose(options.run_dir, threshold=options.threshold)
-        if options.lm is not None:
-            found = _asked(found, options.lm)
-    except (RecordError, BadModel) as error:
-        return _complain(str(error), 2)
-    except LiveFailed as error:
-        return _complain(str(error), 1)
     if options.html is not None:
         try:
             options.html.write_text(_page(found), encoding="utf-8")
@@ -147,13 +241,18 @@ def command(options: argparse.Namespace) -> int:
             return _complain(f"--html {options.html}: {error.strerror or error}", 1)
     console = Console(highlight=False)
     if options.json:
-        results = {name: getattr(found, name) for name in ("trajectory", "changes", "following", "live")}
+        results = {name: getattr(found, name) for name in RESULTS}
         console.file.write(page.as_json(_about(found), found.sections, results) + "\n")
-        return 0
-    page.show(_title(found.record), found.notes, found.sections, console)
-    if options.html is not None:
-        console.print(f"\npage: {options.html}", markup=False, soft_wrap=True)
-    return 0
+    else:
+        page.show(_title(found.record), found.notes, found.sections, console)
+        if options.html is not None:
+            console.print(f"\npage: {options.html}", markup=False, soft_wrap=True)
+    failure = None if found.account is None else found.account.failure
+    return 0 if failure is None else _complain(f"--lm {options.lm}: {failure}", 1)
+
+
+RESULTS = ("trajectory", "changes", "following", "judged", "live", "account")
+"""The typed results that the JSON output holds."""
 
 
 class BadModel(ValueError):
@@ -164,44 +263,112 @@ class LiveFailed(RuntimeError):
     """The model could not be asked, or there is nothing to ask about; the message is one line."""
 
 
-def _asked(found: Diagnosis, model: str) -> Diagnosis:
-    """Return the diagnosis with what a model says of the run's errors.
+def _asked(
+    found: Diagnosis,
+    options: argparse.Namespace,
+    labels: Sequence[tuple[str, str, bool]],
+    similarity: Similarity | None,
+) -> Diagnosis:
+    """Return the diagnosis with what a model says of the run's errors, and how it judges.
 
     Raises:
-        BadModel: If dspy does not take the model's name.
-        LiveFailed: If there are too few errors, or the provider fails.
+        BadModel: If dspy does not take the model's name, or a cap cannot be held with it.
+        LiveFailed: If there is nothing to ask about, or the provider gives no reply at all.
     """
+    from cuesmith.programs.comparison import one_line
+    from cuesmith.programs.diagnosis.following import pairs_of
+    from cuesmith.programs.diagnosis.judging import VOTES
+    from cuesmith.teleprompters.runtime.ledger import UnknownPrice
+
+    inquiry = _inquiry(options)
+    pairs = pairs_of(found.record, threshold=found.threshold, sample=JUDGED) if options.judge else []
+    hand = labels if pairs else ()
+    planned = _planned(found, options, bool(pairs))
+    asked = 0 if isinstance(planned, str) else planned.requests + (planned.judgements if options.judge else 0)
+    most = asked + VOTES * len({*pairs, *((rule, response) for rule, response, _ in hand)})
+    within = "" if options.budget_calls is None else f", within {options.budget_calls} calls"
+    print(f"cuesmith diagnose: asking {options.lm} at most {most} times{within}", file=sys.stderr)
+    try:
+        said = _live(planned, inquiry, options.judge, similarity)
+        judged = _judged(found, inquiry, pairs, hand)
+    except UnknownPrice as error:
+        raise LiveFailed(f"--lm {options.lm}: {one_line(error)}") from None
+    if inquiry.failure is not None and not inquiry.answered:
+        raise LiveFailed(f"--lm {options.lm}: {one_line(inquiry.failure)}")
+    done = (inquiry.answered, inquiry.unusable, inquiry.stopped_by, inquiry.failure, inquiry.spent)
+    return replace(found, live=said, judged=judged, account=Account(options.lm, most, *done))
+
+
+def _inquiry(options: argparse.Namespace) -> Inquiry:
     import dspy
 
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.comparison import one_line
-    from cuesmith.programs.diagnosis.live import live, plan
+    from cuesmith.programs.diagnosis.inquiry import Inquiry
+    from cuesmith.teleprompters.runtime.ledger import Budget
 
     try:
-        lm = SimulatedOptimizer() if model == SIMULATED else dspy.LM(model)
-    except Exception as error:  # whatever is objected to, it is the name
-        raise BadModel(f"--lm {model!r}: {one_line(error)}") from None
+        lm = SimulatedOptimizer() if options.lm == SIMULATED else dspy.LM(options.lm)
+        return Inquiry(lm, budget=Budget(usd=options.budget_usd, calls=options.budget_calls))
+    except Exception as error:  # whatever is objected to, it is the name or the cap
+        raise BadModel(f"--lm {options.lm!r}: {one_line(error)}") from None
+
+
+def _planned(found: Diagnosis, options: argparse.Namespace, dispensable: bool) -> LivePlan | str:
+    """Return what to ask about the run's errors; why not, if there are too few and there is something else to ask.
+
+    Raises:
+        LiveFailed: If there are too few.
+    """
+    from cuesmith.programs.diagnosis.live import plan
+
     try:
-        planned = plan(found.record, threshold=found.threshold)
-        print(f"cuesmith diagnose: asking {model} {planned.requests} times", file=sys.stderr)
-        return replace(found, live=live(planned, lm))
-    except Exception as error:  # a provider's failures are of many kinds
-        raise LiveFailed(f"--lm {model}: {one_line(error)}") from None
+        return plan(found.record, threshold=found.threshold)
+    except ValueError as error:
+        if dispensable:
+            return f"{str(error)[:1].upper()}{str(error)[1:]}."
+        raise LiveFailed(f"--lm {options.lm}: {error}") from None
 
 
-def _live_sections(found: Live) -> tuple[Section, ...]:
-    from cuesmith.programs.diagnosis import repetition, validity
-    from cuesmith.programs.diagnosis.figures import Section
+def _live(planned: LivePlan | str, inquiry: Inquiry, judge: bool, similarity: Similarity | None) -> Live:
+    from cuesmith.programs.diagnosis.live import Live, live
 
-    first = repetition.section_of(found.repetition)
-    if found.validity is not None:
-        return first, validity.section_of(found.validity)
-    return first, Section(
-        "Validity of the reflection",
-        "The errors of the run have no two kinds, so that their distribution cannot be controlled and nothing can be "
-        "said of whether feedback follows it. Run on more examples.",
-        (),
-    )
+    if isinstance(planned, str):
+        return Live(None, None, planned, planned)
+    return live(planned, inquiry, judge=judge, similarity=similarity)
+
+
+def _judged(
+    found: Diagnosis, inquiry: Inquiry, pairs: Sequence[tuple[str, str]], hand: Sequence[tuple[str, str, bool]]
+) -> tuple[Following, ...]:
+    """Have a model judge how the returned prompts are followed; nothing if it gives out."""
+    from cuesmith.programs.diagnosis.following import following
+    from cuesmith.programs.diagnosis.judging import JudgeFailed, RuleJudge
+
+    if not pairs:
+        return ()
+    judge = RuleJudge(inquiry)
+    try:
+        judge.prefetch([*((rule, response) for rule, response, _ in hand), *pairs])
+        if inquiry.stopped_by is not None and all(judge(*pair) is None for pair in pairs):
+            return ()
+        return following(found.record, judge=judge, hand=hand, threshold=found.threshold, sample=JUDGED)
+    except JudgeFailed:
+        return ()
+
+
+def _labels(options: argparse.Namespace) -> Sequence[tuple[str, str, bool]]:
+    from cuesmith.programs.diagnosis.judging import HAND, labels_of
+
+    return HAND if options.labels is None else labels_of(options.labels)
+
+
+def _optimizer(text: str) -> str:
+    return text if text == SIMULATED else model(text)
+
+
+def _embedder(text: str) -> str:
+    return text if text.startswith("st:") else model(text)
 
 
 def _score(text: str) -> float:
@@ -255,6 +422,6 @@ def _nothing_to_follow() -> Section:
     return Section(
         "Following the prompt",
         "The returned prompts have no numbered steps whose work is asked for under labels, so no rule can check "
-        "whether they are followed. Compile with ABO, or call `following` with a judge.",
+        "whether they are followed. Compile with ABO; if they list rules by number, a model can judge them (--judge).",
         (),
     )

@@ -1,6 +1,7 @@
 """Every request that Cuesmith makes to a language model, as a typed, documented `dspy.Signature`."""
 
 from cuesmith.signatures.behavior import Deviation, LocateDeviation, ReviseStep, WorkExample, WriteSteps
+from cuesmith.signatures.diagnosing import CheckRule, Followed, IdentifyCondition
 from cuesmith.signatures.instructions import VaryInstructions, WriteInstructions
 from cuesmith.signatures.reflection import (
     CriticizeInstruction,
@@ -14,9 +15,12 @@ from cuesmith.signatures.reflection import (
 from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps
 
 __all__ = [
+    "CheckRule",
     "CriticizeInstruction",
     "Deviation",
     "EditInstruction",
+    "Followed",
+    "IdentifyCondition",
     "LocateDeviation",
     "ProposeInstruction",
     "ReflectOnFailures",

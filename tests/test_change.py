@@ -15,9 +15,11 @@ from scipy import stats
 
 from cuesmith.programs.diagnosis.change import (
     Score,
+    best_paraphrase,
     changes,
     flips,
     neighbourhood,
+    neighbourhood_of,
     neighbours,
     noise_flips,
     paraphraser,
@@ -220,6 +222,23 @@ def test_what_cannot_be_tested_is_refused() -> None:
 
     with pytest.raises(ValueError, match="no example"):
         neighbourhood(down, [candidate("a")], candidate("new"), [candidate("b")], EXAMPLES, EXAMPLES)
+
+
+def test_outcomes_that_are_there_already_are_judged_alike() -> None:
+    score, old, new = scorer(lambda text: 0.6 if "new" in text else 0.4), candidate("old"), candidate("new")
+    around = [neighbours(one, paraphrases, 4) for one in (old, new)]
+    first, second = ([score(c, EXAMPLES[:100], 0) for c in side] for side in around)
+    own = score(new, EXAMPLES[:100], 0)
+    best = around[1][best_paraphrase(first, own, second)]
+    fresh = (score(new, EXAMPLES[100:], 0), score(best, EXAMPLES[100:], 0))
+    asked = neighbourhood(score, around[0], new, around[1], EXAMPLES[:100], EXAMPLES[100:], seed=3)
+    assert neighbourhood_of(first, own, second, fresh, seed=3) == asked
+    torn = [[None, *row[1:]] for row in first]  # an example that was not run counts for nobody
+    assert neighbourhood_of(torn, own, second, ([None, *fresh[0][1:]], fresh[1]), seed=3).n == 99
+    with pytest.raises(ValueError, match="no example"):
+        best_paraphrase([[None] * 100], own, second)
+    with pytest.raises(ValueError, match="at least one paraphrase"):
+        best_paraphrase(first, own, [])
 
 
 def test_neighbours_differ_from_what_they_rephrase() -> None:

@@ -265,7 +265,7 @@ def test_live_instruments_on_the_errors_of_the_run(abo: Path, capsys: pytest.Cap
         "Does the feedback repeat itself?", "Does the reflection look at the errors?"]
     record = Record.read(abo)
     planned = plan(record)
-    assert captured.err == f"cuesmith diagnose: asking simulated {planned.requests} times\n"
+    assert captured.err == f"cuesmith diagnose: asking simulated at most {planned.requests} times\n"
     # The student has the most errors, and what is shown are its own, with the labels of their examples.
     assert planned.candidate == record.baseline
     known = {e.text: e.labels["answer"] for e in (*record.train, *record.select)}

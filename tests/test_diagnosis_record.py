@@ -15,9 +15,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from e2e_support import ToyEngine, toy_compile, toy_lm
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
-from cuesmith.programs.diagnosis.association import fisher_exact, kappa, ratio, spearman, unpaired
+from cuesmith.programs.diagnosis.association import fisher_exact, holm, kappa, ratio, spearman, unpaired
 from cuesmith.programs.diagnosis.record import UNUSABLE, Record, RecordError, answer, passed
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation
@@ -220,6 +222,26 @@ def test_fisher_as_scipy() -> None:
     assert fisher_exact(300, 20, 200, 90) == pytest.approx(stats.fisher_exact([[300, 20], [200, 90]]).pvalue)
     with pytest.raises(ValueError, match="negative"):
         fisher_exact(1, -1, 0, 0)
+
+
+@given(st.lists(st.floats(0, 1), min_size=1, max_size=6))
+@settings(max_examples=60, deadline=None)
+def test_holm_by_its_definition(p_values: list[float]) -> None:
+    found, order = holm(p_values), sorted(p_values)
+    m = len(order)
+    for corrected, p_value in zip(found, p_values, strict=True):
+        wanted = max(min(1.0, (m - k) * one) for k, one in enumerate(order) if one <= p_value)
+        assert corrected == pytest.approx(wanted)
+    # Rejecting step by step, as Holm wrote it, is the same as comparing the corrected ones with 5 %.
+    steps = list(itertools.takewhile(lambda pair: pair[1] <= 0.05 / (m - pair[0]), enumerate(order)))
+    assert sum(p <= 0.05 for p in found) == len(steps)
+
+
+def test_holm_by_hand_and_under_the_null() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == () and holm([0.7]) == (0.7,) and holm([0.6, 0.6]) == (1.0, 1.0)
+    rng = np.random.default_rng(0)
+    assert np.mean([min(holm(rng.uniform(size=7).tolist())) <= 0.05 for _ in range(2000)]) <= 0.06
 
 
 @pytest.mark.parametrize(("n", "studies"), [(3, 8), (4, 8), (6, 1)])

@@ -199,8 +199,9 @@ def test_the_judge_sees_only_what_no_rule_decides(tmp_path: Path) -> None:
     hand = [(STEPS[0], "a", True), (STEPS[1], "b", True), (STEPS[3], "c", True), (STEPS[1], "d", False)]
     found = following(record, judge=judge, hand=hand)[0]
     assert STEPS[2] not in asked
-    assert [share.n for share in found.by_rule] == [80, 80, 80, 0, 80]
-    assert [share.mean for share in found.by_rule if share.n] == [1.0, 0.0, 0.0, 1.0]
+    assert [share.n for share in found.by_rule] == [80] * 5
+    assert [share.mean for share in found.by_rule] == [1.0, 0.0, 0.0, 1.0, 1.0]  # of STEPS[3] there is the label
+    assert (found.put, found.unclear) == (320, 80)
     assert found.first_failure == {2: 80} and found.agreement is not None
     assert (found.agreement.share.mean, found.agreement.share.n, found.agreement.undecided) == (
         pytest.approx(2 / 3), 3, 1)  # type: ignore[comparison-overlap]

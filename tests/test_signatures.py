@@ -24,13 +24,16 @@ REQUESTS = {
     "ReflectOnSuccesses": ("instruction, successes", "reflection"),
     "RewriteInstruction": ("instruction, evidence, reflection, trajectory", "rewritten_instruction"),
     "ProposeInstruction": ("scored_instructions, exemplars", "instruction"),
+    "IdentifyCondition": ("feedback, conditions", "condition"),
+    "CheckRule": ("rule, response", "followed"),
 }
 LISTS = {
     "examples", "steps", "failures", "revised_steps", "reasons", "points", "successes", "evidence", "trajectory",
-    "scored_instructions", "exemplars",
+    "scored_instructions", "exemplars", "conditions",
 }  # fmt: skip
 TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
     "step": int, "count": int, "support": list[int], "kind": signatures.Deviation,
+    "followed": signatures.Followed,
 }  # fmt: skip
 
 

@@ -293,11 +293,15 @@ INPUTS: dict[str, dict[str, FieldValue]] = {
     "ProposeInstruction": {
         "scored_instructions": ["text: Do it.\nscore: 5"], "exemplars": [f"<INS>\n{text}" for text in shown(SUM, 2)],
     },
+    "IdentifyCondition": {
+        "feedback": "It never asks for the sum.", "conditions": ["name: A\nerrors: sums", "name: B\nerrors: words"],
+    },
+    "CheckRule": {"rule": "Answer in one word.", "response": "answer: four"},
 }  # fmt: skip
 
 
 def test_every_request_has_inputs_here() -> None:
-    requests = {name for name in signatures.__all__ if name[0].isupper()} - {"Deviation"}
+    requests = {name for name in signatures.__all__ if name[0].isupper()} - {"Deviation", "Followed"}
     assert set(INPUTS) == requests
 
 

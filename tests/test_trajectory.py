@@ -122,6 +122,27 @@ def test_acceptance_counts_children_that_a_beam_kept() -> None:
     assert [p.candidate for p in found.points] == [student.id, children[1].id, children[1].id]
 
 
+def test_a_search_that_tells_of_no_step_is_not_taken_for_one_that_kept_nothing() -> None:
+    """As dspy's optimizers are recorded: step 0 holds the student, and the returned prompt is another."""
+    student, child, other = prompt("student"), prompt("child", parent="s"), prompt("other", parent="s")
+    tried = [(student, [0.0, 0.0]), (child, [1.0, 1.0]), (other, [1.0, 0.0])]
+    found = trajectory(record_of(tried, best=child, beams=[[student]], fresh=([0.0], [1.0])))
+    assert found.accepted.n == 0 and [p.candidate for p in found.points] == [student.id, child.id]
+    assert found.points[-1].step == 1 and found.points[-1].fresh == estimate95([1.0])
+    figure = next(f for f in section_of(found).figures if f.name.startswith("Accepted"))
+    assert figure.value is None and "does not tell" in figure.advice
+    none = trajectory(record_of(tried, best=student, beams=[[student]]))
+    assert (none.accepted.mean, none.accepted.n) == (0.0, 2) and len(none.points) == 1
+    stopped = trajectory(record_of(tried, best=child, beams=[[student], [other]]))  # before its step was recorded
+    assert (stopped.accepted.mean, stopped.accepted.n) == (1.0, 2)
+
+
+def test_one_prompt_behind_two_prompters_is_no_duplicate() -> None:
+    student = prompt("student")
+    behind = [Candidate(student.prompts, Origin("trained", (student.id,)), prompter=name * 16) for name in "ab"]
+    assert trajectory(record_of([(c, [1.0]) for c in (student, *behind)])).duplicates.mean == 0.0
+
+
 def test_duplicates_are_prompts_in_the_same_words() -> None:
     texts = ["Count the objects.", "count  the objects", "Count the objects twice.", "How many?", "HOW: many"]
     record = record_of([(prompt(text), [1.0]) for text in texts] + [(prompt(texts[0], "a demo"), [1.0])])

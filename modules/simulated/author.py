@@ -19,7 +19,10 @@ Source = Literal["evidence", "prior", "noise", "fallback"]
 """Where an answer comes from; see `cuesmith.modules.simulated_optimizer.Truth`."""
 T = TypeVar("T")
 
-_ACTED_ON = {"EditInstruction": "reason", "RewriteInstruction": "reflection", "SummarizeReasons": "reasons"}
+_ACTED_ON = {
+    "EditInstruction": "reason", "RewriteInstruction": "reflection", "SummarizeReasons": "reasons",
+    "IdentifyCondition": "feedback", "CheckRule": "response",
+}  # fmt: skip
 """The input that an answer follows, whether or not it names a task."""
 
 _BLOCK, _DISTINCT = 1024, 64

@@ -19,13 +19,15 @@ from dspy.utils.exceptions import AdapterParseError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
+from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, shown_failure, sound
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.reflecting import texts_of
 
-__all__ = ["Ask", "AskSoon", "Error", "Evidence", "ask_all", "ask_all_soon", "asker", "lm_asker"]
+__all__ = ["Ask", "AskSoon", "Error", "Evidence", "TooLittle", "ask_all", "ask_all_soon", "asker", "inquirer",
+           "lm_asker", "requests_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,10 @@ class Evidence:
         return json.dumps(self.request(), ensure_ascii=False)
 
 
+class TooLittle(ValueError):
+    """What was answered is not enough to measure anything by."""
+
+
 Ask = Callable[[Evidence, int], list[str]]
 """(what is shown, draws) -> at most that many feedback texts, drawn independently of each other."""
 AskSoon = Callable[[Evidence, int], Awaitable[list[str]]]
@@ -134,6 +140,38 @@ def lm_asker(lm: dspy.BaseLM, *, seed: int = 0) -> Ask:
         return [text for number in numbers for text in copy_context().run(one, evidence, number)]
 
     return ask
+
+
+def inquirer(inquiry: Inquiry) -> Ask:
+    """Make an asker of an inquiry: within its budget, and nothing twice."""
+
+    def ask(evidence: Evidence, draws: int) -> list[str]:
+        replies = inquiry.ask([_criticism(evidence, number) for number in range(draws)])
+        return [text for reply in replies if reply is not None for text in _reason(reply)]
+
+    return ask
+
+
+def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[Request]:
+    """Return the requests of several parts of a study in an order in which all parts grow alike.
+
+    So a cap that cuts the list short leaves the same share of each. The entries of a part, or of different ones, that
+    show the same are different draws.
+
+    Args:
+        parts: What to show.
+    """
+    places = [((k + 0.5) / len(part), evidence) for part in parts for k, evidence in enumerate(part)]
+    numbers: Counter[str] = Counter()
+    requests = []
+    for _, evidence in sorted(places, key=lambda entry: entry[0]):
+        requests.append(_criticism(evidence, numbers[evidence.key]))
+        numbers[evidence.key] += 1
+    return requests
+
+
+def _criticism(evidence: Evidence, number: int) -> Request:
+    return Request(CriticizeInstruction, evidence.request(), number)
 
 
 def ask_all(ask: Ask, shown: Sequence[Evidence], *, threads: int = 1) -> list[str | None]:

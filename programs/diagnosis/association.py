@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, t975
 
-__all__ = ["Correlation", "Difference", "fisher_exact", "kappa", "ratio", "spearman", "unpaired"]
+__all__ = ["Correlation", "Difference", "fisher_exact", "holm", "kappa", "ratio", "spearman", "unpaired"]
 
 _EXACT = 8
 """Up to so many pairs all orders are tried (8! = 40,320)."""
@@ -162,6 +162,22 @@ def _permutation(first: NDArray[np.float64], second: NDArray[np.float64], seed: 
     rng = np.random.default_rng(seed)
     extreme = sum(abs(float(rng.permutation(second) @ first)) >= least for _ in range(_SHUFFLES))
     return (extreme + 1) / (_SHUFFLES + 1)
+
+
+def holm(p_values: Sequence[float]) -> tuple[float, ...]:
+    """Correct p-values for their number, each in its place: the chance of any false finding stays at 5 %.
+
+    Args:
+        p_values: Of one family of tests.
+
+    Returns:
+        Adjusted p-values. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    """
+    corrected, largest = [1.0] * len(p_values), 0.0
+    for rank, k in enumerate(sorted(range(len(p_values)), key=lambda k: p_values[k])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[k]))
+        corrected[k] = largest
+    return tuple(corrected)
 
 
 def ratio(parts: Sequence[int], wholes: Sequence[int]) -> Estimate95:

@@ -29,8 +29,8 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.scoring import score_program
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
-__all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Score", "changes", "neighbourhood", "neighbours",
-           "noise_flips", "paraphraser", "scorer_of", "section_of"]
+__all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
+           "neighbourhood", "neighbourhood_of", "neighbours", "noise_flips", "paraphraser", "scorer_of", "section_of"]
 
 FEW = 10
 """A refinement that is compared on fewer examples says little about itself. Ours."""
@@ -47,6 +47,10 @@ class Score(Protocol):
         """Return one outcome an example, in order; another `draw` may give other answers, the same draw does not."""
         ...
 
+
+Row = Sequence[Outcome | None]
+"""What became of a prompt on each example; None where it was not run."""
+Floats = NDArray[np.float64]
 
 Paraphrase = Callable[[str, int], Sequence[str]]
 """(text, how many) -> as many texts that say the same in other words."""
@@ -264,27 +268,72 @@ def neighbourhood(
     """
     if not parent or not child:
         raise ValueError("both neighbourhoods need at least one paraphrase")
-    rows = [[value(one) for one in score(c, examples, 0)] for c in (*parent, *child, refined)]
-    scores = np.array([[math.nan if v is None else v for v in row] for row in rows])
-    scores = scores[:, ~np.isnan(scores).any(axis=0)]
-    if not scores.shape[1]:
-        raise ValueError("no example has a score for every prompt")
-    of_parent, of_child, own = scores[: len(parent)], scores[len(parent) : -1], float(scores[-1].mean())
-    means = of_child.mean(axis=1)
-    best = child[int(means.argmax())]
-    again = [[value(one) for one in score(c, fresh, 0)] for c in (refined, best)]
+    rows = [score(c, examples, 0) for c in (*parent, *child, refined)]
+    before, after, own = rows[: len(parent)], rows[len(parent) : -1], rows[-1]
+    best = child[best_paraphrase(before, own, after)]
+    again = (score(refined, fresh, 0), score(best, fresh, 0))
+    return neighbourhood_of(before, own, after, again, seed=seed)
+
+
+def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -> int:
+    """Return which paraphrase of p' has the best mean, on the examples that every prompt has a score on.
+
+    Args:
+        parent: What became of each paraphrase of p, one outcome an example.
+        refined: What became of p' itself.
+        child: What became of each paraphrase of p'.
+
+    Raises:
+        ValueError: As `neighbourhood`.
+    """
+    return int(_complete(parent, refined, child)[1].mean(axis=1).argmax())
+
+
+def neighbourhood_of(
+    parent: Sequence[Row], refined: Row, child: Sequence[Row], fresh: tuple[Row, Row], *, seed: int = 0
+) -> Neighbourhood:
+    """Judge as `neighbourhood` does, from outcomes that are there already.
+
+    Args:
+        parent: What became of each paraphrase of p, one outcome an example.
+        refined: What became of p' itself.
+        child: What became of each paraphrase of p'.
+        fresh: What became of p' and of its best paraphrase (`best_paraphrase`) on other examples.
+        seed: Seeds the bootstrap.
+
+    Raises:
+        ValueError: As `neighbourhood`.
+    """
+    of_parent, of_child, refined_row = _complete(parent, refined, child)
+    means, own = of_child.mean(axis=1), float(refined_row.mean())
     return Neighbourhood(
         parent=tuple(of_parent.mean(axis=1).tolist()),
         child=tuple(means.tolist()),
         own=own,
         validity=_bootstrap(of_parent, of_child, seed),
-        shortfall=paired_gain(*again, seed=seed),
+        shortfall=paired_gain(*map(_values, fresh), seed=seed),
         rank=1.0 + float((means > own).sum()) + float((means == own).sum()) / 2,
-        n=scores.shape[1],
+        n=of_child.shape[1],
     )
 
 
-def _bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: int) -> Estimate95:
+def _complete(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -> tuple[Floats, Floats, Floats]:
+    """The scores on the examples that every prompt has one on: of the paraphrases of p, those of p', and p' itself."""
+    if not parent or not child:
+        raise ValueError("both neighbourhoods need at least one paraphrase")
+    rows = [_values(row) for row in (*parent, *child, refined)]
+    scores = np.array([[math.nan if v is None else v for v in row] for row in rows])
+    scores = scores[:, ~np.isnan(scores).any(axis=0)]
+    if not scores.shape[1]:
+        raise ValueError("no example has a score for every prompt")
+    return scores[: len(parent)], scores[len(parent) : -1], scores[-1]
+
+
+def _values(row: Row) -> list[float | None]:
+    return [None if one is None else value(one) for one in row]
+
+
+def _bootstrap(first: Floats, second: Floats, seed: int) -> Estimate95:
     """Difference of means, second less first, with the percentile interval of drawing prompts and examples anew.
 
     Rows are prompts, columns the examples they share. Both are drawn with replacement, the same examples for both
@@ -299,7 +348,7 @@ def _bootstrap(first: NDArray[np.float64], second: NDArray[np.float64], seed: in
     return Estimate95(float(second.mean() - first.mean()), float(low), float(high), n)
 
 
-def _drawn(rng: np.random.Generator, n: int) -> NDArray[np.float64]:
+def _drawn(rng: np.random.Generator, n: int) -> Floats:
     """How often each of n is drawn in n draws with replacement, as shares; one row a resample."""
     counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
     return np.asarray(counts / n, dtype=np.float64)
@@ -474,6 +523,8 @@ def _verdict(found: Neighbourhood) -> str:
     valid, short = found.validity.low > 0, found.shortfall.low > 0
     if valid and short:
         return "Right idea, wrong wording: prompts that say the same as the refined one do better than it does."
+    if valid and not found.shortfall.n:
+        return "The refinement's meaning is an improvement; whether another wording is better was not measured."
     if valid:
         return "The refinement's meaning is an improvement, and no wording of it was found that is clearly better."
     if found.validity.high < 0:
@@ -489,7 +540,8 @@ def _neighbours(found: Neighbourhood) -> Iterator[Figure]:
         f"and {len(found.child)} of them; bootstrap over examples and paraphrases).",
         "Above 0 the idea is right: keep what it says. Otherwise the feedback led nowhere: mend the reflection.")
     yield Figure(
-        "Shortfall (points)", 100 * short.difference, 100 * short.low, 100 * short.high, short.n, short.p_value,
+        "Shortfall (points)", 100 * short.difference, 100 * short.low, 100 * short.high, short.n,
+        short.p_value if short.n else None,
         "The best paraphrase scores so much more than the refined prompt itself, on fresh examples.",
         "If it is clearly above 0, let the search vary wordings (Monte-Carlo variations) before it drops an idea.")
     yield Figure(

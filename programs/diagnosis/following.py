@@ -11,10 +11,11 @@ section 4.4).
 from __future__ import annotations
 
 import math
+import random
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis.association import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
@@ -26,8 +27,8 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Score
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.deviations import labelled
 
-__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "following", "majority",
-           "rules_of", "section_of"]
+__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "decided", "following",
+           "majority", "pairs_of", "rules_of", "section_of"]
 
 Judge = Callable[[str, str], bool | None]
 """(rule, response) -> whether the response follows it; None if that cannot be told or the rule does not apply."""
@@ -90,7 +91,7 @@ class Following:
         rules: What it demands, in order.
         rate: Share of the rules followed, of those that could be checked; n is the number of responses.
         by_rule: Share of the responses that follow each rule; n is the number that could be checked.
-        by_position: The same pooled over all prompts of the run that have a rule at that position.
+        by_position: The same pooled over all prompts of the run that have a rule at that position; empty for a sample.
         full: Share of the responses that follow every rule that could be checked.
         value: P(correct | all followed) - P(correct | not).
         p_value: Fisher's exact test of `value`; 1.0 where one of the groups is empty.
@@ -98,6 +99,8 @@ class Following:
         checked: Responses with at least one rule that could be checked.
         judged: Whether a judge took part.
         agreement: The judge's agreement with hand labels, if it was measured.
+        put: Checks of this prompt's responses that were put to the judge.
+        unclear: How many of them it could not decide: they count by rule, or not at all where no rule can tell.
     """
 
     candidate: str
@@ -113,6 +116,8 @@ class Following:
     checked: int
     judged: bool
     agreement: Agreement | None
+    put: int = 0
+    unclear: int = 0
 
 
 def rules_of(instructions: str) -> tuple[Rule, ...]:
@@ -133,7 +138,8 @@ def check(rules: Sequence[Rule], response: Response, judge: Judge | None = None)
     it. A reply that could not be used breaks the last step, which is about the answer's form; if it has no label
     at all, nothing is known of the others. These are the rules by which ABO finds the first deviating step. What is
     left, and what has its label, is put to the judge, if there is one: the label says that there is work, the judge
-    whether it is the work that was asked for.
+    whether it is the work that was asked for. Where the judge cannot tell, the label counts: if only rules that were
+    found broken were known, every prompt would seem not to be followed.
 
     Args:
         rules: Of the prompt.
@@ -143,8 +149,8 @@ def check(rules: Sequence[Rule], response: Response, judge: Judge | None = None)
     found = _by_rule(rules, response)
     if judge is None:
         return found
-    return tuple(one if one is False else judge(rule.text, response.text)
-                 for rule, one in zip(rules, found, strict=True))
+    said = (None if one is False else judge(rule.text, response.text) for rule, one in zip(rules, found, strict=True))
+    return tuple(one if judged is None else judged for one, judged in zip(found, said, strict=True))
 
 
 def _by_rule(rules: Sequence[Rule], response: Response) -> tuple[bool | None, ...]:
@@ -171,6 +177,7 @@ def following(
     judge: Judge | None = None,
     hand: Sequence[tuple[str, str, bool]] = (),
     threshold: float = 1.0,
+    sample: int | None = None,
 ) -> tuple[Following, ...]:
     """Check the journalled responses to a prompt, on all examples that are not training examples.
 
@@ -180,6 +187,8 @@ def following(
         judge: For what rules cannot tell.
         hand: Hand-labelled (rule, response, followed) triples, to measure the judge by; 20 are a start.
         threshold: A score from which on an answer counts as right.
+        sample: At most so many responses to each prompt, chosen by chance, and to no other prompt of the run: for a
+            judge that has its price. None takes all.
 
     Returns:
         One result for each predictor whose prompt has rules and whose responses could be checked.
@@ -188,13 +197,53 @@ def following(
     measured = agreement(judge, hand) if judge is not None and hand else None
     found = []
     for name, prompt in chosen:
-        rules = rules_of(prompt.instructions)
-        responses = _responses(record, chosen, name, threshold)
-        checks = [check(rules, response, judge) for response in responses]
+        counted: Counter[bool | None] = Counter()
+        rules, asked = rules_of(prompt.instructions), None if judge is None else _counting(judge, counted)
+        responses = _sampled(_responses(record, chosen, name, threshold), sample)
+        checks = [check(rules, response, asked) for response in responses]
         if any(one is not None for row in checks for one in row):
-            pooled = _by_position(record, name, chosen, checks, judge, threshold)
-            found.append(_following((chosen.id, name), rules, responses, checks, pooled, judge is not None, measured))
+            pooled = () if sample else _by_position(record, name, chosen, checks, judge, threshold)
+            one = _following((chosen.id, name), rules, responses, checks, pooled, judge is not None, measured)
+            found.append(replace(one, put=counted.total(), unclear=counted[None]))
     return tuple(found)
+
+
+def pairs_of(
+    record: Record, candidate: Candidate | None = None, *, threshold: float = 1.0, sample: int | None = None
+) -> list[tuple[str, str]]:
+    """Return the pairs of a rule and a response that `following` puts to a judge, each once, in its order.
+
+    Args:
+        record: The run.
+        candidate: As in `following`.
+        threshold: As in `following`.
+        sample: As in `following`.
+    """
+    pairs: dict[tuple[str, str], None] = {}
+
+    def judge(rule: str, response: str) -> bool | None:
+        pairs[rule, response] = None
+        return None
+
+    following(record, candidate, judge=judge, threshold=threshold, sample=sample)
+    return list(pairs)
+
+
+def _counting(judge: Judge, counted: Counter[bool | None]) -> Judge:
+    def ask(rule: str, response: str) -> bool | None:
+        said = judge(rule, response)
+        counted[said] += 1
+        return said
+
+    return ask
+
+
+def _sampled(responses: list[Response], sample: int | None) -> list[Response]:
+    """At most so many responses, in their order; the same ones each time."""
+    if sample is None or len(responses) <= sample:
+        return responses
+    chosen = sorted(random.Random("following").sample(range(len(responses)), sample))
+    return [responses[k] for k in chosen]
 
 
 def _responses(record: Record, candidate: Candidate, name: str, threshold: float) -> list[Response]:
@@ -317,16 +366,22 @@ def majority(judge: Judge, votes: int = 3) -> Judge:
         raise ValueError(f"votes must be at least 1, got {votes}")
 
     def decide(rule: str, response: str) -> bool | None:
-        said = Counter(judge(rule, response) for _ in range(votes))
-        return None if said[True] == said[False] else said[True] > said[False]
+        return decided(Counter(judge(rule, response) for _ in range(votes)))
 
     return decide
 
 
+def decided(votes: Mapping[bool | None, int]) -> bool | None:
+    """Return what the majority of the votes says; None for a tie, and where there is none."""
+    yes, no = votes.get(True, 0), votes.get(False, 0)
+    return None if yes == no else yes > no
+
+
 def section_of(found: Following) -> Section:
     """Put a result into figures, each with what it means and what to do about it."""
-    figures = (*_overall(found), *_each(found), *_agreement(found.agreement))
-    return Section(f"Following the prompt of {found.predictor!r}", _summary(found), figures, _curves(found))
+    figures = (*_overall(found), *_each(found), *_undecided(found), *_agreement(found.agreement))
+    how = ", by a judge" if found.judged else ""
+    return Section(f"Following the prompt of {found.predictor!r}{how}", _summary(found), figures, _curves(found))
 
 
 def _summary(found: Following) -> str:
@@ -337,7 +392,9 @@ def _summary(found: Following) -> str:
     if found.first_failure:
         position, count = max(found.first_failure.items(), key=lambda entry: (entry[1], -entry[0]))
         said += f" Where they fail, it is most often at rule {position} first ({count} responses)."
-    if not found.judged:
+    if found.unclear:
+        said += f" The judge left {100 * found.unclear / found.put:.0f} % of its checks open; these count by rule."
+    elif not found.judged:
         said += " Checked by rule alone: a step with its label and work under it counts as followed."
     return said
 
@@ -386,6 +443,14 @@ def _each(found: Following) -> Iterator[Figure]:
             "Nothing needs to be done." if share.n else "Give `following` a judge.")
 
 
+def _undecided(found: Following) -> Iterator[Figure]:
+    if found.judged and found.put:
+        yield Figure(
+            "Checks that the judge left open (%)", 100 * found.unclear / found.put, None, None, found.put, None,
+            "The judge could not tell, or was stopped; such a check counts by its label, or not at all without one.",
+            "If it is high, take another judge, or write rules whose following can be seen.")
+
+
 def _agreement(measured: Agreement | None) -> Iterator[Figure]:
     if measured is None:
         return
@@ -415,4 +480,5 @@ def _curves(found: Following) -> tuple[Curve, ...]:
         values, lows, highs = ([row[k] for row in rows] for k in range(3))
         return Curve(name, [float(k) for k in range(1, len(rows) + 1)], values, *axes, low=lows, high=highs)
 
-    return line("this prompt", found.by_rule), line("all prompts of the run", found.by_position)
+    pooled = (line("all prompts of the run", found.by_position),) if found.by_position else ()
+    return (line("this prompt", found.by_rule), *pooled)

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import dspy
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence, lm_asker
+from cuesmith.programs.diagnosis.asking import Error, Evidence, TooLittle, ask_all, inquirer, requests_of
+from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
+from cuesmith.programs.diagnosis.judging import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition
-from cuesmith.programs.diagnosis.similarity import TfIdf
-from cuesmith.programs.diagnosis.validity import Study, Validity, validity
+from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
+from cuesmith.programs.diagnosis.validity import Feedback, Judging, Study, Validity, validity_of
+from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 
-__all__ = ["Live", "LivePlan", "live", "plan"]
+__all__ = ["Live", "LivePlan", "live", "plan", "sections_of"]
+
+T = TypeVar("T")
 
 DRAWS = 3
 """Requests for each batch of errors, for the ceiling of the repetition."""
@@ -33,7 +42,8 @@ class LivePlan:
     """What is going to be asked.
 
     Attributes:
-        candidate: Whose errors are shown: of all prompts of the run the one with the most.
+        candidate: Whose errors are shown: of all prompts of the run the one with the most. None behind a prompter:
+            what such a program gets wrong is not the instruction's doing.
         instructions: The prompt.
         errors: Its observed errors, on examples whose labels the record has.
         batches: Batches of them, for the repetition.
@@ -49,10 +59,24 @@ class LivePlan:
     study: Study | None
 
     @property
+    def repeated(self) -> list[Request]:
+        """What is asked for the repetition."""
+        return requests_of([[batch for batch in self.batches for _ in range(DRAWS)], self.others])
+
+    @property
+    def studied(self) -> list[Request]:
+        """What is asked for the validity; the other task's batches are asked about once for both."""
+        return [] if self.study is None else requests_of(self.study.parts)
+
+    @property
     def requests(self) -> int:
-        """How many requests it takes."""
-        again = 0 if self.study is None else self.study.requests
-        return DRAWS * len(self.batches) + len(self.others) + again
+        """How many requests of the optimizer model it takes."""
+        return len({request.key for request in (*self.repeated, *self.studied)})
+
+    @property
+    def judgements(self) -> int:
+        """How many requests a judge of the conditions takes at most."""
+        return 0 if self.study is None else sum(map(len, self.study.conditions.values()))
 
 
 @dataclass(frozen=True)
@@ -60,12 +84,16 @@ class Live:
     """What was found.
 
     Attributes:
-        repetition: Whether feedback on different errors differs.
-        validity: Whether it follows the errors; None if the errors have no two kinds.
+        repetition: Whether feedback on different errors differs; None if too little was answered.
+        validity: Whether it follows the errors; None if the errors have no two kinds, or too little was answered.
+        no_repetition: Why there is none.
+        no_validity: Why there is none.
     """
 
-    repetition: Repetition
+    repetition: Repetition | None
     validity: Validity | None
+    no_repetition: str = ""
+    no_validity: str = ""
 
 
 def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) -> LivePlan:
@@ -80,8 +108,9 @@ def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) 
     Raises:
         ValueError: If no prompt of the run has errors enough for two different batches.
     """
-    seen = {c.id: list(_answers(record, c, threshold)) for c in record.candidates.values()}
-    chosen = max(record.candidates.values(), key=lambda c: sum(not right for _, right in seen[c.id]))
+    prompts = [candidate for candidate in record.candidates.values() if not candidate.prompter]
+    seen = {c.id: list(_answers(record, c, threshold)) for c in prompts}
+    chosen = max(prompts, key=lambda c: sum(not right for _, right in seen[c.id]))
     errors = [error for error, right in seen[chosen.id] if not right]
     if len(errors) <= BATCH:
         raise ValueError(f"the run observed at most {len(errors)} errors of one prompt; more than {BATCH} are needed")
@@ -97,22 +126,78 @@ def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) 
     return LivePlan(chosen, instructions, tuple(errors), batches, others, study)
 
 
-def live(planned: LivePlan, lm: dspy.BaseLM, *, threads: int = 8, seed: int = 0) -> Live:
-    """Ask a model and measure.
+def live(
+    planned: LivePlan, inquiry: Inquiry, *, judge: bool = False, similarity: Similarity | None = None, seed: int = 0
+) -> Live:
+    """Ask a model and measure. A stop leaves what can be measured by what was answered.
 
     Args:
-        planned: What to show; `planned.requests` calls.
-        lm: The optimizer model.
-        threads: Requests in flight at once.
-        seed: Of draws, permutations and bootstrap.
+        planned: What to show; `planned.requests` requests, and `planned.judgements` with a judge.
+        inquiry: Asks the optimizer model.
+        judge: Whether the model also judges under which condition each feedback was given.
+        similarity: How texts are compared; `TfIdf()` by default.
+        seed: Of permutations and bootstrap.
 
     Raises:
-        ValueError: If too few replies can be used.
+        SimilarityError: If the embedder cannot be used.
     """
-    ask = lm_asker(lm, seed=seed)
-    repeated = repetition(ask, planned.batches, planned.others, draws=DRAWS, seed=seed, threads=threads)
-    valid = None if planned.study is None else validity(ask, planned.study, seed=seed, threads=threads)
-    return Live(repeated, valid)
+    repeated = _tried(lambda: _repetition(planned, inquiry, similarity, seed))
+    valid: Validity | str = _ONE_KIND
+    if (study := planned.study) is not None:
+        inquiry.ask(planned.studied)
+        feedback = study.answered(ask_all(inquirer(inquiry), study.shown()))
+        judging = _judging(study, feedback, inquiry) if judge else None
+        valid = _tried(lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
+    return Live(
+        None if isinstance(repeated, str) else repeated,
+        None if isinstance(valid, str) else valid,
+        repeated if isinstance(repeated, str) else "",
+        valid if isinstance(valid, str) else "",
+    )
+
+
+_ONE_KIND = (
+    "The errors of the run have no two kinds, so that their distribution cannot be controlled and nothing can be said "
+    "of whether feedback follows it. Run on more examples."
+)
+
+
+def _tried(measure: Callable[[], T]) -> T | str:
+    """Return the result, or why there is none."""
+    try:
+        return measure()
+    except TooLittle as error:
+        return f"Too little was answered: {error}."
+
+
+def _repetition(
+    planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int
+) -> Repetition:
+    inquiry.ask(planned.repeated)
+    return repetition(
+        inquirer(inquiry), planned.batches, planned.others, draws=DRAWS, similarity=similarity, seed=seed)
+
+
+def _judging(study: Study, feedback: Feedback, inquiry: Inquiry) -> Judging | None:
+    """Have the conditions judged; None if the model gives out, or names no condition before a cap."""
+    told, judge = describe(study.conditions), ConditionJudge(inquiry)
+    # In turn, so that a cap leaves the conditions about equally many.
+    texts = [text for part in itertools.zip_longest(*feedback.conditions.values()) for text in part if text]
+    try:
+        judge.prefetch(texts, told)
+    except JudgeFailed:
+        return None
+    return Judging(judge, told) if any(judge(text, told) is not None for text in texts) else None
+
+
+def sections_of(found: Live) -> tuple[Section, ...]:
+    """Return the parts of the report; of what could not be measured, why."""
+    first = Section("Does the feedback repeat itself?", found.no_repetition, ())
+    second = Section("Does the reflection look at the errors?", found.no_validity, ())
+    return (
+        first if found.repetition is None else repetition_section(found.repetition),
+        second if found.validity is None else validity_section(found.validity),
+    )
 
 
 def _predictor(record: Record) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Evidence, ask_all, ask_all_soon
+from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Evidence, TooLittle, ask_all, ask_all_soon
 from cuesmith.programs.diagnosis.figures import Figure, Section
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
 from cuesmith.teleprompters.runtime.statistics import Estimate95
@@ -96,7 +96,8 @@ def repetition(
         threads: Requests in flight at once.
 
     Raises:
-        ValueError: As `repetition_of`, or if `draws` is below 2.
+        TooLittle: As `repetition_of`.
+        ValueError: If `draws` is below 2.
     """
     replies = ask_all(ask, _shown(batches, others, draws), threads=threads)
     return _measured(replies, len(batches), draws, similarity, threshold, seed)
@@ -160,11 +161,11 @@ def repetition_of(
         missing: Requests that no feedback came of, for the record.
 
     Raises:
-        ValueError: With fewer than two batches, none of them asked about twice, or nothing of another task.
+        TooLittle: With fewer than two batches, none of them asked about twice, or nothing of another task.
     """
     groups = [list(texts) for texts in feedback if texts]
     if len(groups) < 2 or not others or all(len(texts) < 2 for texts in groups):
-        raise ValueError(
+        raise TooLittle(
             "repetition needs feedback on two batches or more, twice on one of them, and on another task; "
             f"got {[len(texts) for texts in groups]} texts on batches and {len(others)} on another task"
         )

@@ -1,7 +1,8 @@
-"""How alike texts are: TF-IDF by default, an embedder where one is given; and texts grouped by it."""
+"""How alike texts are: TF-IDF by default, an embedder where one is given; and texts grouped by it. Source: ours."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +12,12 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedded", "Similarity", "TfIdf", "average_linkage", "words_of"]
+__all__ = ["Embedded", "Similarity", "SimilarityError", "TfIdf", "average_linkage", "similarity_named", "words_of"]
+
+LOCAL = "st:"
+"""Before the name of a sentence-transformers model, or the folder of one."""
+Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
+"""Texts -> one vector each."""
 
 _UNSPACED = "\u3040-\u30ff\u3400-\u9fff"
 """Kana and Han: written without spaces, so every character counts as a word."""
@@ -55,7 +61,7 @@ class TfIdf:
 class Embedded:
     """Similarity by an embedder: it also sees that different words can say the same."""
 
-    def __init__(self, embedder: Callable[[list[str]], Sequence[Sequence[float]]]) -> None:
+    def __init__(self, embedder: Embedder) -> None:
         """Take an embedder.
 
         Args:
@@ -67,16 +73,91 @@ class Embedded:
         """Return the similarities of the vectors.
 
         Raises:
-            ValueError: If the embedder does not give one finite vector, other than 0, for each text.
+            SimilarityError: If the embedder does not give one finite vector, other than 0, for each text.
         """
         if not texts:
             return np.zeros((0, 0))
         vectors = np.asarray(self.embedder(list(texts)), dtype=np.float64)
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise ValueError(f"the embedder gave an array of shape {vectors.shape} for {len(texts)} texts")
+            raise SimilarityError(f"the embedder gave an array of shape {vectors.shape} for {len(texts)} texts")
         if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise ValueError("the embedder gave a vector that is 0 or not finite")
+            raise SimilarityError("the embedder gave a vector that is 0 or not finite")
         return _cosines(vectors)
+
+
+class SimilarityError(ValueError):
+    """There is no such embedder, or it cannot be reached; the message is one line without keys."""
+
+
+def similarity_named(name: str) -> Similarity:
+    """Return the similarity by an embedder of that name. No text is embedded twice.
+
+    Args:
+        name: A LiteLLM embedding model, such as "openai/text-embedding-3-small", or "st:" and the name or the folder
+            of a sentence-transformers model, which runs on this machine.
+
+    Raises:
+        SimilarityError: If sentence-transformers is wanted and not installed, or has no such model. That a hosted
+            model cannot be reached shows when it is first used.
+    """
+    return Embedded(_Remembering(name, _local(name) if name.startswith(LOCAL) else _hosted(name)))
+
+
+class _Remembering:
+    """Asks an embedder once for each text, and says in one line what is wrong with it."""
+
+    def __init__(self, name: str, embedder: Embedder) -> None:
+        self._name, self._embedder = name, embedder
+        self._known: dict[str, Sequence[float]] = {}
+
+    def __call__(self, texts: list[str]) -> Sequence[Sequence[float]]:
+        """Return one vector a text."""
+        shown = [text if text.strip() else "(empty)" for text in texts]  # providers refuse a text without words
+        if new := [text for text in dict.fromkeys(shown) if text not in self._known]:
+            self._known |= zip(new, self._vectors(new), strict=True)
+        return [self._known[text] for text in shown]
+
+    def _vectors(self, texts: list[str]) -> Sequence[Sequence[float]]:
+        try:
+            vectors = self._embedder(texts)
+        except Exception as error:  # providers' failures are of many kinds
+            raise SimilarityError(f"embedder {self._name}: {_one_line(error)}") from None
+        if len(vectors) != len(texts):
+            raise SimilarityError(f"embedder {self._name}: gave {len(vectors)} vectors for {len(texts)} texts")
+        return vectors
+
+
+def _hosted(name: str) -> Embedder:
+    import dspy  # heavy, and needed by nothing else here
+
+    # Not from dspy's cache, which does not tell two servers apart that have a model of the same name.
+    embedder: Embedder = dspy.Embedder(name, caching=False, num_retries=3)
+    return embedder
+
+
+def _local(name: str) -> Embedder:
+    model = name.removeprefix(LOCAL)
+    if not model.strip():
+        raise SimilarityError(f"embedder {name!r} names no model: write {LOCAL}NAME or {LOCAL}FOLDER")
+    try:
+        sentence_transformers = importlib.import_module("sentence_transformers")
+    except ImportError as error:
+        why = "which is not installed" if error.name == "sentence_transformers" else _one_line(error)
+        raise SimilarityError(
+            f"embedder {name}: needs sentence-transformers, {why}: pip install sentence-transformers"
+        ) from None
+    try:
+        encode: Embedder = sentence_transformers.SentenceTransformer(model).encode
+    except Exception as error:  # no such model, no network, no such folder, a damaged one
+        raise SimilarityError(f"embedder {name}: {_one_line(error)}") from None
+    return encode
+
+
+def _one_line(error: Exception) -> str:
+    from cuesmith.teleprompters.runtime.redaction import Redactor  # loads dspy, as `_hosted` does
+
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return Redactor()(text)[:300]
 
 
 def words_of(text: str) -> list[str]:

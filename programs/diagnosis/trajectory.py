@@ -72,13 +72,13 @@ class Trajectory:
     """What a search did to the prompt and to its score.
 
     Attributes:
-        points: The best so far, one a step.
+        points: The best so far, one a step; at the end what was returned, if no step tells of it.
         search: The returned candidate's score on selection examples.
         fresh: Its score on fresh examples; None without any.
         optimism: Search minus fresh score of the returned candidate; None without fresh scores.
         gain_optimism: Gain over the baseline by search minus the gain by fresh score: what of the optimism is not
             that the fresh examples are harder; None without fresh scores, or if the baseline was returned.
-        accepted: Share of the children that any step's beam kept.
+        accepted: Share of the children that any step's beam kept; of none where no step tells of a choice.
         duplicates: Share of the candidates whose prompts another one has in the same words.
         baseline_characters: Characters of the student's prompts, demonstrations included.
         best_characters: Of the returned ones.
@@ -144,7 +144,7 @@ def _estimate(scores: Sequence[float | None] | None) -> Estimate95 | None:
 
 def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tuple[Point, ...]:
     candidates = record.candidates
-    return tuple(
+    points = [
         Point(
             step.step,
             step.best_id,
@@ -153,7 +153,12 @@ def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tupl
             candidates[step.best_id].size if step.best_id in candidates else 0,
         )
         for step in record.steps
-    )
+    ]
+    if points and points[-1].candidate != record.best.id and (search := _estimate(record.scores_of(record.best))):
+        # dspy's optimizers tell of no step, and a stop can come between two.
+        fresh = _estimate(known[record.best.id])
+        points.append(Point(points[-1].step + 1, record.best.id, search, fresh, record.best.size))
+    return tuple(points)
 
 
 def _gain_optimism(record: Record, known: Mapping[str, Sequence[float | None]]) -> Difference | None:
@@ -172,14 +177,18 @@ def _differences(first: Sequence[float | None], second: Sequence[float | None]) 
 
 
 def _accepted(record: Record) -> Estimate95:
-    kept = {known for step in record.steps for known in step.beam}
-    children = [c for c in record.candidates.values() if c.origin.parents and c != record.baseline]
-    return estimate95([float(child.id in kept) for child in children])
+    children = [c.id for c in record.candidates.values() if c.origin.parents and c != record.baseline]
+    kept = {known for step in record.steps for known in step.beam} & set(children)
+    if record.best.id in children:
+        if not kept:  # no step tells of the choice that was made: dspy's optimizers
+            return estimate95([])
+        kept.add(record.best.id)  # chosen, though a stop may have come before its step was recorded
+    return estimate95([float(child in kept) for child in children])
 
 
 def _duplicates(candidates: Sequence[Candidate]) -> Estimate95:
-    """Prompts are the same if their words are: case, punctuation and white space do not count."""
-    words = [tuple(tuple(_words(text)) for text in _texts(candidate)) for candidate in candidates]
+    """Prompts are the same if their words are, behind the same prompter: case and punctuation do not count."""
+    words = [(c.prompter, *(tuple(_words(text)) for text in _texts(c))) for c in candidates]
     counts = Counter(words)
     return estimate95([float(counts[one] > 1) for one in words])
 
@@ -261,7 +270,8 @@ def _figures(found: Trajectory) -> Iterator[Figure]:
         "Accepted children (%)", *percent(found.accepted), found.accepted.n, None,
         "The share of the refined prompts that the search kept in a beam.",
         "Near 0 the optimizer's edits are wasted: use a stronger optimizer model or show it more errors; near 100 "
-        "the search hardly selects: widen it." if found.accepted.n else "Nothing was refined in this run.")
+        "the search hardly selects: widen it." if found.accepted.n else
+        "Nothing was refined in this run, or its optimizer does not tell which refinements it kept.")
     yield Figure(
         "Duplicate prompts (%)", *percent(found.duplicates), found.duplicates.n, None,
         "The share of the scored prompts whose words another one has too, but for case and punctuation.",

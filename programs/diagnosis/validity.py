@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.evidence import Task
 from cuesmith.modules.simulated.points import faults, generic
-from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Error, Evidence, ask_all, ask_all_soon
+from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Error, Evidence, TooLittle, ask_all, ask_all_soon
 from cuesmith.programs.diagnosis.figures import Figure, Section
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
@@ -58,8 +58,9 @@ _EXACT = 20_000
 _TOLERANCE = 1e-9
 _CHUNK = 256
 Floats = NDArray[np.float64]
-Judge = Callable[[str, Mapping[str, str]], str]
-"""(feedback, condition -> its description) -> the condition that it was given under, as a rule or a model guesses."""
+Judge = Callable[[str, Mapping[str, str]], str | None]
+"""(feedback, condition -> its description) -> the condition that it was given under, as a rule or a model guesses; None
+for no guess."""
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -127,10 +128,14 @@ class Study:
         """How many requests the study makes."""
         return len(self.shown())
 
+    @property
+    def parts(self) -> list[Sequence[Evidence]]:
+        """The conditions' batches and the others', in the order of `shown`."""
+        return [*self.conditions.values(), self.without, self.shuffled, self.planted, self.others]
+
     def shown(self) -> list[Evidence]:
         """Return all entries in the order that `answered` takes the replies in."""
-        parts = (*self.conditions.values(), self.without, self.shuffled, self.planted, self.others)
-        return [evidence for part in parts for evidence in part]
+        return [evidence for part in self.parts for evidence in part]
 
     def answered(self, replies: Sequence[str | None]) -> Feedback:
         """Return the feedback, given the replies to `shown()`; None is a reply that could not be used."""
@@ -205,12 +210,16 @@ class Identified:
         p_value: One-sided: exact binomial for a judge; for the built-in rule, whose guesses depend on each other, a
             permutation of the condition labels.
         binomial_p: Exact binomial, one-sided; for the built-in rule too small (11 % instead of 5 % false findings).
+        judged: Whether a judge was asked, not the built-in rule.
+        undecided: Feedbacks that the judge had no guess for; they do not count.
     """
 
     accuracy: Estimate95
     chance: float
     p_value: float
     binomial_p: float
+    judged: bool = False
+    undecided: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,7 +303,7 @@ def validity(
         threads: Requests in flight at once.
 
     Raises:
-        ValueError: As `validity_of`.
+        TooLittle: As `validity_of`.
     """
     feedback = study.answered(ask_all(ask, study.shown(), threads=threads))
     return validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
@@ -325,11 +334,11 @@ def validity_of(
         seed: Seeds permutations and bootstrap.
 
     Raises:
-        ValueError: If there are not at least two conditions of at least two feedbacks each.
+        TooLittle: If there are not at least two conditions of at least two feedbacks each.
     """
     sizes = {name: len(texts) for name, texts in feedback.conditions.items()}
     if len(sizes) < 2 or min(sizes.values()) < 2:
-        raise ValueError(f"validity needs two conditions or more, each with two feedbacks or more; got {sizes}")
+        raise TooLittle(f"validity needs two conditions or more, each with two feedbacks or more; got {sizes}")
     rules, rng, alike = judging or Judging(), np.random.default_rng(seed), similarity or TfIdf()
     shown = [text for texts in feedback.conditions.values() for text in texts]
     labels = np.repeat(np.arange(len(sizes)), list(sizes.values()))
@@ -598,17 +607,18 @@ def _identified(
     rules: Judging,
     rng: np.random.Generator,
 ) -> Identified:
-    if rules.condition is None:
-        right = _hits(matrix, labels[None], rng)[0]
-        orders = np.stack([rng.permutation(labels) for _ in range(_RELABELLED)])
-        as_many = int((_hits(matrix, orders, rng).sum(axis=1) >= right.sum()).sum())
-    else:
+    chance = 1 / len(names)
+    if rules.condition is not None:
         told = {name: rules.descriptions.get(name, name) for name in names}
-        guesses = [rules.condition(text, told) for text in texts]
-        right = np.array([guess == names[label] for guess, label in zip(guesses, labels, strict=True)])
-    binomial = binomial_tail(int(right.sum()), len(texts), 1 / len(names))
-    p_value = binomial if rules.condition else (as_many + 1) / (_RELABELLED + 1)
-    return Identified(estimate95(right.astype(float).tolist()), 1 / len(names), p_value, binomial)
+        guesses = [(rules.condition(text, told), names[label]) for text, label in zip(texts, labels, strict=True)]
+        hits = [float(guess == name) for guess, name in guesses if guess is not None]
+        binomial = binomial_tail(int(sum(hits)), len(hits), chance)
+        return Identified(estimate95(hits), chance, binomial, binomial, True, len(texts) - len(hits))
+    right = _hits(matrix, labels[None], rng)[0]
+    orders = np.stack([rng.permutation(labels) for _ in range(_RELABELLED)])
+    as_many = int((_hits(matrix, orders, rng).sum(axis=1) >= right.sum()).sum())
+    binomial = binomial_tail(int(right.sum()), len(texts), chance)
+    return Identified(estimate95(right.astype(float).tolist()), chance, (as_many + 1) / (_RELABELLED + 1), binomial)
 
 
 def _hits(matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -730,11 +740,12 @@ def _summary(result: Validity) -> str:
 
 def _sensitivity_figure(result: Validity) -> Figure:
     found, eta = result.sensitivity, result.sensitivity.eta
-    advice = (
-        "Reflection can be worth its calls; see below whether it also names the right cause."
-        if found.found
-        else "Do not pay for reflection with this model: use IterativeAPE or ABO, or another optimizer model."
-    )
+    if found.found:
+        advice = "Reflection can be worth its calls; see below whether it also names the right cause."
+    elif found.detectable <= 0.5:
+        advice = "Do not pay for reflection with this model: use IterativeAPE or ABO, or another optimizer model."
+    else:
+        advice = "Decide nothing by this: study more errors, or compare by an embedder, which sees more than words."
     meaning = (
         f"Feedback on like errors is {found.within:.2f} alike, on errors of another distribution {found.between:.2f}; "
         "a difference of 0 says that the errors are ignored."
@@ -744,7 +755,8 @@ def _sensitivity_figure(result: Validity) -> Figure:
 
 def _identified_figure(result: Validity) -> Figure:
     found = result.identified
-    meaning = f"So often can one tell from a feedback which errors were shown; guessing gives {found.chance:.0%}."
+    who = "a model that judges" if found.judged else "one"
+    meaning = f"So often can {who} tell from a feedback which errors were shown; guessing gives {found.chance:.0%}."
     advice = "Near the guessing line, feedback carries no news of the errors; far above it, it is specific to them."
     name, share = "errors identified from the feedback", found.accuracy
     return Figure(name, share.mean, share.low, share.high, share.n, found.p_value, meaning, advice)

@@ -181,7 +181,7 @@ class Scorer:
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         if self._lm is not None:
-            overrides["lm"] = self._lm.copy(rollout_id=draw) if draw else self._lm
+            overrides["lm"] = _drawn(self._lm, draw) if draw else self._lm
         if self._callbacks:
             overrides["callbacks"] = [*dspy.settings.callbacks, *self._callbacks]
         context: AbstractContextManager[None] = dspy.context(**overrides)
@@ -281,6 +281,12 @@ def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
 
 def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
+
+
+def _drawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:
+    """A copy that is asked anew. At temperature 0 dspy has no use for a rollout id: there it is the cache that goes."""
+    copied: dspy.BaseLM = lm.copy(cache=False) if lm.kwargs.get("temperature") == 0 else lm.copy(rollout_id=draw)
+    return copied
 
 
 def score_program(

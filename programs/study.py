@@ -1,0 +1,310 @@
+"""`cuesmith study NAME`: a question of 2402.02101 as a ready study, on generated tasks or one's own, with any models.
+
+Without `--lm` everything runs on this machine: the target is the embedded model, and the optimizer is simulated.
+
+Source: the questions are the paper's; designs and statistics are ours, see `cuesmith.programs.studies`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cuesmith.programs.arguments import amount, count, model, seed, share
+from cuesmith.programs.studies import STUDIES, study
+
+if TYPE_CHECKING:
+    import dspy
+
+    from cuesmith.programs.diagnosis.figures import Section
+    from cuesmith.programs.studies.bench import Bench, Findings, Study
+    from cuesmith.programs.tasks import Task
+    from cuesmith.teleprompters.runtime.candidate import Json
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to run.
+
+    Attributes:
+        name: Of the study.
+        families: Generated tasks; those of the study by default.
+        files: Task files, in place of generated tasks.
+        lm: LiteLLM name of the target; the embedded model by default.
+        optimizer_lm: LiteLLM name of the optimizer; by default that of `lm`, or the simulated one.
+        prior_bias: Share of its answers in which a simulated optimizer does not look at the evidence.
+        n: How large the study is; by default as it says itself.
+        budget_usd: Dollars that it may cost.
+        budget_calls: Calls that it may make.
+        seed: Of examples and decisions.
+        run_dir: Where journals go; a study that is given it again goes on there.
+    """
+
+    name: str
+    families: tuple[str, ...] = ()
+    files: tuple[Path, ...] = ()
+    lm: str | None = None
+    optimizer_lm: str | None = None
+    prior_bias: float | None = None
+    n: int | None = None
+    budget_usd: float | None = None
+    budget_calls: int | None = None
+    seed: int = 0
+    run_dir: Path | None = None
+
+    @property
+    def optimizer(self) -> str | None:
+        """LiteLLM name of the optimizer; None for the simulated one."""
+        return self.optimizer_lm or self.lm
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found, and what it took.
+
+    Attributes:
+        study: The study.
+        tasks: What it was about.
+        n: How large it was.
+        bench: What was spent, and by what it was stopped.
+        findings: What was found.
+        seconds: It took.
+    """
+
+    study: Study
+    tasks: tuple[Task, ...]
+    n: int
+    bench: Bench
+    findings: Findings
+    seconds: float
+
+
+class BadInput(ValueError):
+    """The arguments or the data are wrong; the message is one line."""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options of `cuesmith study`."""
+    add = parser.add_argument
+    names = "; ".join(f"{name}: {question}" for name, question in STUDIES.items())
+    add("name", metavar="NAME", choices=list(STUDIES), help=names)
+    data = parser.add_mutually_exclusive_group()
+    data.add_argument("--task", metavar="FAMILY", action="append", default=[], help="a generated task; may be repeated")
+    data.add_argument("--data", metavar="FILE", action="append", type=Path, default=[],
+                      help="BIG-bench task.json, .jsonl or .csv; may be repeated")
+    add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
+    add("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer (default: --lm)")
+    add("--prior-bias", metavar="X", type=share,
+        help="of the simulated optimizer: the share of its answers that ignore the evidence (default: 0)")
+    add("--n", metavar="N", type=count, help="how large the study is, in the unit that it names")
+    add("--budget-usd", metavar="X", type=amount, help="dollars it may cost")
+    add("--budget-calls", metavar="N", type=count, help="calls it may make")
+    add("--seed", metavar="N", type=seed, default=0, help="seed of examples and decisions (default: 0)")
+    add("--run-dir", metavar="DIR", type=Path, help="keep journals here; goes on with what is there")
+    add("--json", action="store_true", help="print one JSON object instead of tables")
+    add("--html", metavar="FILE", type=Path, help="also write the report to this file, as a page for a browser")
+
+
+def command(options: argparse.Namespace) -> int:
+    """Run the study and show what it found.
+
+    Returns:
+        The exit status: 0; 1 if a provider refused the calls or the page cannot be written; 2 if the arguments or the
+        data are wrong.
+    """
+    from cuesmith.teleprompters.runtime.journal import JournalError
+    from cuesmith.teleprompters.runtime.session import CAPS, CompileError
+
+    settings = settings_of(options)
+    if settings.lm is None and settings.optimizer is None:  # no provider, no prices
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    try:
+        found = run(settings, quiet=options.json)
+        _show(settings, found, as_json=options.json, html=options.html)
+    except (BadInput, JournalError) as error:
+        return _complain(str(error), 2)
+    except CompileError as error:
+        return _complain(str(error), 1)
+    except OSError as error:
+        return _complain(f"{error.filename or ''}: {error.strerror or error}", 1)
+    return 0 if found.bench.stopped_by in (None, *CAPS) else 1
+
+
+def settings_of(options: argparse.Namespace) -> Settings:
+    """Return the settings that the arguments ask for."""
+    return Settings(
+        options.name,
+        families=tuple(options.task),
+        files=tuple(options.data),
+        lm=options.lm,
+        optimizer_lm=options.optimizer_lm,
+        prior_bias=options.prior_bias,
+        n=options.n,
+        budget_usd=options.budget_usd,
+        budget_calls=options.budget_calls,
+        seed=options.seed,
+        run_dir=options.run_dir,
+    )
+
+
+def run(settings: Settings, *, quiet: bool = False) -> Report:
+    """Run a study.
+
+    Args:
+        settings: Which, on what, with which models, within which caps.
+        quiet: Whether nothing is said on standard error beforehand, and no progress is shown.
+
+    Raises:
+        BadInput: Before any call: if the settings, the tasks and the study do not fit each other.
+        CompileError: If the program has no score on a task.
+        JournalError: If `run_dir` is in use or holds another study.
+    """
+    from cuesmith.programs.progress import Progress
+    from cuesmith.programs.studies.bench import Bench
+    from cuesmith.teleprompters.runtime.ledger import Budget
+
+    chosen = study(settings.name)
+    tasks, n = _tasks(settings, chosen), settings.n or chosen.n
+    if n < chosen.fewest:
+        raise BadInput(f"--n {n}: study {chosen.name} needs at least {chosen.fewest} {chosen.unit}")
+    target, optimizer = _models(settings)
+    started, bench = time.perf_counter(), None
+    with Progress() as progress:
+        try:
+            bench = Bench(
+                target,
+                optimizer,
+                budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
+                seed=settings.seed,
+                run_dir=settings.run_dir,
+                callbacks=() if quiet else (progress,),
+            )
+            if not quiet:
+                print(_announced(settings, chosen, tasks, n), file=sys.stderr)
+            findings = chosen.conduct(bench, tasks, n)
+        except ValueError as error:
+            if bench is not None and bench.spent.total.calls:
+                raise  # what is wrong with the arguments is found before the first call
+            raise BadInput(str(error)) from None
+    return Report(chosen, tasks, n, bench, findings, time.perf_counter() - started)
+
+
+def _tasks(settings: Settings, chosen: Study) -> tuple[Task, ...]:
+    from cuesmith.programs.tasks import TaskError, generate, load
+
+    families = settings.families or chosen.families
+    if not chosen.several and max(len(settings.families), len(settings.files)) > 1:
+        raise BadInput(f"study {chosen.name} is about one task: give one --task or one --data")
+    try:
+        if settings.files:
+            return tuple(load(path, sizes=chosen.sizes, seed=settings.seed) for path in settings.files)
+        return tuple(generate(name, sizes=chosen.sizes, seed=settings.seed) for name in families)
+    except TaskError as error:
+        raise BadInput(str(error)) from None
+
+
+def _models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
+    from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+    from cuesmith.programs import comparison
+
+    if settings.prior_bias is not None and settings.optimizer is not None:
+        raise BadInput(f"--prior-bias {settings.prior_bias:g} is of the simulated optimizer: leave it out with a model")
+    try:
+        target, optimizer = comparison.models(
+            comparison.Settings(lm=settings.lm, optimizer_lm=settings.optimizer_lm))
+    except comparison.BadInput as error:
+        raise BadInput(str(error)) from None
+    simulated = settings.optimizer is None
+    return target, SimulatedOptimizer(prior_bias=settings.prior_bias or 0.0, seed=settings.seed) if simulated \
+        else optimizer
+
+
+def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int) -> str:
+    from cuesmith.programs.report import visible
+
+    most = chosen.forecast(tasks, n)
+    caps = {"calls": settings.budget_calls, "dollars": settings.budget_usd}
+    within = ", ".join(f"{cap:g} {unit}" for unit, cap in caps.items() if cap is not None)
+    said = f"cuesmith study {chosen.name}: at most {most.calls:,} calls" + (f", cut off at {within}" if within else "")
+    return visible(f"{said}; {n} {chosen.unit}; {', '.join(task.name for task in tasks)}")
+
+
+def _show(settings: Settings, found: Report, *, as_json: bool, html: Path | None) -> None:
+    """Show the report, and write its page.
+
+    Raises:
+        OSError: If the page cannot be written.
+    """
+    from rich.console import Console
+
+    from cuesmith.programs.diagnosis import page
+
+    title, notes = f"Study {found.study.name}: {found.study.question}", _notes(settings, found)
+    sections = _sections(settings, found)
+    if html is not None:
+        html.write_text(page.html(title, " ".join(notes), sections), encoding="utf-8")
+    console = Console(highlight=False)
+    if as_json:
+        results = {"result": found.findings.result}
+        console.file.write(page.as_json(_about(settings, found), sections, results) + "\n")
+        return
+    page.show(title, notes, sections, console)
+    if html is not None:
+        console.print(f"\npage: {html}", markup=False, soft_wrap=True)
+
+
+def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
+    from cuesmith.programs.diagnosis.figures import Section
+    from cuesmith.programs.quickstart import SIMULATED, TINY
+
+    tiny = [TINY] if settings.lm is None else []
+    limits = " ".join([*found.findings.limits, *tiny, *([SIMULATED] if settings.optimizer is None else [])])
+    return (*found.findings.sections, Section("What this does not show", limits, ()))
+
+
+def _notes(settings: Settings, found: Report) -> list[str]:
+    from cuesmith.programs.report import describe_calls, usd
+
+    spent, stopped = found.bench.spent, found.bench.stopped_by
+    target, optimizer = settings.lm or "the embedded model", settings.optimizer or "the simulated optimizer"
+    ran = f"{', '.join(task.name for task in found.tasks)}: {target}, with {optimizer}; {found.n} {found.study.unit}."
+    calls = describe_calls({role: usage.calls for role, usage in sorted(spent.by_role.items())})
+    parts = (f"calls: {calls}", usd(spent.total.usd), f"{found.seconds:.0f} seconds.")
+    took = "; ".join(part for part in parts if part)
+    cut = [] if stopped is None else [f"Stopped early by {stopped}: what follows is of what was done until then."]
+    return [ran, took, *cut, *found.bench.notes]
+
+
+def _about(settings: Settings, found: Report) -> Mapping[str, Json]:
+    from cuesmith.programs.report import spent_json
+
+    return {
+        "study": found.study.name,
+        "question": found.study.question,
+        "tasks": [task.name for task in found.tasks],
+        "lm": settings.lm or "cuesmith/nano",
+        "optimizer_lm": settings.optimizer or "cuesmith/simulated-optimizer",
+        "prior_bias": None if settings.optimizer else settings.prior_bias or 0.0,
+        "n": found.n,
+        "unit": found.study.unit,
+        "seed": settings.seed,
+        "spent": spent_json(found.bench.spent),
+        "stopped_by": found.bench.stopped_by,
+        "notes": list(found.bench.notes),
+        "seconds": round(found.seconds, 2),
+        "limits": list(found.findings.limits),
+    }
+
+
+def _complain(problem: str, status: int) -> int:
+    from cuesmith.programs.report import visible
+
+    print(f"cuesmith study: error: {' '.join(visible(problem).split())}", file=sys.stderr)
+    return status
