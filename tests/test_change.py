@@ -96,7 +96,11 @@ def test_examples_without_a_score_or_an_answer_are_left_out(record: Record) -> N
     one = next(c for c in changes(torn).changes if (c.parent, c.child) == (parent.id, child.id))
     assert one.gain.n == one.flips.n == 19
     apart = dataclasses.replace(record, outcomes={**record.outcomes, child.id: {}})
-    assert changes(apart).unknown >= 1
+    by_score = next(c for c in changes(apart).changes if (c.parent, c.child) == (parent.id, child.id))
+    assert by_score.flips.n == 0 and by_score.gain.n == 20 and changes(apart).unknown == changes(record).unknown
+    trials = [t if t.candidate != child else dataclasses.replace(t, scores=(None,) * 20) for t in record.trials]
+    nothing = dataclasses.replace(apart, trials=tuple(trials))
+    assert changes(nothing).unknown >= 1
 
 
 def said(text: str, score: float = 1.0) -> Outcome:

@@ -609,6 +609,14 @@ def test_runs_of_other_compilers(name: str, tmp_path: Path, capsys: pytest.Captu
     else:
         assert course["accepted"]["mean"] > 0
     assert found["results"]["live"]["repetition"]["across"]["n"] == 20
+    changed = found["results"]["changes"]  # dspy's journal scores alone: they tell what was fixed and broken
+    means = {trial.candidate.id: trial.mean for trial in record.trials if trial.n == len(record.select)}
+    whole = [one for one in changed["changes"] if one["parent"] in means and one["child"] in means]
+    assert whole and changed["unknown"] == 0
+    for one in whole:
+        gain = means[one["child"]] - means[one["parent"]]
+        assert (one["fixed"] - one["broken"]) / len(record.select) == pytest.approx(gain)
+        assert (one["flips"]["n"] == 0) is (name == "gepa")
 
 
 def test_live_from_python_is_the_commands(abo: Path) -> None:

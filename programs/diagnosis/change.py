@@ -10,7 +10,7 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -26,7 +26,7 @@ from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.scoring import redrawn, score_program
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
 __all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
@@ -108,14 +108,15 @@ def changes(record: Record, similarity: Similarity | None = None, *, threshold: 
     """Compare every refined prompt with the one it was made from, on the selection examples both have a score on.
 
     A candidate that racing stopped early is compared on the few examples it was run on, and counted like the others:
-    leaving it out would make refinements look better than they are.
+    leaving it out would make refinements look better than they are. What changed is the prompter in front of the
+    program is no refinement of a prompt, and left out.
 
     Args:
         record: The run.
         similarity: How alike texts are; TF-IDF over all candidates of the run by default.
         threshold: A score from which on an answer counts as right.
     """
-    pairs = list(record.pairs())
+    pairs = [(parent, child) for parent, child in record.pairs() if parent.prompter == child.prompter]
     texts = {c.id: text_of_prompts(c) for pair in pairs for c in pair}
     place = {name: i for i, name in enumerate(texts)}
     likeness = (similarity or TfIdf()).matrix(list(texts.values())) if texts else np.zeros((0, 0))
@@ -131,7 +132,7 @@ def changes(record: Record, similarity: Similarity | None = None, *, threshold: 
         association=_association(found),
         later=_association(later),
         improved=estimate95([float(one.gain.difference > 0) for one in found]),
-        flips=estimate95([one.flips.mean for one in found]),
+        flips=estimate95([one.flips.mean for one in found if one.flips.n]),
         significant=sum(one.gain.p_value * len(found) < 0.05 for one in found),
     )
 
@@ -151,7 +152,7 @@ def text_of_prompts(candidate: Candidate) -> str:
 
 def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
     before, after = (_selected(record, c) for c in (parent, child))
-    old, new = (_right([row.get(e.id) for e in record.select], threshold) for row in (before, after))
+    old, new = (_right(record, c, row, threshold) for c, row in ((parent, before), (child, after)))
     gain = paired_gain(old, new)
     if not gain.n:
         return None
@@ -173,9 +174,22 @@ def _selected(record: Record, candidate: Candidate) -> dict[str, Outcome]:
     return {e.id: known[e.id] for e in record.select if e.id in known}
 
 
-def _right(outcomes: Sequence[Outcome | None], threshold: float) -> list[float | None]:
-    right = [None if one is None else passed(one, threshold) for one in outcomes]
-    return [None if one is None else float(one) for one in right]
+def _right(
+    record: Record, candidate: Candidate, outcomes: Mapping[str, Outcome], threshold: float
+) -> list[float | None]:
+    """Whether each selection example was answered rightly, by its score where there is no outcome.
+
+    The journal of a hosted optimizer has none: its programs are run by dspy, which tells scores alone.
+    """
+    scores = record.scores_of(candidate) or (None,) * len(record.select)
+    by_score = [None if score is None else score >= threshold for score in scores]
+    right = [passed(outcomes[e.id], threshold) if e.id in outcomes else told
+             for e, told in zip(record.select, by_score, strict=True)]
+    return [_as_score(one) for one in right]
+
+
+def _as_score(right: bool | None) -> float | None:
+    return None if right is None else float(right)
 
 
 def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
@@ -212,7 +226,8 @@ def noise_flips(score: Score, candidate: Candidate, examples: Sequence[dspy.Exam
         threshold: A score from which on an answer counts as right.
     """
     first, second = (score(candidate, examples, draw) for draw in (0, 1))
-    return NoiseFlips(flips(first, second), paired_gain(_right(first, threshold), _right(second, threshold)))
+    old, new = ([_as_score(passed(one, threshold)) for one in outcomes] for outcomes in (first, second))
+    return NoiseFlips(flips(first, second), paired_gain(old, new))
 
 
 @dataclass(frozen=True)
@@ -398,14 +413,13 @@ def scorer_of(student: dspy.Module, metric: MetricFunction, *, lm: dspy.BaseLM |
     Args:
         student: The program that was compiled.
         metric: Judges its answers.
-        lm: The model it runs on, for predictors that carry none; the configured one by default. From draw 1 on it
-            gets the draw as its rollout id, so that no cache answers.
+        lm: The model it runs on, for predictors that carry none; the configured one by default. From draw 1 on no
+            cache answers for it.
     """
 
     def score(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> Sequence[Outcome]:
         model = lm if lm is not None else dspy.settings.lm
-        if draw and model is not None:
-            model = model.copy(rollout_id=draw)
+        model = model and redrawn(model, draw)
         return score_program(candidate.bind(student), examples, metric, lm=model).outcomes
 
     return score

@@ -181,7 +181,7 @@ class Scorer:
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         if self._lm is not None:
-            overrides["lm"] = _drawn(self._lm, draw) if draw else self._lm
+            overrides["lm"] = redrawn(self._lm, draw)
         if self._callbacks:
             overrides["callbacks"] = [*dspy.settings.callbacks, *self._callbacks]
         context: AbstractContextManager[None] = dspy.context(**overrides)
@@ -283,8 +283,13 @@ def _texts(values: Mapping[str, object]) -> dict[str, str]:
     return {name: str(value) for name, value in values.items()}
 
 
-def _drawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:
-    """A copy that is asked anew. At temperature 0 dspy has no use for a rollout id: there it is the cache that goes."""
+def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:
+    """Return the LM for draw 0, and for another draw a copy that is asked anew.
+
+    At temperature 0 dspy has no use for a rollout id, and answers from its cache: there it is the cache that goes.
+    """
+    if not draw:
+        return lm
     copied: dspy.BaseLM = lm.copy(cache=False) if lm.kwargs.get("temperature") == 0 else lm.copy(rollout_id=draw)
     return copied
 
