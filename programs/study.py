@@ -8,6 +8,7 @@ Source: the questions are the paper's; designs and statistics are ours, see `cue
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 import time
@@ -121,6 +122,8 @@ def command(options: argparse.Namespace) -> int:
     from cuesmith.teleprompters.runtime.journal import JournalError
     from cuesmith.teleprompters.runtime.session import CAPS, CompileError
 
+    for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
+        logging.getLogger(library).setLevel(logging.ERROR)
     settings = settings_of(options)
     if settings.lm is None and settings.optimizer is None:  # no provider, no prices
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")

@@ -190,7 +190,7 @@ def test_bind_does_not_copy_histories() -> None:
     candidate = Candidate.of(student)
     start = time.perf_counter()
     assert candidate.bind(student).helper is lm
-    assert time.perf_counter() - start < 0.5
+    assert time.perf_counter() - start < 3.0, "a copy of the histories takes much longer"
 
 
 def test_bind_shares_what_cannot_be_copied() -> None:

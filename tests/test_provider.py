@@ -184,7 +184,7 @@ def test_an_outage_stops_the_run_and_it_resumes(tmp_path: Path, monkeypatch: pyt
 def test_an_example_that_hangs_is_missing() -> None:
     def slow(nth: int) -> None:
         if nth in (5, 9):
-            time.sleep(3.0)
+            time.sleep(20.0)
 
     engine, start = ToyEngine(hook=slow), time.monotonic()
     with dspy.context(lm=toy_lm(engine)):
@@ -193,9 +193,9 @@ def test_an_example_that_hangs_is_missing() -> None:
             words(30),
             lambda e, p: e.answer == p.answer,
             max_in_flight=2,
-            timeout=0.5,
+            timeout=2.0,
         )
-    assert time.monotonic() - start < 2.5
+    assert time.monotonic() - start < 15.0, "a busy machine is slow, but who waits takes 20 seconds"
     assert scores.missing == 2 and scores.n == 28
     assert engine.calls == 30, "no straggler is sent again"
 
@@ -209,9 +209,9 @@ def test_a_compile_with_a_hanging_example_ends() -> None:
         return toy_reply(system, user, drawn)
 
     compilation = toy_compile(
-        toy_lm(ToyEngine(reply=hang)), max_in_flight=4, steps=1, n_val=20, example_timeout=0.3
+        toy_lm(ToyEngine(reply=hang)), max_in_flight=4, steps=1, n_val=20, example_timeout=1.0
     ).compilation
-    assert time.monotonic() - start < 8.0
+    assert time.monotonic() - start < 18.0
     assert compilation.stopped_by is None
     unscored = {i for t in compilation.candidates for i, v in enumerate(t.scores) if v is None}
     assert len(unscored) == 1 or (compilation.gain is not None and compilation.gain.n == 9)

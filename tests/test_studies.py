@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import dspy
@@ -115,14 +117,16 @@ def test_another_draw_is_asked_anew_whatever_the_cache_holds(
     temperature: float, recwarn: pytest.WarningsRecorder
 ) -> None:
     calls: list[int] = []
+    own = str(uuid.uuid4())  # what no cache holds yet
+    task = replace(TASK, validation=tuple(words(8, f"{own}-v")), test=tuple(words(6, f"{own}-h")))
     with Provider() as provider:
 
         async def again(run: Run) -> None:
             for draw in (0, 0, 1, 1, 2):
-                await run.score([run.baseline], TASK.test, draw=draw)
+                await run.score([run.baseline], task.test, draw=draw)
                 calls.append(provider.calls)
 
-        bench(provider.lm(cache=True, temperature=temperature)).conduct("again", TASK, again)
+        bench(provider.lm(cache=True, temperature=temperature)).conduct("again", task, again)
     first = calls[0]
     assert calls == [first, first, first + 6, first + 6, first + 12] and first == 8 + 6
     assert not [warning for warning in recwarn if "rollout_id" in str(warning.message)]

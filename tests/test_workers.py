@@ -159,7 +159,7 @@ def test_the_deadline_gives_up_what_is_in_flight() -> None:
         answers = await asyncio.gather(
             *(workers.submit(lambda: forever.wait(20)) for _ in range(5)), return_exceptions=True
         )
-        assert all(isinstance(a, TimeoutError) for a in answers) and time.monotonic() - start < 3
+        assert all(isinstance(a, TimeoutError) for a in answers) and time.monotonic() - start < 12
         forever.set()
 
     _run(body, 2, deadline=0.2)
