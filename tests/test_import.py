@@ -45,3 +45,14 @@ def test_using_the_package_does_not_load_torch() -> None:
 def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         cuesmith.nothing  # noqa: B018
+
+
+def test_litellm_is_whole_before_threads_call_it() -> None:
+    code = """
+import sys, dspy
+from cuesmith.teleprompters.runtime._dspy import metered
+print(type(sys.modules.get("litellm")).__name__ if "litellm" in sys.modules else "", end=" ")
+metered(dspy.LM("openai/x"), None)
+print("completion" in object.__getattribute__(sys.modules["litellm"], "__dict__"))
+"""
+    assert run(code).split()[-1] == "True"

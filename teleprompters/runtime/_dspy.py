@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
@@ -190,6 +191,17 @@ def is_free(lm: dspy.BaseLM) -> bool:
     return bool(getattr(getattr(lm, "engine", None), "free", False))
 
 
+def _load_litellm() -> None:
+    """Load LiteLLM before calls do: dspy loads it at first use, where threads that do so at once find it half made."""
+    with _LOADING:
+        import litellm
+
+        _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
+
+
+_LOADING = threading.Lock()
+
+
 def metered(lm: dspy.BaseLM, gate: Gate) -> dspy.BaseLM:
     """Return the same model behind a gate: same engine, cache and options; retries are the gate's.
 
@@ -199,6 +211,8 @@ def metered(lm: dspy.BaseLM, gate: Gate) -> dspy.BaseLM:
     """
     if isinstance(lm, _Metered):
         return metered_anew(lm, gate)
+    if getattr(lm, "engine", None) in ("auto", "litellm"):
+        _load_litellm()
     kind = type(lm)
     mixed = type(f"Metered{kind.__name__}", (_Metered, kind), {"__module__": __name__})
     copied = lm.copy(num_retries=0)
