@@ -234,7 +234,7 @@ def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int)
 
     most = chosen.forecast(tasks, n)
     caps = {"calls": settings.budget_calls, "dollars": settings.budget_usd}
-    within = ", ".join(f"{cap:g} {unit}" for unit, cap in caps.items() if cap is not None)
+    within = ", ".join(f"{cap:,} {unit}" for unit, cap in caps.items() if cap is not None)
     said = f"cuesmith study {chosen.name}: at most {most.calls:,} calls" + (f", cut off at {within}" if within else "")
     return visible(f"{said}; {n} {chosen.unit}; {', '.join(task.name for task in tasks)}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -12,24 +11,15 @@ import numpy as np
 import pytest
 from e2e_support import Answer, Provider, ToyEngine, error_body, number, toy_lm
 from scipy import stats
+from study_support import refuses, whole
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.figures import Section
-from cuesmith.programs.studies.abo_gain import (
-    FEWEST_TASKS,
-    PREDICTORS,
-    STUDY,
-    AboGain,
-    Before,
-    Observed,
-    analyse,
-    conduct,
-    detectable,
-    forecast,
-    sections,
-)
+from cuesmith.programs.diagnosis.association import detectable_rho
+from cuesmith.programs.studies.abo_gain import STUDY, conduct, forecast
+from cuesmith.programs.studies.abo_gain_analysis import FEWEST_TASKS, PREDICTORS, AboGain, Before, Observed, analyse
+from cuesmith.programs.studies.abo_gain_report import sections
 from cuesmith.programs.studies.bench import Bench
 from cuesmith.programs.tasks import Row, Sizes, Task, build, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
@@ -59,19 +49,6 @@ def toy(skilled: float, *, steps: float | None = None, **options: object) -> tup
 
     engine = ToyEngine(reply=reply)
     return Bench(toy_lm(engine), SimulatedOptimizer(seed=0), **options), engine  # type: ignore[arg-type]
-
-
-def whole(found: Sequence[Section], limits: Sequence[str] = ()) -> None:
-    """What every report keeps: plain sentences, tests that are named, numbers that JSON can hold."""
-    json.loads(page.as_json({}, found, {}))
-    assert page.html("title", "", found)
-    for section in found:
-        assert section.summary.endswith(".") and "nan" not in section.summary
-        for figure in section.figures:
-            for text in (figure.meaning, figure.advice):
-                assert text.endswith(".") and "nan" not in text and len(re.findall(r"[.!?] [A-Z]", text)) == 0, text
-            assert figure.p_value is None or "test" in figure.meaning
-    assert all(text.endswith(".") and "nan" not in text for text in limits)
 
 
 def result(bench: Bench, tasks: Sequence[Task], n: int = 10) -> AboGain:
@@ -172,14 +149,9 @@ def test_a_provider_that_is_gone_leaves_what_was_found() -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_call() -> None:
-    on, engine = toy(0.5)
-    short = replace(words(), validation=words().validation[:3])
-    for tasks, n in (([], 10), ([words()], STUDY.fewest - 1), ([words("a"), short], 10)):
-        with pytest.raises(ValueError, match="at least"):
-            conduct(on, tasks, n)
-        with pytest.raises(ValueError, match="at least"):
-            forecast(tasks, n)
-    assert engine.calls == 0
+    short, few = replace(words(), validation=words().validation[:3]), STUDY.fewest - 1
+    cases = [([], 10, "at least"), ([words()], few, "at least"), ([words("a"), short], 10, "at least")]
+    refuses(STUDY, cases, forecast=True)
 
 
 def test_the_embedded_model_gains_the_same_at_any_concurrency_and_within_the_forecast() -> None:
@@ -311,10 +283,10 @@ def test_that_it_helps_is_rarely_claimed_where_it_does_not() -> None:
 
 @pytest.mark.parametrize("n", [10, 15, 30])
 def test_the_smallest_correlation_that_is_found(n: int) -> None:
-    rho = detectable(n)
+    rho = detectable_rho(n)
     pearson = 2 * math.sin(math.pi * rho / 6)  # of a normal pair with that rank correlation
     rng = np.random.default_rng(n)
     pairs = rng.multivariate_normal([0, 0], [[1, pearson], [pearson, 1]], size=(1500, n))
     found = [stats.spearmanr(pair[:, 0], pair[:, 1]).pvalue <= 0.05 for pair in pairs]
     assert np.mean(found) == pytest.approx(0.8, abs=0.06)
-    assert rho < detectable(n, tests=14) < 1 and math.isnan(detectable(9))
+    assert rho < detectable_rho(n, tests=14) < 1 and math.isnan(detectable_rho(9))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-import json
 import math
 import random
 import re
@@ -12,35 +12,23 @@ from collections.abc import Callable, Sequence
 import dspy
 import numpy as np
 import pytest
+import study_support
 from e2e_support import ToyEngine, number, toy_lm
 from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.permutation import trend_of
 from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.complexity import (
-    FORMS,
-    HARMLESS,
-    LEVELS,
-    STUDY,
-    Asked,
-    Complexity,
-    Formed,
-    analyse,
-    conduct,
-    forecast,
-    gap,
-    labels_of,
-    limit_of,
-    sections,
-    trend_of,
-    versions,
-)
+from cuesmith.programs.studies.checks import labels_of
+from cuesmith.programs.studies.complexity import HARMLESS, LEVELS, STUDY, conduct, forecast, versions
+from cuesmith.programs.studies.complexity_analysis import FORMS, Asked, Complexity, Formed, analyse, gap, limit_of
+from cuesmith.programs.studies.complexity_report import sections
 from cuesmith.programs.tasks import Row, Sizes, Task, build
 from cuesmith.signatures import parse_steps, render_steps
 from cuesmith.teleprompters.runtime.ledger import Budget
 
+whole = functools.partial(study_support.whole, tests=("test", "permutation"))
 STEPS = ("Write the sentence.", "Number its words.", "Name the last word.", "Give it.")
 Target = Callable[[str, int, str], str]
 """(system message, steps asked for, word) -> the reply."""
@@ -79,20 +67,6 @@ def studied(target: Target, n: int = 3, tasks: Sequence[Task] = (), **options: o
     found = conduct(bench(target, **options)[0], tasks or [words()], n).result
     assert isinstance(found, Complexity)
     return found
-
-
-def whole(found: Sequence[Section], limits: Sequence[str] = ()) -> None:
-    """What every report keeps: plain sentences, tests that are named, numbers that JSON can hold."""
-    json.loads(page.as_json({}, found, {}))
-    assert page.html("title", "", found)
-    for section in found:
-        assert section.summary.endswith(".") and "nan" not in section.summary
-        for figure in section.figures:
-            for text in (figure.meaning, figure.advice):
-                assert text.endswith(".") and "nan" not in text and len(re.findall(r"[.!?] [A-Z]", text)) == 0, text
-            assert figure.p_value is None or "test" in figure.meaning or "permutation" in figure.meaning
-            assert figure.low is None or figure.value is None or figure.low <= figure.value + 1e-9
-    assert all(text.endswith(".") and "nan" not in text for text in limits)
 
 
 # --- the instrument ------------------------------------------------------------------------------------------
@@ -241,13 +215,8 @@ def test_a_budget_leaves_what_was_seen(calls: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_call() -> None:
-    on, engine = bench(leaving_out(lambda k, n: False))
-    for tasks, n in (([], 3), ([words()], STUDY.fewest - 1)):
-        with pytest.raises(ValueError, match="at least"):
-            conduct(on, tasks, n)
-        with pytest.raises(ValueError, match="at least"):
-            forecast(tasks, n)
-    assert engine.calls == 0
+    cases = [([], 3, "at least"), ([words()], STUDY.fewest - 1, "at least")]
+    study_support.refuses(STUDY, cases, forecast=True)
 
 
 def test_tasks_of_one_name_are_told_apart() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections import Counter
 from dataclasses import replace
@@ -13,26 +12,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from scipy import stats
+from study_support import bench, pairs_of, readable, refuses, symmetric
 
-from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
-from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.association import holm
+from cuesmith.programs.diagnosis.likeness import alike
+from cuesmith.programs.diagnosis.mantel import mantel
 from cuesmith.programs.diagnosis.planted import BATCH
 from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.errors import (
-    DRAWS,
-    MIXED,
-    STUDY,
-    Found,
-    Plan,
-    analysed,
-    mantel,
-    plan,
-    sections,
-)
-from cuesmith.programs.studies.observed import Observed, Shown, alike
+from cuesmith.programs.studies.errors import STUDY
+from cuesmith.programs.studies.errors_analysis import DRAWS, MIXED, Found, Plan, analysed, plan
+from cuesmith.programs.studies.errors_report import sections
+from cuesmith.programs.studies.observed import Observed, Shown
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 
@@ -40,15 +31,6 @@ Floats = NDArray[np.float64]
 SMALL = Sizes(train=40, validation=4, test=1)
 CAUSES = ["count every quantity", "name the final entry", "reverse whole list", "add numbers up"]
 FRAMES = ["you should {} here", "it fails to {}", "nothing says {}", "please {} instead", "always {} first"]
-
-
-def symmetric(n: int, seed: int) -> Floats:
-    upper = np.triu(np.random.default_rng(seed).random((n, n)), 1)
-    return upper + upper.T + np.eye(n)
-
-
-def pairs_of(matrix: Floats) -> Floats:
-    return np.asarray(matrix[np.triu_indices(len(matrix), 1)])
 
 
 # --- Mantel ------------------------------------------------------------------------------------------------
@@ -220,7 +202,7 @@ def test_without_two_classes_the_rest_is_still_asked_and_few_errors_are_told() -
         assert made is not None and len(made.shown()) <= STUDY.forecast([small()], 6).optimizer_calls
         texts = [FRAMES[k % 5].format(CAUSES[k % 3]) for k in range(len(made.shown()))]
         found = analysed(single, made, texts)
-        readable(found)
+        readable(sections(found), found)
         assert found.exchange is not None and found.repetition is not None
         assert (list(made.study.conditions) == [MIXED]) == (found.validity is None)
     assert found.validity is None
@@ -228,14 +210,6 @@ def test_without_two_classes_the_rest_is_still_asked_and_few_errors_are_told() -
 
 
 # --- the analysis ------------------------------------------------------------------------------------------
-
-
-def readable(found: Found) -> None:
-    for section in sections(found):
-        assert section.summary.endswith(".") and "nan" not in section.summary
-        for figure in section.figures:
-            assert figure.meaning.endswith(".") and figure.advice.endswith(".") and "nan" not in figure.meaning
-    json.loads(page.as_json({}, sections(found), {"result": found}))
 
 
 def said(made: Plan, *, follows: bool, seed: int = 0) -> list[str | None]:
@@ -257,7 +231,7 @@ def test_what_follows_the_errors_is_told_from_what_does_not() -> None:
         raw = [found.exchange.p_value, found.mantel.p_value]
         assert found.corrected == dict(zip(("exchange", "mantel"), holm(raw), strict=True))
         assert found.requests == found.answered == len(made.shown())
-        readable(found)
+        readable(sections(found), found)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.02, 0.1, 0.3, 0.6, 0.95])
@@ -267,7 +241,7 @@ def test_whatever_a_stop_leaves_is_said_in_words(share: float) -> None:
     kept = set(made.order()[: int(share * len(replies))])
     found = analysed(observed(), made, [text if k in kept else None for k, text in enumerate(replies)])
     assert found.answered == len(kept)
-    readable(found)
+    readable(sections(found), found)
     if share == 0.0:
         assert "Nothing can be said: 0 of 104" in sections(found)[0].summary
         assert not any((found.exchange, found.mantel, found.validity, found.repetition))
@@ -280,15 +254,11 @@ def test_what_was_not_begun_is_said_in_words() -> None:
     assert len(sections(nothing)) == 1 and "stopped before" in sections(nothing)[0].summary
     few = analysed(observed(n=4), None, ())
     assert "made 5 errors on 17 training examples, of which 4 can be shown" in sections(few)[0].summary
-    readable(nothing)
-    readable(few)
+    readable(sections(nothing), nothing)
+    readable(sections(few), few)
 
 
 # --- the study ---------------------------------------------------------------------------------------------
-
-
-def bench(prior_bias: float = 0.0, **options: object) -> Bench:
-    return Bench(EmbeddedLM(), SimulatedOptimizer(prior_bias=prior_bias), **options)  # type: ignore[arg-type]
 
 
 def small() -> Task:
@@ -316,7 +286,7 @@ def test_an_optimizer_that_looks_is_told_from_one_that_does_not() -> None:
     assert blind.validity is not None and blind.validity.prior_bias is not None
     assert blind.validity.prior_bias.p_value > 0.05 and not blind.validity.sensitivity.found
     for found in (looks, blind):
-        readable(found)
+        readable(sections(found), found)
         assert [section.title for section in sections(found)][1:] == [
             "Does the reflection look at the errors?", "Does the feedback repeat itself?"]
 
@@ -335,18 +305,15 @@ def test_a_cap_holds_and_leaves_a_report(calls: int) -> None:
     assert on.spent.total.calls <= calls and on.stopped_by == "calls" and findings.limits
     assert isinstance(findings.result, Found)
     assert findings.result.answered < findings.result.requests or calls < 44
-    readable(findings.result)
+    readable(sections(findings.result), findings.result)
 
 
 def test_tasks_that_do_not_fit_are_refused_before_a_call() -> None:
-    on, tiny = bench(), generate("objects", sizes=Sizes(train=5, validation=5, test=5))
-    for tasks, n, problem in (
+    tiny = generate("objects", sizes=Sizes(train=5, validation=5, test=5))
+    refuses(STUDY, [
         ([], 6, "about one task, got 0"), ([small(), small()], 6, "about one task, got 2"),
         ([small()], 4, "n of at least 5, got 4"), ([tiny], 6, "at least 6 training examples .* objects has 5"),
-    ):  # fmt: skip
-        with pytest.raises(ValueError, match=problem):
-            STUDY.conduct(on, tasks, n)
-    assert on.spent.total.calls == 0
+    ])  # fmt: skip
 
 
 def test_a_prompt_without_errors_is_told_so() -> None:

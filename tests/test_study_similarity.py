@@ -12,12 +12,16 @@ import pytest
 from e2e_support import ToyEngine
 from numpy.typing import NDArray
 from scipy import stats
+from study_support import pairs_of
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
+from cuesmith.programs.diagnosis.mantel import rank_mantel
 from cuesmith.programs.studies.bench import Bench, Findings
-from cuesmith.programs.studies.similarity import STUDY, Alike, Sample, analyse, mantel, nearest, sections
+from cuesmith.programs.studies.similarity import STUDY
+from cuesmith.programs.studies.similarity_analysis import Alike, Sample, analyse, nearest
+from cuesmith.programs.studies.similarity_report import sections
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Step
@@ -32,19 +36,15 @@ def distances(points: Floats) -> Floats:
     return np.asarray(np.abs(points[:, None] - points[None, :]))
 
 
-def upper(matrix: Floats) -> Floats:
-    return np.asarray(matrix[np.triu_indices(len(matrix), 1)])
-
-
 def test_mantel_as_full_enumeration() -> None:
     rng = np.random.default_rng(0)
     for k in range(4):
         x = rng.normal(size=6)
         first, second = distances(x), distances(x + k * rng.normal(size=6)).round(1)
-        rho = stats.spearmanr(upper(first), upper(second)).statistic
+        rho = stats.spearmanr(pairs_of(first), pairs_of(second)).statistic
         orders = [np.array(order) for order in itertools.permutations(range(6))]
-        tried = [stats.spearmanr(upper(first), upper(second[np.ix_(o, o)])).statistic for o in orders]
-        found = mantel(first, second)
+        tried = [stats.spearmanr(pairs_of(first), pairs_of(second[np.ix_(o, o)])).statistic for o in orders]
+        found = rank_mantel(first, second)
         assert found.rho == pytest.approx(rho) and (found.prompts, found.pairs) == (6, 15)
         assert found.p_value == pytest.approx(np.mean(np.abs(tried) >= abs(rho) - 1e-9))
         assert found.critical == pytest.approx(np.quantile(np.abs(tried), 0.95))
@@ -54,14 +54,14 @@ def test_mantel_with_random_orders_comes_near_all_of_them() -> None:
     rng = np.random.default_rng(1)
     x = rng.normal(size=8)
     first, second = distances(x), distances(x + 1.5 * rng.normal(size=8))
-    ranks = [stats.rankdata(upper(m)) for m in (first, second)]
+    ranks = [stats.rankdata(pairs_of(m)) for m in (first, second)]
     square = np.zeros((8, 8))
     square[np.triu_indices(8, 1)] = ranks[1] - ranks[1].mean()
     square += square.T
     rho = stats.spearmanr(*ranks).statistic
-    tried = [upper(square[np.ix_(o, o)]) @ (ranks[0] - ranks[0].mean()) for o in itertools.permutations(range(8))]
-    exact = np.mean(np.abs(tried) >= abs(upper(square) @ (ranks[0] - ranks[0].mean())) - 1e-9)
-    found = mantel(first, second)
+    tried = [pairs_of(square[np.ix_(o, o)]) @ (ranks[0] - ranks[0].mean()) for o in itertools.permutations(range(8))]
+    exact = np.mean(np.abs(tried) >= abs(pairs_of(square) @ (ranks[0] - ranks[0].mean())) - 1e-9)
+    found = rank_mantel(first, second)
     assert found.rho == pytest.approx(rho) and found.p_value == pytest.approx(exact, abs=0.02)
 
 
@@ -73,7 +73,7 @@ def test_mantel_within_meanings_as_full_enumeration() -> None:
 
     def total(order: Sequence[int]) -> float:
         moved = second[np.ix_(order, order)]
-        parts = [[stats.rankdata(upper(m[np.ix_(g, g)])) for g in groups] for m in (first, moved)]
+        parts = [[stats.rankdata(pairs_of(m[np.ix_(g, g)])) for g in groups] for m in (first, moved)]
         return float(sum((a - a.mean()) @ (b - b.mean()) for a, b in zip(*parts, strict=True)))
 
     tried = []
@@ -81,15 +81,15 @@ def test_mantel_within_meanings_as_full_enumeration() -> None:
         order = np.arange(7)
         order[groups[0]], order[groups[1]] = a, b
         tried.append(total(order.tolist()))
-    found = mantel(first, second, meanings)
+    found = rank_mantel(first, second, meanings)
     assert found.p_value == pytest.approx(np.mean(np.abs(tried) >= abs(tried[0]) - 1e-9))
     assert (found.prompts, found.pairs) == (6, 6) and found.rho == pytest.approx(tried[0] / 4)
 
 
 def test_mantel_without_differences_says_nothing() -> None:
-    same = mantel(np.ones((5, 5)), distances(np.arange(5.0)))
+    same = rank_mantel(np.ones((5, 5)), distances(np.arange(5.0)))
     assert math.isnan(same.rho) and same.p_value == 1.0 and same.sign == 0
-    assert math.isnan(mantel(distances(np.arange(4.0)), distances(np.arange(4.0)), [0, 1, 2, 3]).rho)
+    assert math.isnan(rank_mantel(distances(np.arange(4.0)), distances(np.arange(4.0)), [0, 1, 2, 3]).rho)
 
 
 def test_nearest_by_hand() -> None:
@@ -109,12 +109,12 @@ def test_false_positives_without_an_association() -> None:
     for k in range(runs):
         rng = np.random.default_rng(k)
         words, scores = distances(rng.normal(size=12)), rng.random(12)
-        counts["mantel"] += mantel(words, distances(scores), seed=k).p_value < 0.05
+        counts["mantel"] += rank_mantel(words, distances(scores), seed=k).p_value < 0.05
         counts["nearest"] += nearest(1 - words, scores.tolist(), seed=k).p_value < 0.05
         # Prompts of a meaning read alike and act alike; among them there is nothing to find.
         meaning = np.repeat([0, 1, 2], 4)
         near, behaviour = distances(5 * meaning + rng.normal(size=12)), distances(5 * meaning + rng.normal(size=12))
-        counts["within"] += mantel(near, behaviour, meaning.tolist(), seed=k).p_value < 0.05
+        counts["within"] += rank_mantel(near, behaviour, meaning.tolist(), seed=k).p_value < 0.05
     assert max(counts.values()) <= 0.07 * runs
 
 
@@ -124,9 +124,9 @@ def test_a_planted_association_is_found() -> None:
         rng = np.random.default_rng(k)
         x = rng.normal(size=16)
         y = x + 0.4 * rng.normal(size=16)
-        counts["mantel"] += mantel(distances(x), distances(y), seed=k).p_value < 0.05
+        counts["mantel"] += rank_mantel(distances(x), distances(y), seed=k).p_value < 0.05
         counts["nearest"] += nearest(-distances(x), y.tolist(), seed=k).p_value < 0.05
-        counts["within"] += mantel(distances(x), distances(y), [i // 4 for i in range(16)], seed=k).p_value < 0.05
+        counts["within"] += rank_mantel(distances(x), distances(y), [i // 4 for i in range(16)], seed=k).p_value < 0.05
     assert min(counts.values()) > 0.8 * runs
 
 

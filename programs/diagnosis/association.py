@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, t975
 
-__all__ = ["Correlation", "Difference", "fisher_exact", "holm", "kappa", "ratio", "spearman", "unpaired"]
+__all__ = ["Correlation", "Difference", "detectable_rho", "fisher_exact", "holm", "jackknife", "kappa", "ratio",
+           "spearman", "unpaired"]
 
 _EXACT = 8
 """Up to so many pairs all orders are tried (8! = 40,320)."""
 _SHUFFLES = 10_000
 _TOLERANCE = 1e-9
+_POWER = 0.8
 _Z = NormalDist().inv_cdf(0.975)
 
 
@@ -139,6 +141,22 @@ def spearman(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Correl
     return Correlation(rho, low, high, _permutation(first, second, seed), n)
 
 
+def detectable_rho(n: int, *, tests: int = 1) -> float:
+    """Return the smallest Spearman correlation that is found in 80 % of studies of `n` pairs at 5 %.
+
+    By Fisher's z with variance 1.06 / (n - 3), as the interval of `spearman`; nan below 10 pairs, where the
+    approximation fails.
+
+    Args:
+        n: Pairs.
+        tests: For so many tests at once, by the strictest step of Holm's correction.
+    """
+    if n < 10:
+        return math.nan
+    normal = NormalDist()
+    return math.tanh((normal.inv_cdf(1 - 0.025 / tests) + normal.inv_cdf(_POWER)) * math.sqrt(1.06 / (n - 3)))
+
+
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     """Mid-ranks, less their mean."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
@@ -202,6 +220,26 @@ def ratio(parts: Sequence[int], wholes: Sequence[int]) -> Estimate95:
     rest = pairs[:, 0] - share * pairs[:, 1]
     half = t975(n - 1) * float(np.sqrt((rest @ rest) / (n - 1) / n)) / float(pairs[:, 1].mean())
     return Estimate95(share, max(0.0, share - half), min(1.0, share + half), n)
+
+
+def jackknife(whole: float, left: Sequence[float], groups: Sequence[int]) -> Estimate95:
+    """Return a statistic with its jackknife interval (Tukey 1958; several samples: Arvesen 1969).
+
+    Args:
+        whole: Of all units.
+        left: Of all but one unit, the units of a sample one after the other.
+        groups: Units of each independent sample, at least 2.
+
+    Returns:
+        The value itself, not corrected for bias, with t quantiles of the smallest sample's degrees of freedom.
+    """
+    variance, start = 0.0, 0
+    for size in groups:
+        part = np.asarray(left[start : start + size], dtype=np.float64)
+        variance += (size - 1) / size * float(((part - part.mean()) ** 2).sum())
+        start += size
+    half = t975(min(groups) - 1) * math.sqrt(variance)
+    return Estimate95(whole, whole - half, whole + half, len(left))
 
 
 def kappa(both: int, first_only: int, second_only: int, neither: int) -> float:

@@ -13,19 +13,20 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
-from statistics import NormalDist, fmean, stdev
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from statistics import fmean
 
 import dspy
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.programs.diagnosis.association import Correlation, holm, ratio, spearman
-from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
-from cuesmith.programs.diagnosis.validity import binomial_tail
+from cuesmith.programs.diagnosis.association import ratio
 from cuesmith.programs.studies import STUDIES
+from cuesmith.programs.studies.abo_gain_analysis import Before, Observed, analyse
+from cuesmith.programs.studies.abo_gain_report import limits, sections
 from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.complexity import checks_of, labels_of, write_steps
+from cuesmith.programs.studies.checks import check_amount, labels_of
+from cuesmith.programs.studies.complexity import checks_of, write_steps
 from cuesmith.programs.tasks import Sizes, Task, normalise
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.abo import ABO
@@ -35,142 +36,12 @@ from cuesmith.teleprompters.runtime.evidence import gold, inputs_of, render_fiel
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
-from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, paired_gain, t975
+from cuesmith.teleprompters.runtime.statistics import paired_gain
 
-__all__ = ["PREDICTORS", "STUDY", "AboGain", "Before", "Observed", "Predictor", "TaskGain", "analyse", "detectable",
-           "sections"]  # fmt: skip
+__all__ = ["STUDY", "conduct", "forecast"]
 
 SETTING: Mapping[str, int] = {"width": 2, "branch": 2, "steps": 1, "initial": 3, "minibatch": 12, "errors": 4}
 """ABO's own search, made small. Ours."""
-FEWEST_TASKS = 6
-"""With fewer, no correlation can reach 5 % after the correction for as many as are tested (2 / 5! > 0.05 / 14)."""
-POWER = 0.8
-
-PREDICTORS: Mapping[str, str] = {
-    "student": "score of the student before",
-    "followed": "share of the optimizer's steps that the student follows",
-    "steps_gain": "gain of these steps without demonstrations",
-    "words": "words of an input",
-    "entropy": "entropy of the right answers (bits)",
-    "steps": "number of steps written",
-    "unusable": "share of the student's replies that cannot be used",
-}
-"""Field of `Before` -> what it is."""
-
-
-@dataclass(frozen=True)
-class Before:
-    """What was known of a task before ABO; None where the budget ended first.
-
-    Attributes:
-        student: Mean score of the student.
-        followed: Share of the steps of one prompt by the optimizer, without demonstrations, that are followed.
-        steps_gain: Score with that prompt less `student`.
-        words: Mean number of words of an example's inputs.
-        entropy: Of the right answers of the training examples and of those measured on, in bits.
-        steps: Number of steps of that prompt.
-        unusable: Share of the student's replies that cannot be used.
-    """
-
-    student: float | None = None
-    followed: float | None = None
-    steps_gain: float | None = None
-    words: float | None = None
-    entropy: float | None = None
-    steps: float | None = None
-    unusable: float | None = None
-
-
-@dataclass(frozen=True)
-class Observed:
-    """One task as it was observed.
-
-    Attributes:
-        task: Its name.
-        before: What was known before.
-        gain: ABO's, on fresh examples; n = 0 says that nothing beat the student; None says that it was not measured.
-        base: The student's score on the same fresh examples, or `before.student` if it stays; None if unknown.
-        stopped_by: The cap that ended ABO early.
-    """
-
-    task: str
-    before: Before
-    gain: Gain | None
-    base: float | None
-    stopped_by: str | None = None
-
-
-@dataclass(frozen=True)
-class TaskGain:
-    """One task in the result.
-
-    Attributes:
-        observed: The task.
-        realised: Share of the possible gain, 1 less the student's score, that was gained; None where nothing was
-            possible or measured.
-        holm: The gain's p-value, corrected for the number of tasks; None where it was not measured.
-    """
-
-    observed: Observed
-    realised: float | None
-    holm: float | None
-
-
-@dataclass(frozen=True)
-class Predictor:
-    """What a measure taken before says of the gain; a task is one pair.
-
-    Attributes:
-        name: A field of `Before`.
-        gain: Its correlation with the gain.
-        gain_holm: The p-value, corrected for all correlations of the study that could be computed.
-        realised: Its correlation with the realised share of the possible gain.
-        realised_holm: Likewise.
-    """
-
-    name: str
-    gain: Correlation
-    gain_holm: float
-    realised: Correlation
-    realised_holm: float
-
-
-@dataclass(frozen=True)
-class AboGain:
-    """What was found.
-
-    Attributes:
-        tasks: The largest gain first; tasks whose gain was not measured come last.
-        mean: Mean gain over the tasks, with Student's t interval over tasks.
-        realised: Mean realised share of the possible gain, likewise.
-        better: Tasks with a gain above 0.
-        worse: Tasks with one below 0.
-        sign_p: Two-sided sign test over these.
-        significant: Tasks with a gain above 0 that is significant after Holm's correction.
-        harmed: Tasks with one below 0 that is.
-        predictors: What tells the gain beforehand; empty with too few tasks.
-        tests: Correlations that the correction is for.
-        detectable: Smallest correlation found in 80 % of such studies, tested alone; nan below 10 tasks.
-        detectable_corrected: The same for the strictest step of the correction.
-    """
-
-    tasks: tuple[TaskGain, ...]
-    mean: Estimate95
-    realised: Estimate95
-    better: int
-    worse: int
-    sign_p: float
-    significant: int
-    harmed: int
-    predictors: tuple[Predictor, ...]
-    tests: int
-    detectable: float
-    detectable_corrected: float
-
-    @property
-    def gains(self) -> dict[str, float]:
-        """Task -> gain, of the tasks where it was measured."""
-        return {one.observed.task: one.observed.gain.difference for one in self.tasks if one.observed.gain}
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -222,257 +93,6 @@ def _observed(task: str, before: Before, compilation: Compilation | None) -> Obs
     return Observed(task, before, gain, fresh.mean if fresh else None, stopped)
 
 
-# --- what comes out ----------------------------------------------------------------------------------------
-
-
-def analyse(observed: Sequence[Observed], *, seed: int = 0) -> AboGain:
-    """Turn what was observed into the result.
-
-    Args:
-        observed: One entry a task, in any order.
-        seed: Of the permutations.
-    """
-    measured = [one for one in observed if one.gain is not None]
-    corrected = dict(zip((one.task for one in measured),
-                         holm([one.gain.p_value for one in measured if one.gain]), strict=True))
-    tasks = sorted((TaskGain(one, _realised(one), corrected.get(one.task)) for one in observed), key=_order)
-    gains = [one.gain.difference for one in measured if one.gain]
-    better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    sure = [one.observed.gain.difference for one in tasks
-            if one.observed.gain and one.holm is not None and one.holm < 0.05 and one.observed.gain.significant]
-    predictors, tests = _predictors(tasks, seed) if len(measured) >= FEWEST_TASKS else ((), 0)
-    return AboGain(
-        tasks=tuple(tasks),
-        mean=_over_tasks(gains),
-        realised=_over_tasks([one.realised for one in tasks if one.realised is not None]),
-        better=better,
-        worse=worse,
-        sign_p=min(1.0, 2 * binomial_tail(max(better, worse), better + worse, 0.5)),
-        significant=sum(gain > 0 for gain in sure),
-        harmed=sum(gain < 0 for gain in sure),
-        predictors=predictors,
-        tests=tests,
-        detectable=detectable(len(measured)),
-        detectable_corrected=detectable(len(measured), tests=max(1, tests)),
-    )
-
-
-def _order(one: TaskGain) -> tuple[bool, float, str]:
-    gain = one.observed.gain
-    return gain is None, -gain.difference if gain else 0.0, one.observed.task
-
-
-def _realised(one: Observed) -> float | None:
-    if one.gain is None or one.base is None or one.base >= 1:
-        return None
-    return one.gain.difference / (1 - one.base)
-
-
-def _over_tasks(values: Sequence[float]) -> Estimate95:
-    """Mean and Student's t interval, within what scores up to 1 allow; none where all are equal: that says nothing.
-
-    Not `estimate95`: gains of 0 and 1 are no successes and failures here.
-    """
-    n = len(values)
-    if n < 2 or stdev(values) == 0:
-        return Estimate95(fmean(values) if n else math.nan, math.nan, math.nan, n)
-    mean, half = fmean(values), t975(n - 1) * stdev(values) / math.sqrt(n)
-    most = 1.0 if max(values) <= 1 else math.inf
-    return Estimate95(mean, max(mean - half, -most), min(mean + half, most), n)
-
-
-def _predictors(tasks: Sequence[TaskGain], seed: int) -> tuple[tuple[Predictor, ...], int]:
-    """Correlate every measure with both outcomes; all that vary are one family of tests."""
-    found: list[tuple[str, Correlation, Correlation]] = []
-    for name in PREDICTORS:
-        pairs = [(_known(one, name), one) for one in tasks]
-        known = [(x, one) for x, one in pairs if x is not None]
-        gains = [(x, one.observed.gain.difference) for x, one in known if one.observed.gain]
-        shares = [(x, one.realised) for x, one in known if one.realised is not None]
-        first, second = (spearman([x for x, _ in rows], [y for _, y in rows], seed=seed) for rows in (gains, shares))
-        found.append((name, first, second))
-    tested = [one for _, *both in found for one in both if math.isfinite(one.rho)]
-    corrected = iter(holm([one.p_value for one in tested]))
-    values = {id(one): next(corrected) for one in tested}
-    return tuple(Predictor(name, first, values.get(id(first), 1.0), second, values.get(id(second), 1.0))
-                 for name, first, second in found), len(tested)
-
-
-def _known(one: TaskGain, name: str) -> float | None:
-    value: float | None = getattr(one.observed.before, name)
-    return value
-
-
-def detectable(n: int, *, tests: int = 1) -> float:
-    """Return the smallest Spearman correlation that is found in 80 % of studies of `n` tasks at 5 %.
-
-    By Fisher's z with variance 1.06 / (n - 3), as the interval of `association.spearman`; nan below 10 tasks, where
-    the approximation fails.
-
-    Args:
-        n: Tasks.
-        tests: For so many tests at once, by the strictest step of Holm's correction.
-    """
-    if n < 10:
-        return math.nan
-    normal = NormalDist()
-    return math.tanh((normal.inv_cdf(1 - 0.025 / tests) + normal.inv_cdf(POWER)) * math.sqrt(1.06 / (n - 3)))
-
-
-# --- the report --------------------------------------------------------------------------------------------
-
-
-def sections(found: AboGain) -> tuple[Section, ...]:
-    """Put the result into figures, each with what it means and what to do about it."""
-    if not found.mean.n:
-        said = "The budget or the provider ended before ABO's gain was measured on any task."
-        return (Section("On which tasks does ABO help?", said, ()),)
-    return (_gains_section(found), _predictors_section(found))
-
-
-def _gains_section(found: AboGain) -> Section:
-    n = found.mean.n
-    figures = [
-        Figure("ABO's gain, mean over the tasks (points)", *percent(found.mean), n, found.sign_p,
-               f"Of {_tasks(n)} {found.better} gain and {found.worse} lose (sign test over tasks; Student's t "
-               "interval, a task is one observation).",
-               "Expect about this much of a task of this kind; read the tasks below for how much it varies."),
-        Figure("Tasks with a gain that is significant by itself", float(found.significant), None, None, n, None,
-               f"Exact paired test on each task's fresh examples, corrected by Holm for {_tasks(n)}; "
-               f"{found.harmed} are significantly worse.",
-               "On the others, do not count on ABO: compile, and keep the student unless its report shows a gain."),
-        Figure("Share of the possible gain that was realised, mean (%)", *percent(found.realised), found.realised.n,
-               None, "What was gained, of all that the student left to gain; Student's t interval over tasks.",
-               "If it is near 100, ABO has nothing left to do here: try harder tasks."),
-        *(_task_figure(one) for one in found.tasks),
-    ]
-    return Section("On which tasks does ABO help?", _gains_summary(found), tuple(figures))
-
-
-def _gains_summary(found: AboGain) -> str:
-    n, mean = found.mean.n, 100 * found.mean.mean
-    said = f"On {_tasks(n)} ABO changes the score by {mean:+.0f} points on average; significantly better by itself: "
-    said += f"{found.significant}, worse: {found.harmed}. "
-    if found.sign_p < 0.05 and found.mean.low > 0:
-        return said + "That it helps on tasks like these is shown."
-    if found.sign_p < 0.05 and found.mean.high < 0:
-        return said + "That it harms on tasks like these is shown."
-    return said + "That it helps on tasks like these, beyond the single ones, is not shown."
-
-
-def _tasks(n: int) -> str:
-    return f"{n} task{'s' * (n != 1)}"
-
-
-def _task_figure(one: TaskGain) -> Figure:
-    name, gain, base = f"Gain on {one.observed.task} (points)", one.observed.gain, one.observed.base
-    if gain is None:
-        return Figure(name, None, None, None, 0, None, "The budget or the provider ended before it was measured.",
-                      "Give a larger budget if you want to know.")
-    if gain.n == 0:
-        return Figure(name, 0.0, None, None, 0, None, "Nothing that ABO wrote beat the student, which stays as it is.",
-                      "Use another compiler here, or a stronger target model.")
-    part = one.realised if one.realised is not None and gain.difference > 0 else None
-    rest = "" if part is None else f"; ABO gains {100 * part:.0f} % of what there was to gain"
-    said = "" if base is None else f"The student scores {100 * base:.0f} %{rest}"
-    early = f"; stopped early by {one.observed.stopped_by}" if one.observed.stopped_by else ""
-    sure = one.holm is not None and one.holm < 0.05 and gain.significant
-    advice = "Use ABO here." if sure and gain.difference > 0 else (
-        "Do not use ABO here." if sure else "Not shown: measure on more examples before you use it.")
-    return Figure(name, 100 * gain.difference, 100 * gain.low, 100 * gain.high, gain.n, one.holm,
-                  f"{said}{early} (exact paired test on fresh examples, corrected by Holm).", advice)
-
-
-def _predictors_section(found: AboGain) -> Section:
-    title = "What tells it beforehand?"
-    if not found.predictors:
-        return Section(title, f"Too few tasks for correlations: {found.mean.n} with a gain, {FEWEST_TASKS} are needed.",
-                       ())
-    figures = [figure for one in found.predictors for figure in _predictor_figures(one)]
-    return Section(title, _predictors_summary(found), tuple(figures), tuple(_curves(found)))
-
-
-def _predictors_summary(found: AboGain) -> str:
-    gain = [(one.name, one.gain.rho) for one in found.predictors if one.gain_holm < 0.05]
-    realised = [(one.name, one.realised.rho) for one in found.predictors if one.realised_holm < 0.05]
-    constant = [PREDICTORS[one.name] for one in found.predictors if math.isnan(one.gain.rho)]
-    said = f"A larger gain goes with {_listed(gain)}" if gain else "No measure was shown to go with the gain"
-    said += f", a larger share of the possible gain with {_listed(realised)}." if realised else (
-        "; none was shown to tell how much of the possible gain is realised.")
-    same = f" Nothing can be said of what is the same for all tasks: {', '.join(constant)}."
-    return said + (same if constant else "")
-
-
-def _listed(pairs: Sequence[tuple[str, float]]) -> str:
-    return " and ".join(f"a {'higher' if rho > 0 else 'lower'} {PREDICTORS[name]}" for name, rho in pairs)
-
-
-def _predictor_figures(one: Predictor) -> Iterator[Figure]:
-    what = PREDICTORS[one.name]
-    tested = "(Spearman, permutation test over tasks, corrected by Holm for all correlations)"
-    rows: list[tuple[str, Correlation, float, str]] = [
-        ("gain", one.gain, one.gain_holm, "ABO's gain"),
-        ("realised share", one.realised, one.realised_holm, "the share of the possible gain that is realised")]
-    for short, found, corrected, outcome in rows:
-        name = f"{short} against {what} (rho)"
-        if math.isnan(found.rho):
-            yield Figure(name, None, None, None, found.n, None,
-                         "One of the two is the same for all tasks: there is nothing to correlate.",
-                         "Add tasks that differ in it.")
-            continue
-        shown = corrected < 0.05
-        direction = "larger" if found.rho > 0 else "smaller"
-        said = f"Where it is higher, {outcome} is {direction}" if shown else f"No relation with {outcome} was shown"
-        note = _mechanical(one.name, short)
-        advice = note if shown and note else (
-            "Measure it before you pay for a compile." if shown else "Do not choose tasks by it.")
-        yield Figure(name, found.rho, found.low, found.high, found.n, corrected, f"{said} {tested}.", advice)
-
-
-def _mechanical(name: str, outcome: str) -> str:
-    if name == "student" and outcome == "gain":
-        return "Expected by arithmetic: nobody can gain more than 1 less the score; read the realised share instead."
-    if name == "steps_gain" and outcome == "gain":
-        return "Partly arithmetic, as both are bounded by the student's score; trying the steps costs little, so do it."
-    return ""
-
-
-def _curves(found: AboGain) -> Iterator[Curve]:
-    label = "ABO's gain (points)"
-    for name in ("student", "followed", "steps_gain"):
-        rows = sorted((x, one.observed.gain.difference) for one in found.tasks
-                      if (x := _known(one, name)) is not None and one.observed.gain)
-        if rows:
-            xs = [100 * x for x, _ in rows]
-            yield Curve("tasks", xs, [100 * y for _, y in rows], f"{PREDICTORS[name]} (%)", label, points=True)
-            if name == "student":
-                yield Curve("most there is to gain", xs, [100 - x for x in xs], f"{PREDICTORS[name]} (%)", label)
-
-
-def _limits(found: AboGain) -> tuple[str, ...]:
-    n = found.mean.n
-    said = [
-        "The student's score and the gain are mechanically related: a gain cannot exceed 1 less the score. The score "
-        "is measured on other examples than the gain, so that chance does not add to it.",
-        "The tasks were chosen, not drawn: intervals over tasks hold for tasks like these.",
-        "1 is taken as the best score there is.",
-        "ABO ran in a small setting, once a task: another seed or a larger search may gain otherwise.",
-    ]
-    if found.predictors and math.isfinite(found.detectable):
-        said.append(
-            f"With {_tasks(n)} a correlation is found in 80 % of such studies from |rho| = {found.detectable:.2f} on "
-            f"if it is tested alone, and after the correction for {found.tests} tests at the latest from "
-            f"{found.detectable_corrected:.2f} on: weaker ones are mostly missed.")
-    elif found.predictors:
-        said.append(f"With {_tasks(n)} only correlations close to 1 can be found: use 10 or more.")
-    else:
-        said.append(f"With {_tasks(n)} nothing can be said of what tells the gain: use 10 or more.")
-    early = sum(one.observed.stopped_by is not None for one in found.tasks)
-    if early:
-        said.append(f"Tasks on which ABO was ended early: {early}; their gain may be smaller than it would have been.")
-    return tuple(said)
-
-
 # --- the study ---------------------------------------------------------------------------------------------
 
 
@@ -503,7 +123,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
         before = Before(**{field.name: into.get(field.name) for field in fields(Before)})
         observed.append(_observed(label, before, None if compiled is None else compiled.compilation))
     found = analyse(observed, seed=bench.seed)
-    return Findings(found, sections(found), _limits(found))
+    return Findings(found, sections(found), limits(found))
 
 
 def forecast(tasks: Sequence[Task], n: int) -> Forecast:
@@ -538,10 +158,7 @@ def _own(task: Task, n: int) -> Task:
 
 
 def _check(tasks: Sequence[Task], n: int) -> None:
-    if not tasks:
-        raise ValueError("the study needs at least one task")
-    if n < STUDY.fewest:
-        raise ValueError(f"n = {n} examples are too few: at least {STUDY.fewest} are needed")
+    check_amount(tasks, n, fewest=STUDY.fewest, unit="examples")
     for task in tasks:
         if len(task.validation) < 4 or len(task.test) < 2:
             raise ValueError(f"task {task.name} has too few examples: at least 4 for validation and 2 for test are "

@@ -7,6 +7,7 @@ of its own, and the folder of a run can be diagnosed as any other. Source: ours.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,12 +23,13 @@ from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.ledger import Budget, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.outcomes import Outcome
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import run_coroutine
 from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session, identity_of
 from cuesmith.teleprompters.runtime.splitting import Split
 
-__all__ = ["Bench", "Experiment", "Findings", "Study"]
+__all__ = ["Bench", "Experiment", "Findings", "Study", "by_example"]
 
 Experiment = Callable[[Run], Awaitable[None]]
 """Asks and scores, and keeps what it finds as it goes: a stop (`RunStopped`) unwinds it; what it has kept counts."""
@@ -232,6 +234,31 @@ class Bench:
                 return None
             left = replace(left, **{name: rest})
         return left
+
+
+async def by_example(run: Run, candidates: Sequence[Candidate], examples: Sequence[dspy.Example],
+                     kept: dict[tuple[str, int], Outcome], *, draw: int = 0) -> None:
+    """Score example by example and keep what is complete, so that a cap leaves whole comparisons.
+
+    Args:
+        run: The run.
+        candidates: What to score.
+        examples: On what.
+        kept: Gets the outcomes, by candidate's id and the example's place.
+        draw: As `Run.score` has it.
+
+    Raises:
+        RunStopped: As `Run.score`, once all that was under way is kept.
+    """
+
+    async def one(place: int, example: dspy.Example) -> None:
+        for scores in await run.score(candidates, [example], draw=draw):
+            kept[scores.candidate.id, place] = scores.outcomes[0]
+
+    ended = await asyncio.gather(*(one(k, e) for k, e in enumerate(examples)), return_exceptions=True)
+    for error in ended:
+        if error is not None:
+            raise error
 
 
 _OF_A_COMPILE = (

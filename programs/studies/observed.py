@@ -7,38 +7,24 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import math
 import random
 from collections import Counter
 from collections.abc import Mapping, MutableSequence, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
-import numpy as np
-from numpy.typing import NDArray
-
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.programs.diagnosis.validity import PERMUTATIONS, permutation_test
-from cuesmith.programs.tasks import Task
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.statistics import Estimate95, t975
 from cuesmith.teleprompters.search.deviations import read_failure
 from cuesmith.teleprompters.search.reflecting import texts_of
 
-__all__ = [
-    "Alike", "Observed", "Shown", "alike", "batch_text", "exchanged", "jackknife", "observed", "one_task",
-    "reasons", "round_robin", "swapped",
-]  # fmt: skip
+__all__ = ["Observed", "Shown", "batch_text", "exchanged", "observed", "reasons", "round_robin", "swapped"]
 
 THRESHOLD = 1.0
 """A score below it is an error."""
-_EXACT = 14
-"""Pairs up to which all swaps are tried (2 ** 14)."""
-_TOLERANCE = 1e-9
-Floats = NDArray[np.float64]
 
 
 # --- what was observed -------------------------------------------------------------------------------------
@@ -166,112 +152,6 @@ async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str
     await asyncio.gather(*map(one, order))
 
 
-# --- how alike it is ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Alike:
-    """How alike the texts of two groups are, the first and the second.
-
-    Attributes:
-        likeness: Mean similarity across the groups over the geometric mean of those within each, as in
-            `validity.PriorBias`: 1 if it makes no difference which group a text is of. With a jackknife interval.
-        first: Mean similarity of two texts of the first group.
-        second: Mean similarity of two texts of the second.
-        across: Mean similarity of a text of the first and one of the second.
-        p_value: One-sided permutation test of "more alike within than across".
-        exact: Whether all permutations were tried.
-    """
-
-    likeness: Estimate95
-    first: float
-    second: float
-    across: float
-    p_value: float
-    exact: bool
-
-
-def alike(matrix: Floats, n: int, *, paired: bool = False, seed: int = 0) -> Alike | None:
-    """Compare the first n texts with all others.
-
-    Args:
-        matrix: Similarities of all texts.
-        n: How many belong to the first group.
-        paired: Whether text k belongs together with text n + k: then the permutations swap the two of a pair, and the
-            jackknife leaves out pairs; else they deal all texts anew, and it leaves out texts.
-        seed: Seeds the permutations.
-
-    Returns:
-        None if a group has fewer than 3 texts.
-
-    Raises:
-        ValueError: If texts are paired and the groups differ in size.
-    """
-    total = len(matrix)
-    if paired and total != 2 * n:
-        raise ValueError(f"{n} of {total} texts cannot be paired with the others")
-    if min(n, total - n) < 3:
-        return None
-    units = [(k, n + k) for k in range(n)] if paired else [(k,) for k in range(total)]
-    groups = [n] if paired else [n, total - n]
-    members = np.arange(total)
-    left = [_likeness(matrix, np.delete(members, unit), n - sum(k < n for k in unit)) for unit in units]
-    rng = np.random.default_rng(seed)
-    p_value, exact = _swap_test(matrix, n, rng) if paired else permutation_test(matrix, (members >= n).astype(int), rng)
-    first, second, across = _means(matrix, members, n)
-    likeness = jackknife(_likeness(matrix, members, n), left, groups)
-    return Alike(likeness, first, second, across, p_value, exact)
-
-
-def jackknife(whole: float, left: Sequence[float], groups: Sequence[int]) -> Estimate95:
-    """Return a statistic with its jackknife interval (Tukey 1958; several samples: Arvesen 1969).
-
-    Args:
-        whole: Of all units.
-        left: Of all but one unit, the units of a sample one after the other.
-        groups: Units of each independent sample, at least 2.
-
-    Returns:
-        The value itself, not corrected for bias, with t quantiles of the smallest sample's degrees of freedom.
-    """
-    variance, start = 0.0, 0
-    for size in groups:
-        part = np.asarray(left[start : start + size], dtype=np.float64)
-        variance += (size - 1) / size * float(((part - part.mean()) ** 2).sum())
-        start += size
-    half = t975(min(groups) - 1) * math.sqrt(variance)
-    return Estimate95(whole, whole - half, whole + half, len(left))
-
-
-def _means(matrix: Floats, members: NDArray[np.intp], n: int) -> tuple[float, float, float]:
-    """Mean similarities within the first n members, within the others, and across; no text is paired with itself."""
-    parts = members[:n], members[n:]
-    inside = []
-    for part in parts:
-        block = matrix[np.ix_(part, part)]
-        inside.append(float(block.sum() - np.trace(block)) / (len(part) * (len(part) - 1)))
-    return inside[0], inside[1], float(matrix[np.ix_(*parts)].mean())
-
-
-def _likeness(matrix: Floats, members: NDArray[np.intp], n: int) -> float:
-    first, second, across = _means(matrix, members, n)
-    return across / math.sqrt(first * second) if min(first, second) > 0 else math.nan
-
-
-def _swap_test(matrix: Floats, n: int, rng: np.random.Generator) -> tuple[float, bool]:
-    """The permutation test of the sum of similarities within groups, where only the two of a pair change places."""
-    between = matrix[:n, :n] + matrix[n:, n:] - matrix[:n, n:] - matrix[n:, :n]  # of pair and pair: as is, not crossed
-    np.fill_diagonal(between := between.copy(), 0.0)
-    if exact := n <= _EXACT:
-        signs = np.array(list(itertools.product((1.0, -1.0), repeat=n)))
-    else:
-        signs = rng.choice((1.0, -1.0), size=(PERMUTATIONS, n))
-    sums = ((signs @ between) * signs).sum(axis=1)
-    least = float(between.sum())
-    extreme = int((sums >= least - _TOLERANCE * max(1.0, abs(least))).sum())
-    return (extreme / len(signs), True) if exact else ((extreme + 1) / (len(signs) + 1), False)
-
-
 def round_robin(parts: Sequence[int]) -> list[int]:
     """Return the places of parts that stand one after the other, first the first of each, then the second of each.
 
@@ -283,30 +163,6 @@ def round_robin(parts: Sequence[int]) -> list[int]:
             for start, size in zip(starts, parts, strict=False) if k < size]
 
 
-def one_task(name: str, tasks: Sequence[Task], n: int, *, fewest: int, train: int) -> Task:
-    """Return the task of a study that is about one.
-
-    Args:
-        name: Of the study.
-        tasks: What was given.
-        n: How large the study is to be.
-        fewest: The smallest n.
-        train: Training examples it needs at least.
-
-    Raises:
-        ValueError: If they do not fit the study.
-    """
-    if len(tasks) != 1:
-        raise ValueError(f"study {name} is about one task, got {len(tasks)}")
-    if n < fewest:
-        raise ValueError(f"study {name} needs n of at least {fewest}, got {n}")
-    if len(tasks[0].train) < train:
-        raise ValueError(f"study {name} needs at least {train} training examples to find errors on, "
-                         f"and {tasks[0].name} has {len(tasks[0].train)}")
-    return tasks[0]
-
-
 def batch_text(batch: Evidence) -> str:
     """Return the errors of a batch as the optimizer reads them, without the prompt."""
     return "\n".join(error.shown() for error in batch.errors)
-
