@@ -27,7 +27,7 @@ __all__ = ["Quote", "as_json", "html", "plain", "show"]
 _WIDTH, _HEIGHT = 640, 240
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 _TICKS = 4
-_COLOURS = 4
+_COLOURS = 6
 
 
 @dataclass(frozen=True)
@@ -278,9 +278,9 @@ TEMPLATE = """\
 <title>{{ title }}</title>
 <style>
 :root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #5b6470; --rule: #d5dae0; --to-do: #1a6b3c;
-  --c0: #1f5fbf; --c1: #c2410c; --c2: #0f766e; --c3: #7e22ce; }
+  --c0: #1f5fbf; --c1: #c2410c; --c2: #0f766e; --c3: #7e22ce; --c4: #a16207; --c5: #be185d; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14171b; --faint: #9aa4b1; --rule: #363c45;
-  --to-do: #7fd6a2; --c0: #7fb0ff; --c1: #ff9d66; --c2: #5fd3c6; --c3: #d19cff; } }
+  --to-do: #7fd6a2; --c0: #7fb0ff; --c1: #ff9d66; --c2: #5fd3c6; --c3: #d19cff; --c4: #e0b34d; --c5: #ff8fc0; } }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem;
   margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
@@ -299,7 +299,7 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--ru
 figure { margin: 1rem 0; } svg { width: 100%; max-width: 44rem; height: auto; }
 svg text { fill: var(--faint); font-size: 12px; } .axis { stroke: var(--rule); }
 .line { fill: none; stroke-width: 2; } .band { stroke: none; fill-opacity: .14; } .key { font-weight: 600; }
-{% for k in range(4) %}
+{% for k in range(6) %}
 .s{{ k }} { stroke: var(--c{{ k }}); } .f{{ k }} { fill: var(--c{{ k }}); } .k{{ k }} { color: var(--c{{ k }}); }
 {% endfor %}
 </style>
