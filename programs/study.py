@@ -44,6 +44,7 @@ class Settings:
         budget_usd: Dollars that it may cost.
         budget_calls: Calls that it may make.
         seed: Of examples and decisions.
+        embedder: Name of what compares texts; None compares them by their words.
         run_dir: Where journals go; a study that is given it again goes on there.
     """
 
@@ -57,6 +58,7 @@ class Settings:
     budget_usd: float | None = None
     budget_calls: int | None = None
     seed: int = 0
+    embedder: str | None = None
     run_dir: Path | None = None
 
     @property
@@ -107,6 +109,8 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     add("--budget-usd", metavar="X", type=amount, help="dollars it may cost")
     add("--budget-calls", metavar="N", type=count, help="calls it may make")
     add("--seed", metavar="N", type=seed, default=0, help="seed of examples and decisions (default: 0)")
+    add("--embedder", metavar="NAME", help="compare texts by this embedder, not by their words: a LiteLLM embedding "
+        "model (no cap holds it), or st:NAME or st:FOLDER for sentence-transformers")
     add("--run-dir", metavar="DIR", type=Path, help="keep journals here; goes on with what is there")
     add("--json", action="store_true", help="print one JSON object instead of tables")
     add("--html", metavar="FILE", type=Path, help="also write the report to this file, as a page for a browser")
@@ -153,6 +157,7 @@ def settings_of(options: argparse.Namespace) -> Settings:
         budget_usd=options.budget_usd,
         budget_calls=options.budget_calls,
         seed=options.seed,
+        embedder=options.embedder,
         run_dir=options.run_dir,
     )
 
@@ -169,6 +174,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
         CompileError: If the program has no score on a task.
         JournalError: If `run_dir` is in use or holds another study.
     """
+    from cuesmith.programs.diagnosis.similarity import similarity_named
     from cuesmith.programs.progress import Progress
     from cuesmith.programs.studies.bench import Bench
     from cuesmith.teleprompters.runtime.ledger import Budget
@@ -188,6 +194,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
                 seed=settings.seed,
                 run_dir=settings.run_dir,
                 callbacks=() if quiet else (progress,),
+                similarity=None if settings.embedder is None else similarity_named(settings.embedder),
             )
             if not quiet:
                 print(_announced(settings, chosen, tasks, n), file=sys.stderr)

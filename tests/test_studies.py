@@ -4,19 +4,24 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import dspy
+import numpy as np
 import pytest
 from e2e_support import KEY, Answer, Provider, ToyEngine, Vary, error_body, exact, toy_lm, words
+from numpy.typing import NDArray
 
+from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose, study
+from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies import study as ready
 from cuesmith.programs.studies.bench import Bench, Study
-from cuesmith.programs.tasks import Task
+from cuesmith.programs.tasks import Task, generate
 from cuesmith.teleprompters.runtime.candidate import Origin
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scores
@@ -256,3 +261,29 @@ def test_settings_are_those_of_the_arguments() -> None:
     given = parser.parse_args(["complexity", "--task", "sum", "--task", "max", "--lm", "openai/a", "--n", "7"])
     settings = study.settings_of(given)
     assert settings.families == ("sum", "max") and settings.optimizer == "openai/a" and settings.n == 7
+
+
+def test_an_embedder_stands_in_for_words_in_every_study_that_compares_texts() -> None:
+    class Counting:
+        def __init__(self) -> None:
+            self.matrices = 0
+
+        def matrix(self, texts: Sequence[str]) -> NDArray[np.float64]:
+            self.matrices += 1
+            return TfIdf().matrix(texts)
+
+    for name, least in (("errors", 5), ("reflection", 1), ("similarity", 1)):
+        one, similarity = ready(name), Counting()
+        task = generate("objects", sizes=one.sizes, seed=0)
+        on = Bench(EmbeddedLM(), SimulatedOptimizer(), similarity=similarity)
+        found = one.conduct(on, [task], one.fewest)
+        assert similarity.matrices >= least and found.result.by_words is False  # type: ignore[attr-defined]
+        assert "by an embedder" in " ".join(found.limits) and "by the words" not in " ".join(found.limits)
+
+
+def test_an_unknown_embedder_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    from cuesmith import cli
+
+    assert cli.main(["study", "errors", "--embedder", "st:/no/such/folder"]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "st:/no/such/folder" in err

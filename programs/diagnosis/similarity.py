@@ -12,7 +12,8 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedded", "Similarity", "SimilarityError", "TfIdf", "average_linkage", "similarity_named", "words_of"]
+__all__ = ["Embedded", "Similarity", "SimilarityError", "TfIdf", "average_linkage", "compared", "similarity_named",
+           "words_of"]
 
 LOCAL = "st:"
 """Before the name of a sentence-transformers model, or the folder of one."""
@@ -87,6 +88,14 @@ class Embedded:
 
 class SimilarityError(ValueError):
     """There is no such embedder, or it cannot be reached; the message is one line without keys."""
+
+
+def compared(by_words: bool) -> str:
+    """Return, for a report's limits, what comparing texts that way does not see."""
+    if by_words:
+        return ("Texts are compared by the words they share: two that say the same in other words count as different, "
+                "and a test by words misses differences of meaning alone.")
+    return "Texts are compared by an embedder: what it does not tell apart counts as the same."
 
 
 def similarity_named(name: str) -> Similarity:

@@ -15,6 +15,7 @@ from pathlib import Path
 import dspy
 
 from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.registry import compile
@@ -91,6 +92,7 @@ class Bench:
         max_in_flight: Calls at once.
         callbacks: Get the events of every run.
         program: Makes the program that is studied on a task; by default one step of reasoning, then the answer.
+        similarity: How alike texts are; by default by their words. No cap holds the calls of an embedder.
 
     Attributes:
         spent: What all runs used so far.
@@ -112,8 +114,10 @@ class Bench:
         max_in_flight: int = 32,
         callbacks: Sequence[Callback] = (),
         program: Callable[[Task], dspy.Module] = lambda task: dspy.ChainOfThought(task.signature),
+        similarity: Similarity | None = None,
     ) -> None:
         self.student = program
+        self.similarity: Similarity = similarity or TfIdf()
         self.target, self.optimizer = target, optimizer
         self.seed, self.run_dir, self.max_in_flight = seed, run_dir, max_in_flight
         self.callbacks = tuple(callbacks)

@@ -88,7 +88,8 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=BATCH + 1)
     experiment = Experiment(task.description, n)
     bench.conduct(STUDY.name, task, experiment)
-    result = analysed(experiment.found, experiment.plan, experiment.replies, seed=bench.seed)
+    result = analysed(experiment.found, experiment.plan, experiment.replies,
+                      similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), tuple(limits(result)))
 
 

@@ -26,7 +26,7 @@ from cuesmith.programs.diagnosis.planted import (
     shuffled,
     without_errors,
 )
-from cuesmith.programs.diagnosis.similarity import TfIdf
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.programs.studies.observed import Observed, Shown, batch_text, exchanged, round_robin
 
 __all__ = ["DRAWS", "MIXED", "Found", "Plan", "Surface", "analysed", "plan"]
@@ -168,6 +168,7 @@ class Found:
         mantel: Over the mixed batches.
         surface: How alike the errors themselves read.
         corrected: p-values of exchange and Mantel correlation, corrected for there being two (Holm).
+        by_words: Whether feedback was compared by its words, and not by an embedder.
     """
 
     examples: int
@@ -181,6 +182,7 @@ class Found:
     mantel: Mantel | None
     surface: Surface | None
     corrected: Mapping[str, float]
+    by_words: bool = True
 
     @property
     def changes(self) -> bool:
@@ -188,19 +190,24 @@ class Found:
         return self.exchange is not None and self.corrected["exchange"] <= 0.05 and self.exchange.likeness.high < 1.0
 
 
-def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str | None], *, seed: int = 0) -> Found:
+def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str | None], *,
+             similarity: Similarity | None = None, seed: int = 0) -> Found:
     """Measure what was collected, all of it or what a stop left.
 
     Args:
         found: What the prompt was observed to do; None if that is not known.
         planned: What was shown; None if nothing was.
         replies: What was said, in the order of the plan.
+        similarity: How alike texts are; by default by their words.
         seed: Seeds permutations and bootstrap.
     """
+    alike_by = similarity or TfIdf()
     valid, repeated, exchange, correlation, surface = None, None, None, None, None
     if planned is not None:
-        valid, repeated = _validity(planned, replies, seed), _repetition(planned, replies, seed)
-        exchange, correlation = _exchange(planned, replies, seed), _mantel(planned, replies, seed)
+        valid = _validity(planned, replies, alike_by, seed)
+        repeated = _repetition(planned, replies, alike_by, seed)
+        exchange = _exchange(planned, replies, alike_by, seed)
+        correlation = _mantel(planned, replies, alike_by, seed)
         surface = _surface(planned)
     tests = {name: test for name, test in (("exchange", exchange), ("mantel", correlation)) if test is not None}
     return Found(
@@ -215,45 +222,48 @@ def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str
         mantel=correlation,
         surface=surface,
         corrected=dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True)),
+        by_words=isinstance(alike_by, TfIdf),
     )
 
 
-def _validity(planned: Plan, replies: Sequence[str | None], seed: int) -> validity.Validity | None:
+def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> validity.Validity | None:
     feedback = planned.study.answered(replies[: planned.study.requests])
     try:
-        return validity.validity_of(feedback, judging=validity.Judging(names_cause=planned.names_cause), seed=seed)
+        judging = validity.Judging(names_cause=planned.names_cause)
+        return validity.validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
     except ValueError:
         return None
 
 
-def _repetition(planned: Plan, replies: Sequence[str | None], seed: int) -> repetition.Repetition | None:
+def _repetition(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+                ) -> repetition.Repetition | None:
     said = planned.of_mixed(replies)
     others = planned.study.answered(replies[: planned.study.requests]).others
     missing = DRAWS * len(said) - sum(map(len, said)) + len(planned.study.others) - len(others)
     try:
-        return repetition.repetition_of(said, others, seed=seed, missing=missing)
+        return repetition.repetition_of(said, others, similarity=similarity, seed=seed, missing=missing)
     except ValueError:
         return None
 
 
-def _exchange(planned: Plan, replies: Sequence[str | None], seed: int) -> Alike | None:
+def _exchange(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Alike | None:
     both = zip(planned.of_mixed(replies), planned.of_twins(replies), strict=True)
     pairs = [(own, twin) for own, twin in both if own and twin]
     said = [own for own, _ in pairs] + [twin for _, twin in pairs]
-    return alike(_between(said), len(pairs), paired=True, seed=seed)
+    return alike(_between(said, similarity), len(pairs), paired=True, seed=seed)
 
 
-def _mantel(planned: Plan, replies: Sequence[str | None], seed: int) -> Mantel | None:
+def _mantel(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Mantel | None:
     pairs = zip(planned.mixed, planned.of_mixed(replies), strict=True)
     asked = [(batch_text(batch), said) for batch, said in pairs if said]
-    shown = TfIdf().matrix([text for text, _ in asked])
-    return mantel(shown, _between([said for _, said in asked]), seed=seed)
+    shown = similarity.matrix([text for text, _ in asked])
+    return mantel(shown, _between([said for _, said in asked], similarity), seed=seed)
 
 
-def _between(groups: Sequence[Sequence[str]]) -> Floats:
+def _between(groups: Sequence[Sequence[str]], similarity: Similarity) -> Floats:
     """Mean similarity of a text of one group and one of another, for each pair of groups; of none, nothing."""
     sizes = np.array([len(texts) for texts in groups], dtype=np.intp)
-    matrix = TfIdf().matrix([text for texts in groups for text in texts])
+    matrix = similarity.matrix([text for texts in groups for text in texts])
     member = np.eye(len(groups))[:, np.repeat(np.arange(len(groups)), sizes)]
     means: Floats = member @ matrix @ member.T / np.outer(sizes, sizes)
     return means

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from cuesmith.programs.diagnosis import repetition, validity
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section
 from cuesmith.programs.diagnosis.planted import BATCH
+from cuesmith.programs.diagnosis.similarity import compared
 from cuesmith.programs.studies.errors_analysis import Found, Surface
 
 __all__ = ["limits", "sections"]
@@ -109,8 +110,7 @@ def limits(found: Found) -> Iterator[str]:
     """Yield what the figures do not show."""
     yield ("One prompt and the errors that it made on these training examples were studied: other prompts, tasks and "
            "optimizer models can differ.")
-    yield ("Texts are compared by the words they share: two that say the same in other words count as different, and "
-           "a test by words misses differences of meaning alone.")
+    yield compared(found.by_words)
     if found.mantel is not None:
         yield (f"With {found.mantel.r.n} batches a Mantel correlation of about {found.mantel.detectable:.2f} would be "
                "found in 80 % of such studies; a smaller one mostly not.")

@@ -154,7 +154,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=FEWEST)
     experiment = Experiment(n)
     bench.conduct(STUDY.name, task, experiment)
-    result = analysed(experiment.kept, n, seed=bench.seed)
+    result = analysed(experiment.kept, n, similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), tuple(limits(result)))
 
 

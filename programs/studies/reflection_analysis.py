@@ -17,7 +17,7 @@ from cuesmith.programs.diagnosis.association import holm
 from cuesmith.programs.diagnosis.likeness import Alike, alike
 from cuesmith.programs.diagnosis.permutation import permuted
 from cuesmith.programs.diagnosis.repetition import interval95, resamples
-from cuesmith.programs.diagnosis.similarity import TfIdf
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.programs.diagnosis.two_way import resampled_means
 from cuesmith.programs.studies.observed import Observed
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, paired_gain
@@ -138,6 +138,7 @@ class Found:
         differences: Arm -> own errors less it; where both have two refinements or more.
         feedback: Reasons from own errors (first) and from no errors (second); None with fewer than 3 of either.
         unusable: Arm -> refinements that came to nothing because a reply could not be used.
+        by_words: Whether feedback was compared by its words, and not by an embedder.
     """
 
     n: int
@@ -149,14 +150,16 @@ class Found:
     differences: Mapping[str, Difference]
     feedback: Alike | None
     unusable: Mapping[str, int]
+    by_words: bool = True
 
 
-def analysed(kept: Collected, n: int, *, seed: int = 0) -> Found:
+def analysed(kept: Collected, n: int, *, similarity: Similarity | None = None, seed: int = 0) -> Found:
     """Measure what was collected, all of it or what a stop left.
 
     Args:
         kept: What was collected.
         n: Refinements an arm that were wanted.
+        similarity: How alike texts are; by default by their words.
         seed: Seeds bootstrap and permutations.
     """
     ordered = sorted(kept.refinements, key=lambda one: (ARMS.index(one.arm), one.number))
@@ -177,8 +180,9 @@ def analysed(kept: Collected, n: int, *, seed: int = 0) -> Found:
         arms={arm: _arm(table, student, seed) for arm, table in tables.items()},
         differences={arm: Difference(one.value, one.p_value, corrected.get(arm, one.p_value), one.detectable)
                      for arm, one in compared.items()},
-        feedback=_feedback(kept.reasons, seed),
+        feedback=_feedback(kept.reasons, similarity or TfIdf(), seed),
         unusable={arm: count for arm, count in kept.unusable.items() if count},
+        by_words=similarity is None or isinstance(similarity, TfIdf),
     )
 
 
@@ -220,6 +224,6 @@ def _difference(arm: str, rows: Mapping[str, Mapping[int, Floats]], seed: int) -
     return Difference(value, p_value, p_value, _REACH * spread if spread > 0 else math.nan)
 
 
-def _feedback(said: Mapping[str, Sequence[str | None]], seed: int) -> Alike | None:
+def _feedback(said: Mapping[str, Sequence[str | None]], similarity: Similarity, seed: int) -> Alike | None:
     own, without = ([text for text in said.get(arm, ()) if text] for arm in (OWN, UNIFORM))
-    return alike(TfIdf().matrix([*own, *without]), len(own), seed=seed)
+    return alike(similarity.matrix([*own, *without]), len(own), seed=seed)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.likeness import Alike
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST
+from cuesmith.programs.diagnosis.similarity import compared
 from cuesmith.programs.studies.reflection_analysis import OWN, PLACEBO, REWORDING, SECONDARY, SEEN, UNIFORM, Found
 
 __all__ = ["limits", "sections"]
@@ -145,7 +146,7 @@ def _feedback_figures(found: Alike | None) -> Iterator[Figure]:
     for name, value, what in parts:
         yield Figure(
             f"similarity of feedback: {name}", value, None, None, one.n, None,
-            f"How alike {what} are, by the words they share (no test).",
+            f"How alike {what} are (no test).",
             "Read it against the other two: by itself it has no scale.")
 
 
@@ -165,6 +166,8 @@ def limits(found: Found) -> Iterator[str]:
         yield "There is no placebo: no example's expected outputs could stand in for another's."
     if 0 < found.errors <= BATCH and found.arms:
         yield f"The prompt made {found.errors} errors, so that every reflection on its own errors saw the same ones."
+    if found.feedback is not None:
+        yield compared(found.by_words)
     if found.unusable:
         told = ", ".join(f"{arm}: {count}" for arm, count in found.unusable.items())
         yield f"Refinements that came to nothing, as a reply could not be used, are left out ({told})."

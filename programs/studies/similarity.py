@@ -214,7 +214,8 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     """
     task, kept = task_with(tasks, validation=FEWEST_EXAMPLES, test=2 * FEWEST_EXAMPLES), _Kept()
     bench.conduct("similarity", task, lambda run: _experiment(run, task, n, kept))
-    result = analyse(kept.samples(), noise=kept.noise(), neighbourhood=kept.neighbourhood(bench.seed), seed=bench.seed)
+    result = analyse(kept.samples(), noise=kept.noise(), neighbourhood=kept.neighbourhood(bench.seed),
+                     similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), tuple(limits(result, bench.stopped_by)))
 
 

@@ -112,6 +112,7 @@ class Alike:
         nearest: What the most similar prompt tells.
         noise: Answers that change when a prompt is run again: of the student, of the best edit.
         neighbourhood: The best edit among its paraphrases; None if there is none, or no data.
+        by_words: Whether prompts were compared by their words, and not by an embedder.
     """
 
     prompts: tuple[Known, ...]
@@ -123,6 +124,7 @@ class Alike:
     nearest: Nearest | None = None
     noise: tuple[Estimate95, ...] = ()
     neighbourhood: Neighbourhood | None = None
+    by_words: bool = True
 
 
 def nearest(likeness: Floats, scores: Sequence[float], *, seed: int = 0) -> Nearest:
@@ -166,7 +168,8 @@ def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neig
     prompts = tuple(Known(s.text, s.move, s.meaning, score) for s, score in zip(samples, scores, strict=True))
     if len(samples) < 4 or len(whole) < FEWEST_EXAMPLES:
         return Alike(prompts, (), len(whole), noise=tuple(noise), neighbourhood=neighbourhood)
-    likeness = (similarity or TfIdf()).matrix([sample.text for sample in samples])
+    similarity = similarity or TfIdf()
+    likeness = similarity.matrix([sample.text for sample in samples])
     means, meanings = np.array([score.mean for score in scores]), [sample.meaning for sample in samples]
     words = np.maximum(0.0, 1.0 - likeness)
     answers = np.array([[flips(a, b).mean for b in rows] for a in rows])
@@ -179,4 +182,4 @@ def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neig
     pairs = (Pair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
              for i, j in itertools.combinations(range(len(samples)), 2))
     return Alike(prompts, tuple(pairs), len(whole), first, second, third, replace(near, adjusted=last), tuple(noise),
-                 neighbourhood)
+                 neighbourhood, isinstance(similarity, TfIdf))

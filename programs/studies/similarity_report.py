@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from cuesmith.programs.diagnosis.change import section_of
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.mantel import RankMantel
+from cuesmith.programs.diagnosis.similarity import compared
 from cuesmith.programs.studies.similarity_analysis import TESTS, Alike
 
 __all__ = ["limits", "sections"]
@@ -33,7 +34,7 @@ def _summary(result: Alike) -> str:
         return "All prompts give the same answers, or all read equally different: there is nothing to compare."
     share = f"{100 * answers.rho**2:.0f} %"
     if answers.sign > 0:
-        said = f"Prompts that read more differently answer more differently: the words explain {share} of the " \
+        said = f"Prompts that read more differently answer more differently: their distance explains {share} of the " \
                "variance in the ranks of that difference."
         if not math.isnan(within.rho):
             said += " That also holds among paraphrases of one prompt." if within.sign > 0 else \
@@ -41,17 +42,17 @@ def _summary(result: Alike) -> str:
         return said
     if answers.sign < 0:
         return "Reversed: prompts that read more differently answer more alike."
-    return f"It was not shown that prompts that read alike act alike: the words explain {share} of the variance in " \
-           "the ranks of the difference of the answers, which chance does as well."
+    return f"It was not shown that prompts that read alike act alike: their distance explains {share} of the " \
+           "variance in the ranks of the difference of the answers, which chance does as well."
 
 
 def _tests(result: Alike) -> Iterator[Figure]:
     if result.answers is None or result.scores is None or result.within is None or result.nearest is None:
         return
-    yield _correlation("Distance of the words with share of different answers (Spearman)", result.answers,
+    yield _correlation("Distance of the texts with share of different answers (Spearman)", result.answers,
                        "prompts that read more differently also answer more examples differently",
                        "A small edit of the words is a small step: take larger ones when a search is stuck.")
-    yield _correlation("Distance of the words with difference of the scores (Spearman)", result.scores,
+    yield _correlation("Distance of the texts with difference of the scores (Spearman)", result.scores,
                        "prompts that read more differently also differ more in their scores",
                        "Distance tells how much a prompt may change the score, not whether for the better.")
     yield _correlation("The first, among paraphrases of one prompt (Spearman)", result.within,
@@ -84,8 +85,8 @@ def _correlation(name: str, found: RankMantel, claim: str, advice: str) -> Figur
                       f"It is the other way round than that {claim} {how}.",
                       "Score prompts, do not judge them by reading.")
     return Figure(name, found.rho, None, None, found.prompts, found.adjusted,
-                  f"{claim[0].upper()}{claim[1:]}; the words explain {100 * found.rho**2:.0f} % of the variance in the "
-                  f"ranks {how}.", advice)
+                  f"{claim[0].upper()}{claim[1:]}; their distance explains {100 * found.rho**2:.0f} % of the variance "
+                  f"in the ranks {how}.", advice)
 
 
 def _spread(result: Alike) -> Iterator[Figure]:
@@ -138,7 +139,7 @@ def limits(result: Alike, stopped_by: str | None) -> Iterator[str]:
         yield f"Among paraphrases of one prompt that holds below {result.within.critical:.2f}."
     yield ("Prompts with a common origin read and act alike for that reason: the test among paraphrases of one prompt "
            "is free of it, and has fewer prompts to find something with.")
-    yield "How alike prompts read is measured by their words; an embedder may see what words do not show."
+    yield compared(result.by_words)
     if result.neighbourhood is not None:
         yield ("The edit was chosen by its score on other examples than its neighbourhood is judged on; it is one "
                "edit, and others may differ.")
