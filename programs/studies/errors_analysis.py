@@ -226,7 +226,8 @@ def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str
     )
 
 
-def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> validity.Validity | None:
+def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+              ) -> validity.Validity | None:
     feedback = planned.study.answered(replies[: planned.study.requests])
     try:
         judging = validity.Judging(names_cause=planned.names_cause)
