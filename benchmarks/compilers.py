@@ -52,6 +52,10 @@ RACERS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "abo")
 BASELINE = "(baseline)"
 
 
+WRITERS = tuple(name for name in COMPILERS if name != "align-pro")
+"""Compilers that write prompts; the trained prompter changes none, see benchmarks/align_pro.py."""
+
+
 @dataclass(frozen=True)
 class Job:
     """One compile.
@@ -245,12 +249,12 @@ def main() -> int:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--calls", type=int, default=800)
     parser.add_argument("--test-size", type=int, default=200)
-    parser.add_argument("--compilers", nargs="+", help=f"of {', '.join(COMPILERS)}; all by default")
+    parser.add_argument("--compilers", nargs="+", help=f"by default {', '.join(WRITERS)}")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--racing", action="store_true", help="racing against full scoring instead")
     parser.add_argument("--json", type=Path, help="JSON lines, one a compile; a run that was cut short goes on there")
     options = parser.parse_args()
-    options.compilers = options.compilers or list(RACERS if options.racing else COMPILERS)
+    options.compilers = options.compilers or list(RACERS if options.racing else WRITERS)
     for name in options.compilers:
         compiler_class(name)
     mode: Callable[[argparse.Namespace], int] = racing if options.racing else comparison

@@ -7,9 +7,16 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path.insert(0, str(Path(__file__).parent))
 # Before any test module imports it: the tests of its faults read what its assertions say.
 pytest.register_assert_rewrite("cuesmith.teleprompters.conformance")
+
+# The same examples every time, so that a run that fails fails again: new ones are looked for with `fuzz`.
+_PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("repeatable", _PATIENT, derandomize=True)
+settings.register_profile("fuzz", _PATIENT)
+settings.load_profile(os.environ.get("CUESMITH_HYPOTHESIS", "repeatable"))
