@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from cuesmith.programs.studies.bench import Bench, Findings, Study
     from cuesmith.programs.tasks import Task
     from cuesmith.teleprompters.runtime.candidate import Json
+    from cuesmith.teleprompters.runtime.events import Callback
 
 
 @dataclass(frozen=True)
@@ -92,6 +93,10 @@ class BadInput(ValueError):
     """The arguments or the data are wrong; the message is one line."""
 
 
+class RunFailed(RuntimeError):
+    """The study began and cannot be ended; the message is one line. Its journal, if it keeps one, has what was paid."""
+
+
 def arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of `cuesmith study`."""
     add = parser.add_argument
@@ -129,18 +134,21 @@ def command(options: argparse.Namespace) -> int:
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
     settings = settings_of(options)
-    if settings.lm is None and settings.optimizer is None:  # no provider, no prices
+    if settings.optimizer is None:  # no provider, no prices
         os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    if settings.optimizer is None and settings.embedder is None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    if options.html is not None and (options.html.is_dir() or not options.html.parent.is_dir()):
+        return _complain(f"--html {options.html}: not a file in a folder that there is", 2)
     try:
         found = run(settings, quiet=options.json)
-        _show(settings, found, as_json=options.json, html=options.html)
     except (BadInput, JournalError) as error:
         return _complain(str(error), 2)
-    except CompileError as error:
+    except (CompileError, RunFailed) as error:
         return _complain(str(error), 1)
-    except OSError as error:
-        return _complain(f"{error.filename or ''}: {error.strerror or error}", 1)
+    _show(settings, found, as_json=options.json)
+    if options.html is not None and (problem := _write(settings, found, options.html)):
+        return _complain(f"--html {options.html}: {problem}", 1)
     return 0 if found.bench.stopped_by in (None, *CAPS) else 1
 
 
@@ -173,37 +181,59 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
         BadInput: Before any call: if the settings, the tasks and the study do not fit each other.
         CompileError: If the program has no score on a task.
         JournalError: If `run_dir` is in use or holds another study.
+        RunFailed: If the embedder fails.
     """
-    from cuesmith.programs.diagnosis.similarity import similarity_named
+    from cuesmith.programs.diagnosis.similarity import SimilarityError
     from cuesmith.programs.progress import Progress
-    from cuesmith.programs.studies.bench import Bench
-    from cuesmith.teleprompters.runtime.ledger import Budget
+    from cuesmith.teleprompters.runtime.ledger import UnknownPrice
 
     chosen = study(settings.name)
     tasks, n = _tasks(settings, chosen), settings.n or chosen.n
     if n < chosen.fewest:
         raise BadInput(f"--n {n}: study {chosen.name} needs at least {chosen.fewest} {chosen.unit}")
-    target, optimizer = _models(settings)
-    started, bench = time.perf_counter(), None
+    started = time.perf_counter()
     with Progress() as progress:
+        bench = _bench(settings, () if quiet else (progress,))
         try:
-            bench = Bench(
-                target,
-                optimizer,
-                budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
-                seed=settings.seed,
-                run_dir=settings.run_dir,
-                callbacks=() if quiet else (progress,),
-                similarity=None if settings.embedder is None else similarity_named(settings.embedder),
-            )
             if not quiet:
                 print(_announced(settings, chosen, tasks, n), file=sys.stderr)
             findings = chosen.conduct(bench, tasks, n)
+        except UnknownPrice as error:
+            raise BadInput(str(error)) from None
+        except SimilarityError as error:
+            raise RunFailed(f"--embedder: {error}") from None
         except ValueError as error:
-            if bench is not None and bench.spent.total.calls:
+            if bench.spent.total.calls:
                 raise  # what is wrong with the arguments is found before the first call
             raise BadInput(str(error)) from None
     return Report(chosen, tasks, n, bench, findings, time.perf_counter() - started)
+
+
+def _bench(settings: Settings, callbacks: Sequence[Callback]) -> Bench:
+    """Return what the study works with, once the embedder has answered: it would fail at the end, all being paid."""
+    from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
+    from cuesmith.programs.studies.bench import Bench
+    from cuesmith.teleprompters.runtime.ledger import Budget
+
+    target, optimizer = _models(settings)
+    try:
+        similarity = None if settings.embedder is None else similarity_named(settings.embedder)
+        if similarity is not None:
+            similarity.matrix(["one", "two"])
+    except SimilarityError as error:
+        raise BadInput(f"--embedder: {error}") from None
+    try:
+        return Bench(
+            target,
+            optimizer,
+            budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
+            seed=settings.seed,
+            run_dir=settings.run_dir,
+            callbacks=callbacks,
+            similarity=similarity,
+        )
+    except ValueError as error:
+        raise BadInput(str(error)) from None
 
 
 def _tasks(settings: Settings, chosen: Study) -> tuple[Task, ...]:
@@ -246,28 +276,32 @@ def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int)
     return visible(f"{said}; {n} {chosen.unit}; {', '.join(task.name for task in tasks)}")
 
 
-def _show(settings: Settings, found: Report, *, as_json: bool, html: Path | None) -> None:
-    """Show the report, and write its page.
-
-    Raises:
-        OSError: If the page cannot be written.
-    """
+def _show(settings: Settings, found: Report, *, as_json: bool) -> None:
     from rich.console import Console
 
     from cuesmith.programs.diagnosis import page
 
-    title, notes = f"Study {found.study.name}: {found.study.question}", _notes(settings, found)
-    sections = _sections(settings, found)
-    if html is not None:
-        html.write_text(page.html(title, " ".join(notes), sections), encoding="utf-8")
-    console = Console(highlight=False)
+    sections, console = _sections(settings, found), Console(highlight=False)
     if as_json:
         results = {"result": found.findings.result}
         console.file.write(page.as_json(_about(settings, found), sections, results) + "\n")
-        return
-    page.show(title, notes, sections, console)
-    if html is not None:
-        console.print(f"\npage: {html}", markup=False, soft_wrap=True)
+    else:
+        page.show(_title(found), _notes(settings, found), sections, console)
+
+
+def _write(settings: Settings, found: Report, path: Path) -> str:
+    """Write the report's page, and return what is wrong; nothing if it is written."""
+    from cuesmith.programs.diagnosis.page import html
+
+    try:
+        path.write_text(html(_title(found), " ".join(_notes(settings, found)), _sections(settings, found)), "utf-8")
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def _title(found: Report) -> str:
+    return f"Study {found.study.name}: {found.study.question}"
 
 
 def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:

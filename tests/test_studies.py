@@ -197,6 +197,8 @@ def test_an_unknown_study_is_refused() -> None:
         (["errors", "--lm", "openai/x", "--prior-bias", "0.5"], "--prior-bias 0.5 is of the simulated optimizer"),
         (["errors", "--prior-bias", "2"], "'2' is not a share"),
         (["errors", "--budget-usd", "-1"], "'-1' is not a positive amount"),
+        (["errors", "--html", "/no/such/folder/page.html"], "--html /no/such/folder/page.html: not a file in a folder"),
+        (["errors", "--html", "/tmp"], "--html /tmp: not a file in a folder"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], problem: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -287,3 +289,32 @@ def test_an_unknown_embedder_is_refused(capsys: pytest.CaptureFixture[str]) -> N
     assert cli.main(["study", "errors", "--embedder", "st:/no/such/folder"]) == 2
     out, err = capsys.readouterr()
     assert out == "" and err.count("\n") == 1 and "st:/no/such/folder" in err
+
+
+def test_an_embedder_that_cannot_be_reached_costs_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cuesmith import cli
+
+    with Provider(lambda nth, body: (404, {}, error_body("no embeddings here"))) as provider:
+        monkeypatch.setenv("OPENAI_API_BASE", f"http://127.0.0.1:{provider.port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        given = ["study", "errors", "--lm", "openai/toy", "--embedder", "openai/none"]
+        assert cli.main(given) == 2
+        assert all("messages" not in body for _, _, body, _ in provider.seen), "no call of the LM was made"
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "--embedder" in err and KEY not in err
+
+
+def test_a_cap_in_dollars_on_a_model_without_a_price_is_bad_input(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cuesmith import cli
+
+    with Provider() as provider:
+        monkeypatch.setenv("OPENAI_API_BASE", f"http://127.0.0.1:{provider.port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        assert cli.main(["study", "errors", "--lm", "openai/unpriced", "--budget-usd", "1", "--json"]) == 2
+        assert provider.calls <= 1
+    out, err = capsys.readouterr()
+    assert out == "" and err.count("\n") == 1 and "price" in err and KEY not in err
