@@ -21,7 +21,7 @@ from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies import study as ready
 from cuesmith.programs.studies.bench import Bench, Study
-from cuesmith.programs.tasks import Task, generate
+from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.candidate import Origin
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scores
@@ -276,7 +276,7 @@ def test_an_embedder_stands_in_for_words_in_every_study_that_compares_texts() ->
 
     for name, least in (("errors", 5), ("reflection", 1), ("similarity", 1)):
         one, similarity = ready(name), Counting()
-        task = generate("objects", sizes=one.sizes, seed=0)
+        task = generate("objects", sizes=Sizes(train=40, validation=20, test=40), seed=0)
         on = Bench(EmbeddedLM(), SimulatedOptimizer(), similarity=similarity)
         found = one.conduct(on, [task], one.fewest)
         assert similarity.matrices >= least and found.result.by_words is False  # type: ignore[attr-defined]
