@@ -21,11 +21,12 @@ from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.permutation import trend_of
 from cuesmith.programs.studies.bench import Bench
 from cuesmith.programs.studies.checks import labels_of
-from cuesmith.programs.studies.complexity import HARMLESS, LEVELS, STUDY, conduct, forecast, versions
+from cuesmith.programs.studies.complexity import LEVELS, STUDY, conduct, forecast, versions
 from cuesmith.programs.studies.complexity_analysis import FORMS, Asked, Complexity, Formed, analyse, gap, limit_of
 from cuesmith.programs.studies.complexity_report import sections
 from cuesmith.programs.tasks import Row, Sizes, Task, build
 from cuesmith.signatures import parse_steps, render_steps
+from cuesmith.signatures.probes import HARMLESS_STEPS
 from cuesmith.teleprompters.runtime.ledger import Budget
 
 whole = functools.partial(study_support.whole, tests=("test", "permutation"))
@@ -171,10 +172,10 @@ def test_versions_keep_the_procedure() -> None:
             assert len(texts) == level == len(set(texts))
             assert parse_steps(render_steps("Repeat.", texts)) == ("Repeat.", texts)
             assert texts[-1].casefold().endswith("give it.")
-            rest = " ".join(text for text in texts if text not in HARMLESS).casefold()
+            rest = " ".join(text for text in texts if text not in HARMLESS_STEPS).casefold()
             places = [rest.index(step.rstrip(".").casefold()) for step in STEPS]
             assert places == sorted(places)
-        assert made[4] == STEPS and set(made[12]) - set(STEPS) <= set(HARMLESS)
+        assert made[4] == STEPS and set(made[12]) - set(STEPS) <= set(HARMLESS_STEPS)
     assert versions(STEPS, LEVELS, random.Random(1)) == versions(STEPS, LEVELS, random.Random(1))
     assert len({versions(STEPS, (6,), random.Random(seed))[6] for seed in range(9)}) > 5
     assert versions(["Name X.", "DNA first."], [1], random.Random(0)) == {1: ("Name X, and then DNA first.",)}

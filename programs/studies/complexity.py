@@ -26,6 +26,7 @@ from cuesmith.programs.studies.complexity_analysis import EXAMPLES, FORMS, Asked
 from cuesmith.programs.studies.complexity_report import limits, sections
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import WriteSteps, canonical_task, render_steps
+from cuesmith.signatures.probes import HARMLESS_STEPS, joined_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.evidence import answer_fields
@@ -44,13 +45,6 @@ LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Numbers of steps that are asked for. Ours."""
 MOST_STEPS = 8
 """Steps that the optimizer writes at most, as `WriteSteps` says."""
-HARMLESS = (
-    "Read the input carefully.", "Make sure you understand the task.", "Say in a few words what the input is.",
-    "Check that nothing is missing.", "Go over the input once more.", "Check the steps above.",
-    "Note anything unusual, or write none.", "Verify your work.", "Make sure nothing was overlooked.",
-    "Review the result so far.", "Make sure the format is right.", "Double-check everything once more.",
-)  # fmt: skip
-"""Steps that change nothing of what is to be done."""
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -81,7 +75,7 @@ def versions(steps: Sequence[str], levels: Sequence[int], rng: random.Random) ->
 
     Args:
         steps: The procedure.
-        levels: The numbers wanted, at most `len(HARMLESS) + 1`.
+        levels: The numbers wanted, at most `len(HARMLESS_STEPS) + 1`.
         rng: Chooses which.
     """
     found = {}
@@ -89,16 +83,11 @@ def versions(steps: Sequence[str], levels: Sequence[int], rng: random.Random) ->
         texts = list(steps)
         while len(texts) > level:
             k = rng.randrange(len(texts) - 1)
-            texts[k : k + 2] = [_joined(texts[k], texts[k + 1])]
-        for extra in rng.sample(HARMLESS, max(0, level - len(texts))):
+            texts[k : k + 2] = [joined_steps(texts[k], texts[k + 1])]
+        for extra in rng.sample(HARMLESS_STEPS, max(0, level - len(texts))):
             texts.insert(rng.randrange(len(texts)), extra)
         found[level] = tuple(texts)
     return found
-
-
-def _joined(first: str, second: str) -> str:
-    small = second[:1].lower() + second[1:] if second[1:2].islower() else second
-    return f"{first.rstrip(' .;,')}, and then {small}"
 
 
 def checks_of(run: Run, scores: Scores) -> list[tuple[bool, ...] | None]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis.association import Correlation, holm, ratio, spearman
 from cuesmith.programs.diagnosis.permutation import trend_of
 from cuesmith.programs.diagnosis.repetition import interval95, resamples
+from cuesmith.signatures.probes import FORM_DEMANDS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, paired_gain
 
 __all__ = [
@@ -25,13 +26,14 @@ EXAMPLES = 12
 """Examples a prompt is tried on. Ours."""
 ENOUGH = 0.9
 """Share of the steps from which on a prompt counts as followed. Source of 90 %: ours."""
-FORMS: Mapping[str, tuple[str, Callable[[str], bool | None]]] = {
-    "capitals": ("Write the answer in capital letters.", lambda t: t == t.upper() if t != t.swapcase() else None),
-    "brackets": ("Put the answer between square brackets.", lambda t: t.startswith("[") and t.endswith("]")),
-    "one word": ("Answer in at most one word.", lambda t: len(t.split()) == 1),
-    "opening": ('Begin the answer with the word "Answer".', lambda t: t.casefold().startswith("answer")),
-    "full stop": ("End the answer with a full stop.", lambda t: t.endswith(".")),
+_MEETS: Mapping[str, Callable[[str], bool | None]] = {
+    "capitals": lambda t: t == t.upper() if t != t.swapcase() else None,
+    "brackets": lambda t: t.startswith("[") and t.endswith("]"),
+    "one word": lambda t: len(t.split()) == 1,
+    "opening": lambda t: t.casefold().startswith("answer"),
+    "full stop": lambda t: t.endswith("."),
 }
+FORMS = {kind: (demand, _MEETS[kind]) for kind, demand in FORM_DEMANDS.items()}
 """Kind -> what is demanded, and whether an answer meets it; None where that cannot be told (no letters)."""
 Floats = NDArray[np.float64]
 Origins = tuple[str, int]
