@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import math
 import random
@@ -18,7 +17,6 @@ from cuesmith.programs.diagnosis.repetition import (
     entropy,
     repetition,
     repetition_of,
-    repetition_soon,
     resamples,
     section_of,
 )
@@ -149,13 +147,10 @@ def test_every_batch_is_asked_about_as_often_as_wanted() -> None:
         texts = [f"cause {evidence.errors[0].inputs['q']} wording {k}" for k in range(draws)]
         return texts[:-1] if evidence is batches[2] else texts
 
-    async def soon(evidence: Evidence, draws: int) -> list[str]:
-        return ask(evidence, draws)
-
     found = repetition(ask, batches, others, draws=4, threads=3)
     assert sorted(asked) == sorted([(b.key, 4) for b in batches] + [(o.key, 1) for o in others])
     assert found.missing == 1 and found.across.n == 6
-    assert asyncio.run(repetition_soon(soon, batches, others, draws=4)) == found
+    assert repetition(ask, batches, others, draws=4) == found
 
 
 def test_like_requests_share_their_draws() -> None:

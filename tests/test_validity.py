@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import importlib.util
 import itertools
 import math
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, asker, lm_asker
+from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, lm_asker, reasons
 from cuesmith.programs.diagnosis.planted import (
     abstains,
     another_task,
@@ -48,7 +47,6 @@ from cuesmith.programs.diagnosis.validity import (
     section_of,
     validity,
     validity_of,
-    validity_soon,
 )
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.run import Run
@@ -347,16 +345,20 @@ def test_replies_that_cannot_be_used_are_missing() -> None:
 
 
 def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
-    texts: list[list[str | None]] = []
+    said: list[list[str | None]] = []
     study = Study(bench.study_of(1).conditions)
 
     class Asking(ToySearch):
         async def search(self, run: Run) -> Candidate:
             beam = await run.score([run.baseline], run.select)
             await run.record(0, beam)
-            ask = asker(run)
-            texts.append([*await ask(evidence(), 3), *await ask(evidence(), 2)])
-            found = await validity_soon(ask, study)
+            for draws in (3, 2):
+                said.append([None] * draws)
+                await reasons(run, [evidence()] * draws, said[-1], order=range(draws))
+            shown = study.shown()
+            feedback: list[str | None] = [None] * len(shown)
+            await reasons(run, shown, feedback, order=range(len(shown)))
+            found = validity_of(study.answered(feedback))
             assert found.sensitivity.p_value < 0.05 and found.missing == 0
             return run.baseline
 
@@ -365,7 +367,8 @@ def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
     student = dspy.Predict("question -> answer")
     with dspy.context(lm=toy_lm(Toy())):
         compiler.compile(student, trainset=words(8), valset=words(12, "v"))
-    assert len(texts[0]) == 5 and texts[0][:2] == texts[0][3:] and len(set(texts[0])) == 3
+    texts = [text for part in said for text in part]
+    assert len(texts) == 5 and texts[:2] == texts[3:] and len(set(texts)) == 3 and None not in texts
 
 
 def test_validity_asks_everything_once() -> None:
@@ -376,13 +379,10 @@ def test_validity_asks_everything_once() -> None:
         counted.append(draws)
         return [f"reason {len(shown.errors)} {k}" for k in range(draws)]
 
-    async def soon(shown: Evidence, draws: int) -> list[str]:
-        return ask(shown, draws)
-
     found = validity(ask, study)
     assert sum(counted) == study.requests == 3 * (len(study.conditions) + 2) + 2 and found.missing == 0
     assert set(found.counts.values()) == {3} and not found.enough
-    assert asyncio.run(validity_soon(soon, study)) == found
+    assert validity_of(study.answered(ask_all(ask, study.shown()))) == found
 
 
 # --- known truth -------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter, defaultdict
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextvars import copy_context
 from dataclasses import dataclass
@@ -26,8 +26,7 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.reflecting import texts_of
 
-__all__ = ["Ask", "AskSoon", "Error", "Evidence", "TooLittle", "ask_all", "ask_all_soon", "asker", "inquirer",
-           "lm_asker", "requests_of"]
+__all__ = ["Ask", "Error", "Evidence", "TooLittle", "ask_all", "inquirer", "lm_asker", "reasons", "requests_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,26 +92,6 @@ class TooLittle(ValueError):
 
 Ask = Callable[[Evidence, int], list[str]]
 """(what is shown, draws) -> at most that many feedback texts, drawn independently of each other."""
-AskSoon = Callable[[Evidence, int], Awaitable[list[str]]]
-"""An asker that is awaited."""
-
-
-def asker(run: Run) -> AskSoon:
-    """Make an asker of a run: its budget, its journal, its prices.
-
-    Every draw is an effect of its own, so that draws are independent, also of a model that makes the draws of one
-    `ask` differ.
-
-    Args:
-        run: A run that is not over.
-    """
-
-    async def ask(evidence: Evidence, draws: int) -> list[str]:
-        request = evidence.request()
-        asked = (run.ask(CriticizeInstruction, request, salt=f"diagnosis, draw {k}") for k in range(draws))
-        return [text for replies in await asyncio.gather(*asked) for reply in replies for text in _reason(reply)]
-
-    return ask
 
 
 def lm_asker(lm: dspy.BaseLM, *, seed: int = 0) -> Ask:
@@ -162,12 +141,18 @@ def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[Request]:
         parts: What to show.
     """
     places = [((k + 0.5) / len(part), evidence) for part in parts for k, evidence in enumerate(part)]
-    numbers: Counter[str] = Counter()
-    requests = []
-    for _, evidence in sorted(places, key=lambda entry: entry[0]):
-        requests.append(_criticism(evidence, numbers[evidence.key]))
-        numbers[evidence.key] += 1
-    return requests
+    ordered = [evidence for _, evidence in sorted(places, key=lambda entry: entry[0])]
+    return [_criticism(evidence, number) for evidence, number in zip(ordered, _numbered(ordered), strict=True)]
+
+
+def _numbered(shown: Sequence[Evidence]) -> list[int]:
+    """Number the entries that show the same, each kind from 0 on: the numbers of their draws."""
+    counts: Counter[str] = Counter()
+    numbers = []
+    for key in (evidence.key for evidence in shown):
+        numbers.append(counts[key])
+        counts[key] += 1
+    return numbers
 
 
 def _criticism(evidence: Evidence, number: int) -> Request:
@@ -197,11 +182,30 @@ def ask_all(ask: Ask, shown: Sequence[Evidence], *, threads: int = 1) -> list[st
             raise
 
 
-async def ask_all_soon(ask: AskSoon, shown: Sequence[Evidence]) -> list[str | None]:
-    """Ask as `ask_all` does, everything at once: a run bounds by itself what is in flight."""
-    wanted, counts = _distinct(shown)
-    replies = await asyncio.gather(*(ask(evidence, count) for evidence, count in zip(*wanted, strict=True)))
-    return _dealt(shown, counts, replies)
+async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],
+                  salt: str = "diagnosis") -> None:
+    """Ask for one reason an entry, everything at once, as `ask_all` does; keep each as it comes.
+
+    Entries that show the same get different draws. A stop leaves what had come until then.
+
+    Args:
+        run: The run.
+        shown: What to show.
+        into: Gets the reason of each entry at the entry's place.
+        order: The places, in the order in which to ask.
+        salt: Separates draws of several calls.
+
+    Raises:
+        RunStopped: As `Run.ask`.
+    """
+    draws = _numbered(shown)
+
+    async def one(place: int) -> None:
+        request = shown[place].request()
+        replies = await run.ask(CriticizeInstruction, request, salt=f"{salt}, draw {draws[place]}")
+        into[place] = next((text for reply in replies for text in _reason(reply)), None)
+
+    await asyncio.gather(*map(one, order))
 
 
 def _distinct(shown: Sequence[Evidence]) -> tuple[tuple[list[Evidence], list[int]], Counter[str]]:

@@ -16,12 +16,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Evidence, TooLittle, ask_all, ask_all_soon
+from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
 from cuesmith.programs.diagnosis.figures import Figure, Section
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Repetition", "Theme", "interval95", "repetition", "repetition_of", "repetition_soon", "section_of"]
+__all__ = ["Repetition", "Theme", "interval95", "repetition", "repetition_of", "section_of"]
 
 RESAMPLES = 1000
 """Bootstrap resamples. Ours."""
@@ -100,21 +100,6 @@ def repetition(
         ValueError: If `draws` is below 2.
     """
     replies = ask_all(ask, _shown(batches, others, draws), threads=threads)
-    return _measured(replies, len(batches), draws, similarity, threshold, seed)
-
-
-async def repetition_soon(
-    ask: AskSoon,
-    batches: Sequence[Evidence],
-    others: Sequence[Evidence],
-    *,
-    draws: int = 3,
-    similarity: Similarity | None = None,
-    threshold: float | None = None,
-    seed: int = 0,
-) -> Repetition:
-    """Measure as `repetition` does, with an asker that is awaited."""
-    replies = await ask_all_soon(ask, _shown(batches, others, draws))
     return _measured(replies, len(batches), draws, similarity, threshold, seed)
 
 

@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.evidence import Task
 from cuesmith.modules.simulated.points import faults, generic
-from cuesmith.programs.diagnosis.asking import Ask, AskSoon, Error, Evidence, TooLittle, ask_all, ask_all_soon
+from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
 from cuesmith.programs.diagnosis.figures import Figure, Section
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
@@ -42,7 +42,6 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 __all__ = [
     "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", "binomial_tail",
     "detectable", "measured_power", "permutation_test", "power", "section_of", "validity", "validity_of",
-    "validity_soon",
 ]  # fmt: skip
 
 ENOUGH = 20
@@ -306,19 +305,6 @@ def validity(
         TooLittle: As `validity_of`.
     """
     feedback = study.answered(ask_all(ask, study.shown(), threads=threads))
-    return validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
-
-
-async def validity_soon(
-    ask: AskSoon,
-    study: Study,
-    *,
-    judging: Judging | None = None,
-    similarity: Similarity | None = None,
-    seed: int = 0,
-) -> Validity:
-    """Measure as `validity` does, with an asker that is awaited."""
-    feedback = study.answered(await ask_all_soon(ask, study.shown()))
     return validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
 
 

@@ -21,13 +21,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from cuesmith.programs.diagnosis import validity
+from cuesmith.programs.diagnosis.asking import reasons
 from cuesmith.programs.diagnosis.planted import BATCH
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study
 from cuesmith.programs.studies.checks import one_task
 from cuesmith.programs.studies.errors_analysis import DRAWS, Plan, analysed, plan
 from cuesmith.programs.studies.errors_report import limits, sections
-from cuesmith.programs.studies.observed import Observed, observed, reasons
+from cuesmith.programs.studies.observed import Observed, observed
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run

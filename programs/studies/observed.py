@@ -1,27 +1,23 @@
-"""What the studies of reflection share: the errors a prompt made, false ones made of them, and what is said of them.
+"""What the studies of reflection share: the errors a prompt made, and false ones made of them.
 
 Source: ours.
 """
 
 from __future__ import annotations
 
-import asyncio
 import itertools
 import random
-from collections import Counter
-from collections.abc import Mapping, MutableSequence, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import read_failure
-from cuesmith.teleprompters.search.reflecting import texts_of
 
-__all__ = ["Observed", "Shown", "batch_text", "exchanged", "observed", "reasons", "round_robin", "swapped"]
+__all__ = ["Observed", "Shown", "batch_text", "exchanged", "observed", "round_robin", "swapped"]
 
 THRESHOLD = 1.0
 """A score below it is an error."""
@@ -117,39 +113,6 @@ def exchanged(error: Shown) -> Shown | None:
     gold = {name: error.outputs.get(name, "") for name in error.gold}
     outputs = {name: text_of(error.gold[name]) if name in error.gold else text for name, text in error.outputs.items()}
     return replace(error, gold=gold, response=render_fields(outputs), feedback="", outputs=outputs)
-
-
-# --- what is said of it ------------------------------------------------------------------------------------
-
-
-async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],
-                  salt: str = "diagnosis") -> None:
-    """Ask for one reason an entry, everything at once, as `asking.ask_all_soon` does; keep each as it comes.
-
-    Entries that show the same get different draws. A stop leaves what had come until then.
-
-    Args:
-        run: The run.
-        shown: What to show.
-        into: Gets the reason of each entry at the entry's place.
-        order: The places, in the order in which to ask.
-        salt: Separates draws of several calls.
-
-    Raises:
-        RunStopped: As `Run.ask`.
-    """
-    count: Counter[str] = Counter()
-    draws = []
-    for evidence in shown:
-        draws.append(count[evidence.key])
-        count[evidence.key] += 1
-
-    async def one(place: int) -> None:
-        request = shown[place].request()
-        replies = await run.ask(CriticizeInstruction, request, salt=f"{salt}, draw {draws[place]}")
-        into[place] = next((text for reply in replies for text in texts_of(reply.get("reasons"))), None)
-
-    await asyncio.gather(*map(one, order))
 
 
 def round_robin(parts: Sequence[int]) -> list[int]:

@@ -23,12 +23,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence
+from cuesmith.programs.diagnosis.asking import Error, Evidence, reasons
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_errors
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study
 from cuesmith.programs.studies.checks import one_task
-from cuesmith.programs.studies.observed import Observed, observed, reasons, swapped
+from cuesmith.programs.studies.observed import Observed, observed, swapped
 from cuesmith.programs.studies.reflection_analysis import (
     ARMS,
     OWN,
