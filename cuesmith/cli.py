@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import cuesmith
-from cuesmith.programs.arguments import amount, count, model, seed
+from cuesmith.programs.arguments import amount, be_offline, count, model, seed
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
@@ -106,7 +106,7 @@ def _parser(given: Sequence[str]) -> Parser:
 
 def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
     _check_paths(parser, options)
-    _be_offline(real_model=options.lm or options.optimizer_lm)
+    be_offline(models=bool(options.lm or options.optimizer_lm))
     from cuesmith.programs import comparison, quickstart  # only now: they load dspy
 
     settings = comparison.Settings(
@@ -133,20 +133,13 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
 
 
 def _compilers() -> int:
-    _be_offline(real_model=None)
+    be_offline(models=False)
     from cuesmith.teleprompters import registry
 
     for name in registry.COMPILERS:
         documentation = registry.compiler_class(name).__doc__ or ""
         print(f"{name:<16} {documentation.strip().splitlines()[0]}")
     return 0
-
-
-def _be_offline(real_model: str | None) -> None:
-    """Keep dspy and litellm from fetching price lists and models that an embedded run has no use for."""
-    if real_model is None:
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _check_paths(parser: Parser, options: argparse.Namespace) -> None:

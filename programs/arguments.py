@@ -1,9 +1,11 @@
-"""Kinds of command-line arguments that several commands take. Source: ours."""
+"""What the commands share: kinds of arguments, their complaint, and that nothing is fetched. Source: ours."""
 
 from __future__ import annotations
 
 import argparse
 import math
+import os
+import sys
 
 
 def count(text: str) -> int:
@@ -58,6 +60,36 @@ def model(text: str) -> str:
     if not (provider and slash and name) or any(c.isspace() for c in text):
         raise argparse.ArgumentTypeError(f"{text!r} is not PROVIDER/MODEL, such as openai/gpt-4.1-mini")
     return text
+
+
+def complain(command: str, problem: str, status: int) -> int:
+    """Say on standard error, in one line, why a command ends.
+
+    Args:
+        command: As it was called, such as "cuesmith study".
+        problem: What is wrong; what a model or a provider wrote may be in it.
+        status: The exit status.
+
+    Returns:
+        The exit status.
+    """
+    from cuesmith.programs.report import visible  # only now: it loads rich
+
+    print(f"{command}: error: {' '.join(visible(problem).split())}", file=sys.stderr)
+    return status
+
+
+def be_offline(*, models: bool, embedder: bool = False) -> None:
+    """Keep dspy and litellm from fetching price lists and models that a run on this machine has no use for.
+
+    Args:
+        models: Whether a provider's model takes part: then nothing is kept from anything.
+        embedder: Whether an embedder does, which may come from the hub.
+    """
+    if not models:
+        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    if not models and not embedder:
+        os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 
 def _number(text: str) -> float:

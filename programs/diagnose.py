@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import amount, count, model
+from cuesmith.programs.arguments import amount, be_offline, complain, count, model
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.change import Changes
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.candidate import Json
     from cuesmith.teleprompters.runtime.ledger import Spent
 
+COMMAND = "cuesmith diagnose"
 SIMULATED = "simulated"
 """Stands for the simulated optimizer, which needs no key and no network."""
 JUDGED = 20
@@ -187,28 +187,28 @@ def command(options: argparse.Namespace) -> int:
         is shown); 2 if there is no finished run to read, or an argument is wrong.
     """
     if problem := _misfit(options):
-        return _complain(problem, 2)
-    _be_offline(options)
+        return complain(COMMAND, problem, 2)
+    be_offline(models=options.lm not in (None, SIMULATED), embedder=options.embedder is not None)
 
     from cuesmith.programs.diagnosis.judging import LabelsError
     from cuesmith.programs.diagnosis.record import RecordError
     from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
 
     if options.html is not None and not options.html.parent.is_dir():  # before anything is paid for
-        return _complain(f"--html {options.html}: no such folder", 1)
+        return complain(COMMAND, f"--html {options.html}: no such folder", 1)
     try:
         similarity = None if options.embedder is None else similarity_named(options.embedder)
     except SimilarityError as error:
-        return _complain(f"--embedder: {error}", 2)
+        return complain(COMMAND, f"--embedder: {error}", 2)
     try:
         labels = _labels(options)
         found = diagnose(options.run_dir, similarity=similarity, threshold=options.threshold)
         if options.lm is not None:
             found = _asked(found, options, labels, similarity)
     except (RecordError, BadModel, LabelsError) as error:
-        return _complain(str(error), 2)
+        return complain(COMMAND, str(error), 2)
     except (LiveFailed, SimilarityError) as error:
-        return _complain(str(error), 1)
+        return complain(COMMAND, str(error), 1)
     return _report(found, options)
 
 
@@ -221,14 +221,6 @@ def _misfit(options: argparse.Namespace) -> str:
     return "--labels measures a judge: add --judge" if options.labels is not None and not options.judge else ""
 
 
-def _be_offline(options: argparse.Namespace) -> None:
-    """Keep dspy and litellm from fetching what no run on this machine has a use for."""
-    if options.lm in (None, SIMULATED):
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    if options.lm in (None, SIMULATED) and options.embedder is None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
-
-
 def _report(found: Diagnosis, options: argparse.Namespace) -> int:
     from rich.console import Console
 
@@ -238,7 +230,7 @@ def _report(found: Diagnosis, options: argparse.Namespace) -> int:
         try:
             options.html.write_text(_page(found), encoding="utf-8")
         except OSError as error:
-            return _complain(f"--html {options.html}: {error.strerror or error}", 1)
+            return complain(COMMAND, f"--html {options.html}: {error.strerror or error}", 1)
     console = Console(highlight=False)
     if options.json:
         results = {name: getattr(found, name) for name in RESULTS}
@@ -248,7 +240,7 @@ def _report(found: Diagnosis, options: argparse.Namespace) -> int:
         if options.html is not None:
             console.print(f"\npage: {options.html}", markup=False, soft_wrap=True)
     failure = None if found.account is None else found.account.failure
-    return 0 if failure is None else _complain(f"--lm {options.lm}: {failure}", 1)
+    return 0 if failure is None else complain(COMMAND, f"--lm {options.lm}: {failure}", 1)
 
 
 RESULTS = ("trajectory", "changes", "following", "judged", "live", "account")
@@ -376,13 +368,6 @@ def _score(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(text)
     return value
-
-
-def _complain(problem: str, status: int) -> int:
-    from cuesmith.programs.report import visible
-
-    print(f"cuesmith diagnose: error: {' '.join(visible(problem).split())}", file=sys.stderr)
-    return status
 
 
 def _title(record: Record) -> str:

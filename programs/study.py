@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import amount, count, model, seed, share
+from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share
 from cuesmith.programs.studies import STUDIES, study
 
 if TYPE_CHECKING:
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
     from cuesmith.programs.tasks import Task
     from cuesmith.teleprompters.runtime.candidate import Json
     from cuesmith.teleprompters.runtime.events import Callback
+
+COMMAND = "cuesmith study"
 
 
 @dataclass(frozen=True)
@@ -134,21 +135,18 @@ def command(options: argparse.Namespace) -> int:
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
     settings = settings_of(options)
-    if settings.optimizer is None:  # no provider, no prices
-        os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
-    if settings.optimizer is None and settings.embedder is None:
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    be_offline(models=settings.optimizer is not None, embedder=settings.embedder is not None)
     if options.html is not None and (options.html.is_dir() or not options.html.parent.is_dir()):
-        return _complain(f"--html {options.html}: not a file in a folder that there is", 2)
+        return complain(COMMAND, f"--html {options.html}: not a file in a folder that there is", 2)
     try:
         found = run(settings, quiet=options.json)
     except (BadInput, JournalError) as error:
-        return _complain(str(error), 2)
+        return complain(COMMAND, str(error), 2)
     except (CompileError, RunFailed) as error:
-        return _complain(str(error), 1)
+        return complain(COMMAND, str(error), 1)
     _show(settings, found, as_json=options.json)
     if options.html is not None and (problem := _write(settings, found, options.html)):
-        return _complain(f"--html {options.html}: {problem}", 1)
+        return complain(COMMAND, f"--html {options.html}: {problem}", 1)
     return 0 if found.bench.stopped_by in (None, *CAPS) else 1
 
 
@@ -345,10 +343,3 @@ def _about(settings: Settings, found: Report) -> Mapping[str, Json]:
         "seconds": round(found.seconds, 2),
         "limits": list(found.findings.limits),
     }
-
-
-def _complain(problem: str, status: int) -> int:
-    from cuesmith.programs.report import visible
-
-    print(f"cuesmith study: error: {' '.join(visible(problem).split())}", file=sys.stderr)
-    return status
