@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
-from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build
+from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build, different
 
 DEFAULT_FAMILY = "objects"
 """The family that `cuesmith quickstart` compiles on unless told otherwise."""
@@ -37,16 +37,13 @@ def generate(name: str = DEFAULT_FAMILY, *, sizes: Sizes | None = None, seed: in
 
 
 def _rows(family: Family, count: int, seed: int) -> Iterator[Row]:
+    shortage = f"family {family.name!r} has fewer than {count} different held-out questions"
+    return different(_drawn(family, count * _PATIENCE, seed), count, shortage)
+
+
+def _drawn(family: Family, count: int, seed: int) -> Iterator[Row | None]:
     rng = random.Random(f"{family.name}:{seed}")
-    seen: set[str] = set()
-    for _ in range(count * _PATIENCE):
+    for _ in range(count):
         question = family.sample(rng, held_out=True)
         solution = family.solve(question)
-        row = Row({"question": question}, (solution.answer,)) if solution else None
-        if row is None or row.content in seen:
-            continue
-        seen.add(row.content)
-        yield row
-        if len(seen) == count:
-            return
-    raise TaskError(f"family {family.name!r} has fewer than {count} different held-out questions")
+        yield Row({"question": question}, (solution.answer,)) if solution else None

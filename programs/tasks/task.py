@@ -9,7 +9,7 @@ import hashlib
 import keyword
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import dspy
@@ -178,6 +178,28 @@ def build(
         test=examples[middle:],
         metric=ExactMatch(output),
     )
+
+
+def different(drawn: Iterable[Row | None], count: int, shortage: str) -> Iterator[Row]:
+    """Yield the first rows of different content.
+
+    Args:
+        drawn: Rows; None stands for one that came to nothing.
+        count: How many.
+        shortage: What to say if there are fewer.
+
+    Raises:
+        TaskError: If there are fewer.
+    """
+    seen: set[str] = set()
+    for row in drawn:
+        if row is None or row.content in seen:
+            continue
+        seen.add(row.content)
+        yield row
+        if len(seen) == count:
+            return
+    raise TaskError(shortage)
 
 
 def check_fields(where: str, inputs: Sequence[str], output: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build
+from cuesmith.programs.tasks.task import Row, Sizes, Task, build, different
 
 SIGNATURE = "request, text -> answer"
 
@@ -90,17 +90,13 @@ def _request(rng: random.Random, family: str) -> str:
 
 
 def _rows(count: int, seed: int) -> Iterator[Row]:
+    return different(_drawn(20 * count, seed), count, f"fewer than {count} different vague requests")
+
+
+def _drawn(count: int, seed: int) -> Iterator[Row | None]:
     rng = random.Random(f"vague:{seed}")
-    seen: set[str] = set()
-    for number in range(20 * count):
+    for number in range(count):
         family = list(SLANG)[number % len(SLANG)]
         text = FAMILIES[family].sample(rng, held_out=True)
         solution = FAMILIES[family].solve(text)
-        row = Row({"request": _request(rng, family), "text": text}, (solution.answer,)) if solution else None
-        if row is None or row.content in seen:
-            continue
-        seen.add(row.content)
-        yield row
-        if len(seen) == count:
-            return
-    raise TaskError(f"fewer than {count} different vague requests")
+        yield Row({"request": _request(rng, family), "text": text}, (solution.answer,)) if solution else None
