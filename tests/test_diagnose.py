@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import html.parser
 import io
 import json
@@ -11,21 +10,17 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
-import dspy
 import pytest
+from diagnose_support import abo_run, run, toy_run
 from e2e_support import ToyEngine, toy_compile, toy_lm
 from rich.console import Console
 
-from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose
 from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section
 from cuesmith.programs.diagnosis.live import plan
 from cuesmith.programs.diagnosis.record import Record, passed
-from cuesmith.programs.tasks import Sizes, generate
-from cuesmith.teleprompters.registry import compile
-from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.programs.tasks import generate
 
 EVIL = "<script>alert(1)</script>\x1b[31m\x00\u202e\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}[red]"
 VOID = {"meta", "br", "img", "link", "input", "hr"}
@@ -59,30 +54,14 @@ class Page(html.parser.HTMLParser):
             self.text += data
 
 
-def run(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    diagnose.arguments(parser)
-    return diagnose.command(parser.parse_args([str(a) for a in arguments]))
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("toy")
-    toy_compile(toy_lm(ToyEngine()), run_dir=directory)
-    return directory
+    return toy_run(tmp_path_factory.mktemp("toy"))
 
 
 @pytest.fixture(scope="module")
 def abo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("abo")
-    task = generate("objects", sizes=Sizes(test=5), seed=0)
-    with dspy.context(lm=EmbeddedLM()):
-        compile(
-            dspy.ChainOfThought(task.signature), "abo", metric=task.metric, trainset=task.train[:30],
-            valset=task.validation[:60], run_dir=directory, optimizer_lm=SimulatedOptimizer(),
-            budget=Budget(calls=400), seed=0, search="native",
-        )  # fmt: skip
-    return directory
+    return abo_run(tmp_path_factory.mktemp("abo"))
 
 
 def test_tables(abo: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -15,7 +14,8 @@ from pathlib import Path
 import dspy
 import numpy as np
 import pytest
-from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_compile, toy_lm
+from diagnose_support import abo_run, run, toy_run
+from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated.judging import followed
@@ -316,30 +316,14 @@ def test_an_inquiry_is_asked_as_a_plain_model_is() -> None:
 # --- the command -------------------------------------------------------------------------------------------
 
 
-def run(*arguments: object) -> int:
-    parser = argparse.ArgumentParser()
-    diagnose.arguments(parser)
-    return diagnose.command(parser.parse_args([str(a) for a in arguments]))
-
-
 @pytest.fixture(scope="module")
 def abo(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("abo")
-    task = generate("objects", sizes=Sizes(test=5), seed=0)
-    with dspy.context(lm=EmbeddedLM()):
-        compile(
-            dspy.ChainOfThought(task.signature), "abo", metric=task.metric, trainset=task.train[:30],
-            valset=task.validation[:60], run_dir=directory, optimizer_lm=SimulatedOptimizer(),
-            budget=Budget(calls=400), seed=0, search="native",
-        )  # fmt: skip
-    return directory
+    return abo_run(tmp_path_factory.mktemp("abo"))
 
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("toy")
-    toy_compile(toy_lm(ToyEngine()), run_dir=directory)
-    return directory
+    return toy_run(tmp_path_factory.mktemp("toy"))
 
 
 def test_a_judged_diagnosis_says_how_far_to_trust_the_judge(abo: Path, capsys: pytest.CaptureFixture[str]) -> None:
