@@ -117,8 +117,8 @@ def run(job: Job) -> Done:
         seconds = time.perf_counter() - start
         scores = evaluate(program, task.test, task.metric)
     spent = compilation.spent.by_role if compilation else {}
-    by_role = {role: spent[role].calls if role in spent else 0 for role in ("task", "optimizer")}
-    return Done(job, list(scores.values), by_role["task"], by_role["optimizer"], seconds,
+    by_role = {role: spent[role].calls if role in spent else 0 for role in ("target", "optimizer")}
+    return Done(job, list(scores.values), by_role["target"], by_role["optimizer"], seconds,
                 compilation.stopped_by if compilation else None,
                 sum(trial.n for trial in compilation.candidates if trial.candidate != compilation.baseline.candidate)
                 if compilation else 0, error)

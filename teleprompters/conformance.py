@@ -759,7 +759,7 @@ class CompilerConformance:
 
     def check_plan(self, ran: Ran) -> None:
         """Check what was asked for against `plan`."""
-        began, runs = ran.started, ran.effects("task")
+        began, runs = ran.started, ran.effects("target")
         plan = ran.compiler.plan(len(began.predictors), began.n_select, began.n_train)
         assert len(ran.effects("optimizer")) <= plan.optimizer_calls == began.forecast.optimizer_calls
         assert len(runs) <= began.forecast.program_runs
@@ -773,7 +773,7 @@ class CompilerConformance:
         if fresh is None:
             return
         if ran.at_stop is None:
-            order = [effect.example_id in fresh for effect in ran.effects("task")]
+            order = [effect.example_id in fresh for effect in ran.effects("target")]
             assert sorted(order) == order, "the search ran an example of the report"
         else:
             late = {sent.asked.inputs["question"] for sent in ran.target.sent[ran.at_stop[0] :]}
@@ -786,7 +786,7 @@ class CompilerConformance:
         new = {example_id(example): example.question for example in ran.valset or ()}
         if len(new.keys() - known) < 2:
             return None
-        selected = {effect.example_id for effect in ran.effects("task")[: ran.started.n_select]}  # the student's runs
+        selected = {effect.example_id for effect in ran.effects("target")[: ran.started.n_select]}  # the student's runs
         return {one: question for one, question in new.items() if one not in known | selected}
 
     def need(self, capability: str) -> None:
@@ -1254,7 +1254,7 @@ class CompilerConformance:
         ran = self.run(student=student())
         assert ran.started.forecast == forecast
         assert len(ran.effects("optimizer")) <= forecast.optimizer_calls
-        assert len(ran.effects("task")) <= forecast.program_runs
+        assert len(ran.effects("target")) <= forecast.program_runs
         assert 0 < ran.calls <= forecast.calls
         self.check_plan(ran)
 

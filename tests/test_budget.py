@@ -153,7 +153,7 @@ def test_a_judge_is_counted_as_such() -> None:
     compilation = toy_compile(toy_lm(engine), metric=judged, n_val=20, steps=1).compilation
     by_role = compilation.spent.by_role
     assert by_role["judge"].calls == judging.calls > 0
-    assert by_role["task"].calls + by_role["optimizer"].calls == engine.calls
+    assert by_role["target"].calls + by_role["optimizer"].calls == engine.calls
 
 
 def test_the_configured_lm_in_a_metric_is_the_judge_too() -> None:
@@ -164,7 +164,7 @@ def test_the_configured_lm_in_a_metric_is_the_judge_too() -> None:
 
     compilation = toy_compile(toy_lm(engine), metric=judged, n_val=20, steps=1).compilation
     by_role = compilation.spent.by_role
-    assert by_role["judge"].calls == by_role["task"].calls > 0
+    assert by_role["judge"].calls == by_role["target"].calls > 0
     assert compilation.spent.total.calls == engine.calls
 
 

@@ -85,7 +85,7 @@ def _reply(*outputs: object, usage: Usage = PAID, price_known: bool = True) -> R
 
 @contextmanager
 def _within(key: str = "effect") -> Iterator[Effect]:
-    current = Effect(key, "task")
+    current = Effect(key, "target")
     token = effect.set(current)
     try:
         yield current
@@ -97,7 +97,7 @@ def test_one_call() -> None:
     house = _House()
     with _within() as current:
         assert house.gate.call(_request(), house.sends(_reply("a", "b"))) == ["a", "b"]
-    assert house.sent == 1 and current.used == {"task": PAID} and house.ledger.spent().by_role == {"task": PAID}
+    assert house.sent == 1 and current.used == {"target": PAID} and house.ledger.spent().by_role == {"target": PAID}
     assert house.gate.call(_request(), house.sends(_reply())) == ["answer"]  # outside of any effect
 
 
@@ -110,7 +110,7 @@ def test_the_journal_is_asked_first(tmp_path: Path) -> None:
     house = _House(Budget(calls=1), run_dir=tmp_path)
     with _within() as current:
         assert house.gate.call(_request(), house.sends(_reply("two"))) == ["one"]
-    assert house.sent == 0 and current.used == {"task": PAID}
+    assert house.sent == 0 and current.used == {"target": PAID}
     assert house.ledger.spent().total == Usage(1, 10, 5, 0.01, 0, 1)
     house.gate.stop("auth")
     with _within():  # what is known is known even when the door is closed
@@ -131,7 +131,7 @@ def test_what_earlier_sessions_paid_counts_from_the_start(tmp_path: Path) -> Non
     first.journal.close()
     house = _House(Budget(calls=4), run_dir=tmp_path)
     assert house.ledger.spent().by_role == {
-        "task": Usage(2, 10, 5, 0.01, 0, 2),
+        "target": Usage(2, 10, 5, 0.01, 0, 2),
         "judge": Usage(1, 10, 5, 0.01, 0, 1),
     }
     with _within("new"):
@@ -194,7 +194,7 @@ def test_what_may_pass_is_tried_again(kind: type[LMError]) -> None:
     assert all(base * 0.5 <= delay <= base * 1.5 for base, (_, delay, _) in zip((0.5, 1.0), house.retries, strict=True))
     assert house.waited == [delay for _, delay, _ in house.retries]
     assert house.throttle.limit == (2.5 if kind is LMRateLimitError else 4.0)
-    assert current.used == {"task": PAID + Usage(calls=2)}
+    assert current.used == {"target": PAID + Usage(calls=2)}
 
 
 def test_retry_after_is_honoured() -> None:

@@ -16,7 +16,7 @@ def _paid(tokens: int = 10, usd: float | None = 0.0, calls: int = 1) -> Usage:
     return Usage(calls=calls, input_tokens=tokens // 2, output_tokens=tokens - tokens // 2, usd=usd)
 
 
-def _ticket(ledger: Ledger, role: Role = "task", calls: int = 1, tokens: int = 0, may_hit: bool = False) -> Ticket:
+def _ticket(ledger: Ledger, role: Role = "target", calls: int = 1, tokens: int = 0, may_hit: bool = False) -> Ticket:
     ticket = ledger.admit(role, calls, tokens, may_hit)
     assert isinstance(ticket, Ticket)
     return ticket
@@ -37,7 +37,7 @@ def test_counts_are_whole(name: str) -> None:
 
 
 def test_usage_adds_up_and_an_unknown_price_stays_unknown() -> None:
-    total = Spent({"task": Usage(2, 10, 5, 0.5, 1), "judge": Usage(1, 1, 1, None, 0, 1)}).total
+    total = Spent({"target": Usage(2, 10, 5, 0.5, 1), "judge": Usage(1, 1, 1, None, 0, 1)}).total
     assert total == Usage(3, 11, 6, None, 1, 1) and total.tokens == 17
     assert Spent().total == Usage()
 
@@ -47,7 +47,7 @@ def _hammer(ledger: Ledger, cost: Callable[[random.Random], tuple[Usage, bool]],
     sent, lock, broken = [0], threading.Lock(), []
 
     def work(number: int) -> None:
-        rng, role = random.Random(number), ("task", "optimizer")[number % 2]
+        rng, role = random.Random(number), ("target", "optimizer")[number % 2]
         while True:
             answer = ledger.admit(role, 1, 200, rng.random() < 0.5)  # type: ignore[arg-type]
             if answer is None:
@@ -113,17 +113,17 @@ def test_a_failed_call_does_not_make_the_next_ones_look_free() -> None:
     dollars = Ledger(Budget(usd=1.0))
     dollars.settle(_ticket(dollars), Usage(calls=1, usd=0.0), answered=False)
     _ticket(dollars)
-    assert dollars.admit("task", 1, 0, False) is None  # still probing: no price is known
+    assert dollars.admit("target", 1, 0, False) is None  # still probing: no price is known
 
 
 def test_under_dollars_one_call_a_role_probes_the_price() -> None:
     ledger = Ledger(Budget(usd=1.0))
     probe = _ticket(ledger)
-    assert ledger.admit("task", 1, 0, False) is None
+    assert ledger.admit("target", 1, 0, False) is None
     other = _ticket(ledger, "optimizer")
     ledger.settle(probe, _paid(usd=0.4))
     assert _ticket(ledger).usd == pytest.approx(0.5)
-    assert ledger.admit("task", 1, 0, False) is None  # 0.4 + 0.5 + 0.5 > 1, but what is in flight may cost less
+    assert ledger.admit("target", 1, 0, False) is None  # 0.4 + 0.5 + 0.5 > 1, but what is in flight may cost less
     ledger.settle(other, Usage(cache_hits=1))
     assert isinstance(ledger.admit("optimizer", 1, 0, False), Ticket)  # a hit told no price: it probes again
 
@@ -131,7 +131,7 @@ def test_under_dollars_one_call_a_role_probes_the_price() -> None:
 def test_dollars_refuse_when_nothing_can_come_back() -> None:
     ledger = Ledger(Budget(usd=1.0))
     ledger.settle(_ticket(ledger), _paid(usd=0.6))
-    assert ledger.admit("task", 1, 0, False) == "usd"
+    assert ledger.admit("target", 1, 0, False) == "usd"
 
 
 def test_hold_and_release() -> None:
@@ -139,10 +139,10 @@ def test_hold_and_release() -> None:
     ledger.hold(Budget(calls=4))
     for _ in range(6):
         ledger.settle(_ticket(ledger), Usage(calls=1))
-    assert ledger.admit("task", 1, 0, False) == "calls"
+    assert ledger.admit("target", 1, 0, False) == "calls"
     ledger.hold(Budget())
     tickets = [_ticket(ledger) for _ in range(4)]
-    assert ledger.admit("task", 1, 0, False) == "calls"
+    assert ledger.admit("target", 1, 0, False) == "calls"
     for ticket in tickets:
         ledger.settle(ticket, Usage(calls=1))
     assert ledger.spent().total.calls == 10
@@ -152,39 +152,39 @@ def test_hold_tokens_and_seconds() -> None:
     now = [0.0]
     ledger = Ledger(Budget(tokens=100, seconds=10), lambda: now[0])
     ledger.hold(Budget(tokens=40, seconds=4))
-    assert ledger.admit("task", 1, 61, False) == "tokens"
-    assert isinstance(ledger.admit("task", 1, 60, False), Ticket)
+    assert ledger.admit("target", 1, 61, False) == "tokens"
+    assert isinstance(ledger.admit("target", 1, 60, False), Ticket)
     now[0] = 6.0
-    assert ledger.admit("task", 1, 0, False) == "seconds"
+    assert ledger.admit("target", 1, 0, False) == "seconds"
     ledger.hold(Budget())
-    assert isinstance(ledger.admit("task", 1, 0, False), Ticket)
+    assert isinstance(ledger.admit("target", 1, 0, False), Ticket)
     assert ledger.seconds_left == 4.0 and ledger.seconds == 6.0
     now[0] = 11.0
-    assert ledger.admit("task", 1, 0, False) == "seconds" and ledger.seconds_left == 0.0
+    assert ledger.admit("target", 1, 0, False) == "seconds" and ledger.seconds_left == 0.0
     assert Ledger(Budget()).seconds_left is None
 
 
 def test_a_call_that_may_hit_the_cache_gives_its_reservation_back() -> None:
     ledger = Ledger(Budget(calls=1))
     ticket = _ticket(ledger, may_hit=True)
-    assert ledger.admit("task", 1, 0, False) is None
+    assert ledger.admit("target", 1, 0, False) is None
     ledger.settle(ticket, Usage(cache_hits=1))
     ledger.settle(_ticket(ledger), Usage(calls=1))
-    assert ledger.admit("task", 1, 0, True) == "calls"
+    assert ledger.admit("target", 1, 0, True) == "calls"
     assert ledger.spent().total == Usage(calls=1, cache_hits=1)
 
 
 def test_several_calls_at_once_fit_whole_or_not_at_all() -> None:
     ledger = Ledger(Budget(calls=5))
     ledger.settle(_ticket(ledger, calls=3), Usage(calls=3))
-    assert ledger.admit("task", 3, 0, False) == "calls"
-    assert isinstance(ledger.admit("task", 2, 0, False), Ticket)
+    assert ledger.admit("target", 3, 0, False) == "calls"
+    assert isinstance(ledger.admit("target", 2, 0, False), Ticket)
 
 
 def test_replayed_calls_count_against_the_caps() -> None:
     ledger = Ledger(Budget(calls=3))
-    ledger.replay("task", _paid(calls=2, usd=0.1))
-    assert ledger.spent().by_role == {"task": Usage(2, 5, 5, 0.1, 0, 2)}
+    ledger.replay("target", _paid(calls=2, usd=0.1))
+    assert ledger.spent().by_role == {"target": Usage(2, 5, 5, 0.1, 0, 2)}
     ledger.settle(_ticket(ledger), Usage(calls=1))
     assert ledger.admit("optimizer", 1, 0, False) == "calls"
 
@@ -193,8 +193,8 @@ def test_roles_are_kept_apart_and_a_snapshot_does_not_move() -> None:
     ledger = Ledger(Budget())
     ledger.settle(_ticket(ledger, "judge"), _paid(usd=None))
     before = ledger.spent()
-    ledger.settle(_ticket(ledger, "task"), _paid(usd=0.5))
-    assert list(before.by_role) == ["judge"] and set(ledger.spent().by_role) == {"judge", "task"}
+    ledger.settle(_ticket(ledger, "target"), _paid(usd=0.5))
+    assert list(before.by_role) == ["judge"] and set(ledger.spent().by_role) == {"judge", "target"}
     assert ledger.spent().total.usd is None
 
 
@@ -207,7 +207,7 @@ def test_roles_are_kept_apart_and_a_snapshot_does_not_move() -> None:
 def test_any_order_of_settling_keeps_the_calls(cap: int, calls: list[tuple[int, bool, bool]], width: int) -> None:
     ledger, open_ = Ledger(Budget(calls=cap)), list[tuple[Ticket, int, bool]]()
     for n, hit, may_hit in calls:
-        answer = ledger.admit("task", n, 0, may_hit)
+        answer = ledger.admit("target", n, 0, may_hit)
         if isinstance(answer, Ticket):
             open_.append((answer, n, hit and may_hit))
         if len(open_) >= width or (open_ and not isinstance(answer, Ticket)):

@@ -485,9 +485,9 @@ def test_calls_are_counted_by_role_and_seen_as_events() -> None:
 
     toy = Toy()
     roles = toy.compile("copro", metric=judge, callbacks=[seen.append]).compilation.spent.by_role
-    assert roles["task"].calls == roles["judge"].calls and roles["optimizer"].calls == toy.optimizer.calls == 5
-    assert roles["task"].calls + roles["judge"].calls == toy.task.calls
-    moves = {e.candidate_id for e in seen if isinstance(e, EffectDone) and e.role == "task"}
+    assert roles["target"].calls == roles["judge"].calls and roles["optimizer"].calls == toy.optimizer.calls == 5
+    assert roles["target"].calls + roles["judge"].calls == toy.task.calls
+    moves = {e.candidate_id for e in seen if isinstance(e, EffectDone) and e.role == "target"}
     assert len(moves) > 2, "what dspy evaluates can be watched"
 
 

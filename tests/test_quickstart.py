@@ -96,7 +96,7 @@ def test_the_result_as_json(result: Result) -> None:
     (row,) = data["compilers"]
     assert row["compiler"] == "iterative-ape" and row["diff"].startswith("--- before\n+++ after\n")
     assert row["baseline"] == data["baseline"] and row["compiled"]["mean"] == 1.0
-    assert row["calls"]["task"] == row["spent"]["task"]["calls"] > 0
+    assert row["calls"]["target"] == row["spent"]["target"]["calls"] > 0
 
 
 def test_the_result_as_text(result: Result) -> None:
@@ -253,7 +253,7 @@ def test_progress_shows_a_failing_provider_and_hides_it_again() -> None:
         progress(RunStarted("ABO", None, False, ("p",), 1, 1, 1, Forecast(10, 90, 100)))
         progress(Retried("rate limit", 8.0, 1))
         assert "trying again in 8 s" in progress.status()
-        progress(EffectDone("task", "c1", "e1", "Scored", 1.0, 1, 0))
+        progress(EffectDone("target", "c1", "e1", "Scored", 1.0, 1, 0))
         assert "again" not in progress.status() and progress.status().startswith("1 candidates · best -")
         progress(Stopped("usd", "the cap \x1b[2J [red]of[/red]"))
     assert isinstance(console.file, io.StringIO)

@@ -122,7 +122,7 @@ def test_a_step_asks_and_scores_as_often_as_the_method_says(kind: type[Compiler]
     plan = kind(exact, **small).plan(1, 20, 24)  # type: ignore[arg-type]
     assert plan.optimizer_calls == found.spent.by_role["optimizer"].calls
     report = 2 * 20
-    assert found.spent.by_role["task"].calls <= plan.program_runs + 20 + report
+    assert found.spent.by_role["target"].calls <= plan.program_runs + 20 + report
     batches = {APO: 2 * 2 * 6, APOSum: 2 * 2 * 6, PromptAgent: 2 * 2 * 3 * 5}.get(kind, 0)
     assert plan.program_runs == (1 + 4 + 2 * 2 * 3) * 20 + batches + 3 * 6 + 6
 
@@ -131,7 +131,7 @@ def test_racing_saves_program_runs() -> None:
     def spread(asked: Asked, number: int) -> Answer:
         return dict.fromkeys(asked.outputs, f"Text {number}, quality {5 + 37 * number % 80}")
 
-    spent = [compiled(IterativeAPE, Optimizer(spread), racing=racing, steps=2).spent.by_role["task"].calls
+    spent = [compiled(IterativeAPE, Optimizer(spread), racing=racing, steps=2).spent.by_role["target"].calls
              for racing in (True, False)]
     assert spent[0] < 0.8 * spent[1]
 
@@ -180,7 +180,7 @@ def test_apo_selects_by_a_bandit_within_its_budget(selection: str) -> None:
                      selection_runs=90)
     assert found.best.candidate.prompts["self"].instructions.endswith("quality 95")
     # a bandit of 90 runs and the full score of one winner, twice; minibatch, training scores, baseline, report
-    assert found.spent.by_role["task"].calls <= 2 * (90 + 20) + 4 + 2 * 4 + 4 + 20 + 40
+    assert found.spent.by_role["target"].calls <= 2 * (90 + 20) + 4 + 2 * 4 + 4 + 20 + 40
 
 
 def test_a_bandit_needs_a_run_for_every_candidate_and_says_so_before_any_call() -> None:

@@ -59,7 +59,7 @@ def test_an_experiment_has_the_two_effects_and_is_counted() -> None:
     on, found = bench(toy_lm(task), toy_lm(optimizer, "optimizer")), Vary3()
     on.conduct("vary", TASK, found)
     assert [len(scores.outcomes) for scores in found.kept] == [6, 6, 6]
-    assert on.spent.by_role["task"].calls == task.calls == 8 + 6 * 3
+    assert on.spent.by_role["target"].calls == task.calls == 8 + 6 * 3
     assert on.spent.by_role["optimizer"].calls == optimizer.calls == 3
     assert on.stopped_by is None and on.notes == []
 

@@ -162,7 +162,7 @@ def test_the_embedded_model_gains_the_same_at_any_concurrency_and_within_the_for
         found.append(result(on, tasks))
         most = forecast(tasks, 10)
         assert on.spent.total.calls <= most.calls
-        assert on.spent.by_role["task"].calls <= 2 * most.program_runs
+        assert on.spent.by_role["target"].calls <= 2 * most.program_runs
         assert on.spent.by_role["optimizer"].calls <= 2 * most.optimizer_calls
     assert page.plain(found[0]) == page.plain(found[1])
     assert found[0].gains["sum"] > 0.5

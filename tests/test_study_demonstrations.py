@@ -211,7 +211,7 @@ def test_a_whole_study(whole: tuple[Findings, Bench]) -> None:
     assert result.refinements == 3 and result.examples == 24 and len(set(result.instructions)) == 3
     assert bench.stopped_by is None and len(findings.sections) == 2
     bound, roles = STUDY.forecast([task()], 3), bench.spent.by_role
-    assert roles["optimizer"].calls <= bound.optimizer_calls and roles["task"].calls <= bound.program_runs
+    assert roles["optimizer"].calls <= bound.optimizer_calls and roles["target"].calls <= bound.program_runs
     assert bound.calls == bound.optimizer_calls + bound.program_runs
     page.as_json({}, findings.sections, {"demonstrations": result})
     assert all(limit.endswith(".") for limit in findings.limits)

@@ -339,7 +339,7 @@ def test_an_optimizer_that_looks_gains_by_errors_and_one_that_does_not_gains_not
     assert looks.feedback is not None and looks.feedback.likeness.high < 1.0 and looks.feedback.p_value < 0.01
     assert "makes better refinements" in sections(looks)[0].summary
     assert on.spent.by_role["optimizer"].calls <= most.optimizer_calls == 48
-    assert on.spent.by_role["task"].calls <= most.program_runs and on.spent.total.calls <= most.calls
+    assert on.spent.by_role["target"].calls <= most.program_runs and on.spent.total.calls <= most.calls
     blind = found_by(bench(1.0))
     assert not any(one.sign for one in blind.differences.values())
     assert blind.feedback is not None and blind.feedback.likeness.high > 1.0

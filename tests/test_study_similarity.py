@@ -227,7 +227,7 @@ def test_a_whole_study(whole: tuple[Findings, Bench]) -> None:
     hood = result.neighbourhood
     assert hood is not None and hood.n == hood.shortfall.n == 10 and len(hood.parent) <= 8 and len(hood.child) <= 8
     bound, roles = STUDY.forecast([task()], 8), bench.spent.by_role
-    assert roles["optimizer"].calls <= bound.optimizer_calls and roles["task"].calls <= bound.program_runs
+    assert roles["optimizer"].calls <= bound.optimizer_calls and roles["target"].calls <= bound.program_runs
     page.as_json({}, findings.sections, {"similarity": result})
     assert len(findings.sections) == 2 and all(limit.endswith(".") for limit in findings.limits)
 

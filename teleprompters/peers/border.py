@@ -239,7 +239,7 @@ def host_program(program: dspy.Module, border: Border) -> list[dspy.BaseLM]:
     for module in modules_of(program):
         for name, held in list(vars(module).items()):
             if isinstance(held, dspy.BaseLM):  # one object stays one: SIMBA asks
-                setattr(module, name, found.setdefault(id(held), hosted(held, "task", border)))
+                setattr(module, name, found.setdefault(id(held), hosted(held, "target", border)))
     for _, predictor in named_predictors(program):
         if predictor.lm is not None:
             predictor.__class__ = _loyal(type(predictor))

@@ -85,7 +85,7 @@ class Host:
         self.program = copy_program(run.student)
         self.program._compiled = False  # a student may have been compiled before
         carried = host_program(self.program, self._border)
-        self.task = hosted(task, "task", self._border) if task is not None else carried[0]
+        self.task = hosted(task, "target", self._border) if task is not None else carried[0]
 
     async def run(self, work: Callable[[], T], *, last_reserve: bool = True) -> T:
         """Run the optimizer in a thread, with what it prints dropped.

@@ -252,7 +252,7 @@ class _Watch(BaseCallback):  # type: ignore[misc]
             return
         self._gate.check()
         current = effect.get()
-        role, patience = current.role if current else "task", _PATIENCE_S
+        role, patience = current.role if current else "target", _PATIENCE_S
         while (answer := self._gate.ledger.admit(role, 1, 0, False)) is None and patience > 0:
             time.sleep(0.005)  # what is in flight may give back what it reserved
             patience -= 0.005

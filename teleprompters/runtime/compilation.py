@@ -16,6 +16,33 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.record import Alignment
 
 
+class Note(str):
+    """What a reader of a compilation should know: a sentence, with the kind of thing that it says.
+
+    It is the sentence itself (a `str`), so that it prints, searches and serialises as one; code asks for `kind`.
+
+    Attributes:
+        kind: One word, the same for every sentence of that kind, such as "verdict", "dropped" or "unseen".
+    """
+
+    kind: str
+
+    def __new__(cls, kind: str, text: str) -> Note:
+        """Make the note of that kind."""
+        made = super().__new__(cls, text)
+        made.kind = kind
+        return made
+
+    def __getnewargs__(self) -> tuple[str, str]:  # type: ignore[override]
+        """Return what a copy is made of."""
+        return self.kind, str(self)
+
+    @property
+    def text(self) -> str:
+        """The sentence."""
+        return str(self)
+
+
 @dataclass(frozen=True)
 class Plan:
     """Upper bounds of what a search asks for.
@@ -111,7 +138,7 @@ class Compilation:
         stopped_by: The cap ("usd", "calls", "tokens", "seconds") or circuit ("auth", "billing", "configuration",
             "outage") that ended the search early; None if it ran to its end.
         run_dir: Where the journal is.
-        notes: What a reader should know, in plain words.
+        notes: What a reader should know, in plain words; each has a `kind`.
         alignment: The prompter's training and how far it came; None for compilers that train none.
     """
 
@@ -124,7 +151,7 @@ class Compilation:
     spent: Spent
     stopped_by: str | None
     run_dir: str | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     alignment: Alignment | None = None
 
     def __deepcopy__(self, memo: object) -> Compilation:

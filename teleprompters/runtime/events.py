@@ -37,7 +37,7 @@ class RunStarted:
 
 @dataclass(frozen=True)
 class EffectDone:
-    """One effect completed: a program run on an example (task) or a draw of the optimizer model.
+    """One effect completed: a program run on an example (target) or a draw of the optimizer model.
 
     Attributes:
         role: Whose effect it was.

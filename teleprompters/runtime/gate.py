@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TypeAlias
+from typing import TypeAlias, cast, get_args
 
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
@@ -236,7 +236,7 @@ class Gate:
 
     def _protocol(self, request: Request) -> Protocol:
         current = effect.get()
-        role: Role = current.role if current else "task"
+        role: Role = current.role if current else "target"
         key = _call_key(current, request) if current and self.journal else None
         if key is not None and current and (stored := self._recall(key, current, role)) is not None:
             return stored
@@ -273,8 +273,8 @@ class Gate:
         """Count all that earlier sessions of the run paid, before anything is sent: its caps are the run's."""
         for body in journal.bodies("calls"):
             role, usage = body["role"], body["usage"]
-            assert role in ("task", "optimizer", "judge") and isinstance(usage, dict)
-            self.ledger.replay(role, Usage(**usage))
+            assert role in get_args(Role) and isinstance(usage, dict)
+            self.ledger.replay(cast(Role, role), Usage(**usage))
 
     def _keep(self, key: str, role: Role, outputs: Sequence[object] | None, usage: Usage) -> None:
         """Journal a call; without outputs it is only counted by a resumed run."""

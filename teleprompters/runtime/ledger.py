@@ -13,13 +13,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-Role: TypeAlias = Literal["task", "optimizer", "judge"]
+Role: TypeAlias = Literal["target", "optimizer", "judge", "reward", "embedder", "other"]
 Cap: TypeAlias = Literal["usd", "calls", "tokens", "seconds"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Hard caps of one compile, over all roles (task, optimizer, judge) and the final report together.
+    """Hard caps of one compile, over all roles and the final report together.
 
     Attributes:
         usd: US dollars.

@@ -24,7 +24,7 @@ from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
-from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
+from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Malformed,
@@ -94,7 +94,7 @@ class Run:
         self.select = tuple(select)
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
         self.steps: list[StepRecord] = []
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
@@ -114,10 +114,15 @@ class Run:
         text = repr((self.seed, key)).encode("utf-8", "surrogatepass")
         return random.Random(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"))
 
-    def note(self, text: str) -> None:
-        """Add a sentence for the reader of the compilation; the same sentence is kept once."""
+    def note(self, text: str, kind: str = "search") -> None:
+        """Add a sentence for the reader of the compilation; the same sentence is kept once.
+
+        Args:
+            text: The sentence.
+            kind: What kind of thing it says (`Note.kind`).
+        """
         if text not in self.notes:
-            self.notes.append(text)
+            self.notes.append(Note(kind, text))
 
     async def ask(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, salt: str = ""
@@ -282,7 +287,7 @@ class Run:
         key = self._score_key(candidate, example)
         if key not in self._outcomes:
             self._outcomes[key] = asyncio.create_task(known())
-        self._emit("task", candidate.id, self._id(example), outcome)
+        self._emit("target", candidate.id, self._id(example), outcome)
         self._stream.emit(SpentChanged(self._gate.ledger.spent()))
 
     async def finish(self) -> None:
@@ -405,11 +410,11 @@ class Run:
         if stored is not None:
             outcome = self._recall(key, stored)
         else:
-            current = Effect(key, "task")
+            current = Effect(key, "target")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
-        self._emit("task", candidate.id, self._id(example), outcome)
+        self._emit("target", candidate.id, self._id(example), outcome)
         return outcome
 
     async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:

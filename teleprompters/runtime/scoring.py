@@ -327,7 +327,7 @@ def score_program(
     candidate = Candidate.of(program)
 
     async def one(number: int, example: dspy.Example) -> Outcome:
-        return await scorer.run(candidate, example, Effect(str(number), "task"))
+        return await scorer.run(candidate, example, Effect(str(number), "target"))
 
     async def everything() -> list[Outcome]:
         try:
