@@ -31,11 +31,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Scored:
-    """The program answered and the metric judged it."""
+    """The program answered and the metric judged it.
+
+    Attributes:
+        score: The metric's.
+        feedback: Its words.
+        trace: The predictor calls.
+        cut: Replies that were cut at the limit of tokens.
+    """
 
     score: float
     feedback: str = ""
     trace: tuple[Step, ...] = ()
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,13 @@ class ParseFailure:
         reason: What was wrong with the reply.
         response: The reply itself, as far as it is known.
         trace: The predictor calls before it.
+        cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
     """
 
     reason: str
     response: str = ""
     trace: tuple[Step, ...] = ()
+    cut: int = 0
 
 
 @dataclass(frozen=True)

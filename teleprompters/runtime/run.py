@@ -18,11 +18,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError
+from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
-from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
+from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import (
@@ -48,7 +48,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_to_json,
     value,
 )
-from cuesmith.teleprompters.runtime.scoring import Scorer
+from cuesmith.teleprompters.runtime.scoring import Scorer, settling
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 if TYPE_CHECKING:
@@ -98,7 +98,7 @@ class Run:
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
-        self._optimizer = metered(optimizer, gate)
+        self._optimizer = optimizer
         self._gate = gate
         self._journal = journal
         self._stream = stream
@@ -275,7 +275,7 @@ class Run:
     def unsettled(self) -> int:
         """Effects that have begun and have no result yet; those that wait for a thread have not begun."""
         effects = [*list(self._outcomes.values()), *list(self._replies.values())]
-        return sum(not task.done() for task in effects) - self._scorer.workers.pending
+        return sum(not task.done() for task in effects) - self._scorer.waiting
 
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
@@ -410,7 +410,7 @@ class Run:
         if stored is not None:
             outcome = self._recall(key, stored)
         else:
-            current = Effect(key, "target")
+            current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
@@ -419,7 +419,7 @@ class Run:
 
     async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:
         self._gate.check()
-        return await self._scorer.judge(example, outputs, Effect(key, "judge"))
+        return await self._scorer.judge(example, outputs, Effect(key, "judge", self._gate))
 
     async def _ask_once(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
@@ -427,25 +427,37 @@ class Run:
         rollout = self.rng(key).randrange(1, 2**31)
         warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
         config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
-        effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
+        current = Effect(f"{self.seed}:{key}", "optimizer", self._gate)
+        effect.set(current)
         current_draw.set(self.rng(key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
         work = functools.partial(dspy.Predict(signature), **inputs, config=config)
         self._gate.check()
+        reply = None
         try:
-            with dspy.context(lm=self._optimizer, trace=[]):
-                future = self._scorer.workers.submit(work)
-            reply = await future
+            with settling(current), dspy.context(lm=self._optimizer, trace=[]):
+                reply = await self._scorer.workers.submit(work)
+            if current.stopped:
+                raise RunStopped(self._gate.stopped_by or "stopped")
+        except LMInvalidRequestError as error:
+            self._malformed(signature, error)
         except LMError as error:
             raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
         except UnknownPrice:
             raise
+        except TimeoutError as error:
+            current.abandoned = True
+            self._gate.note_timeout(None)
+            self._malformed(signature, error)
         except Exception as error:
-            reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-            self._stream.emit(Malformed(signature.__name__, reason))
-            reply = None
+            self._malformed(signature, error)
         self._emit("optimizer", None, None, None)
         assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
+
+    def _malformed(self, signature: type[dspy.Signature], error: Exception) -> None:
+        """Tell of a draw that could not be used."""
+        reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        self._stream.emit(Malformed(signature.__name__, reason))
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import dspy
 
+from cuesmith.teleprompters.runtime._dspy import door
 from cuesmith.teleprompters.runtime.candidate import Candidate, digest
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Report
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
@@ -115,12 +116,6 @@ class Session:
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
         self.scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout)
-        if job.budget.usd is not None and self.scorer.watches:
-            self._close()
-            raise ValueError(
-                f"Budget(usd={job.budget.usd}) cannot be held: the metric or the program calls an LM object of its "
-                "own, whose price is not seen; let it use the configured LM, or cap calls= or seconds= instead"
-            )
         self.run = Run(
             student=job.student,
             train=job.split.train,
@@ -135,6 +130,7 @@ class Session:
             directory=job.run_dir,
         )
         self._holding = False
+        door.open(self.gate)
 
     async def compile(self) -> dspy.Module:
         """Run all stages and return the compiled program with its `compilation`.
@@ -159,6 +155,8 @@ class Session:
         return program
 
     def _close(self) -> None:
+        self.gate.close()
+        door.close(self.gate)
         self.scorer.close()
         if self.journal is not None:
             self.journal.close()
