@@ -35,7 +35,7 @@ from cuesmith.teleprompters.runtime.events import (
     TrainingStepDone,
 )
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
-from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
@@ -179,7 +179,7 @@ class Run:
         tasks = [[self._outcome(c, e, draw) for e in examples] for c in candidates]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
-            self._journal.flush()
+            self._written(self._journal.flush)
         self._tell_spent()
         scores = [
             Scores(c, tuple(examples), tuple(task.result() for task in row))
@@ -223,7 +223,7 @@ class Run:
         tasks = [[self._reward(candidate, *pair, draw) for draw in range(draws)] for pair in rewrites]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
-            self._journal.flush()
+            self._written(self._journal.flush)
         self._tell_spent()
         return [tuple(v for task in row if (v := value(task.result())) is not None) for row in tasks]
 
@@ -297,9 +297,18 @@ class Run:
         calls are admitted again for the report.
         """
         self._over = True
-        pending = [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
-        if pending:
+        if pending := self._pending():
             await asyncio.wait(pending)
+
+    async def abandon(self, grace: float) -> None:
+        """Wait for what is in flight, but no longer than `grace` seconds: then it is given up."""
+        if pending := self._pending():
+            _, left = await asyncio.wait(pending, timeout=grace)
+            for task in left:
+                task.cancel()
+
+    def _pending(self) -> list[asyncio.Task[Outcome] | asyncio.Task[dspy.Prediction | None]]:
+        return [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
 
     def _check_open(self) -> None:
         if self._over:
@@ -464,7 +473,14 @@ class Run:
             used = {role: vars(usage) for role, usage in current.used.items()}
             body = {"outcome": outcome_to_json(outcome), "used": used}
             # What the journal's calls can give again may wait for the next write; anything else may not.
-            (self._journal.put_soon if current.replayable else self._journal.put)("outcomes", key, body)
+            write = self._journal.put_soon if current.replayable else self._journal.put
+            self._written(functools.partial(write, "outcomes", key, body))
+
+    def _written(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except JournalError as error:
+            raise self._gate.stop("journal", str(error)) from error
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
@@ -518,6 +534,8 @@ async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
+    if any(task.cancelled() for task in tasks):
+        raise RunStopped("stopped")
     failed = [error for task in tasks if (error := task.exception()) is not None]
     if failed:
         raise next((error for error in failed if not isinstance(error, RunStopped)), failed[0])

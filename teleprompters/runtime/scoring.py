@@ -6,11 +6,9 @@ Every way this can end is an `Outcome`; whose fault it was decides which. Source
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -22,6 +20,7 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
+from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -69,7 +68,7 @@ class _Unjudged(NamedTuple):
 
 
 class Scorer:
-    """Runs candidates on examples.
+    """Runs candidates on examples. From its making until it is closed, calls pass the gate.
 
     Args:
         student: The program that candidates are bound to.
@@ -90,6 +89,7 @@ class Scorer:
         self._bound: dict[str, Bound] = {}
         self._fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
         self._workers: Workers | None = None
+        door.open(gate)
 
     @property
     def waiting(self) -> int:
@@ -106,7 +106,8 @@ class Scorer:
         return self._workers
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and calls pass as ever."""
+        door.close(self._gate)
         if self._workers is not None:
             self._workers.close()
 
@@ -352,27 +353,10 @@ def score_program(
         return await scorer.run(candidate, example, Effect(str(number), "target", gate))
 
     async def everything() -> list[Outcome]:
-        door.open(gate)
         try:
             return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
         finally:
             gate.close()
-            door.close(gate)
             scorer.close()
 
     return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))
-
-
-def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
-    """Run a coroutine to its end from sync code, also where an event loop is running (a notebook).
-
-    Args:
-        make: Makes the coroutine; called once, on the thread that runs it, in a copy of this context.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(make())
-    context = contextvars.copy_context()
-    with ThreadPoolExecutor(1, thread_name_prefix="cuesmith") as pool:
-        return pool.submit(context.run, lambda: asyncio.run(make())).result()
