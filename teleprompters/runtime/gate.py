@@ -371,6 +371,29 @@ class Gate:
             finally:
                 admission.reset(token)
 
+    def admit_foreign(self, model: str, parts: object, current: Effect) -> Ticket:
+        """Admit a call that is about to be sent past the door, from the thread that sends it; settled when it is over.
+
+        Raises:
+            RunStopped: If it may not be sent.
+        """
+        asking = self._admission(current.role, Request(model, (parts,), 1, None, False, False), current)
+        while True:
+            try:
+                self._halt.wait(next(asking).seconds)
+            except StopIteration as done:
+                place: Admission = done.value
+                return place.ticket
+
+    def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
+        """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
+        self.ledger.settle(ticket, usage, answered=not failure)
+        current.add(ticket.role, usage)
+        if failure:
+            current.failure = current.failure or self.redactor(failure)[:400]
+        if self.journal is not None:
+            self._keep(f"{current.key}:past", ticket.role, None, usage)
+
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than the door stays open."""
         end = time.monotonic() + seconds
@@ -557,7 +580,8 @@ def is_outage(error: BaseException | None) -> bool:
 def _is_transient(error: Exception) -> bool:
     """Return whether a call's failure may pass."""
     if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
-        return bool(is_retryable_lm_error(error))
+        unreadable = type(error) is LMProviderError and error.status == 200
+        return unreadable or bool(is_retryable_lm_error(error))
     return any(
         isinstance(each, ConnectionError | TimeoutError | json.JSONDecodeError)
         or (_of_a_client(each) and not 400 <= (getattr(each, "status_code", None) or 0) < 408)

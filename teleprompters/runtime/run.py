@@ -527,13 +527,8 @@ def _estimate(scores: Scores) -> Estimate95:
 
 async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
     """Wait for all tasks, so that what is in flight is kept, and only then raise the first failure."""
-    try:
-        if tasks:
-            await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        raise
+    if tasks:
+        await asyncio.wait(tasks)
     if any(task.cancelled() for task in tasks):
         raise RunStopped("stopped")
     failed = [error for task in tasks if (error := task.exception()) is not None]
