@@ -36,6 +36,7 @@ from cuesmith.teleprompters.runtime.gate import (
     Gate,
     Reply,
     Request,
+    admission,
     effect,
     public_options,
 )
@@ -163,6 +164,7 @@ class _Door:
 
     def _hang(self) -> None:
         execution.execute, execution.aexecute, execution.finalize = _execute, _aexecute, _finalize
+        execution._retryable = _retryable
         embedding._compute_embeddings, embedding._acompute_embeddings = _embed, _aembed
         _litellm.watch(self.leads_to)
         threading.Thread.start = _start  # type: ignore[assignment, method-assign]
@@ -175,6 +177,7 @@ class _Door:
 
 
 _real_execute, _real_aexecute, _real_finalize = execution.execute, execution.aexecute, execution.finalize
+_real_retryable = execution._retryable
 _real_embed, _real_aembed = embedding._compute_embeddings, embedding._acompute_embeddings
 _real_start, _real_submit = threading.Thread.start, ThreadPoolExecutor.submit
 
@@ -210,7 +213,7 @@ def _execute(lm: Any, call: Any) -> CallResult:
     gate.redactor.learn(lm)
     request = _request(lm, call, current)
     with current.around(lm, request):
-        result: CallResult = gate.call(request, lambda: _reply(_real_execute(_once(lm, call), call), lm, call), current)
+        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call), current)
     return result
 
 
@@ -223,7 +226,7 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     request = _request(lm, call, current)
 
     async def send() -> Reply:
-        return _reply(await _real_aexecute(_once(lm, call), call), lm, call)
+        return _reply(await _real_aexecute(lm, call), lm, call)
 
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
@@ -232,19 +235,15 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
 
 def _finalize(lm: Any, call: Any, result: CallResult) -> Any:
     """Hand a reply over without keeping it: a run's thousands of prompts would fill the histories."""
-    if door.leads_to() is None or dspy.settings.disable_history:
+    if dspy.settings.disable_history or door.leads_to() is None:
         return _real_finalize(lm, call, result)
     with dspy.context(disable_history=True):
         return _real_finalize(lm, call, result)
 
 
-def _once(lm: Any, call: Any) -> Any:
-    """Return the model without retries of its own: they are the gate's, who counts each attempt."""
-    if not call.managed or not lm.num_retries:
-        return lm
-    copied = copy.copy(lm)
-    copied.num_retries = 0
-    return copied
+def _retryable(state: Any, exc: BaseException, attempt: int, retries: int) -> bool:
+    """Leave the retries of a call that has passed the door to the gate, which counts each attempt."""
+    return admission.get() is None and bool(_real_retryable(state, exc, attempt, retries))
 
 
 def _request(lm: Any, call: Any, current: Effect) -> Request:

@@ -65,23 +65,23 @@ def _watcher_of(leads_to: Any) -> Any:
             ticket = gate.admit_foreign(str(model), messages, current)
             self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)
 
-        def log_success_event(self, kwargs: Mapping[str, Any], answer: Any, began: Any, ended: Any) -> None:
+        def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             """Count what the call used."""
-            used = getattr(answer, "usage", None)
+            used = getattr(response_obj, "usage", None)
             sent, written = (int(getattr(used, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
             self._settle(kwargs, Usage(1, sent, written, kwargs.get("response_cost")))
 
-        def log_failure_event(self, kwargs: Mapping[str, Any], answer: Any, began: Any, ended: Any) -> None:
+        def log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             """Note that the call failed for good: its effect is missing."""
             self._settle(kwargs, Usage(calls=1, usd=0.0), failure=str(kwargs.get("exception")))
 
-        async def async_log_success_event(self, kwargs: Any, answer: Any, began: Any, ended: Any) -> None:
+        async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             """As the sync one."""
-            self.log_success_event(kwargs, answer, began, ended)
+            self.log_success_event(kwargs, response_obj, start_time, end_time)
 
-        async def async_log_failure_event(self, kwargs: Any, answer: Any, began: Any, ended: Any) -> None:
+        async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             """As the sync one."""
-            self.log_failure_event(kwargs, answer, began, ended)
+            self.log_failure_event(kwargs, response_obj, start_time, end_time)
 
         def _settle(self, kwargs: Mapping[str, Any], usage: Usage, failure: str = "") -> None:
             known = self.open.pop(str(kwargs.get("litellm_call_id")), None)

@@ -59,6 +59,9 @@ _CLIENTS = frozenset(
 PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
 
+FEW = 8
+"""Calls given up in a row, none answered in between, that mean an outage: so many, or all that are in flight. Ours."""
+
 BACKOFF = 0.5
 """Seconds before the second attempt, doubled for each further one, without a hint of the provider's. Ours."""
 
@@ -314,7 +317,7 @@ class Gate:
 
     def note_timeout(self, seconds: float | None) -> None:
         """Note that an effect was given up: a provider that hangs is as good as one that is down."""
-        self._note_outage(f"no answer within {seconds} s")
+        self._note_outage(f"no answer within {seconds} s", in_a_row=FEW)
 
     def check_silence(self) -> None:
         """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
@@ -563,10 +566,10 @@ class Gate:
             if not isinstance(error, EmptyReply | FilteredReply):
                 self._note_outage(reason)
 
-    def _note_outage(self, reason: str) -> None:
+    def _note_outage(self, reason: str, in_a_row: int | None = None) -> None:
         """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest."""
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= (max(8, self.throttle.maximum) if self._answered else 8):
+        if self._failures_in_a_row >= (in_a_row or (max(FEW, self.throttle.maximum) if self._answered else FEW)):
             self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {reason}")
 
 

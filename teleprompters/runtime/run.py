@@ -443,7 +443,7 @@ class Run:
         self._gate.check()
         reply = None
         try:
-            with settling(current), dspy.context(lm=self._optimizer, trace=[]):
+            with settling(current), dspy.context(lm=self._optimizer, trace=[], disable_history=True):
                 reply = await self._scorer.workers.submit(work)
             if current.stopped:
                 raise RunStopped(self._gate.stopped_by or "stopped")
