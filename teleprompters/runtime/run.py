@@ -104,6 +104,7 @@ class Run:
         self._stream = stream
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
+        self._settled: dict[str, Outcome] = {}  # a finished task holds its whole context: thousands are a hundred MB
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
         self._id = ids
@@ -250,7 +251,7 @@ class Run:
 
     def _reward(
         self, candidate: Candidate, example: dspy.Example, rewritten: Mapping[str, str], draw: int
-    ) -> asyncio.Task[Outcome]:
+    ) -> asyncio.Future[Outcome]:
         key = f"reward:{self._score_key(candidate, example)}:{digest(dict(rewritten))}:{draw}"
         return self._once(key, lambda: self._score_once(candidate, example, key, rewritten, draw))
 
@@ -262,9 +263,7 @@ class Run:
         """
         self._check_open()
         key = f"judge:{digest(to_json(dict(outputs)))}:{self._id(example)}"
-        if key not in self._outcomes:
-            self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
-        return (await _all([self._outcomes[key]]))[0]
+        return (await _all([self._once(key, lambda: self._judge_once(example, outputs, key))]))[0]
 
     @property
     def gate(self) -> Gate:
@@ -279,14 +278,10 @@ class Run:
 
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
-
-        async def known() -> Outcome:
-            return outcome
-
         self._candidates.setdefault(candidate.id, candidate)
         key = self._score_key(candidate, example)
         if key not in self._outcomes:
-            self._outcomes[key] = asyncio.create_task(known())
+            self._settled.setdefault(key, outcome)
         self._emit("target", candidate.id, self._id(example), outcome)
         self._stream.emit(SpentChanged(self._gate.ledger.spent()))
 
@@ -391,21 +386,43 @@ class Run:
         return f"{candidate.id}:{self._id(example)}"
 
     def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
-        task = self._outcomes.get(self._score_key(candidate, example))
-        return value(task.result()) if task is not None and _is_settled(task) else None
+        key = self._score_key(candidate, example)
+        task, outcome = self._outcomes.get(key), self._settled.get(key)
+        if task is not None and _is_settled(task):
+            outcome = task.result()
+        return None if outcome is None else value(outcome)
 
-    def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Task[Outcome]:
+    def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Future[Outcome]:
         key = self._score_key(candidate, example)
         if draw:
             key = f"again:{key}:{draw}"
         return self._once(key, lambda: self._score_once(candidate, example, key, draw=draw))
 
-    def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Task[Outcome]:
-        """Return the effect of that key, begun now unless it is under way or has a result to keep."""
+    def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Future[Outcome]:
+        """Return the effect of that key, begun now unless it is under way or has a result to keep.
+
+        A provider's failure is not kept: it may have passed.
+        """
         task = self._outcomes.get(key)
-        if task is None or (task.done() and not _is_kept(task)):
-            task = self._outcomes[key] = asyncio.create_task(make())
+        if task is not None and not task.done():
+            return task
+        if task is not None:
+            self._settle(key, task)
+        outcome = self._settled.get(key)
+        if outcome is not None and not isinstance(outcome, ProviderFailure):
+            known: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            known.set_result(outcome)
+            return known
+        task = self._outcomes[key] = asyncio.create_task(make())
+        task.add_done_callback(functools.partial(self._settle, key))
         return task
+
+    def _settle(self, key: str, task: asyncio.Task[Outcome]) -> None:
+        """Keep what a finished task has found, in place of the task."""
+        if self._outcomes.get(key) is task:
+            del self._outcomes[key]
+            if _is_settled(task):
+                self._settled[key] = task.result()
 
     async def _score_once(
         self,
@@ -516,16 +533,11 @@ def _is_settled(task: asyncio.Task[Outcome]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-def _is_kept(task: asyncio.Task[Outcome]) -> bool:
-    """Whether an outcome need not be asked for again: a provider's failure may have passed."""
-    return _is_settled(task) and not isinstance(task.result(), ProviderFailure)
-
-
 def _estimate(scores: Scores) -> Estimate95:
     return estimate95([v for v in scores.values if v is not None])
 
 
-async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
+async def _all(tasks: Sequence[asyncio.Future[T]]) -> list[T]:
     """Wait for all tasks, so that what is in flight is kept, and only then raise the first failure."""
     if tasks:
         await asyncio.wait(tasks)
