@@ -7,16 +7,19 @@ through which adapters reach a language model.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import CellType
 from typing import Any, Self
 
 import dspy
+from dspy.clients import embedding, execution
 from dspy.utils.callback import BaseCallback
 from dspy.utils.usage_tracker import UsageTracker
 
@@ -234,6 +237,50 @@ def meter_program(program: dspy.Module, gate: Gate) -> None:
         for name, held in list(vars(module).items()):
             if isinstance(held, dspy.BaseLM):
                 setattr(module, name, metered(held, gate))
+
+
+class PaidCall(BaseException):
+    """A model was to be called where none may be. No Exception: user code that catches those lets it pass."""
+
+
+_refused: ContextVar[list[str] | None] = ContextVar("cuesmith_refused", default=None)
+
+
+@contextmanager
+def no_calls() -> Iterator[list[str]]:
+    """Refuse every call of a language model or embedder that is made in this context.
+
+    Yields:
+        The models that were refused, for user code may have caught even that.
+    """
+    _guard_calls()
+    refused: list[str] = []
+    token = _refused.set(refused)
+    try:
+        yield refused
+    finally:
+        _refused.reset(token)
+
+
+@functools.cache
+def _guard_calls() -> None:
+    """Put the question before each function of dspy's that all calls pass; once a process, it changes nothing else."""
+    for module, names in ((execution, ("execute", "aexecute")),
+                          (embedding, ("_compute_embeddings", "_acompute_embeddings"))):
+        for name in names:
+            setattr(module, name, _guarded(getattr(module, name)))
+
+
+def _guarded(call: Callable[..., object]) -> Callable[..., object]:
+    @functools.wraps(call)
+    def guarded(model: object, *args: object, **options: object) -> object:
+        refused = _refused.get()
+        if refused is not None:
+            refused.append(str(getattr(model, "model", model)))
+            raise PaidCall(refused[-1])
+        return call(model, *args, **options)
+
+    return guarded
 
 
 _PATIENCE_S = 1.0

@@ -31,11 +31,19 @@ class Step:
 
 @dataclass(frozen=True)
 class Scored:
-    """The program answered and the metric judged it."""
+    """The program answered and the metric judged it.
+
+    Attributes:
+        score: The metric's score.
+        feedback: Its words, if it gave some.
+        trace: The predictor calls.
+        cut: How many of the model's replies ended at max_tokens.
+    """
 
     score: float
     feedback: str = ""
     trace: tuple[Step, ...] = ()
+    cut: int = 0
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,15 @@ class ParseFailure:
         reason: What was wrong with the reply.
         response: The reply itself, as far as it is known.
         trace: The predictor calls before it.
+        raised: Whether it was the program's own code that raised.
+        cut: How many of the model's replies ended at max_tokens.
     """
 
     reason: str
     response: str = ""
     trace: tuple[Step, ...] = ()
+    raised: bool = False
+    cut: int = 0
 
 
 @dataclass(frozen=True)

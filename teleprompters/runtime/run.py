@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Malformed,
     Missing,
+    Noted,
     SpentChanged,
     StepDone,
     Stream,
@@ -68,6 +70,13 @@ class Run:
         select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
             report are in neither and stay hidden.
         predictors: Name -> the student's predictor, for reading its signature.
+        asked: Draws of the optimizer model that came back.
+        lost: Those of them that could not be used.
+        drafts: Prompts that were read out of the others.
+        dropped: Why some of these may not be used -> how many.
+        worked: Examples that the optimizer was to work as demonstrations.
+        unworked: Why some became none -> how many.
+        threshold: The score from which on the search counts an answer as a success; None if it asks for none.
         directory: Where the run keeps what survives it; None if it keeps nothing.
         alignment: What a prompter's training came to, for the compilation; None without one.
     """
@@ -95,6 +104,10 @@ class Run:
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
         self.steps: list[StepRecord] = []
         self.notes: list[Note] = []
+        self.asked, self.lost = 0, list[Malformed]()
+        self.drafts, self.dropped = 0, Counter[str]()
+        self.worked, self.unworked = 0, Counter[str]()
+        self.threshold: float | None = None
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
@@ -123,6 +136,7 @@ class Run:
         """
         if text not in self.notes:
             self.notes.append(Note(kind, text))
+            self._stream.emit(Noted(self.notes[-1]))
 
     async def ask(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, salt: str = ""
@@ -333,7 +347,19 @@ class Run:
 
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
-        return tuple(self._value(candidate, example) for example in examples)
+        found = (self.outcome_of(candidate, example) for example in examples)
+        return tuple(None if outcome is None else value(outcome) for outcome in found)
+
+    @property
+    def ran(self) -> tuple[Outcome, ...]:
+        """What became of every program run until now, in no order that means anything."""
+        runs = (task for key, task in list(self._outcomes.items()) if not key.startswith("judge:"))
+        return tuple(task.result() for task in runs if _is_settled(task))
+
+    def outcome_of(self, candidate: Candidate, example: dspy.Example) -> Outcome | None:
+        """Return what became of a candidate on an example, as far as it is known now."""
+        task = self._outcomes.get(self._score_key(candidate, example))
+        return task.result() if task is not None and _is_settled(task) else None
 
     def tell(self, event: TrainingStepDone) -> None:
         """Emit an event of a compiler's own work. Called on the search's event loop."""
@@ -380,10 +406,6 @@ class Run:
 
     def _score_key(self, candidate: Candidate, example: dspy.Example) -> str:
         return f"{candidate.id}:{self._id(example)}"
-
-    def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
-        task = self._outcomes.get(self._score_key(candidate, example))
-        return value(task.result()) if task is not None and _is_settled(task) else None
 
     def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Task[Outcome]:
         key = self._score_key(candidate, example)
@@ -441,8 +463,10 @@ class Run:
             raise
         except Exception as error:
             reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-            self._stream.emit(Malformed(signature.__name__, reason))
+            self.lost.append(Malformed(signature.__name__, reason))
+            self._stream.emit(self.lost[-1])
             reply = None
+        self.asked += 1
         self._emit("optimizer", None, None, None)
         assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
@@ -479,9 +503,7 @@ class Run:
     def _report_missing(self, scores: Scores) -> None:
         failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
         if failed:
-            reason = failed[0].reason
-            self._stream.emit(Missing(scores.candidate.id, len(failed), reason))
-            self.note(f"Some program runs have no score and were compared without ({reason}).")
+            self._stream.emit(Missing(scores.candidate.id, len(failed), failed[0].reason))
 
 
 def _is_settled(task: asyncio.Task[Outcome]) -> bool:
