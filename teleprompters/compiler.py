@@ -20,10 +20,10 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Forecast, Plan
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import run_coroutine
 from cuesmith.teleprompters.runtime.session import Job, Session, identity_of
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples
 
@@ -172,8 +172,10 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             TypeError, ValueError: If an argument is wrong; nothing has been called then.
             CompileError: If not even the student could be scored.
             JournalError: If `run_dir` is in use or holds another run.
+            Interrupted: After Ctrl-C (a `KeyboardInterrupt`), and `Terminated` after SIGTERM: nothing more has been
+                sent, and the best so far is the exception's `program`.
         """
-        return run_coroutine(
+        return Interruption().run(
             lambda: self.acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
         )
 

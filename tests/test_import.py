@@ -50,9 +50,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_litellm_is_whole_before_threads_call_it() -> None:
     code = """
 import sys, dspy
-from cuesmith.teleprompters.runtime._dspy import metered
+from cuesmith.teleprompters.runtime.scoring import score_program
 print(type(sys.modules.get("litellm")).__name__ if "litellm" in sys.modules else "", end=" ")
-metered(dspy.LM("openai/x"), None)
+lm = dspy.LM("openai/x", api_base="http://127.0.0.1:9/v1", api_key="k")
+example = dspy.Example(question="q").with_inputs("question")
+score_program(dspy.Predict("question -> answer"), [example], lambda e, p: 1, lm=lm)
 print("completion" in object.__getattribute__(sys.modules["litellm"], "__dict__"))
 """
     assert run(code).split()[-1] == "True"

@@ -29,7 +29,7 @@ from cuesmith.modules.decoding import GREEDY, POLICY, Decoding, Rewrite  # noqa:
 from cuesmith.modules.policy import LocalPolicy  # noqa: E402
 from cuesmith.modules.prompter import Prompted, Prompter, given  # noqa: E402
 from cuesmith.modules.sampling import draw  # noqa: E402
-from cuesmith.teleprompters.runtime._dspy import copy_program, language_models, meter_program  # noqa: E402
+from cuesmith.teleprompters.runtime._dspy import copy_program, language_models  # noqa: E402
 from cuesmith.teleprompters.runtime.candidate import Candidate  # noqa: E402
 
 torch.set_num_threads(1)
@@ -325,14 +325,11 @@ def test_copies_share_the_policy_and_own_the_prompts(policy: LocalPolicy) -> Non
     assert len(prompted.program.demos) == 1
 
 
-def test_its_lms_are_found_and_can_be_metered() -> None:
+def test_its_lms_are_found() -> None:
     model, judge = lm(), lm()
     prompted = Prompted(Prompter(model), program(), ["question"])
     prompted.program.lm = judge
     assert {id(each) for each in language_models(prompted)} == {id(model), id(judge)}
-    gate: Any = object()
-    meter_program(prompted, gate)
-    assert [getattr(each, "gate", None) for each in language_models(prompted)] == [gate, gate]
 
 
 # Saving

@@ -18,11 +18,12 @@ from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.runtime.candidate import ExampleIds, to_json
 from cuesmith.teleprompters.runtime.events import Event, Malformed, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
+from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import Scorer, run_coroutine
+from cuesmith.teleprompters.runtime.scoring import Scorer
 from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.runtime.throttle import Throttle
 

@@ -22,12 +22,12 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import Outcome
 from cuesmith.teleprompters.runtime.remarks import OF_A_COMPILE
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import run_coroutine
 from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session, identity_of
 from cuesmith.teleprompters.runtime.splitting import Split
 

@@ -1,8 +1,8 @@
 """A border around code that calls language models from threads of its own, such as dspy's optimizers.
 
-Every call inside it goes through the run's gate on behalf of one effect for each role, whichever thread makes it: so
-calls are counted and capped, and journalled under their content, and a resumed run is answered from the journal in
-whatever order it asks again. Such code cannot tell a failed provider from a wrong answer (dspy's evaluation counts
+Every call inside it goes through the run's gate on behalf of one effect, whichever thread makes it: so calls are
+counted and capped, and journalled under their content, and a resumed run is answered from the journal in whatever
+order it asks again. Such code cannot tell a failed provider from a wrong answer (dspy's evaluation counts
 both as 0), so a call that the provider fails after all retries stops the run instead. Once the border is closed
 nothing is sent any more, whatever threads are left behind. Source: ours.
 """
@@ -15,17 +15,18 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
+from dataclasses import dataclass, field
 from types import new_class
-from typing import Any, TypeVar, get_args
+from typing import TypeVar
 
 import dspy
 from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK, draw
-from cuesmith.teleprompters.runtime._dspy import metered, modules_of, named_predictors
+from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import digest
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, public_options
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, effect
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice
 
 T = TypeVar("T")
@@ -33,6 +34,7 @@ T = TypeVar("T")
 _GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 _TICK = 0.25
+_ROLES: tuple[Role, Role] = ("target", "judge")
 
 
 class Border:
@@ -47,12 +49,12 @@ class Border:
 
     def __init__(self, gate: Gate, name: str, timeout: float | None, on_refused: Callable[[Exception], None]) -> None:
         self.gate = gate
-        self.effects: dict[Role, Effect] = {role: Effect(f"{name}:{role}", role) for role in get_args(Role)}
+        self.target, self.judge = (_Foreign(name, role, gate, border=self) for role in _ROLES)
         self.loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._on_refused = on_refused
         self._lock = threading.Lock()
-        self._closed = self._abandoned = False
+        self._closed = False
         self._calls: dict[object, float] = {}
         self._repeats: Counter[str] = Counter()
         self._fatal: BaseException | None = None
@@ -80,7 +82,7 @@ class Border:
                 self._check_time(deadline)
                 await asyncio.sleep(0.005)
         finally:
-            self._closed = self._abandoned = True
+            self._closed = self.target.abandoned = self.judge.abandoned = True
             if not done.done():
                 done.cancel()
         if self._fatal is not None:
@@ -91,7 +93,7 @@ class Border:
     def _serve(self, work: Callable[[], T], done: asyncio.Future[T]) -> None:
         result: T
         failure: BaseException | None = None
-        effect.set(None)
+        effect.set(self.target)
         try:
             result = work()
         except StopIteration as error:  # a future refuses it
@@ -115,9 +117,9 @@ class Border:
         self._fatal = self._fatal or error
         self._closed = True
 
-    def check(self, *, passed: bool = False) -> None:
-        """Raise `RunStopped` if the border is closed, or, for a call that has passed it, if nobody waits for it."""
-        if self._abandoned if passed else self._closed:
+    def check(self) -> None:
+        """Raise `RunStopped` if the border is closed."""
+        if self._closed:
             raise RunStopped(self.gate.stopped_by or "stopped")
 
     def _check_time(self, deadline: float | None) -> None:
@@ -130,20 +132,17 @@ class Border:
             raise self.gate.stop("outage", f"a call has no answer within {self._timeout} s")
 
     @contextmanager
-    def calling(self, role: Role, request: Sequence[object], n: object) -> Iterator[None]:
-        """Be the effect that a call is made for, unless there is one, and let no provider's failure through.
+    def calling(self, request: Request) -> Iterator[None]:
+        """Let a call pass, and no provider's failure back through.
 
         Args:
-            role: Whose call it is, unless an effect says otherwise (a metric's calls are the judge's).
-            request: What names the call.
-            n: The number of completions asked for at once, if any.
+            request: The call.
         """
         call = object()
         with self._lock:
             self.check()
             self._calls[call] = time.monotonic()
-        entered = effect.set(effect.get() or self.effects[role])
-        drawn = draw.set(self._draw(request) if role == "optimizer" and n in (None, 1) else None)
+        drawn = draw.set(self._draw(request.parts) if request.role == "optimizer" and request.calls == 1 else None)
         try:
             yield
         except UnknownPrice as error:
@@ -156,51 +155,37 @@ class Border:
             raise self.gate.stop("outage", f"the provider failed: {error}") from error
         finally:
             draw.reset(drawn)
-            effect.reset(entered)
             with self._lock:
                 del self._calls[call]
 
     def _draw(self, request: Sequence[object]) -> int:
         """Number a draw by what is asked and how often it was, for models that count: the same in a resumed run."""
-        name = digest(request)
+        name = digest(*request)
         with self._lock:
             self._repeats[name] += 1
             return (int(name, 16) % 2**40) * DRAWS_PER_ASK + (self._repeats[name] - 1) % DRAWS_PER_ASK
 
 
-class Hosted:
-    """Mixed in front of a metered LM: its calls are made across a border. Copies stay behind it."""
+@dataclass(eq=False)
+class _Foreign(Effect):
+    """The effect of all that is called within a border; whose call it is, the model says."""
 
-    border: Border
-    role: Role
-    kwargs: dict[str, Any]
+    border: Border = field(kw_only=True)
 
-    def __call__(
-        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
-    ) -> Sequence[object]:
-        """Call the model from a thread."""
-        merged = {**self.kwargs, **options}
-        with self.border.calling(self.role, [prompt, messages, public_options(merged)], merged.get("n")):
-            outputs: Sequence[object] = super().__call__(prompt, messages=messages, **options)  # type: ignore[misc]
-            return [_whole(output) for output in outputs]
+    def role_of(self, model: object) -> Role:
+        """Return the role that `hosted` gave the model, for all but a metric's calls."""
+        return self.role if self.role == "judge" else getattr(model, "cuesmith_role", self.role)
 
-    async def acall(
-        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
-    ) -> Sequence[object]:
-        """Call the model from a coroutine."""
-        merged = {**self.kwargs, **options}
-        with self.border.calling(self.role, [prompt, messages, public_options(merged)], merged.get("n")):
-            outputs: Sequence[object] = await super().acall(prompt, messages=messages, **options)  # type: ignore[misc]
-            return [_whole(output) for output in outputs]
+    def around(self, model: object, request: Request) -> AbstractContextManager[object]:
+        """Let the call pass the border."""
+        return self.border.calling(request)
 
 
-def _whole(output: object) -> object:
-    """Replace half characters in a reply: dspy puts replies into prompts, and fails at one that no provider takes."""
-    if isinstance(output, dict):
-        return {name: _whole(value) for name, value in output.items()}
-    if not isinstance(output, str):
-        return output
-    return output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+def hosted(lm: dspy.BaseLM, role: Role) -> dspy.BaseLM:
+    """Return a copy of a model whose calls, and those of its copies, have this role within a border."""
+    copied = lm.copy()
+    copied.cuesmith_role = role
+    return copied
 
 
 class _Loyal:
@@ -215,35 +200,11 @@ class _Loyal:
         self.lm = lm
 
 
-def hosted(lm: dspy.BaseLM, role: Role, border: Border) -> dspy.BaseLM:
-    """Return the same model behind a border and its gate.
-
-    Args:
-        lm: Any dspy LM, metered or not.
-        role: Whose calls these are.
-        border: Where they pass.
-    """
-    copied = metered(lm, border.gate)
-    copied.__class__ = type(f"Hosted{type(copied).__name__}", (Hosted, type(copied)), {"__module__": __name__})
-    copied.border, copied.role = border, role
-    return copied
-
-
-def host_program(program: dspy.Module, border: Border) -> list[dspy.BaseLM]:
-    """Put every LM that the program carries behind a border, in place, so that its predictors keep them.
-
-    Returns:
-        The LMs that it carries now.
-    """
-    found: dict[int, dspy.BaseLM] = {}
-    for module in modules_of(program):
-        for name, held in list(vars(module).items()):
-            if isinstance(held, dspy.BaseLM):  # one object stays one: SIMBA asks
-                setattr(module, name, found.setdefault(id(held), hosted(held, "target", border)))
+def keep_models(program: dspy.Module) -> None:
+    """Make predictors that have a model of their own keep it, in place."""
     for _, predictor in named_predictors(program):
         if predictor.lm is not None:
             predictor.__class__ = _loyal(type(predictor))
-    return list(found.values())
 
 
 def _loyal(kind: type) -> type:

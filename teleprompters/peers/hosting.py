@@ -17,11 +17,12 @@ from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 import dspy
+from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
 
-from cuesmith.teleprompters.peers.border import Border, Hosted, host_program, hosted
+from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
-from cuesmith.teleprompters.runtime._dspy import _Watch, copy_program
+from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.gate import effect
 from cuesmith.teleprompters.runtime.ledger import Cap
@@ -80,11 +81,11 @@ class Host:
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
         self._border = Border(run.gate, f"{run.seed}:{move}", timeout, self._note_refusal)
-        self.optimizer = hosted(optimizer, "optimizer", self._border)
+        self.optimizer = hosted(optimizer, "optimizer")
         self.program = copy_program(run.student)
         self.program._compiled = False  # a student may have been compiled before
-        carried = host_program(self.program, self._border)
-        self.task = hosted(task, "target", self._border) if task is not None else carried[0]
+        keep_models(self.program)
+        self.task = task if task is not None else language_models(self.program)[0]
 
     async def run(self, work: Callable[[], T], *, last_reserve: bool = True) -> T:
         """Run the optimizer in a thread, with what it prints dropped.
@@ -157,7 +158,7 @@ class Host:
         if prediction is None:  # the program raised, which is noted already
             return 0.0, ""
         metric, ran = self._metric, getattr(self._now, "candidate", None)
-        token = effect.set(self._border.effects["judge"])
+        token = effect.set(self._border.judge)
         try:
             answer = metric.function(*(example, prediction, *more)[: metric.arity])
             score, feedback = read_judgement(self._awaited(answer) if inspect.isawaitable(answer) else answer)
@@ -181,12 +182,12 @@ class Host:
 
     def ran(self, program: dspy.Module) -> None:
         """Note which program begins to run in this thread."""
-        if effect.get() is None and isinstance(program, type(self._run.student)):
+        if effect.get() is not self._border.judge and isinstance(program, type(self._run.student)):
             self._now.candidate = Candidate.of(program)
 
     def raised(self, inputs: Mapping[str, object], error: Exception) -> None:
         """Note that the program which began in this thread raised."""
-        if effect.get() is None:
+        if effect.get() is not self._border.judge:
             lost = isinstance(error, LMError | OSError) and not isinstance(error, ContextWindowExceededError)
             reason = self._reason(error)
             raised = ParseFailure(f"the program raised {reason}", raised=True)
@@ -225,11 +226,10 @@ class Host:
         )
 
 
-class _Sight(_Watch):
-    """Sees each program run begin and fail, and meters the LMs that no one could put behind the border."""
+class _Sight(BaseCallback):  # type: ignore[misc]
+    """Sees each program run begin and fail."""
 
     def __init__(self, border: Border, host: Host) -> None:
-        super().__init__(border.gate)
         self._border = border
         self._host = host
         self._runs: dict[str, Mapping[str, object]] = {}
@@ -246,11 +246,6 @@ class _Sight(_Watch):
         inputs = self._runs.pop(call_id, None)
         if inputs is not None and isinstance(exception, Exception):
             self._host.raised(inputs, exception)
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Let nothing be sent once the border is closed."""
-        self._border.check(passed=isinstance(instance, Hosted))
-        super().on_lm_start(call_id, instance, inputs)
 
 
 def _named(inputs: Mapping[str, object]) -> str:

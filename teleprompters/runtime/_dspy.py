@@ -1,30 +1,43 @@
 """The one file of glue to dspy 3.4: everything here leans on how dspy is built, not only on its public names.
 
-To be revisited with dspy 3.5: `named_predictors` order, deep copies of LMs, and the `__call__`/`acall` pair
-through which adapters reach a language model.
+The door stands here: while a run is under way, whatever calls a `dspy.BaseLM` or a `dspy.Embedder` passes its gate,
+whichever object holds the model and whichever thread makes the call. It stands where dspy executes a call
+(`dspy.clients.execution`), behind every public way to make one. To be revisited with dspy 3.5: that place,
+`named_predictors` order, and deep copies of LMs.
 """
 
 from __future__ import annotations
 
+import base64
 import copy
 import functools
 import inspect
 import threading
-import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from types import CellType
-from typing import Any, Self
+from typing import Any
 
 import dspy
+import numpy as np
 from dspy.clients import embedding, execution
-from dspy.utils.callback import BaseCallback
-from dspy.utils.usage_tracker import UsageTracker
+from dspy.clients.call_result import CallResult, attributes, response_from_dict, response_to_dict
+from dspy.clients.execution import request_to_dict
+from dspy.clients.legacy_outputs import plain, value
 
-from cuesmith.teleprompters.runtime.gate import Gate, Reply, Request, effect, public_options
-from cuesmith.teleprompters.runtime.ledger import Ticket, Usage
+from cuesmith.teleprompters.runtime.gate import (
+    Effect,
+    EmptyReply,
+    FilteredReply,
+    Gate,
+    Reply,
+    Request,
+    effect,
+    public_options,
+)
+from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
 
 
 def named_predictors(program: dspy.Module) -> list[tuple[str, dspy.Predict]]:
@@ -89,104 +102,371 @@ def _uncopiable(program: dspy.Module, memo: Mapping[int, object]) -> dict[int, o
     return shared
 
 
-_entries: ContextVar[list[Mapping[str, Any]] | None] = ContextVar("cuesmith_entries", default=None)
+# --- the door ------------------------------------------------------------------------------------------------
 
 
-class _Tracker(UsageTracker):  # type: ignore[misc]
-    """Sees one call: dspy reports usage to the tracker for every call that its cache did not answer."""
-
-    def __init__(self, outer: UsageTracker | None) -> None:
-        super().__init__()
-        self.paid = False
-        self._outer = outer
-
-    def add_usage(self, lm: str, usage_entry: dict[str, Any]) -> None:
-        """Note the call and pass it on to the caller's own tracker."""
-        self.paid = True
-        if self._outer is not None:
-            self._outer.add_usage(lm, usage_entry)
+class PaidCall(BaseException):
+    """A model was called where none may be. Not an `Exception`: no metric may swallow it."""
 
 
-class _Metered:
-    """Mixed in front of an LM's own class: the same model, reached through a gate. Copies share the gate."""
-
-    gate: Gate
-
-    def __call__(
-        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
-    ) -> Sequence[object]:
-        """Call the model from a thread, through the gate."""
-
-        def send() -> Reply:
-            token = _entries.set([])
-            try:
-                tracker = _Tracker(dspy.settings.usage_tracker)
-                with dspy.context(usage_tracker=tracker, disable_history=False):
-                    outputs = super(_Metered, self).__call__(prompt, messages=messages, **options)  # type: ignore[misc]
-                return _reply(self, outputs, tracker, _entries.get(), request)
-            finally:
-                _entries.reset(token)
-
-        request = _request(self, prompt, messages, options)
-        return self.gate.call(request, send)
-
-    async def acall(
-        self, prompt: str | None = None, *, messages: list[dict[str, Any]] | None = None, **options: Any
-    ) -> Sequence[object]:
-        """Call the model from a coroutine, through the gate."""
-
-        async def send() -> Reply:
-            token = _entries.set([])
-            try:
-                tracker = _Tracker(dspy.settings.usage_tracker)
-                with dspy.context(usage_tracker=tracker, disable_history=False):
-                    outputs = await super(_Metered, self).acall(prompt, messages=messages, **options)  # type: ignore[misc]
-                return _reply(self, outputs, tracker, _entries.get(), request)
-            finally:
-                _entries.reset(token)
-
-        request = _request(self, prompt, messages, options)
-        return await self.gate.acall(request, send)
-
-    def update_history(self, entry: Mapping[str, Any]) -> None:
-        """Take what the call cost; a run's thousands of prompts are not kept in memory."""
-        entries = _entries.get()
-        if entries is not None:
-            entries.append(entry)
-
-    def __deepcopy__(self, memo: object) -> Self:
-        """Return itself: a program's copies meter into the same ledger."""
-        return self
+_forbidden: ContextVar[list[str] | None] = ContextVar("cuesmith_forbidden", default=None)
 
 
-def _request(lm: Any, prompt: object, messages: object, options: Mapping[str, Any]) -> Request:
-    merged = {**lm.kwargs, **options}
-    n = merged.get("n")
-    limit = merged.get("max_tokens") or merged.get("max_completion_tokens")
+class _Door:
+    """Sends every call through the gate of the run that it belongs to, as long as there is one. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lock = threading.RLock()
+        self._gates: list[Gate | None] = []
+
+    def open(self, gate: Gate | None) -> None:
+        """Let calls pass `gate` from now on; None only keeps the door in its place."""
+        with self._lock:
+            self._gates.append(gate)
+            self._hang()
+
+    def close(self, gate: Gate | None) -> None:
+        """Forget the gate.
+
+        The door itself stays: a thread that a run has left behind finds it closed. Threads alone are begun as ever
+        when no run is under way.
+        """
+        with self._lock:
+            self._gates.remove(gate)
+            if not self._gates:
+                threading.Thread.start = _real_start  # type: ignore[method-assign]
+                ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
+
+    def leads_to(self) -> tuple[Gate, Effect] | None:
+        """Return the gate and the effect of a call that is made here and now; None if it is no run's business.
+
+        Raises:
+            PaidCall: Within `no_calls`.
+            RunStopped: If nobody waits any more for the effect that this thread works for.
+        """
+        if (tried := _forbidden.get()) is not None:
+            tried.append("a model is called where no call may be paid for")
+            raise PaidCall(tried[-1])
+        current = effect.get()
+        if current is not None and current.gate is not None:
+            if current.abandoned:
+                current.gate.check(current)
+            if not current.over:
+                return current.gate, current
+        gates = [gate for gate in self._gates if gate is not None]
+        if not gates:
+            return None
+        gate = current.gate if current is not None and current.gate in gates else gates[-1]
+        assert gate is not None
+        return gate, gate.stray
+
+    def _hang(self) -> None:
+        execution.execute, execution.aexecute, execution.finalize = _execute, _aexecute, _finalize
+        embedding._compute_embeddings, embedding._acompute_embeddings = _embed, _aembed
+        threading.Thread.start = _start  # type: ignore[assignment, method-assign]
+        ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
+        for kind in _subclasses(dspy.BaseLM):
+            for name in ("__call__", "acall", "forward", "aforward"):
+                own = vars(kind).get(name)
+                if own is not None and not hasattr(own, "cuesmith_door"):
+                    setattr(kind, name, _overridden(own))
+
+
+_real_execute, _real_aexecute, _real_finalize = execution.execute, execution.aexecute, execution.finalize
+_real_embed, _real_aembed = embedding._compute_embeddings, embedding._acompute_embeddings
+_real_start, _real_submit = threading.Thread.start, ThreadPoolExecutor.submit
+
+door = _Door()
+
+
+@contextmanager
+def no_calls() -> Iterator[list[str]]:
+    """Let no model be called within: a call raises `PaidCall`.
+
+    Yields:
+        What was tried: a bare `except` swallows even that.
+    """
+    door.open(None)
+    tried: list[str] = []
+    token = _forbidden.set(tried)
+    try:
+        yield tried
+    finally:
+        _forbidden.reset(token)
+        door.close(None)
+
+
+def _subclasses(kind: type) -> Iterator[type]:
+    """Yield the classes below `kind` that others than dspy have written."""
+    below: list[type] = kind.__subclasses__()
+    for each in below:
+        if not each.__module__.startswith("dspy."):
+            yield each
+        yield from _subclasses(each)
+
+
+def _execute(lm: Any, call: Any) -> CallResult:
+    place = door.leads_to()
+    if place is None:
+        return _real_execute(lm, call)
+    gate, current = place
+    gate.redactor.learn(lm)
+    request = _request(lm, call, current)
+    with current.around(lm, request):
+        result: CallResult = gate.call(request, lambda: _reply(_real_execute(_once(lm, call), call), lm, call), current)
+    return result
+
+
+async def _aexecute(lm: Any, call: Any) -> CallResult:
+    place = door.leads_to()
+    if place is None:
+        return await _real_aexecute(lm, call)
+    gate, current = place
+    gate.redactor.learn(lm)
+    request = _request(lm, call, current)
+
+    async def send() -> Reply:
+        return _reply(await _real_aexecute(_once(lm, call), call), lm, call)
+
+    with current.around(lm, request):
+        result: CallResult = await gate.acall(request, send, current)
+    return result
+
+
+def _finalize(lm: Any, call: Any, result: CallResult) -> Any:
+    """Hand a reply over without keeping it: a run's thousands of prompts would fill the histories."""
+    if door.leads_to() is None or dspy.settings.disable_history:
+        return _real_finalize(lm, call, result)
+    with dspy.context(disable_history=True):
+        return _real_finalize(lm, call, result)
+
+
+def _once(lm: Any, call: Any) -> Any:
+    """Return the model without retries of its own: they are the gate's, who counts each attempt."""
+    if not call.managed or not lm.num_retries:
+        return lm
+    copied = copy.copy(lm)
+    copied.num_retries = 0
+    return copied
+
+
+def _request(lm: Any, call: Any, current: Effect) -> Request:
+    if getattr(lm, "engine", None) in ("auto", "litellm"):
+        _load_litellm()
+    if call.request is not None:
+        parts: tuple[object, ...] = (request_to_dict(call.request),)
+        limit = call.request.config.max_tokens
+    else:
+        options = {name: option for name, option in call.legacy.items() if name not in ("model", "messages")}
+        limit = options.get("max_tokens") or options.get("max_completion_tokens")
+        parts = (call.prompt, call.messages, public_options(options))
+    caller = dspy.settings.caller_predict
     return Request(
         lm.model,
-        (prompt, messages, public_options(merged)),
-        n if isinstance(n, int) and n > 0 else 1,
+        parts,
+        call.n,
         limit if isinstance(limit, int) else None,
-        bool(options.get("cache", lm.cache)),
+        bool(call.cache),
         is_free(lm),
+        current.role_of(lm),
+        id(lm if caller is None else caller),
+        _loaded,
     )
 
 
-def _reply(
-    lm: Any, outputs: Sequence[object], tracker: _Tracker, entries: list[Mapping[str, Any]] | None, request: Request
-) -> Reply:
-    entry: Mapping[str, Any] = entries[-1] if entries else {}
-    if not tracker.paid:
-        return Reply(outputs, Usage(cache_hits=1), price_known=True)
-    counts, cost = entry.get("usage") or {}, 0.0 if request.free else entry.get("cost")
-    usage = Usage(
-        calls=request.calls,
-        input_tokens=int(counts.get("prompt_tokens") or 0),
-        output_tokens=int(counts.get("completion_tokens") or 0),
-        usd=cost,
-    )
-    return Reply(outputs, usage, price_known=cost is not None)
+def _loaded(stored: object) -> CallResult:
+    """Return a journalled reply as dspy's execution returns one."""
+    assert isinstance(stored, dict)
+    responses = tuple(response_from_dict(each) for each in stored.get("responses", ()))
+    raw = responses[0] if len(responses) == 1 else None
+    return CallResult(responses, attributes(stored["outputs"]), {}, None, raw, stored["model"], True)
+
+
+def _reply(result: CallResult, lm: Any, call: Any) -> Reply:
+    finish, free = _finish(result), is_free(lm)
+    hit = result.cache_hit
+    cost = 0.0 if free else result.cost
+    usage = Usage(cache_hits=1) if hit else _usage(result.usage, cost, calls=max(1, len(result.responses)))
+    if _is_empty(result, finish):
+        call.cache = False  # the cache would give it again
+        empty = EmptyReply("the reply has no content", model=lm.model)
+        empty.usage = usage
+        raise empty
+    if "content_filter" in finish:
+        filtered = FilteredReply("the provider's filter has withheld the reply", model=lm.model)
+        filtered.usage = usage
+        raise filtered
+    if call.request is None:
+        result.outputs = [_cleaned(each) for each in result.outputs]
+    stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model}
+    if call.request is not None and result.responses:
+        stored["responses"] = [response_to_dict(each, include_provider_data=True) for each in result.responses]
+    return Reply(result, usage, hit or cost is not None, stored, finish)
+
+
+def _cleaned(output: Any) -> Any:
+    """Return one completion whole: half a character would make dspy fail where it puts replies into prompts."""
+    if isinstance(output, str):
+        return output if output.isascii() else output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    if isinstance(output, dict) and isinstance(output.get("text"), str):
+        output["text"] = _cleaned(output["text"])
+    return output
+
+
+def _usage(counts: Mapping[str, Any], cost: float | None, *, calls: int) -> Usage:
+    return Usage(calls, int(counts.get("prompt_tokens") or 0), int(counts.get("completion_tokens") or 0), cost)
+
+
+def _finish(result: CallResult) -> tuple[str, ...]:
+    if result.responses:
+        return tuple(str(each.finish_reason) for each in result.responses)
+    choices = value(result.raw, "choices", ()) if result.raw is not None else ()
+    return tuple(str(value(each, "finish_reason", "stop")) for each in choices or ())
+
+
+def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
+    """Whether a reply says nothing at all and was not cut: `null` is no answer of a model's, "" may be one."""
+    texts = [each.get("text") if isinstance(each, Mapping) else each for each in result.outputs]
+    calls = any(isinstance(each, Mapping) and each.get("tool_calls") for each in result.outputs)
+    return not calls and all(text is None for text in texts) and "length" not in finish
+
+
+def _overridden(method: Any) -> Any:
+    """Wrap what a model's class does in its own way: if no inner call takes its place, it is a call itself."""
+    if inspect.iscoroutinefunction(method):
+
+        @functools.wraps(method)
+        async def awaited(self: Any, *args: Any, **options: Any) -> Any:
+            place = door.leads_to()
+            if place is None:
+                return await method(self, *args, **options)
+            gate, current = place
+            gate.redactor.learn(self)
+
+            async def send() -> Reply:
+                return _own_reply(await method(self, *args, **options), self)
+
+            return await gate.acall(_own_request(self, args, options, current), send, current)
+
+        awaited.cuesmith_door = True  # type: ignore[attr-defined]
+        return awaited
+
+    @functools.wraps(method)
+    def called(self: Any, *args: Any, **options: Any) -> Any:
+        place = door.leads_to()
+        if place is None:
+            return method(self, *args, **options)
+        gate, current = place
+        gate.redactor.learn(self)
+        request = _own_request(self, args, options, current)
+        return gate.call(request, lambda: _own_reply(method(self, *args, **options), self), current)
+
+    called.cuesmith_door = True  # type: ignore[attr-defined]
+    return called
+
+
+def _own_request(lm: Any, args: Sequence[object], options: Mapping[str, Any], current: Effect) -> Request:
+    plainly = public_options({**(getattr(lm, "kwargs", None) or {}), **options})
+    model = str(getattr(lm, "model", type(lm).__name__))
+    return Request(model, (args, plainly), 1, None, False, is_free(lm), current.role_of(lm), id(lm), attributes)
+
+
+def _own_reply(answer: Any, lm: Any) -> Reply:
+    counts = plain(dict(value(answer, "usage", None) or {})) if not isinstance(answer, list) else {}
+    cost = 0.0 if is_free(lm) else getattr(answer, "_hidden_params", {}).get("response_cost")
+    stored = plain(answer)
+    choices = value(answer, "choices", ()) if not isinstance(answer, list) else ()
+    finish = tuple(str(value(each, "finish_reason", "stop")) for each in choices or ())
+    return Reply(answer, _usage(counts, cost, calls=1), cost is not None, stored if _is_json(stored) else None, finish)
+
+
+def _is_json(data: object) -> bool:
+    if isinstance(data, Mapping):
+        return all(isinstance(name, str) and _is_json(each) for name, each in data.items())
+    if isinstance(data, list | tuple):
+        return all(map(_is_json, data))
+    return data is None or isinstance(data, str | int | float | bool)
+
+
+def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
+    place = door.leads_to()
+    if place is None:
+        return _real_embed(model, batch_inputs, caching=caching, **options)
+    gate, current = place
+    request = _embedding_request(model, batch_inputs, options)
+    if isinstance(model, str):
+        _load_litellm()
+        import litellm
+
+        return gate.call(request, lambda: _embedded(litellm.embedding(model, batch_inputs, **options)), current)
+    return gate.call(request, lambda: _vectors(model(batch_inputs, **options), Usage(calls=1)), current)
+
+
+async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
+    place = door.leads_to()
+    if place is None:
+        return await _real_aembed(model, batch_inputs, caching=caching, **options)
+    gate, current = place
+
+    async def send() -> Reply:
+        if not isinstance(model, str):
+            return _vectors(model(batch_inputs, **options), Usage(calls=1))
+        _load_litellm()
+        import litellm
+
+        return _embedded(await litellm.aembedding(model, batch_inputs, **options))
+
+    return await gate.acall(_embedding_request(model, batch_inputs, options), send, current)
+
+
+def _embedding_request(model: Any, batch: Sequence[str], options: Mapping[str, Any]) -> Request:
+    name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__qualname__)
+    parts = (tuple(batch), public_options(options))
+    return Request(name, parts, 1, 0, False, not isinstance(model, str), "embedder", name, _vectors_of)
+
+
+def _embedded(response: Any) -> Reply:
+    cost = getattr(response, "_hidden_params", {}).get("response_cost")
+    counts = plain(dict(value(response, "usage", None) or {}))
+    return _vectors([each["embedding"] for each in response.data], _usage(counts, cost, calls=1))
+
+
+def _vectors(rows: Any, usage: Usage) -> Reply:
+    """Return embeddings with their float32 bytes, which is what dspy makes of them."""
+    array = np.ascontiguousarray(rows, dtype=np.float32)
+    stored = {"shape": list(array.shape), "data": base64.b64encode(array.tobytes()).decode()}
+    return Reply(array, usage, usage.usd is not None, stored)
+
+
+def _vectors_of(stored: object) -> Any:
+    assert isinstance(stored, dict)
+    return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
+
+
+def _within(carried: Effect | None, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do a thread's work on behalf of the effect that it was begun for."""
+    token = effect.set(carried)
+    try:
+        return work(*args, **options)
+    finally:
+        effect.reset(token)
+
+
+def _start(thread: threading.Thread) -> None:
+    carried = effect.get()
+    if carried is not None and not isinstance(thread, threading._DummyThread):
+        run = thread.run
+
+        def within() -> None:
+            with suppress(RunStopped):  # its run is told elsewhere
+                _within(carried, run)
+
+        thread.run = within  # type: ignore[method-assign]
+    _real_start(thread)
+
+
+def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
+    return _real_submit(pool, _within, effect.get(), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:
@@ -196,151 +476,13 @@ def is_free(lm: dspy.BaseLM) -> bool:
 
 def _load_litellm() -> None:
     """Load LiteLLM before calls do: dspy loads it at first use, where threads that do so at once find it half made."""
-    with _LOADING:
-        import litellm
+    if not _loaded_modules:
+        with _LOADING:
+            import litellm
 
-        _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
+            _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
+            _loaded_modules.append(litellm)
 
 
 _LOADING = threading.Lock()
-
-
-def metered(lm: dspy.BaseLM, gate: Gate) -> dspy.BaseLM:
-    """Return the same model behind a gate: same engine, cache and options; retries are the gate's.
-
-    Args:
-        lm: Any dspy LM, of any class.
-        gate: Where its calls go through.
-    """
-    if isinstance(lm, _Metered):
-        return metered_anew(lm, gate)
-    if getattr(lm, "engine", None) in ("auto", "litellm"):
-        _load_litellm()
-    kind = type(lm)
-    mixed = type(f"Metered{kind.__name__}", (_Metered, kind), {"__module__": __name__})
-    copied = lm.copy(num_retries=0)
-    copied.__class__ = mixed
-    copied.gate = gate
-    return copied
-
-
-def metered_anew(lm: dspy.BaseLM, gate: Gate) -> dspy.BaseLM:
-    """Return a metered LM's copy that goes through another gate (one compile inside another)."""
-    copied = lm.copy(num_retries=0)
-    copied.gate = gate
-    return copied
-
-
-def meter_program(program: dspy.Module, gate: Gate) -> None:
-    """Put every LM that the program carries, in predictors or in attributes, behind the gate (in place)."""
-    for module in modules_of(program):
-        for name, held in list(vars(module).items()):
-            if isinstance(held, dspy.BaseLM):
-                setattr(module, name, metered(held, gate))
-
-
-class PaidCall(BaseException):
-    """A model was to be called where none may be. No Exception: user code that catches those lets it pass."""
-
-
-_refused: ContextVar[list[str] | None] = ContextVar("cuesmith_refused", default=None)
-
-
-@contextmanager
-def no_calls() -> Iterator[list[str]]:
-    """Refuse every call of a language model or embedder that is made in this context.
-
-    Yields:
-        The models that were refused, for user code may have caught even that.
-    """
-    _guard_calls()
-    refused: list[str] = []
-    token = _refused.set(refused)
-    try:
-        yield refused
-    finally:
-        _refused.reset(token)
-
-
-@functools.cache
-def _guard_calls() -> None:
-    """Put the question before each function of dspy's that all calls pass; once a process, it changes nothing else."""
-    for module, names in ((execution, ("execute", "aexecute")),
-                          (embedding, ("_compute_embeddings", "_acompute_embeddings"))):
-        for name in names:
-            setattr(module, name, _guarded(getattr(module, name)))
-
-
-def _guarded(call: Callable[..., object]) -> Callable[..., object]:
-    @functools.wraps(call)
-    def guarded(model: object, *args: object, **options: object) -> object:
-        refused = _refused.get()
-        if refused is not None:
-            refused.append(str(getattr(model, "model", model)))
-            raise PaidCall(refused[-1])
-        return call(model, *args, **options)
-
-    return guarded
-
-
-_PATIENCE_S = 1.0
-
-
-class _Watch(BaseCallback):  # type: ignore[misc]
-    """Meters the LMs that no one could put behind the gate: those that user code reaches by itself."""
-
-    def __init__(self, gate: Gate) -> None:
-        self._gate = gate
-        self._open: dict[str, Ticket] = {}
-
-    def on_lm_start(self, call_id: str, instance: Any, inputs: dict[str, Any]) -> None:
-        """Admit the call. `RunStopped` passes dspy's guard around callbacks, for it is no Exception."""
-        if isinstance(instance, _Metered):
-            return
-        self._gate.check()
-        current = effect.get()
-        role, patience = current.role if current else "target", _PATIENCE_S
-        while (answer := self._gate.ledger.admit(role, 1, 0, False)) is None and patience > 0:
-            time.sleep(0.005)  # what is in flight may give back what it reserved
-            patience -= 0.005
-        if not isinstance(answer, Ticket):
-            raise self._gate.stop(answer or "calls", "the budget is reached")
-        if current is not None:
-            current.replayable = False
-        self._open[call_id] = answer
-
-    def on_lm_end(self, call_id: str, outputs: Any, exception: Exception | None = None) -> None:
-        """Settle it; what it cost is not known here."""
-        ticket = self._open.pop(call_id, None)
-        if ticket is not None:
-            self._gate.ledger.settle(ticket, Usage(calls=1, usd=None))
-
-
-def watch(gate: Gate, functions: Iterable[object]) -> list[BaseCallback]:
-    """Return callbacks that meter unwrapped LMs, or none where no function reaches one.
-
-    dspy's callbacks cost half a millisecond a program run, so they are used only when a metric or a `forward`
-    refers to an LM object by a closure, a global or a bound object.
-    """
-    return [_Watch(gate)] if any(_reaches_lm(function) for function in functions) else []
-
-
-def _reaches_lm(function: object) -> bool:
-    code = getattr(inspect.unwrap(function), "__code__", None) if callable(function) else None
-    plain = inspect.unwrap(function) if callable(function) else function
-    held: list[object] = [cell.cell_contents for cell in getattr(plain, "__closure__", None) or () if _filled(cell)]
-    held += [getattr(plain, "__globals__", {}).get(name) for name in (code.co_names if code else ())]
-    held += list(getattr(plain, "__defaults__", None) or ())
-    owner = getattr(plain, "__self__", None) or (None if code else plain)
-    held += list(getattr(owner, "__dict__", {}).values())
-    return any(
-        isinstance(value, dspy.BaseLM) or (isinstance(value, dspy.Module) and language_models(value)) for value in held
-    )
-
-
-def _filled(cell: CellType) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
+_loaded_modules: list[object] = []

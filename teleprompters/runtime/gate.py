@@ -1,4 +1,4 @@
-"""The one door through which every language-model call of a run leaves the process.
+"""What every call of a run goes through before it leaves the process: the protocol behind the door (`_dspy`).
 
 For each call, in this order: the journal is asked for its reply; the ledger must admit it; it is sent once;
 a failure that may pass is tried again (backoff with jitter, Retry-After honoured); a failure that cannot
@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import random
 import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TypeAlias, cast, get_args
@@ -27,12 +29,17 @@ from dspy.utils.exceptions import (
     LMConfigurationError,
     LMError,
     LMInvalidRequestError,
+    LMProviderError,
     LMRateLimitError,
+    LMServerError,
+    LMTimeoutError,
+    LMUnexpectedError,
     LMUnsupportedModelError,
     is_retryable_lm_error,
 )
+from pydantic_core import to_jsonable_python
 
-from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
@@ -42,27 +49,64 @@ _CHARACTERS_PER_TOKEN = 3
 _UNKNOWN_REPLY_TOKENS = 1024
 _KEPT_USAGE = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 
+_NOTHING: AbstractContextManager[object] = nullcontext()
+_CLIENTS = frozenset(
+    """aiohttp anthropic botocore grpc httpcore httpcore2 httpx httpx2 litellm ollama openai requests urllib3
+    websockets""".split()  # noqa: SIM905
+)
+"""Packages whose exceptions tell of a network or a provider."""
+
+PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
+"""Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
+
 BACKOFF = 0.5
 """Seconds before the second attempt, doubled for each further one, without a hint of the provider's. Ours."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Effect:
     """The effect on whose behalf calls are made: names them in the journal and in the ledger.
 
     Attributes:
         key: Content hash of the effect.
         role: Whose call it is now; a metric's calls are the judge's.
+        gate: Where its calls go through.
+        judge: Whose the metric's calls are.
         used: What its calls used, by role, replayed ones included.
         replayable: Whether the journal holds the replies to all its calls.
+        failure: Why a call failed for good, if one did: then nothing is known of the effect, whatever its code made
+            of the error.
+        refused: Why requests were refused as invalid, by who made them; who is answered later has recovered.
+        finish: Why each reply ended ("stop", "length", ...), in the order of the replies.
+        texts: If not None, the requests are added to it as text.
+        over: Its result is known: what threads that it has left behind still do is no part of it.
+        abandoned: Nobody waits for its result any more: none of its calls is sent.
+        stopped: Whether a call of it was refused because the run has been stopped.
     """
 
     key: str
     role: Role
+    gate: Gate | None = None
+    judge: Role = "judge"
     counts: Counter[str] = field(default_factory=Counter)
     used: dict[Role, Usage] = field(default_factory=dict)
     replayable: bool = True
+    failure: str = ""
+    refused: dict[object, str] = field(default_factory=dict)
+    finish: list[str] = field(default_factory=list)
+    texts: list[str] | None = None
+    over: bool = False
+    abandoned: bool = False
+    stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def role_of(self, model: object) -> Role:
+        """Return whose call one to `model` is."""
+        return self.role
+
+    def around(self, model: object, request: Request) -> AbstractContextManager[object]:
+        """Return what a call is made within."""
+        return _NOTHING
 
     def add(self, role: Role, usage: Usage) -> None:
         """Count what a call used."""
@@ -74,6 +118,11 @@ class Effect:
         with self.lock:
             self.counts[request] += 1
             return self.counts[request] - 1
+
+    @property
+    def cut(self) -> int:
+        """How many replies were cut at the limit of tokens."""
+        return self.finish.count("length")
 
 
 effect: ContextVar[Effect | None] = ContextVar("cuesmith_effect", default=None)
@@ -87,10 +136,13 @@ class Request:
     Attributes:
         model: The model's name.
         parts: Prompt, messages and options, for its content hash and its size.
-        calls: How many calls leave the process for it (dspy sends n completions one by one).
+        calls: How many calls leave the process for it at most (dspy sends n completions one by one).
         max_tokens: The reply's limit, if one is set.
         may_hit: Whether dspy's cache may answer.
         free: Whether the model runs in this process and costs nothing.
+        role: Whose call it is, if its effect does not say.
+        caller: Who makes it, within the effect.
+        load: Makes of what the journal holds what the caller gets.
     """
 
     model: str
@@ -99,15 +151,47 @@ class Request:
     max_tokens: int | None
     may_hit: bool
     free: bool
+    role: Role | None = None
+    caller: object = None
+    load: Callable[[object], object] = field(default=lambda stored: stored, repr=False)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """What came back: dspy's outputs, and what the call used."""
+    """What came back.
 
-    outputs: Sequence[object]
+    Attributes:
+        outputs: What the caller gets.
+        usage: What the call used.
+        price_known: Whether its price is.
+        stored: JSON data from which `Request.load` makes the outputs again; None if there is none.
+        finish: Why each completion ended.
+    """
+
+    outputs: object
     usage: Usage
     price_known: bool
+    stored: object = None
+    finish: tuple[str, ...] = ()
+
+
+@dataclass(eq=False)
+class Admission:
+    """A call's place in the ledger. A call that is made by another call (a model that asks two others) takes its place.
+
+    Attributes:
+        ticket: What is reserved.
+        depth: How many calls it is made within.
+        taken: Whether an inner call has taken it, and counts in its stead.
+    """
+
+    ticket: Ticket
+    depth: int = 0
+    taken: bool = False
+
+
+admission: ContextVar[Admission | None] = ContextVar("cuesmith_admission", default=None)
+"""The call that is being sent in this context."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +205,22 @@ class Wait:
 class Send:
     """An action of the protocol: send the call once."""
 
+    admission: Admission
 
-Protocol: TypeAlias = Generator[Wait | Send, "Reply | BaseException | None", Sequence[object]]
+
+class EmptyReply(LMServerError):  # type: ignore[misc]
+    """A provider's reply that has no choices, or no content where the model has written something."""
+
+    usage: Usage
+
+
+class FilteredReply(LMProviderError):  # type: ignore[misc]
+    """A reply that the provider's filter has withheld."""
+
+    usage: Usage
+
+
+Protocol: TypeAlias = Generator[Wait | Send, "Reply | BaseException | None", object]
 
 STOPPING: tuple[tuple[type[LMError], str], ...] = (
     (LMAuthError, "auth"),
@@ -142,6 +240,11 @@ class Gate:
         redactor: Applied to every text that is reported.
         on_retry: Called, from any thread, with (reason, delay in seconds, attempt).
         max_retries: Further attempts after the first.
+
+    Attributes:
+        stray: The effect of calls that no effect of the run makes, such as those of threads begun before it.
+        stopped_by: What has stopped the run; None while nothing has.
+        reason: Why, in words.
     """
 
     def __init__(
@@ -161,10 +264,16 @@ class Gate:
         self.release: Callable[[], bool | None] = lambda: False
         self.reason = ""
         self.stopped_by: str | None = None
+        self.stray = Effect("stray", "other", self)
         self._on_retry = on_retry
         self._halt = threading.Event()
+        self._closed = False
         self._jitter = random.Random()
         self._failures_in_a_row = 0
+        self._answered = False
+        self._slowest = 0.0
+        self._last_sign = time.monotonic()
+        self._sent: dict[Admission, float] = {}
         self._at_cap: set[object] = set()
         if journal is not None:
             self._recount(journal)
@@ -173,6 +282,11 @@ class Gate:
     def at_cap(self) -> int:
         """How many calls wait at a cap for `release` to decide whether more may be spent."""
         return len(self._at_cap)
+
+    @property
+    def in_flight(self) -> int:
+        """How many calls have been sent and not come back."""
+        return len(self._sent)
 
     def stop(self, by: str, reason: str = "") -> RunStopped:
         """Close the door: nothing is sent any more. Returns what to raise."""
@@ -183,50 +297,79 @@ class Gate:
 
     def reopen(self) -> None:
         """Open the door again (for the final report, after a cap stopped the search)."""
-        self._halt.clear()
+        if not self._closed:
+            self._halt.clear()
 
-    def check(self) -> None:
-        """Raise `RunStopped` if the door is closed."""
-        if self._halt.is_set():
+    def close(self) -> None:
+        """Close the door for good: the run is over, and what it has left behind sends nothing more."""
+        self._closed = True
+        self._halt.set()
+
+    def check(self, current: Effect | None = None) -> None:
+        """Raise `RunStopped` if the door is closed, to all or to this effect."""
+        if self._halt.is_set() or (current is not None and current.abandoned):
+            if current is not None:
+                current.stopped = True
             raise RunStopped(self.stopped_by or "stopped")
 
-    def call(self, request: Request, send: Callable[[], Reply]) -> Sequence[object]:
-        """Make one call from a thread. Returns dspy's outputs."""
-        protocol = self._protocol(request)
+    def note_timeout(self, seconds: float | None) -> None:
+        """Note that an effect was given up: a provider that hangs is as good as one that is down."""
+        self._note_outage(f"no answer within {seconds} s")
+
+    def check_silence(self) -> None:
+        """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
+        with suppress(RuntimeError):  # changed by a thread meanwhile: it is looked at again soon
+            oldest = min(self._sent.values(), default=None)
+            if oldest is None:
+                return
+            patience = max(PATIENCE, SLOWNESS * self._slowest) if self._answered else FIRST_PATIENCE
+            silent = time.monotonic() - max(oldest, self._last_sign)
+            if silent > patience:
+                self.stop("outage", f"{self.in_flight} calls are under way and none was answered for {silent:.0f} s")
+
+    def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
+        """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
+        protocol = self._protocol(request, current or effect.get() or self.stray)
         answer: Reply | BaseException | None = None
         while True:
             try:
                 action = protocol.send(answer)
             except StopIteration as done:
-                outputs: Sequence[object] = done.value
-                return outputs
+                return done.value
             answer = None
             if isinstance(action, Wait):
                 self._halt.wait(action.seconds)
                 continue
+            token = admission.set(action.admission)
             try:
                 answer = send()
             except BaseException as error:
                 answer = error
+            finally:
+                admission.reset(token)
 
-    async def acall(self, request: Request, send: Callable[[], Awaitable[Reply]]) -> Sequence[object]:
-        """Make one call from a coroutine. Returns dspy's outputs."""
-        protocol = self._protocol(request)
+    async def acall(
+        self, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect | None = None
+    ) -> object:
+        """Make one call from a coroutine. Arguments and result are those of `call`."""
+        protocol = self._protocol(request, current or effect.get() or self.stray)
         answer: Reply | BaseException | None = None
         while True:
             try:
                 action = protocol.send(answer)
             except StopIteration as done:
-                outputs: Sequence[object] = done.value
-                return outputs
+                return done.value
             answer = None
             if isinstance(action, Wait):
                 await self._pause(action.seconds)
                 continue
+            token = admission.set(action.admission)
             try:
                 answer = await send()
             except BaseException as error:
                 answer = error
+            finally:
+                admission.reset(token)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than the door stays open."""
@@ -234,40 +377,45 @@ class Gate:
         while not self._halt.is_set() and (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
 
-    def _protocol(self, request: Request) -> Protocol:
-        current = effect.get()
-        role: Role = current.role if current else "target"
-        key = _call_key(current, request) if current and self.journal else None
-        if key is not None and current and (stored := self._recall(key, current, role)) is not None:
-            return stored
+    def _protocol(self, request: Request, current: Effect) -> Protocol:
+        role: Role = request.role or current.role
+        key = _call_key(current, role, request) if self.journal is not None else None
+        if current.texts is not None:
+            current.texts.append(str(request.parts))
+        if key is not None and (body := self._recall(key, current, role)) is not None:
+            return request.load(body)
         for attempt in range(self.max_retries + 1):
-            ticket = yield from self._admission(role, request)
-            answer = yield Send()
+            place = yield from self._admission(role, request, current)
+            self._sent[place] = began = time.monotonic()
+            answer = yield Send(place)
+            del self._sent[place]
             if isinstance(answer, Reply):
-                self._accept(ticket, request, answer, key, role)
-                if current:
-                    current.add(role, answer.usage)
-                    current.replayable &= _storable(answer.outputs)
+                self._heard(time.monotonic() - began)
+                self._accept(place, request, answer, key, role, current)
                 return answer.outputs
-            failed = Usage(calls=request.calls, usd=0.0)
-            self.ledger.settle(ticket, failed, answered=False)
-            if key is not None:
-                self._keep(f"{key}#{uuid.uuid4().hex}", role, None, failed)
-            if current:
-                current.add(role, failed)
             assert isinstance(answer, BaseException)
-            yield Wait(self._after_failure(answer, attempt))
+            self._settle_failed(place, request, answer, key, role, current)
+            yield Wait(self._after_failure(answer, attempt, place, request, current))
         raise AssertionError("the last attempt returns or raises")
 
-    def _recall(self, key: str, current: Effect, role: Role) -> Sequence[object] | None:
+    def _heard(self, seconds: float) -> None:
+        self._answered = True
+        self._failures_in_a_row = 0
+        self._last_sign = time.monotonic()
+        self._slowest = max(self._slowest, seconds)
+
+    def _recall(self, key: str, current: Effect, role: Role) -> object:
+        """Return what the journal holds of the reply, or None."""
         assert self.journal is not None
         body = self.journal.get("calls", key)
-        if body is None:
+        if body is None or body["outputs"] is None:
             return None
-        outputs, usage = body["outputs"], body["usage"]
-        assert isinstance(outputs, list) and isinstance(usage, dict)
+        usage, finish = body["usage"], body["finish"]
+        assert isinstance(usage, dict) and isinstance(finish, list)
         current.add(role, Usage(**usage))
-        return outputs
+        current.finish.extend(finish)
+        current.refused.pop(current, None)
+        return body["outputs"]
 
     def _recount(self, journal: Journal) -> None:
         """Count all that earlier sessions of the run paid, before anything is sent: its caps are the run's."""
@@ -276,14 +424,24 @@ class Gate:
             assert role in get_args(Role) and isinstance(usage, dict)
             self.ledger.replay(cast(Role, role), Usage(**usage))
 
-    def _keep(self, key: str, role: Role, outputs: Sequence[object] | None, usage: Usage) -> None:
-        """Journal a call; without outputs it is only counted by a resumed run."""
+    def _keep(self, key: str, role: Role, reply: Reply | None, usage: Usage) -> None:
+        """Journal a call; without a reply, or one that cannot be kept, it is only counted by a resumed run."""
         assert self.journal is not None
         used = {name: getattr(usage, name) for name in _KEPT_USAGE}
-        kept = None if outputs is None else list(outputs)
-        self.journal.put("calls", key, {"outputs": kept, "usage": used, "role": role})
+        stored, finish = (None, ()) if reply is None else (reply.stored, reply.finish)
+        if stored is None:
+            key = f"{key}#{uuid.uuid4().hex}"
+        try:
+            self.journal.put("calls", key, {"outputs": stored, "usage": used, "role": role, "finish": list(finish)})
+        except JournalError as error:
+            raise self.stop("journal", str(error)) from error
 
-    def _admission(self, role: Role, request: Request) -> Generator[Wait, object, Ticket]:
+    def _admission(self, role: Role, request: Request, current: Effect) -> Generator[Wait, object, Admission]:
+        outer = admission.get()
+        depth = 0 if outer is None else outer.depth + 1
+        if outer is not None and not outer.taken and not self._halt.is_set():
+            outer.taken = True
+            return Admission(outer.ticket, depth)
         budget = self.ledger.budget
         sized = budget.tokens is not None or budget.usd is not None
         size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
@@ -291,13 +449,14 @@ class Gate:
         waiter, final = object(), False
         try:
             while True:
-                self.check()
+                self.check(current)
                 answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
                 if isinstance(answer, Ticket):
-                    return answer
+                    return Admission(answer, depth)
                 if answer is None:
                     yield Wait(0.005)
                 elif final:
+                    current.stopped = True
                     raise self.stop(answer, f"the budget's cap on {answer} is reached")
                 else:
                     self._at_cap.add(waiter)
@@ -309,16 +468,21 @@ class Gate:
         finally:
             self._at_cap.discard(waiter)
 
-    def _accept(self, ticket: Ticket, request: Request, reply: Reply, key: str | None, role: Role) -> None:
+    def _accept(
+        self, place: Admission, request: Request, reply: Reply, key: str | None, role: Role, current: Effect
+    ) -> None:
+        usage = Usage() if place.taken else reply.usage
         # The journal first: a reply that a kill finds on its way there is paid twice.
-        if key is not None and _storable(reply.outputs):
-            self._keep(key, role, reply.outputs, reply.usage)
-        elif key is not None:
-            self._keep(f"{key}#{uuid.uuid4().hex}", role, None, reply.usage)
-        self.ledger.settle(ticket, reply.usage)
-        self._failures_in_a_row = 0
+        if key is not None:
+            self._keep(key, role, reply, usage)
+        if not place.taken:
+            self.ledger.settle(place.ticket, usage)
+            current.add(role, usage)
+        current.replayable &= reply.stored is not None
+        current.finish.extend(reply.finish)
+        current.refused.pop(request.caller, None)
         self.throttle.speed_up()
-        if self.ledger.budget.usd is not None and not reply.price_known and reply.usage.calls:
+        if self.ledger.budget.usd is not None and not reply.price_known and usage.calls:
             self.stop("configuration", "unknown price")
             raise UnknownPrice(
                 f"Budget(usd={self.ledger.budget.usd}) needs the price of every call, but {request.model} "
@@ -326,16 +490,32 @@ class Gate:
                 "dspy.LM(..., engine='litellm'), or cap calls= or tokens="
             )
 
-    def _after_failure(self, error: BaseException, attempt: int) -> float:
+    def _settle_failed(
+        self, place: Admission, request: Request, error: BaseException, key: str | None, role: Role, current: Effect
+    ) -> None:
+        if place.taken:  # what failed is the inner call, or what was made of its answer
+            return
+        failed = getattr(error, "usage", None)
+        if not isinstance(failed, Usage):
+            failed = Usage(calls=request.calls, usd=0.0)
+        self.ledger.settle(place.ticket, failed, answered=False)
+        current.add(role, failed)
+        if key is not None:
+            self._keep(key, role, None, failed)
+
+    def _after_failure(
+        self, error: BaseException, attempt: int, place: Admission, request: Request, current: Effect
+    ) -> float:
         """Return the seconds to wait before the next attempt, or raise what ends the call or the run."""
-        if not isinstance(error, Exception):
+        if not isinstance(error, Exception) or place.taken:
             raise error
         for kind, by in STOPPING:
             if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
+                current.stopped = True
                 raise self.stop(by, str(error)) from error
-        if not is_retryable_lm_error(error) or attempt == self.max_retries:
-            if isinstance(error, LMError) and not isinstance(error, LMInvalidRequestError):
-                self._note_outage(error)
+        transient = _is_transient(error)
+        if not transient or attempt >= self._retries(error):
+            self._give_up(error, transient, request, current)
             raise error
         hint = getattr(error, "retry_after", None)
         if isinstance(error, LMRateLimitError):
@@ -345,27 +525,75 @@ class Gate:
         self._on_retry(self.redactor(f"{type(error).__name__}: {error}"), delay, attempt + 1)
         return delay
 
-    def _note_outage(self, error: Exception) -> None:
+    def _retries(self, error: Exception) -> int:
+        """How often to try again: where nothing was ever reached, an address is likelier wrong than busy."""
+        unreached = not self._answered and not isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
+        return min(2, self.max_retries) if unreached else self.max_retries
+
+    def _give_up(self, error: Exception, transient: bool, request: Request, current: Effect) -> None:
+        """Note that a call has failed for good, so that its effect cannot pass for one that was answered."""
+        reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
+        if isinstance(error, LMInvalidRequestError):
+            current.refused[request.caller] = reason
+        elif transient or isinstance(error, LMError):
+            current.failure = current.failure or reason
+            if not isinstance(error, EmptyReply | FilteredReply):
+                self._note_outage(reason)
+
+    def _note_outage(self, reason: str) -> None:
         """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest."""
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= max(8, self.throttle.maximum):
-            self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {error}")
+        if self._failures_in_a_row >= (max(8, self.throttle.maximum) if self._answered else 8):
+            self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {reason}")
 
 
-def _call_key(current: Effect, request: Request) -> str:
-    text = repr((request.model, *request.parts))
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether an error tells of a provider or a network, whichever client met it and whoever wrapped it."""
+    return any(
+        isinstance(each, LMError | ConnectionError | TimeoutError) or _of_a_client(each) for each in _chain(error)
+    )
+
+
+def _is_transient(error: Exception) -> bool:
+    """Return whether a call's failure may pass."""
+    if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
+        return bool(is_retryable_lm_error(error))
+    return any(
+        isinstance(each, ConnectionError | TimeoutError | json.JSONDecodeError)
+        or (_of_a_client(each) and not 400 <= (getattr(each, "status_code", None) or 0) < 408)
+        for each in _chain(error)
+    )
+
+
+def _of_a_client(error: BaseException) -> bool:
+    return not _CLIENTS.isdisjoint(kind.__module__.partition(".")[0] for kind in type(error).__mro__)
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an error and what it was raised from, or while handling."""
+    seen: set[int] = set()
+    while error is not None and id(error) not in seen:
+        seen.add(id(error))
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _call_key(current: Effect, role: Role, request: Request) -> str:
+    text = json.dumps((request.model, *request.parts), ensure_ascii=False, default=_named)
     content = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-    return f"{current.key}:{current.role}:{content}:{current.occurrence(content)}"
+    outer = admission.get()
+    name = f"{current.key}:{role}:{content}" + ("" if outer is None else f":{outer.depth + 1}")
+    return f"{name}:{current.occurrence(name)}"
+
+
+def _named(value: object) -> object:
+    """Return what names an option that is no JSON: a class by its name, an object by its class and its own data."""
+    if isinstance(value, type) or callable(value):
+        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
+    data = to_jsonable_python(value, fallback=lambda other: vars(other) if hasattr(other, "__dict__") else None)
+    return [type(value).__qualname__, data]
 
 
 def public_options(options: Mapping[str, object]) -> dict[str, object]:
     """Return a call's options without keys, addresses and headers: they neither identify it nor may be kept."""
     return {name: option for name, option in options.items() if name not in _SECRET_OPTIONS}
-
-
-def _storable(outputs: Sequence[object]) -> bool:
-    """Whether JSON gives back what dspy's adapters read: text, or a dict of text (tool calls are richer)."""
-    return all(
-        isinstance(o, str) or (isinstance(o, dict) and all(v is None or isinstance(v, str) for v in o.values()))
-        for o in outputs
-    )

@@ -34,10 +34,10 @@ class Scored:
     """The program answered and the metric judged it.
 
     Attributes:
-        score: The metric's score.
-        feedback: Its words, if it gave some.
+        score: The metric's.
+        feedback: Its words.
         trace: The predictor calls.
-        cut: How many of the model's replies ended at max_tokens.
+        cut: Replies that were cut at the limit of tokens.
     """
 
     score: float
@@ -55,7 +55,7 @@ class ParseFailure:
         response: The reply itself, as far as it is known.
         trace: The predictor calls before it.
         raised: Whether it was the program's own code that raised.
-        cut: How many of the model's replies ended at max_tokens.
+        cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
     """
 
     reason: str

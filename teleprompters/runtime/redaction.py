@@ -33,6 +33,9 @@ class Redactor:
             found += list(_secrets(getattr(lm, "kwargs", {})))
         self._known = sorted({s for s in found if len(s) >= 8}, key=len, reverse=True)
 
+    def learn(self, lm: object) -> None:
+        """Take the keys of a model that makes a call for secrets."""
+
     def __call__(self, text: str) -> str:
         """Return `text` without secrets."""
         for secret in self._known:

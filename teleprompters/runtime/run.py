@@ -19,11 +19,11 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError
+from dspy.utils.exceptions import LMError, LMInvalidRequestError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
-from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
+from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import (
@@ -37,7 +37,7 @@ from cuesmith.teleprompters.runtime.events import (
     TrainingStepDone,
 )
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
-from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
@@ -50,7 +50,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_to_json,
     value,
 )
-from cuesmith.teleprompters.runtime.scoring import Scorer
+from cuesmith.teleprompters.runtime.scoring import Scorer, settling
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class Run:
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
-        self._optimizer = metered(optimizer, gate)
+        self._optimizer = optimizer
         self._gate = gate
         self._journal = journal
         self._stream = stream
@@ -193,7 +193,7 @@ class Run:
         tasks = [[self._outcome(c, e, draw) for e in examples] for c in candidates]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
-            self._journal.flush()
+            self._written(self._journal.flush)
         self._tell_spent()
         scores = [
             Scores(c, tuple(examples), tuple(task.result() for task in row))
@@ -237,7 +237,7 @@ class Run:
         tasks = [[self._reward(candidate, *pair, draw) for draw in range(draws)] for pair in rewrites]
         await _all([task for row in tasks for task in row])
         if self._journal is not None:
-            self._journal.flush()
+            self._written(self._journal.flush)
         self._tell_spent()
         return [tuple(v for task in row if (v := value(task.result())) is not None) for row in tasks]
 
@@ -289,7 +289,7 @@ class Run:
     def unsettled(self) -> int:
         """Effects that have begun and have no result yet; those that wait for a thread have not begun."""
         effects = [*list(self._outcomes.values()), *list(self._replies.values())]
-        return sum(not task.done() for task in effects) - self._scorer.workers.pending
+        return sum(not task.done() for task in effects) - self._scorer.waiting
 
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
@@ -311,9 +311,18 @@ class Run:
         calls are admitted again for the report.
         """
         self._over = True
-        pending = [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
-        if pending:
+        if pending := self._pending():
             await asyncio.wait(pending)
+
+    async def abandon(self, grace: float) -> None:
+        """Wait for what is in flight, but no longer than `grace` seconds: then it is given up."""
+        if pending := self._pending():
+            _, left = await asyncio.wait(pending, timeout=grace)
+            for task in left:
+                task.cancel()
+
+    def _pending(self) -> list[asyncio.Task[Outcome] | asyncio.Task[dspy.Prediction | None]]:
+        return [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
 
     def _check_open(self) -> None:
         if self._over:
@@ -432,7 +441,7 @@ class Run:
         if stored is not None:
             outcome = self._recall(key, stored)
         else:
-            current = Effect(key, "target")
+            current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
@@ -441,7 +450,7 @@ class Run:
 
     async def _judge_once(self, example: dspy.Example, outputs: Mapping[str, object], key: str) -> Outcome:
         self._gate.check()
-        return await self._scorer.judge(example, outputs, Effect(key, "judge"))
+        return await self._scorer.judge(example, outputs, Effect(key, "judge", self._gate))
 
     async def _ask_once(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
@@ -449,34 +458,53 @@ class Run:
         rollout = self.rng(key).randrange(1, 2**31)
         warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
         config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
-        effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
+        current = Effect(f"{self.seed}:{key}", "optimizer", self._gate)
+        effect.set(current)
         current_draw.set(self.rng(key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
         work = functools.partial(dspy.Predict(signature), **inputs, config=config)
         self._gate.check()
+        reply = None
         try:
-            with dspy.context(lm=self._optimizer, trace=[]):
-                future = self._scorer.workers.submit(work)
-            reply = await future
+            with settling(current), dspy.context(lm=self._optimizer, trace=[]):
+                reply = await self._scorer.workers.submit(work)
+            if current.stopped:
+                raise RunStopped(self._gate.stopped_by or "stopped")
+        except LMInvalidRequestError as error:
+            self._malformed(signature, error, "invalid request")
         except LMError as error:
             raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
         except UnknownPrice:
             raise
+        except TimeoutError as error:
+            current.abandoned = True
+            self._gate.note_timeout(None)
+            self._malformed(signature, error, "timed out")
         except Exception as error:
-            reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-            self.lost.append(Malformed(signature.__name__, reason))
-            self._stream.emit(self.lost[-1])
-            reply = None
+            self._malformed(signature, error, "cut" if current.cut else "unreadable")
         self.asked += 1
         self._emit("optimizer", None, None, None)
         assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
+
+    def _malformed(self, signature: type[dspy.Signature], error: Exception, kind: str) -> None:
+        """Tell of a draw that could not be used, and count it."""
+        reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        self.lost.append(Malformed(signature.__name__, reason, kind))
+        self._stream.emit(self.lost[-1])
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
             used = {role: vars(usage) for role, usage in current.used.items()}
             body = {"outcome": outcome_to_json(outcome), "used": used}
             # What the journal's calls can give again may wait for the next write; anything else may not.
-            (self._journal.put_soon if current.replayable else self._journal.put)("outcomes", key, body)
+            write = self._journal.put_soon if current.replayable else self._journal.put
+            self._written(functools.partial(write, "outcomes", key, body))
+
+    def _written(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except JournalError as error:
+            raise self._gate.stop("journal", str(error)) from error
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
@@ -528,6 +556,8 @@ async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
         for task in tasks:
             task.cancel()
         raise
+    if any(task.cancelled() for task in tasks):
+        raise RunStopped("stopped")
     failed = [error for task in tasks if (error := task.exception()) is not None]
     if failed:
         raise next((error for error in failed if not isinstance(error, RunStopped)), failed[0])

@@ -6,24 +6,22 @@ Every way this can end is an `Outcome`; whose fault it was decides which. Source
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import functools
 import time
-from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import dspy
-from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
+from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from cuesmith.teleprompters.runtime._dspy import meter_program, metered, modules_of, named_predictors, watch
+from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, UnknownPrice
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
+from cuesmith.teleprompters.runtime.interruption import run_coroutine
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
@@ -68,7 +66,7 @@ class _Unjudged(NamedTuple):
 
 
 class Scorer:
-    """Runs candidates on examples.
+    """Runs candidates on examples. From its making until it is closed, calls pass the gate.
 
     Args:
         student: The program that candidates are bound to.
@@ -84,23 +82,17 @@ class Scorer:
         self.metric = metric
         self._student = student
         self._gate = gate
-        self._lm = metered(lm, gate) if lm is not None else None
+        self._lm = lm
         self._timeout = timeout
         self._bound: dict[str, Bound] = {}
         self._fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
         self._workers: Workers | None = None
-        forwards = [
-            getattr(type(m), name)
-            for m in modules_of(student)
-            for name in ("forward", "aforward")
-            if hasattr(type(m), name)
-        ]
-        self._callbacks: list[BaseCallback] = watch(gate, [metric.function, *forwards])
+        door.open(gate)
 
     @property
-    def watches(self) -> bool:
-        """Whether user code reaches LMs that could not be put behind the gate."""
-        return bool(self._callbacks)
+    def waiting(self) -> int:
+        """Runs that wait for a place."""
+        return self.workers.pending + self._gate.throttle.pending
 
     @property
     def workers(self) -> Workers:
@@ -112,7 +104,8 @@ class Scorer:
         return self._workers
 
     def close(self) -> None:
-        """Let the threads go."""
+        """Let the threads go, and calls pass as ever."""
+        door.close(self._gate)
         if self._workers is not None:
             self._workers.close()
 
@@ -158,30 +151,49 @@ class Scorer:
         trace: Trace = []
         effect.set(current)
         inputs = {**example.inputs(), **rewritten}
-        with self._context(draw, trace=trace):
+        with self._context(draw, trace=trace), settling(current):
             try:
                 if bound.is_async:
-                    return await self._run_async(bound, example, inputs, trace)
-                work = functools.partial(self._run, bound, example, inputs, trace)
-                ran = await self.workers.submit(work)
-                return ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
+                    outcome = await self._run_async(bound, example, inputs, trace)
+                else:
+                    work = functools.partial(self._run, bound, example, inputs, trace)
+                    ran = await self.workers.submit(work)
+                    outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
+                current.abandoned = True
+                self._gate.note_timeout(self._timeout)
                 return ProviderFailure(f"no answer within {self._timeout} s, or before the budget's last second")
+            return self._settled(outcome, current)
+
+    def _settled(self, outcome: Outcome, current: Effect) -> Outcome:
+        """Return the outcome, unless a call of the effect failed for good: then nothing is known of it.
+
+        Whatever the program or the metric made of the error: what it answered then is no answer of the model's.
+        """
+        if current.stopped:
+            raise RunStopped(self._gate.stopped_by or "stopped")
+        failure = current.failure or next(iter(current.refused.values()), "")
+        if failure and isinstance(outcome, Scored | MetricError):
+            return ProviderFailure(failure)
+        if current.failure and isinstance(outcome, ParseFailure):
+            return ProviderFailure(current.failure)
+        if current.cut and isinstance(outcome, Scored | ParseFailure):
+            return replace(outcome, cut=current.cut)
+        return outcome
 
     async def judge(self, example: dspy.Example, outputs: Mapping[str, object], current: Effect) -> Outcome:
         """Judge given output values as if a program had answered them on `example`."""
         effect.set(current)
         prediction = dspy.Prediction(**outputs)
-        with self._context(trace=[]):
+        with self._context(trace=[]), settling(current):
             if self.metric.is_async:
-                return await self._ajudge(example, prediction, ())
-            return await self.workers.submit(functools.partial(self._judge, example, prediction, ()))
+                return self._settled(await self._ajudge(example, prediction, ()), current)
+            work = functools.partial(self._judge, example, prediction, ())
+            return self._settled(await self.workers.submit(work), current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         if self._lm is not None:
             overrides["lm"] = redrawn(self._lm, draw)
-        if self._callbacks:
-            overrides["callbacks"] = [*dspy.settings.callbacks, *self._callbacks]
         context: AbstractContextManager[None] = dspy.context(**overrides)
         return context
 
@@ -189,7 +201,6 @@ class Scorer:
         if candidate.id not in self._bound:
             inner = candidate.bind(self._student)
             program = self._front(candidate, inner)
-            meter_program(program, self._gate)
             # The student's predictors keep the names that its candidates know them by.
             names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
             kind = type(program)
@@ -201,7 +212,7 @@ class Scorer:
     def _run(
         self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
     ) -> Outcome | _Unjudged:
-        self._gate.check()
+        self._gate.check(effect.get())
         try:
             prediction = bound.program(**inputs)
         except Exception as error:
@@ -213,7 +224,7 @@ class Scorer:
         self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
     ) -> Outcome:
         async with self._gate.throttle:
-            self._gate.check()
+            self._gate.check(effect.get())
             try:
                 prediction = await asyncio.wait_for(bound.program.acall(**inputs), self._timeout)
             except Exception as error:
@@ -248,7 +259,7 @@ class Scorer:
                 return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps)
             case ContextWindowExceededError():
                 return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps)
-            case LMError() | OSError():
+            case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
                 return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
@@ -257,17 +268,29 @@ class Scorer:
         if isinstance(error, UnknownPrice):
             raise error
         reason = self._reason(error)
-        return ProviderFailure(reason) if isinstance(error, LMError) else MetricError(reason, steps)
+        return ProviderFailure(reason) if is_outage(error) else MetricError(reason, steps)
 
     def _reason(self, error: Exception) -> str:
         text = self._gate.redactor(str(error)).strip()
         return f"{type(error).__name__}: {text[:400]}"
 
 
+@contextmanager
+def settling(current: Effect) -> Iterator[None]:
+    """Be within an effect: once its result is known, what its threads still do is no part of it."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        current.abandoned = True
+        raise
+    finally:
+        current.over, current.abandoned = True, current.abandoned or current.stopped
+
+
 def _as_judge() -> None:
     current = effect.get()
     if current is not None:
-        current.role = "judge"
+        current.role = current.judge
 
 
 def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
@@ -325,27 +348,13 @@ def score_program(
     candidate = Candidate.of(program)
 
     async def one(number: int, example: dspy.Example) -> Outcome:
-        return await scorer.run(candidate, example, Effect(str(number), "target"))
+        return await scorer.run(candidate, example, Effect(str(number), "target", gate))
 
     async def everything() -> list[Outcome]:
         try:
             return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
         finally:
+            gate.close()
             scorer.close()
 
     return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))
-
-
-def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
-    """Run a coroutine to its end from sync code, also where an event loop is running (a notebook).
-
-    Args:
-        make: Makes the coroutine; called once, on the thread that runs it, in a copy of this context.
-    """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(make())
-    context = contextvars.copy_context()
-    with ThreadPoolExecutor(1, thread_name_prefix="cuesmith") as pool:
-        return pool.submit(context.run, lambda: asyncio.run(make())).result()

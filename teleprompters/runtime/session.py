@@ -6,10 +6,11 @@ fresh examples, and a share of every cap is kept for the report on them.
 
 from __future__ import annotations
 
+import asyncio
 import math
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dspy
@@ -18,6 +19,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, digest
 from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
+from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
@@ -33,6 +35,10 @@ from cuesmith.teleprompters.runtime.throttle import Throttle
 
 REPORT_SHARE = 0.3
 """At most this share of a cap is kept for the final report. Ours."""
+
+GRACE_S = 2.0
+"""Seconds that what is under way may still take once the run was stopped by anything but a cap. Ours."""
+_TICK_S = 0.25
 
 CAPS = ("usd", "calls", "tokens", "seconds")
 
@@ -76,7 +82,7 @@ class Job:
     """
 
     compiler: str
-    search: Callable[[Run], Awaitable[Candidate]]
+    search: Callable[[Run], Coroutine[object, object, Candidate]]
     student: dspy.Module
     metric: Metric
     split: Split
@@ -119,12 +125,6 @@ class Session:
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
         self.scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout)
-        if job.budget.usd is not None and self.scorer.watches:
-            self._close()
-            raise ValueError(
-                f"Budget(usd={job.budget.usd}) cannot be held: the metric or the program calls an LM object of its "
-                "own, whose price is not seen; let it use the configured LM, or cap calls= or seconds= instead"
-            )
         self.run = Run(
             student=job.student,
             train=job.split.train,
@@ -139,23 +139,69 @@ class Session:
             directory=job.run_dir,
         )
         self._holding = False
+        self._search: asyncio.Future[Candidate] | None = None
+        interruption = current()
+        if interruption is not None:
+            interruption.gate = self.gate
 
     async def compile(self) -> dspy.Module:
         """Run all stages and return the compiled program with its `compilation`.
 
         Raises:
             CompileError: If not even the student could be scored.
+            asyncio.CancelledError: If it was cancelled; the best so far is then the interruption's `program`.
         """
+        watchdog = asyncio.create_task(self._watch())
         try:
             self._announce()
             best = await self._searched()
             gain = await self._reported(best)
-            compilation = self._compilation(best, gain)
-            if self.job.run_dir is not None:
-                record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
-                write_record(self.job.run_dir, record, self._redactor)
+            return self._finished(best, gain)
+        except asyncio.CancelledError:
+            await self._wind_up()
+            raise
+        except BaseException:
+            self.gate.close()
+            await self.run.abandon(GRACE_S)  # what is on its way is paid for, and kept
+            raise
         finally:
+            watchdog.cancel()
             self._close()
+
+    async def _watch(self) -> None:
+        """Give up what is under way once the provider is silent, or the run was stopped by anything but a cap."""
+        while self.gate.stopped_by is None or self.gate.stopped_by in CAPS:
+            await asyncio.sleep(_TICK_S)
+            self.gate.check_silence()
+        await self.run.abandon(GRACE_S)
+        if self._search is not None:
+            self._search.cancel()
+
+    async def _wind_up(self) -> None:
+        """Keep what a cancelled compile has found, and say how to go on."""
+        self.gate.stop("interrupted", "the compile was cancelled")
+        await self.run.abandon(GRACE_S)
+        await self.run.finish()
+        interruption = current()
+        if interruption is None:
+            return
+        calls, run_dir = self.ledger.spent().total.calls, self.job.run_dir
+        found = any(v is not None for v in self.run.known(self.run.baseline, self.job.split.select))
+        if found:
+            interruption.program = self._finished(self.run.best_so_far(), None)
+        kept = "The best program so far is this exception's `program`. " if found else "Nothing was scored yet. "
+        go_on = f"run the same again with run_dir={str(run_dir)!r}" if run_dir else "give run_dir= to be able to go on"
+        interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept}To go on: {go_on}."
+
+    def _finished(self, best: Candidate, gain: Gain | None) -> dspy.Module:
+        compilation = self._compilation(best, gain)
+        if self.job.run_dir is not None:
+            record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
+            try:
+                write_record(self.job.run_dir, record, self._redactor)
+            except OSError as error:
+                note = Note("record", f"The run's record could not be written: {error}.")
+                compilation = replace(compilation, notes=(*compilation.notes, note))
         self.stream.emit(RunFinished(compilation))
         program = self.scorer.program(best)
         program._compiled = True
@@ -163,6 +209,7 @@ class Session:
         return program
 
     def _close(self) -> None:
+        self.gate.close()
         self.scorer.close()
         if self.journal is not None:
             self.journal.close()
@@ -190,12 +237,14 @@ class Session:
             scores = (await run.score([run.baseline], run.select))[0]
             self._require_scores(scores)
             self._hold_back(scores)
-            found = await self.job.search(run)
-        except RunStopped as stop:
-            self.stream.emit(Stopped(stop.by, self.gate.reason))
-            self._require_any(stop)
-        finally:
-            await run.finish()
+            self._search = asyncio.ensure_future(self.job.search(run))
+            found = await self._search
+        except (RunStopped, asyncio.CancelledError) as stop:
+            if isinstance(stop, asyncio.CancelledError) and _is_cancelled():
+                raise
+            self.stream.emit(Stopped(self.gate.stopped_by or str(stop), self.gate.reason))
+            self._require_any()
+        await run.finish()
         best = run.best_so_far()
         return best if found is None else self._better_of(found, best)
 
@@ -217,12 +266,12 @@ class Session:
         if len(raised) == len(scores.outcomes):
             raise CompileError(f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it")
 
-    def _require_any(self, stop: RunStopped) -> None:
+    def _require_any(self) -> None:
         """Raise if the run stopped before anything had a score."""
         if not any(v is not None for v in self.run.known(self.run.baseline, self.run.select)):
             raise CompileError(
-                f"stopped by {stop.by} before anything could be scored: {self.gate.reason}",
-                stopped_by=stop.by,
+                f"stopped by {self.gate.stopped_by} before anything could be scored: {self.gate.reason}",
+                stopped_by=self.gate.stopped_by,
                 spent=self.ledger.spent(),
             ) from None
 
@@ -278,13 +327,15 @@ class Session:
         try:
             await self.run.score_pairwise([self.run.baseline, best], fresh)
         except RunStopped as stop:
-            cap = f"The budget's cap on {stop.by} left fresh scores for only a part of the examples."
-            self.run.note(cap, "partial")
+            by = self.gate.stopped_by or stop.by
+            self.run.note(f"Stopped by {by}, which left fresh scores for only a part of the examples.", kind="partial")
         gain = paired_gain(self.run.known(self.run.baseline, fresh), self.run.known(best, fresh))
         return gain if gain.n else None
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
-        job, run = self.job, self.run
+        job, run, by = self.job, self.run, self.gate.stopped_by
+        if by is not None:
+            run.note(f"The search was stopped by {by}: {self.gate.reason}", kind="stopped")
         self._remark(best, gain)
         return Compilation(
             compiler=job.compiler,
@@ -294,7 +345,7 @@ class Session:
             steps=tuple(run.steps),
             gain=gain,
             spent=self.ledger.spent(),
-            stopped_by=self.gate.stopped_by,
+            stopped_by=by,
             run_dir=str(job.run_dir) if job.run_dir else None,
             notes=tuple(run.notes),
             alignment=run.alignment,
@@ -347,6 +398,12 @@ class Session:
     def _estimate(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Estimate95 | None:
         values = [v for v in self.run.known(candidate, examples) if v is not None]
         return estimate95(values) if values else None
+
+
+def _is_cancelled() -> bool:
+    """Whether somebody has cancelled this very task, rather than one that it waits for."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 def _positive(value: float | None) -> float | None:

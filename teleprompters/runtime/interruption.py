@@ -1,0 +1,162 @@
+"""Ctrl-C and SIGTERM while a compile runs: nothing more is sent, what is known is kept, and the caller has it in hand.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import functools
+import logging
+import signal
+import threading
+from collections.abc import Callable, Coroutine, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from contextvars import ContextVar
+from types import FrameType
+from typing import TypeVar
+
+import dspy
+
+from cuesmith.teleprompters.runtime.gate import Gate
+
+T = TypeVar("T")
+logger = logging.getLogger("cuesmith")
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C has ended a compile.
+
+    Attributes:
+        program: The best program so far, with its `compilation`; None if nothing had been scored.
+    """
+
+    def __init__(self, message: str, program: dspy.Module | None = None) -> None:
+        """Remember how far the compile came."""
+        super().__init__(message)
+        self.program = program
+
+
+class Terminated(SystemExit):
+    """SIGTERM has ended a compile; the exit status is 143, as without a handler.
+
+    Attributes:
+        message: How far the compile came, and how to go on.
+        program: The best program so far, with its `compilation`; None if nothing had been scored.
+    """
+
+    def __init__(self, message: str, program: dspy.Module | None = None) -> None:
+        """Remember how far the compile came."""
+        super().__init__(143)
+        self.message = message
+        self.program = program
+
+
+class Interruption:
+    """What a signal does to one compile.
+
+    Attributes:
+        gate: The compile's gate, as soon as there is one: it is closed at once.
+        program: The best program so far, once the compile has wound up.
+        message: How far it came, in words.
+    """
+
+    def __init__(self) -> None:
+        self.gate: Gate | None = None
+        self.program: dspy.Module | None = None
+        self.message = "interrupted before anything was called"
+        self._signal: int | None = None
+        self._cancel: Callable[[], object] = lambda: None
+
+    def run(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
+        """Run a compile's coroutine to its end from sync code; a signal ends it early.
+
+        Args:
+            make: Makes the coroutine.
+
+        Raises:
+            Interrupted: After Ctrl-C.
+            Terminated: After SIGTERM.
+        """
+        token = _current.set(self)
+        try:
+            with self._handling():
+                return run_coroutine(functools.partial(self._attached, make))
+        except (asyncio.CancelledError, KeyboardInterrupt):
+            if self._signal is None:
+                raise
+        finally:
+            _current.reset(token)
+        if self._signal == signal.SIGTERM:
+            logger.warning(self.message)
+            raise Terminated(self.message, self.program)
+        raise Interrupted(self.message, self.program)
+
+    async def _attached(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
+        loop, task = asyncio.get_running_loop(), asyncio.current_task()
+        assert task is not None
+        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
+        return await make()
+
+    @contextmanager
+    def _handling(self) -> Iterator[None]:
+        """Handle the signals that nobody else handles; only the main thread can."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        ours = [number for number, handler in before.items() if _is_default(handler)]
+        for number in ours:
+            signal.signal(number, self._handle)
+        try:
+            yield
+        finally:
+            for number in ours:
+                signal.signal(number, before[number])
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:  # asked twice: at once, then
+            raise KeyboardInterrupt
+        self._signal = number
+        if self.gate is not None:
+            self.gate.stop("interrupted", f"by {signal.Signals(number).name}")
+        self._cancel()
+
+
+def current() -> Interruption | None:
+    """Return what would end the compile that this code is a part of."""
+    return _current.get()
+
+
+_current: ContextVar[Interruption | None] = ContextVar("cuesmith_interruption", default=None)
+
+
+def _is_default(handler: object) -> bool:
+    """Whether a handler is Python's own, or the one that asyncio puts in its place while a loop runs."""
+    of_asyncio = getattr(getattr(handler, "func", None), "__module__", "").startswith("asyncio")
+    return handler in (signal.default_int_handler, signal.SIG_DFL) or of_asyncio
+
+
+def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run a coroutine to its end from sync code, also where an event loop is running (a notebook).
+
+    Args:
+        make: Makes the coroutine; called once, on the thread that runs it, in a copy of this context.
+    """
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(make())
+    result: Future[T] = Future()
+    context = contextvars.copy_context()
+
+    def serve() -> None:
+        try:
+            result.set_result(context.run(lambda: asyncio.run(make())))
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=serve, name="cuesmith", daemon=True).start()
+    return result.result()
