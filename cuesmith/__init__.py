@@ -12,15 +12,16 @@ if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.teleprompters.registry import compile
-    from cuesmith.teleprompters.runtime.compilation import Compilation
+    from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
     from cuesmith.teleprompters.runtime.ledger import Budget
 
-__all__ = ["Budget", "Compilation", "EmbeddedLM", "SimulatedOptimizer", "__version__", "compile"]
+__all__ = ["Budget", "Compilation", "CompileWarning", "EmbeddedLM", "SimulatedOptimizer", "__version__", "compile"]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "cuesmith.teleprompters.runtime.ledger",
+    "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "Compilation": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",

@@ -25,7 +25,7 @@ from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting
-from cuesmith.teleprompters.search.success import success
+from cuesmith.teleprompters.search.success import success_threshold
 from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION
 
 Form = Literal["unified", "native"]
@@ -135,7 +135,7 @@ class PromptSearch(Compiler):
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
         setting = self.setting if self.threshold is not None else replace(
-            self.setting, threshold=await success(run, self.setting.threshold))
+            self.setting, threshold=await success_threshold(run, self.setting.threshold))
         run.threshold = setting.threshold
         material = Material.of(run, setting)
         guard = Guard.of(material.evidence, [p.instructions for _, p in run.baseline],
@@ -147,6 +147,11 @@ class PromptSearch(Compiler):
     async def native(self, scene: Scene) -> Candidate:
         """Search as the method's authors do; a beam search with other numbers unless the method says otherwise."""
         return await self.unified(scene)
+
+    @property
+    def success(self) -> float:
+        """The score that counts as a success, as far as it is known before the student is scored."""
+        return self.setting.threshold
 
     def initial_calls(self) -> int:
         """Return the optimizer calls that an initial prompt takes for each predictor."""

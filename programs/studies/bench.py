@@ -209,7 +209,7 @@ class Bench:
                 compiled = compile(
                     self.student(task), compiler, metric=task.metric, trainset=task.train, valset=task.validation,
                     run_dir=self._folder(name), optimizer_lm=self.optimizer, budget=left, seed=self.seed,
-                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, **options)
+                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, progress=False, **options)
         except CompileError as error:
             self._count(error.spent, error.stopped_by)
             if error.stopped_by not in CAPS:

@@ -130,7 +130,8 @@ class Peer(Compiler):
         ):
             raise CompileError(f"dspy's {type(self).__name__} failed before it scored a candidate: {reason}") from error
         run.note(
-            f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.", "failed"
+            f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.",
+            "failed",
         )
         return run.best_so_far()
 

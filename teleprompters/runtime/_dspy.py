@@ -443,22 +443,27 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-def _within(carried: Effect | None, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Do a thread's work on behalf of the effect that it was begun for."""
-    token = effect.set(carried)
+Carried = tuple[Effect | None, list[str] | None]
+"""What a thread takes over: the effect that it works for, and whether calls are forbidden."""
+
+
+def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do a thread's work on behalf of whom it was begun for."""
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1])
     try:
         return work(*args, **options)
     finally:
-        effect.reset(token)
+        effect.reset(tokens[0])
+        _forbidden.reset(tokens[1])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get()
-    if carried is not None and not isinstance(thread, threading._DummyThread):
+    carried = effect.get(), _forbidden.get()
+    if carried != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
         def within() -> None:
-            with suppress(RunStopped):  # its run is told elsewhere
+            with suppress(RunStopped, PaidCall):  # who began it is told elsewhere
                 _within(carried, run)
 
         thread.run = within  # type: ignore[method-assign]
@@ -466,7 +471,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, effect.get(), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get()), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

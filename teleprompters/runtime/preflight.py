@@ -10,21 +10,18 @@ import contextvars
 import inspect
 import re
 import threading
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import TypeVar
 
 import dspy
-from dspy.utils.annotation import annotation_allows_none
+from dspy.adapters.utils import annotation_allows_none
 from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.evidence import labels_of, shortened, text_of
 from cuesmith.teleprompters.runtime.metric import Metric
-
-T = TypeVar("T")
 
 PATIENCE = 2.0
 """Seconds that the metric has for a gold answer. Ours."""
@@ -187,7 +184,7 @@ async def check_gold(
     score = await _judged(metric, example, labels)
     if isinstance(score, AttributeError):
         return tuple(_unknown_field(score, program, labelled))
-    if score is None or score > 0.0 and (threshold is None or score >= threshold):
+    if score is None or (score > 0.0 and (threshold is None or score >= threshold)):
         return ()
     if score > 0.0:
         return (Note("gold", f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no answer "
@@ -218,7 +215,7 @@ def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequen
     if found is None:
         return
     kind, field = found.groups()
-    fields = {name for _, example, _ in labelled for name in example.keys()}
+    fields = {name for _, example, _ in labelled for name in example.toDict()}
     if kind == "Prediction":
         if _inner(program) is None:
             return  # its code may answer by names of its own
@@ -232,45 +229,44 @@ async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, ob
                   ) -> float | AttributeError | None:
     """Return the score of given outputs, or why there is none where that is known; None where it cannot be asked."""
     answer = dspy.Prediction(**labels)
+    with dspy.context(trace=None), no_calls() as tried:
+        judging = _awaited(metric, example, answer) if metric.is_async else _in_thread(metric, example, answer)
+        try:
+            score = await asyncio.wait_for(judging, PATIENCE)
+        except TimeoutError:
+            return None
+    return None if tried else score
+
+
+async def _awaited(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
     try:
-        with dspy.context(trace=None), no_calls() as refused:
-            if metric.is_async:
-                score, _ = await asyncio.wait_for(metric.acall(example, answer), PATIENCE)
-            else:
-                score, _ = await asyncio.wait_for(_in_thread(lambda: metric.call(example, answer)), PATIENCE)
+        return (await metric.acall(example, answer))[0]
     except AttributeError as error:
         return error
-    except (PaidCall, Exception):
+    except (Exception, PaidCall):
         return None
-    return None if refused else score
 
 
-def _in_thread(work: Callable[[], T]) -> Coroutine[object, object, T]:
-    """Run `work` in a thread that nobody waits for at the end, should it hang."""
+async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
+    """Judge in a thread that nobody waits for at the end, should it hang."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[T] = loop.create_future()
+    done: asyncio.Future[float | AttributeError | None] = loop.create_future()
 
-    def tell(result: T | None, error: BaseException | None) -> None:
-        if done.cancelled():
-            return
-        if error is not None:
-            done.set_exception(error)
-        else:
-            done.set_result(result)  # type: ignore[arg-type]
+    def tell(score: float | AttributeError | None) -> None:
+        if not done.done():
+            done.set_result(score)
 
-    def run() -> None:
-        result, failed = None, None
+    def judge() -> None:
+        score: float | AttributeError | None = None
         try:
-            result = work()
-        except BaseException as error:
-            failed = error
+            score = metric.call(example, answer)[0]
+        except AttributeError as error:
+            score = error
+        except BaseException:  # of its own thread: whatever it is, there is no score
+            pass
         with suppress(RuntimeError):  # the loop is gone
-            loop.call_soon_threadsafe(tell, result, failed)
+            loop.call_soon_threadsafe(tell, score)
 
     context = contextvars.copy_context()
-    threading.Thread(target=context.run, args=(run,), daemon=True, name="cuesmith-preflight").start()
-
-    async def wait() -> T:
-        return await done
-
-    return wait()
+    threading.Thread(target=context.run, args=(judge,), daemon=True, name="cuesmith-preflight").start()
+    return await done

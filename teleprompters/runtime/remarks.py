@@ -115,24 +115,25 @@ def nothing_tried(seen: Seen, stopped_by: str | None, optimizer_calls: int) -> N
         stopped_by: What ended the run early.
         optimizer_calls: Calls of the optimizer model, whoever made them.
     """
+    called = max(optimizer_calls, seen.asked)
     if seen.lost and len(seen.lost) == seen.asked:
-        why = replies(seen.asked, seen.lost)
+        why = f"not one of {seen.asked} optimizer replies could be used."
     elif stopped_by is not None:
-        why = f"the run was stopped by {stopped_by} before a new prompt was scored."
+        after = f" after {called} calls of the optimizer model," if called else ""
+        why = f"the run was stopped by {stopped_by},{after} before a new prompt was scored."
     elif seen.dropped and sum(seen.dropped.values()) >= seen.drafts:
         why = _dropped("drafts", seen.drafts, seen.dropped)
-    elif not optimizer_calls and not seen.asked:
+    elif not called:
         why = "the optimizer model was never asked, for the search found nothing to ask about."
     else:
-        asked = max(optimizer_calls, seen.asked)
-        why = f"{asked} calls of the optimizer model gave no prompt that differs from the student's and may be used."
+        why = f"{called} calls of the optimizer model gave no prompt that differs from the student's and may be used."
     return Note("verdict", f"Nothing was tried, and the student is returned unchanged: {why}")
 
 
 def points(values: Sequence[float]) -> float:
     """Return the unit of which 100 points are made: 1, or where scores leave 0..1 the distance of the outermost."""
     low, high = min(values, default=0.0), max(values, default=1.0)
-    return 1.0 if 0.0 <= low and high <= 1.0 else high - low
+    return 1.0 if low >= 0.0 and high <= 1.0 else (high - low) or 1.0
 
 
 def needed(differences: Sequence[float], unit: float) -> tuple[int, int]:
@@ -211,8 +212,8 @@ def _scale(seen: Seen) -> Iterator[Note]:
     elif high < seen.threshold and not low == high == 0.0:
         yield Note(
             "threshold",
-            f"No answer counted as a success: the highest score is {high:g}, the threshold {seen.threshold:g}. If right "
-            "answers do not score more, give threshold= what they score.",
+            f"No answer counted as a success: the highest score is {high:g}, the threshold {seen.threshold:g}. If "
+            "right answers do not score more, give threshold= what they score.",
         )
 
 
@@ -223,7 +224,7 @@ def _of_zero(seen: Seen, low: float, high: float) -> Iterator[Note]:
         reasons = Counter(one.reason for one in seen.ran if isinstance(one, ParseFailure))
         yield Note("zero", f"No program run gave an answer that could be read: {_short(_most(reasons)[0][0])}")
         return
-    text = "Nothing ever scored above 0, neither the student nor a new prompt: is the metric right, and the field?"
+    text = "Nothing ever scored above 0: is the metric right, and the field that it reads?"
     if seen.shown is not None:
         example, outcome = seen.shown
         last = outcome.trace[-1].outputs if isinstance(outcome, Scored) and outcome.trace else {}

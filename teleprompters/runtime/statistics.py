@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate95", "Gain", "estimate95", "pairs_to_show", "paired_gain"]
+__all__ = ["Estimate95", "Gain", "estimate95", "paired_gain", "pairs_to_show"]
 
 _Z = NormalDist().inv_cdf(0.975)
 _Z_POWER = NormalDist().inv_cdf(0.8)

@@ -14,7 +14,7 @@ GOLD = 3
 """Examples whose right answers are judged."""
 
 
-async def success(run: Run, usual: float) -> float:
+async def success_threshold(run: Run, usual: float) -> float:
     """Return the score from which on an answer counts as a success.
 
     It is the usual one where the student's scores on the selection examples differ and lie between 0 and 1. If they

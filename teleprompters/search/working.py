@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+
 from cuesmith.signatures import WorkExample
 from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.outcomes import value
