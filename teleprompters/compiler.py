@@ -10,7 +10,7 @@ import os
 import sys
 import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -280,7 +280,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
         gold = await check_gold(metric, trainset, student, self.success)
         for note in gold:
-            warnings.warn(note.text, CompileWarning, stacklevel=2)
+            if note.kind == "gold":
+                warnings.warn(note.text, CompileWarning, stacklevel=2)
         few = few_fresh(n_fresh)
         return (*check_inputs(student, trainset=trainset, valset=valset), *gold, *((few,) if few else ()))
 
@@ -356,7 +357,10 @@ def _display(wanted: bool | None, watched: bool) -> AbstractContextManager[Callb
 
 
 def _callbacks(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]:
-    several = (callbacks,) if callable(callbacks) else tuple(callbacks)
+    several = (callbacks,) if callable(callbacks) else callbacks
+    if not isinstance(several, Iterable):
+        raise TypeError(f"callbacks={callbacks!r} must be a function that takes an event, or several of them")
+    several = tuple(several)
     for callback in several:
         if not callable(callback):
             raise TypeError(f"callbacks has {callback!r}, which is not callable")

@@ -20,8 +20,9 @@ from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
-from cuesmith.teleprompters.runtime.evidence import labels_of, shortened, text_of
+from cuesmith.teleprompters.runtime.evidence import labels_of
 from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.remarks import listed
 
 PATIENCE = 2.0
 """Seconds that the metric has for a gold answer. Ours."""
@@ -48,10 +49,11 @@ def takes(program: dspy.Module) -> Takes:
     """Return what a program can be called with, by its `forward` or, where that takes anything, by its signature."""
     if type(program).__call__ not in (dspy.Module.__call__, dspy.Predict.__call__):
         return Takes()
-    forward = getattr(program, "forward", None) or getattr(program, "aforward", None)
     try:
-        parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()  # type: ignore[arg-type]
-    except (TypeError, ValueError):
+        name = "forward" if hasattr(type(program), "forward") else "aforward"
+        forward = object.__getattribute__(program, name)  # dspy warns of whoever asks for it in the common way
+        parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
+    except (AttributeError, TypeError, ValueError):
         return Takes()
     named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     fields = tuple(p.name for p in named)
@@ -187,8 +189,8 @@ async def check_gold(
     if score is None or (score > 0.0 and (threshold is None or score >= threshold)):
         return ()
     if score > 0.0:
-        return (Note("gold", f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no answer "
-                             f"scores more, give threshold={score:g}."),)
+        return (Note("threshold", f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no "
+                                  f"answer scores more, give threshold={score:g}."),)
     other = next((each for _, _, each in labelled[1:] if each != labels), None)
     if other is not None:  # of a loss, 0 is the best
         wrong = await _judged(metric, example, other)
@@ -198,14 +200,8 @@ async def check_gold(
                          "program is to answer?"),)
 
 
-def warnings_of(notes: Iterable[Note]) -> Iterator[str]:
-    """Yield those that say that a compile cannot do what it is for."""
-    return (note.text for note in notes if note.kind == "gold")
-
-
 def _said(i: int, labels: Mapping[str, object], score: float) -> str:
-    told = ", ".join(f"{name} = {shortened(text_of(v), 100)!r}" for name, v in labels.items())
-    return f"The metric gives the right answer of example {i} ({told}) the score {score:g}"
+    return f"The metric gives the right answer of example {i} ({listed(labels)}) the score {score:g}"
 
 
 def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequence[tuple[int, dspy.Example, object]]

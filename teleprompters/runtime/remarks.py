@@ -161,7 +161,7 @@ def few_fresh(n: int) -> Note | None:
 
 
 def _dropped(what: str, of: int, why: Mapping[str, int]) -> Note:
-    reasons = ", ".join(f"{reason} {n}" for reason, n in _most(why))
+    reasons = ", ".join(f"{reason} ({n})" if " " in reason else f"{reason} {n}" for reason, n in _most(why))
     return Note("dropped", f"{sum(why.values())} of {of} {what} dropped: {reasons}.")
 
 
@@ -228,11 +228,12 @@ def _of_zero(seen: Seen, low: float, high: float) -> Iterator[Note]:
     if seen.shown is not None:
         example, outcome = seen.shown
         last = outcome.trace[-1].outputs if isinstance(outcome, Scored) and outcome.trace else {}
-        text += f" One answer: {_listed(last)}; expected: {_listed(labels_of(example))}."
+        text += f" One answer: {listed(last)}; expected: {listed(labels_of(example))}."
     yield Note("zero", text)
 
 
-def _listed(values: Mapping[str, object]) -> str:
+def listed(values: Mapping[str, object]) -> str:
+    """Return fields with their values as a note repeats them: each on one line, and cut."""
     return ", ".join(f"{name} = {_short(text_of(v))!r}" for name, v in values.items()) or "nothing"
 
 
