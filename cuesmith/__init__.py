@@ -13,18 +13,31 @@ if TYPE_CHECKING:
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.teleprompters.registry import compile
     from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
+    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
 
-__all__ = ["Budget", "Compilation", "CompileWarning", "EmbeddedLM", "SimulatedOptimizer", "__version__", "compile"]
+__all__ = [
+    "Budget",
+    "Compilation",
+    "CompileWarning",
+    "EmbeddedLM",
+    "Interrupted",
+    "SimulatedOptimizer",
+    "Terminated",
+    "__version__",
+    "compile",
+]
 
 __version__ = "0.1.0"
 
 _HOMES = {
     "Budget": "cuesmith.teleprompters.runtime.ledger",
-    "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "Compilation": "cuesmith.teleprompters.runtime.compilation",
+    "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
+    "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
+    "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "compile": "cuesmith.teleprompters.registry",
 }
 

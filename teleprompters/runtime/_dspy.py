@@ -12,6 +12,7 @@ import base64
 import copy
 import functools
 import inspect
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -27,6 +28,7 @@ from dspy.clients.call_result import CallResult, attributes, response_from_dict,
 from dspy.clients.execution import request_to_dict
 from dspy.clients.legacy_outputs import plain, value
 
+from cuesmith.teleprompters.runtime import _litellm
 from cuesmith.teleprompters.runtime.gate import (
     Effect,
     EmptyReply,
@@ -34,6 +36,7 @@ from cuesmith.teleprompters.runtime.gate import (
     Gate,
     Reply,
     Request,
+    admission,
     effect,
     public_options,
 )
@@ -162,7 +165,9 @@ class _Door:
 
     def _hang(self) -> None:
         execution.execute, execution.aexecute, execution.finalize = _execute, _aexecute, _finalize
+        execution._retryable = _retryable
         embedding._compute_embeddings, embedding._acompute_embeddings = _embed, _aembed
+        _litellm.watch(self.leads_to)
         threading.Thread.start = _start  # type: ignore[assignment, method-assign]
         ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
         for kind in _subclasses(dspy.BaseLM):
@@ -173,6 +178,7 @@ class _Door:
 
 
 _real_execute, _real_aexecute, _real_finalize = execution.execute, execution.aexecute, execution.finalize
+_real_retryable = execution._retryable
 _real_embed, _real_aembed = embedding._compute_embeddings, embedding._acompute_embeddings
 _real_start, _real_submit = threading.Thread.start, ThreadPoolExecutor.submit
 
@@ -213,7 +219,7 @@ def _execute(lm: Any, call: Any) -> CallResult:
     gate.redactor.learn(lm)
     request = _request(lm, call, current)
     with current.around(lm, request):
-        result: CallResult = gate.call(request, lambda: _reply(_real_execute(_once(lm, call), call), lm, call), current)
+        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call), current)
     return result
 
 
@@ -226,7 +232,7 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     request = _request(lm, call, current)
 
     async def send() -> Reply:
-        return _reply(await _real_aexecute(_once(lm, call), call), lm, call)
+        return _reply(await _real_aexecute(lm, call), lm, call)
 
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
@@ -235,24 +241,21 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
 
 def _finalize(lm: Any, call: Any, result: CallResult) -> Any:
     """Hand a reply over without keeping it: a run's thousands of prompts would fill the histories."""
-    if door.leads_to() is None or dspy.settings.disable_history:
+    if dspy.settings.disable_history or door.leads_to() is None:
         return _real_finalize(lm, call, result)
     with dspy.context(disable_history=True):
         return _real_finalize(lm, call, result)
 
 
-def _once(lm: Any, call: Any) -> Any:
-    """Return the model without retries of its own: they are the gate's, who counts each attempt."""
-    if not call.managed or not lm.num_retries:
-        return lm
-    copied = copy.copy(lm)
-    copied.num_retries = 0
-    return copied
+def _retryable(state: Any, exc: BaseException, attempt: int, retries: int) -> bool:
+    """Leave the retries of a call that has passed the door to the gate, which counts each attempt."""
+    return admission.get() is None and bool(_real_retryable(state, exc, attempt, retries))
 
 
 def _request(lm: Any, call: Any, current: Effect) -> Request:
-    if getattr(lm, "engine", None) in ("auto", "litellm"):
-        _load_litellm()
+    if "litellm" not in sys.modules and getattr(lm, "engine", None) in ("auto", "litellm"):
+        _litellm.load()
+        _litellm.watch(door.leads_to)
     if call.request is not None:
         parts: tuple[object, ...] = (request_to_dict(call.request),)
         limit = call.request.config.max_tokens
@@ -325,10 +328,15 @@ def _finish(result: CallResult) -> tuple[str, ...]:
 
 
 def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
-    """Whether a reply says nothing at all and was not cut: `null` is no answer of a model's, "" may be one."""
-    texts = [each.get("text") if isinstance(each, Mapping) else each for each in result.outputs]
-    calls = any(isinstance(each, Mapping) and each.get("tool_calls") for each in result.outputs)
-    return not calls and all(text is None for text in texts) and "length" not in finish
+    """Whether the provider has sent nothing: no choices, or no content. "" may be a model's answer, `null` is none."""
+    outputs = [each if isinstance(each, Mapping) else {"text": each} for each in result.outputs]
+    if "length" in finish or any(each.get("text") or each.get("tool_calls") for each in outputs):
+        return False
+    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
+    if any(data is None for data in sent):  # a model of the user's own
+        return all(each.get("text") is None for each in outputs)
+    messages = [value(choice, "message", {}) for data in sent for choice in value(data, "choices", None) or ()]
+    return not any(value(each, "content") == "" or value(each, "refusal") for each in messages)
 
 
 def _overridden(method: Any) -> Any:
@@ -395,10 +403,7 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
     gate, current = place
     request = _embedding_request(model, batch_inputs, options)
     if isinstance(model, str):
-        _load_litellm()
-        import litellm
-
-        return gate.call(request, lambda: _embedded(litellm.embedding(model, batch_inputs, **options)), current)
+        return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
     return gate.call(request, lambda: _vectors(model(batch_inputs, **options), Usage(calls=1)), current)
 
 
@@ -411,10 +416,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     async def send() -> Reply:
         if not isinstance(model, str):
             return _vectors(model(batch_inputs, **options), Usage(calls=1))
-        _load_litellm()
-        import litellm
-
-        return _embedded(await litellm.aembedding(model, batch_inputs, **options))
+        return _embedded(await _litellm.load().aembedding(model, batch_inputs, **options))
 
     return await gate.acall(_embedding_request(model, batch_inputs, options), send, current)
 
@@ -477,17 +479,3 @@ def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **o
 def is_free(lm: dspy.BaseLM) -> bool:
     """Whether the model runs in this process: its engine says so by an attribute `free`."""
     return bool(getattr(getattr(lm, "engine", None), "free", False))
-
-
-def _load_litellm() -> None:
-    """Load LiteLLM before calls do: dspy loads it at first use, where threads that do so at once find it half made."""
-    if not _loaded_modules:
-        with _LOADING:
-            import litellm
-
-            _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
-            _loaded_modules.append(litellm)
-
-
-_LOADING = threading.Lock()
-_loaded_modules: list[object] = []

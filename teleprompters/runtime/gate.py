@@ -59,6 +59,9 @@ _CLIENTS = frozenset(
 PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
 
+FEW = 8
+"""Calls given up in a row, none answered in between, that mean an outage: so many, or all that are in flight. Ours."""
+
 BACKOFF = 0.5
 """Seconds before the second attempt, doubled for each further one, without a hint of the provider's. Ours."""
 
@@ -314,7 +317,7 @@ class Gate:
 
     def note_timeout(self, seconds: float | None) -> None:
         """Note that an effect was given up: a provider that hangs is as good as one that is down."""
-        self._note_outage(f"no answer within {seconds} s")
+        self._note_outage(f"no answer within {seconds} s", in_a_row=FEW)
 
     def check_silence(self) -> None:
         """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
@@ -370,6 +373,29 @@ class Gate:
                 answer = error
             finally:
                 admission.reset(token)
+
+    def admit_foreign(self, model: str, parts: object, current: Effect) -> Ticket:
+        """Admit a call that is about to be sent past the door, from the thread that sends it; settled when it is over.
+
+        Raises:
+            RunStopped: If it may not be sent.
+        """
+        asking = self._admission(current.role, Request(model, (parts,), 1, None, False, False), current)
+        while True:
+            try:
+                self._halt.wait(next(asking).seconds)
+            except StopIteration as done:
+                place: Admission = done.value
+                return place.ticket
+
+    def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
+        """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
+        self.ledger.settle(ticket, usage, answered=not failure)
+        current.add(ticket.role, usage)
+        if failure:
+            current.failure = current.failure or self.redactor(failure)[:400]
+        if self.journal is not None:
+            self._keep(f"{current.key}:past", ticket.role, None, usage)
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than the door stays open."""
@@ -540,10 +566,10 @@ class Gate:
             if not isinstance(error, EmptyReply | FilteredReply):
                 self._note_outage(reason)
 
-    def _note_outage(self, reason: str) -> None:
+    def _note_outage(self, reason: str, in_a_row: int | None = None) -> None:
         """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest."""
         self._failures_in_a_row += 1
-        if self._failures_in_a_row >= (max(8, self.throttle.maximum) if self._answered else 8):
+        if self._failures_in_a_row >= (in_a_row or (max(FEW, self.throttle.maximum) if self._answered else FEW)):
             self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {reason}")
 
 
@@ -557,7 +583,8 @@ def is_outage(error: BaseException | None) -> bool:
 def _is_transient(error: Exception) -> bool:
     """Return whether a call's failure may pass."""
     if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
-        return bool(is_retryable_lm_error(error))
+        unreadable = type(error) is LMProviderError and error.status == 200
+        return unreadable or bool(is_retryable_lm_error(error))
     return any(
         isinstance(each, ConnectionError | TimeoutError | json.JSONDecodeError)
         or (_of_a_client(each) and not 400 <= (getattr(each, "status_code", None) or 0) < 408)

@@ -465,7 +465,7 @@ class Run:
         self._gate.check()
         reply = None
         try:
-            with settling(current), dspy.context(lm=self._optimizer, trace=[]):
+            with settling(current), dspy.context(lm=self._optimizer, trace=[], disable_history=True):
                 reply = await self._scorer.workers.submit(work)
             if current.stopped:
                 raise RunStopped(self._gate.stopped_by or "stopped")
@@ -549,13 +549,8 @@ def _estimate(scores: Scores) -> Estimate95:
 
 async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
     """Wait for all tasks, so that what is in flight is kept, and only then raise the first failure."""
-    try:
-        if tasks:
-            await asyncio.wait(tasks)
-    except asyncio.CancelledError:
-        for task in tasks:
-            task.cancel()
-        raise
+    if tasks:
+        await asyncio.wait(tasks)
     if any(task.cancelled() for task in tasks):
         raise RunStopped("stopped")
     failed = [error for task in tasks if (error := task.exception()) is not None]

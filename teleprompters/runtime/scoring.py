@@ -192,6 +192,7 @@ class Scorer:
             return self._settled(await self.workers.submit(work), current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
+        overrides["disable_history"] = True  # a run's thousands of prompts would fill the histories
         if self._lm is not None:
             overrides["lm"] = redrawn(self._lm, draw)
         context: AbstractContextManager[None] = dspy.context(**overrides)

@@ -1,0 +1,92 @@
+"""The one file of glue to LiteLLM: calls that a program makes of it past dspy are seen through its callbacks.
+
+They are capped before they are sent and counted by what LiteLLM reports of them. Their replies cannot be given again,
+so they are not journalled. Source: ours.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
+from cuesmith.teleprompters.runtime.ledger import Ticket, Usage
+
+_lock = threading.Lock()
+_watcher: Any = None
+
+
+def load() -> Any:
+    """Return LiteLLM, loaded whole: threads that load it at once find it half made."""
+    with _lock:
+        import litellm
+
+        _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
+    return litellm
+
+
+def watch(leads_to: Any) -> None:
+    """Watch LiteLLM's calls from now on, if it is loaded.
+
+    Args:
+        leads_to: Returns the gate and the effect of a call that is made here and now, or None.
+    """
+    global _watcher
+    if "litellm" not in sys.modules:
+        return
+    with _lock:
+        litellm = sys.modules["litellm"]
+        if _watcher is None:
+            _watcher = _watcher_of(leads_to)
+        if _watcher not in litellm.callbacks:
+            litellm.callbacks.append(_watcher)
+
+
+def _watcher_of(leads_to: Any) -> Any:
+    from litellm.integrations.custom_logger import CustomLogger
+
+    class Watcher(CustomLogger):
+        """Admits each attempt that did not come through the door, and settles it."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.open: dict[str, tuple[Gate, Effect, Ticket]] = {}
+
+        def log_pre_api_call(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:
+            """Admit the call. `RunStopped` passes LiteLLM's guard around callbacks, for it is no Exception."""
+            place = None if admission.get() is not None else leads_to()
+            if place is None:
+                return
+            gate, current = place
+            self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
+            current.replayable = False
+            ticket = gate.admit_foreign(str(model), messages, current)
+            self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)
+
+        def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            """Count what the call used."""
+            used = getattr(response_obj, "usage", None)
+            sent, written = (int(getattr(used, name, 0) or 0) for name in ("prompt_tokens", "completion_tokens"))
+            self._settle(kwargs, Usage(1, sent, written, kwargs.get("response_cost")))
+
+        def log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            """Note that the call failed for good: its effect is missing."""
+            self._settle(kwargs, Usage(calls=1, usd=0.0), failure=str(kwargs.get("exception")))
+
+        async def async_log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            """As the sync one."""
+            self.log_success_event(kwargs, response_obj, start_time, end_time)
+
+        async def async_log_failure_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
+            """As the sync one."""
+            self.log_failure_event(kwargs, response_obj, start_time, end_time)
+
+        def _settle(self, kwargs: Mapping[str, Any], usage: Usage, failure: str = "") -> None:
+            known = self.open.pop(str(kwargs.get("litellm_call_id")), None)
+            if known is not None:
+                gate, current, ticket = known
+                gate.settle_foreign(ticket, usage, current, failure)
+
+    return Watcher()
