@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
-from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
+from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, text_of
 from cuesmith.teleprompters.runtime.outcomes import (
     Outcome,
@@ -83,7 +83,7 @@ class Record:
         fresh_best: The best's, on the same ones.
         gain: As the compile reported it.
         stopped_by: The cap or the circuit that ended the search; None if it ran to its end.
-        notes: What the compile had to say.
+        notes: What the compile had to say, each with its kind.
         outcomes: Candidate id -> example id -> what became of the run.
     """
 
@@ -101,7 +101,7 @@ class Record:
     fresh_best: tuple[float | None, ...] = field(repr=False)
     gain: Gain | None
     stopped_by: str | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(repr=False)
 
     @classmethod
@@ -134,7 +134,7 @@ class Record:
             fresh_best=tuple(fresh.get("best") or ()),
             gain=stored.gain,
             stopped_by=stored.stopped_by,
-            notes=tuple(stored.notes),
+            notes=tuple(_note(note) for note in stored.notes),
             outcomes={own.get(known, known): rows for known, rows in _outcomes(directory).items()},
         )
 
@@ -203,6 +203,12 @@ class _Candidate:
 
 
 @dataclass
+class _Note:
+    kind: str
+    text: str
+
+
+@dataclass
 class _Stored:
     format: int
     compiler: str
@@ -216,7 +222,12 @@ class _Stored:
     fresh_scores: dict[str, list[float | None] | None]
     gain: Gain | None
     stopped_by: str | None
-    notes: list[str]
+    notes: list[_Note | str]
+
+
+def _note(stored: _Note | str) -> Note:
+    """Return a note; records of the first version have sentences without a kind."""
+    return Note("search", stored) if isinstance(stored, str) else Note(stored.kind, stored.text)
 
 
 def _stored(directory: Path) -> _Stored:

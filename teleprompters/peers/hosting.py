@@ -36,7 +36,6 @@ from cuesmith.teleprompters.runtime.outcomes import (
     value,
 )
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
 
 T = TypeVar("T")
 
@@ -192,7 +191,8 @@ class Host:
         if effect.get() is not self._border.judge:
             lost = isinstance(error, LMError | OSError) and not isinstance(error, ContextWindowExceededError)
             reason = self._reason(error)
-            outcome = ProviderFailure(reason) if lost else ParseFailure(f"{PROGRAM_RAISED}{reason}")
+            raised = ParseFailure(f"the program raised {reason}", raised=True)
+            outcome = ProviderFailure(reason) if lost else raised
             for example in self._examples.get(_named(inputs), ()):
                 self._observe(getattr(self._now, "candidate", None), example, outcome)
 
@@ -210,7 +210,9 @@ class Host:
             if seen != self._run.baseline:
                 self.candidates.setdefault(seen.id, seen)
             if value(outcome) is None:
-                self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
+                self._run.note(
+                    "dspy's optimizer counted as 0 what has no score: the metric or the provider failed.", "missing"
+                )
             try:
                 self._run.observe(seen, example, outcome)
             except BaseException as error:  # a callback may end a run; the loop would only log it here
@@ -220,7 +222,9 @@ class Host:
             self._border.loop.call_soon_threadsafe(tell)
 
     def _note_refusal(self, error: Exception) -> None:
-        self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
+        self._run.note(
+            f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).", "refused"
+        )
 
 
 class _Sight(BaseCallback):  # type: ignore[misc]

@@ -112,7 +112,7 @@ class PaidCall(BaseException):
     """A model was called where none may be. Not an `Exception`: no metric may swallow it."""
 
 
-_forbidden: ContextVar[bool] = ContextVar("cuesmith_forbidden", default=False)
+_forbidden: ContextVar[list[str] | None] = ContextVar("cuesmith_forbidden", default=None)
 
 
 class _Door:
@@ -147,8 +147,9 @@ class _Door:
             PaidCall: Within `no_calls`.
             RunStopped: If nobody waits any more for the effect that this thread works for.
         """
-        if _forbidden.get():
-            raise PaidCall("a model is called where no call may be paid for")
+        if (tried := _forbidden.get()) is not None:
+            tried.append("a model is called where no call may be paid for")
+            raise PaidCall(tried[-1])
         current = effect.get()
         if current is not None and current.gate is not None:
             if current.abandoned:
@@ -185,12 +186,17 @@ door = _Door()
 
 
 @contextmanager
-def no_calls() -> Iterator[None]:
-    """Let no model be called within: a call raises `PaidCall`."""
+def no_calls() -> Iterator[list[str]]:
+    """Let no model be called within: a call raises `PaidCall`.
+
+    Yields:
+        What was tried: a bare `except` swallows even that.
+    """
     door.open(None)
-    token = _forbidden.set(True)
+    tried: list[str] = []
+    token = _forbidden.set(tried)
     try:
-        yield
+        yield tried
     finally:
         _forbidden.reset(token)
         door.close(None)
@@ -439,22 +445,27 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-def _within(carried: Effect | None, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Do a thread's work on behalf of the effect that it was begun for."""
-    token = effect.set(carried)
+Carried = tuple[Effect | None, list[str] | None]
+"""What a thread takes over: the effect that it works for, and whether calls are forbidden."""
+
+
+def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do a thread's work on behalf of whom it was begun for."""
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1])
     try:
         return work(*args, **options)
     finally:
-        effect.reset(token)
+        effect.reset(tokens[0])
+        _forbidden.reset(tokens[1])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get()
-    if carried is not None and not isinstance(thread, threading._DummyThread):
+    carried = effect.get(), _forbidden.get()
+    if carried != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
         def within() -> None:
-            with suppress(RunStopped):  # its run is told elsewhere
+            with suppress(RunStopped, PaidCall):  # who began it is told elsewhere
                 _within(carried, run)
 
         thread.run = within  # type: ignore[method-assign]
@@ -462,7 +473,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, effect.get(), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get()), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

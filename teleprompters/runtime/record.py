@@ -78,7 +78,7 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
         "fresh_scores": {"baseline": on_fresh(c.baseline.candidate), "best": on_fresh(c.best.candidate)},
         "gain": None if c.gain is None else asdict(c.gain),
         "stopped_by": c.stopped_by,
-        "notes": list(c.notes),
+        "notes": [{"kind": note.kind, "text": note.text} for note in c.notes],
         "spent": {
             role: {
                 "calls": used.calls,

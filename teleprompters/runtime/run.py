@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Malformed,
     Missing,
+    Noted,
     SpentChanged,
     StepDone,
     Stream,
@@ -68,6 +70,13 @@ class Run:
         select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
             report are in neither and stay hidden.
         predictors: Name -> the student's predictor, for reading its signature.
+        asked: Draws of the optimizer model that came back.
+        lost: Those of them that could not be used.
+        drafts: Prompts that were read out of the others.
+        dropped: Why some of these may not be used -> how many.
+        worked: Examples that the optimizer was to work as demonstrations.
+        unworked: Why some became none -> how many.
+        threshold: The score from which on the search counts an answer as a success; None if it asks for none.
         directory: Where the run keeps what survives it; None if it keeps nothing.
         alignment: What a prompter's training came to, for the compilation; None without one.
     """
@@ -95,6 +104,10 @@ class Run:
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
         self.steps: list[StepRecord] = []
         self.notes: list[Note] = []
+        self.asked, self.lost = 0, list[Malformed]()
+        self.drafts, self.dropped = 0, Counter[str]()
+        self.worked, self.unworked = 0, Counter[str]()
+        self.threshold: float | None = None
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
@@ -124,6 +137,7 @@ class Run:
         """
         if text not in self.notes:
             self.notes.append(Note(kind, text))
+            self._stream.emit(Noted(self.notes[-1]))
 
     async def ask(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, salt: str = ""
@@ -337,7 +351,20 @@ class Run:
 
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
-        return tuple(self._value(candidate, example) for example in examples)
+        found = (self.outcome_of(candidate, example) for example in examples)
+        return tuple(None if outcome is None else value(outcome) for outcome in found)
+
+    @property
+    def ran(self) -> tuple[Outcome, ...]:
+        """What became of every program run until now, in no order that means anything."""
+        done = {key: task.result() for key, task in list(self._outcomes.items()) if _is_settled(task)}
+        return tuple(o for key, o in {**self._settled, **done}.items() if not key.startswith("judge:"))
+
+    def outcome_of(self, candidate: Candidate, example: dspy.Example) -> Outcome | None:
+        """Return what became of a candidate on an example, as far as it is known now."""
+        key = self._score_key(candidate, example)
+        task = self._outcomes.get(key)
+        return task.result() if task is not None and _is_settled(task) else self._settled.get(key)
 
     def tell(self, event: TrainingStepDone) -> None:
         """Emit an event of a compiler's own work. Called on the search's event loop."""
@@ -384,13 +411,6 @@ class Run:
 
     def _score_key(self, candidate: Candidate, example: dspy.Example) -> str:
         return f"{candidate.id}:{self._id(example)}"
-
-    def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
-        key = self._score_key(candidate, example)
-        task, outcome = self._outcomes.get(key), self._settled.get(key)
-        if task is not None and _is_settled(task):
-            outcome = task.result()
-        return None if outcome is None else value(outcome)
 
     def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Future[Outcome]:
         key = self._score_key(candidate, example)
@@ -465,7 +485,7 @@ class Run:
             if current.stopped:
                 raise RunStopped(self._gate.stopped_by or "stopped")
         except LMInvalidRequestError as error:
-            self._malformed(signature, error)
+            self._malformed(signature, error, "invalid request")
         except LMError as error:
             raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
         except UnknownPrice:
@@ -473,17 +493,19 @@ class Run:
         except TimeoutError as error:
             current.abandoned = True
             self._gate.note_timeout(None)
-            self._malformed(signature, error)
+            self._malformed(signature, error, "timed out")
         except Exception as error:
-            self._malformed(signature, error)
+            self._malformed(signature, error, "cut" if current.cut else "unreadable")
+        self.asked += 1
         self._emit("optimizer", None, None, None)
         assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
 
-    def _malformed(self, signature: type[dspy.Signature], error: Exception) -> None:
-        """Tell of a draw that could not be used."""
+    def _malformed(self, signature: type[dspy.Signature], error: Exception, kind: str) -> None:
+        """Tell of a draw that could not be used, and count it."""
         reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-        self._stream.emit(Malformed(signature.__name__, reason))
+        self.lost.append(Malformed(signature.__name__, reason, kind))
+        self._stream.emit(self.lost[-1])
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
@@ -524,9 +546,7 @@ class Run:
     def _report_missing(self, scores: Scores) -> None:
         failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
         if failed:
-            reason = failed[0].reason
-            self._stream.emit(Missing(scores.candidate.id, len(failed), reason))
-            self.note(f"Some program runs have no score and were compared without ({reason}).")
+            self._stream.emit(Missing(scores.candidate.id, len(failed), failed[0].reason))
 
 
 def _is_settled(task: asyncio.Task[Outcome]) -> bool:

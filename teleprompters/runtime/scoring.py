@@ -42,8 +42,6 @@ Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]
 _GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 
-PROGRAM_RAISED = "the program raised "
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -265,7 +263,7 @@ class Scorer:
             case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
-                return ParseFailure(f"{PROGRAM_RAISED}{reason}", "", steps)
+                return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
 
     def _metric_failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):
