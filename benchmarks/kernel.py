@@ -152,7 +152,7 @@ def journal_rate(repeats: int) -> list[float]:
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as directory:
-            journal = Journal(Path(directory), {"a": "b"}, lambda text: text)
+            journal = Journal(Path(directory), {"a": "b"})
             for i in range(2000):
                 journal.put("calls", f"key-{i}", {"outputs": ["x" * 400], "usage": {"calls": 1, "usd": 0.1}})
             journal.close()

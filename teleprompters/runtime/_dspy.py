@@ -157,6 +157,7 @@ class _Metered:
 
 
 def _request(lm: Any, prompt: object, messages: object, options: Mapping[str, Any]) -> Request:
+    lm.gate.redactor.learn(lm, options)
     merged = {**lm.kwargs, **options}
     n = merged.get("n")
     limit = merged.get("max_tokens") or merged.get("max_completion_tokens")
@@ -251,6 +252,7 @@ class _Watch(BaseCallback):  # type: ignore[misc]
         if isinstance(instance, _Metered):
             return
         self._gate.check()
+        self._gate.redactor.learn(instance)
         current = effect.get()
         role, patience = current.role if current else "target", _PATIENCE_S
         while (answer := self._gate.ledger.admit(role, 1, 0, False)) is None and patience > 0:

@@ -17,7 +17,7 @@ import uuid
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast, get_args
 
 from dspy.utils.exceptions import (
@@ -244,6 +244,7 @@ class Gate:
             ticket = yield from self._admission(role, request)
             answer = yield Send()
             if isinstance(answer, Reply):
+                answer = replace(answer, outputs=self.redactor.reply(answer.outputs))
                 self._accept(ticket, request, answer, key, role)
                 if current:
                     current.add(role, answer.usage)

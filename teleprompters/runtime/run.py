@@ -412,6 +412,7 @@ class Run:
         else:
             current = Effect(key, "target")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
+            outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
         self._emit("target", candidate.id, self._id(example), outcome)

@@ -104,7 +104,7 @@ class Session:
         self.job = job
         redactor = self._redactor = Redactor(lms)
         self.stream = Stream(job.callbacks)
-        self.journal = Journal(job.run_dir, job.identity, redactor) if job.run_dir is not None else None
+        self.journal = Journal(job.run_dir, job.identity) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
         self.throttle = Throttle(job.max_in_flight)
         self.gate = Gate(
