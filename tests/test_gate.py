@@ -39,7 +39,7 @@ class _House:
 
     def __init__(self, budget: Budget = Budget(), run_dir: Path | None = None, width: int = 4) -> None:  # noqa: B008
         self.ledger = Ledger(budget)
-        self.journal = None if run_dir is None else Journal(run_dir, {"a": "b"}, str)
+        self.journal = None if run_dir is None else Journal(run_dir, {"a": "b"})
         self.throttle = Throttle(width)
         self.retries: list[tuple[str, float, int]] = []
         self.waited: list[float] = []

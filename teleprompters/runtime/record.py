@@ -42,8 +42,8 @@ def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[
         with contextlib.suppress(OSError):
             partial.unlink()
         raise JournalError(
-            f"run_dir {str(directory)!r}: {FILE} cannot be written ({error.strerror or error}): make room there and run "
-            "the same command again; nothing is paid twice"
+            f"run_dir {str(directory)!r}: {FILE} cannot be written ({error.strerror or error}): make room there and "
+            "run the same command again; nothing is paid twice"
         ) from error
 
 
