@@ -59,7 +59,7 @@ _SCHEME = re.compile(r"(?i)(bearer|basic|token|apikey|api-key|key|digest)[ =:]+(
 # A key has a digit in it: without that, `hf_hub_download` or `sk-learn-pipeline` would be taken for one.
 _SHAPES = re.compile(
     r"(?i)\b(?:sk|pk|rk|gsk|xai|hf|gh[pousr])[-_](?=[\w\-]*\d)[\w\-]{12,}"
-    r"|\bAIza[\w\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bBearer\s+[\w.\-~+/=]{8,}|\bBasic\s+(?=[a-z+/]*[0-9=])[\w+/=]{8,}"
+    r"|\bAIza[\w\-]{20,}|\bAKIA[0-9A-Z]{16}\b|\bBearer\s+[\w.\-~+/=]{8,}|\bBasic\s+(?=[a-z+/]*(?:[0-9=]|(?-i:[a-z][A-Z])))[\w+/=]{8,}"
     r"|\beyJ[\w\-]{10,}\.[\w\-]{10,}\.[\w\-]*|(?<=://)[^\s/?#]+(?=@)"
     r"|(?<=[?&])((?:[\w\-]*(?:key|token)|sig|signature|password)=)[^&\s\"'#]+"
 )
