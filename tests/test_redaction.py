@@ -441,6 +441,40 @@ def test_a_metric_that_repeats_a_key_is_replayed_as_it_was_read(
     assert KEY.encode() not in stored and b"judged with [redacted]" in stored
 
 
+@pytest.mark.parametrize("echo", ["replies", "errors"], indirect=True)
+@pytest.mark.parametrize("way", ["api_key", "Basic", "own header", "short api_key", "user and password, LiteLLM"])
+def test_no_key_of_a_judge_is_in_any_byte_that_is_written(way: str, echo: Echo, tmp_path: Path) -> None:
+    judge = WAYS[way](echo.port).copy(num_retries=0)
+
+    def metric(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> dspy.Prediction:
+        try:
+            said = judge("[[ ## question ## ]]\nsay something")[0]
+        except dspy.LMAuthError:
+            raise
+        except Exception as error:
+            said = str(error)
+        return dspy.Prediction(score=float(example.answer == prediction.answer), feedback=said)
+
+    events: list[object] = []
+    lm = toy_lm(ToyEngine())
+    texts: list[str] = []
+    try:
+        compiled = toy_compile(
+            lm, run_dir=tmp_path, n_train=4, n_val=8, steps=1, width=2, metric=metric, callbacks=[events.append]
+        )
+        texts.append(repr(compiled.compilation))
+    except CompileError as error:
+        texts.append(f"{error}")
+    texts += [repr(event) for event in events]
+    texts += [path.read_bytes().decode("utf-8", "replace") for path in tmp_path.rglob("*") if path.is_file()]
+    key = SHORT if way.startswith("short") else KEY
+    forms = [key, base64.b64encode(b"joe:" + key.encode()).decode()]
+    assert any(form in sent for form in forms for sent in echo.sent)
+    assert any("You sent" in text for text in texts)
+    for form in forms:
+        assert not [text for text in texts if form in text]
+
+
 def test_text_that_only_looks_like_a_key_is_replayed_as_it_was_read(tmp_path: Path) -> None:
     def reply(system: str, user: str, drawn: int | None) -> str:
         return toy_reply(system, user, drawn).replace("Repeat the word.", "Redact keys such as sk-abc123def456ghi789.")
