@@ -244,7 +244,8 @@ def test_a_closed_journal_takes_and_gives_nothing(tmp_path: Path) -> None:
 
 
 def test_what_json_cannot_hold_is_not_stored(tmp_path: Path) -> None:
-    journal, deep = _open(tmp_path), []
+    journal = _open(tmp_path)
+    deep: list[object] = []
     for _ in range(5000):
         deep = [deep]
     assert not journal.put("outcomes", "a", {"x": object()}) and not journal.put("outcomes", "b", {"x": deep})

