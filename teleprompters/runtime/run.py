@@ -458,6 +458,7 @@ class Run:
         else:
             current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
+            outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
             self._costs[key] = sum(current.used.values(), Usage())
             self._store(key, outcome, current)
         self._emit("target", candidate.id, self._id(example), outcome)
@@ -487,7 +488,7 @@ class Run:
         except LMInvalidRequestError as error:
             self._malformed(signature, error, "invalid request")
         except LMError as error:
-            raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
+            raise self._gate.stop("outage", f"the optimizer model failed: {error}") from None
         except UnknownPrice:
             raise
         except TimeoutError as error:
@@ -519,7 +520,7 @@ class Run:
         try:
             write()
         except JournalError as error:
-            raise self._gate.stop("journal", str(error)) from error
+            raise self._gate.stop("journal", str(error)) from None
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]

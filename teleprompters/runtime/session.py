@@ -20,7 +20,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarni
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.interruption import current
-from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
@@ -114,7 +114,7 @@ class Session:
         self.job = job
         redactor = self._redactor = Redactor(lms)
         self.stream = Stream(job.callbacks)
-        self.journal = Journal(job.run_dir, job.identity, redactor) if job.run_dir is not None else None
+        self.journal = Journal(job.run_dir, job.identity) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
         self.throttle = Throttle(job.max_in_flight)
         self.gate = Gate(
@@ -199,7 +199,7 @@ class Session:
             record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
             try:
                 write_record(self.job.run_dir, record, self._redactor)
-            except OSError as error:
+            except (OSError, JournalError) as error:
                 note = Note("record", f"The run's record could not be written: {error}.")
                 compilation = replace(compilation, notes=(*compilation.notes, note))
         self.stream.emit(RunFinished(compilation))
