@@ -10,10 +10,9 @@ import dspy
 
 from cuesmith.signatures import Deviation, ReviseStep, WriteSteps
 from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
-from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.demos import Behavior
@@ -129,8 +128,8 @@ class ABO(PromptSearch):
         worked = await self._work(scene, name, steps, failing, f"step {scene.step}, {i}", len(first))
         demos = worked.demonstrations
         if steps == old.steps:  # what was shown before still follows these steps
-            new = {content_key(one.case.example) for one in demos}
-            kept = [one for one in old.demonstrations if content_key(one.case.example) not in new]
+            new = {question_key(one.case.example) for one in demos}
+            kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
             demos = (*demos, *kept)[: self.demos_per_predictor]
         seen = [*failing[: len(first)], *(one.case.example for one in demos)]
         return parent.change(scene.run, {name: Behavior(old.task, steps, demos)},
@@ -181,8 +180,8 @@ class ABO(PromptSearch):
         """Have demonstrations worked: on failing inputs before others, the `first` of them before the rest."""
         if not self.demonstrations:
             return Worked()
-        workable = {content_key(example): example for example in scene.material.workable}
-        wanted = [[content_key(e) for e in failing[:first]], [content_key(e) for e in failing[first:]], [*workable]]
+        workable = {question_key(example): example for example in scene.material.workable}
+        wanted = [[question_key(e) for e in failing[:first]], [question_key(e) for e in failing[first:]], [*workable]]
         order: list[str] = []
         for k, keys in enumerate(wanted):
             order += scene.run.rng("demonstrate", name, salt, k).sample(keys, len(keys))

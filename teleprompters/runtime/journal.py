@@ -13,7 +13,7 @@ import json
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Literal
 
@@ -72,7 +72,7 @@ class Journal:
         # An exclusive lock held for the connection's life keeps a second process out; kill -9 drops it.
         for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
             self._db.execute(f"PRAGMA {pragma}")
-        for table in ("meta", "calls", "outcomes"):
+        for table in ("meta", "calls", "outcomes", "volatile"):
             # No index: this process alone has the file open and knows all keys, and a write is twice as fast.
             self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT NOT NULL, body TEXT NOT NULL)")
 
@@ -86,11 +86,12 @@ class Journal:
             self._db.executemany("INSERT INTO meta VALUES (?, ?)", list(identity.items()))
             self._db.execute("COMMIT")
             return
-        differing = sorted(k for k in {*stored, *identity} if stored.get(k) != identity.get(k))
+        names = {*stored, *identity} - {str(k) for (k,) in self._db.execute("SELECT key FROM volatile")}
+        differing = sorted(k for k in names if stored.get(k) != identity.get(k))
         if differing:
             self.close()
             raise JournalError(
-                f"run_dir {str(run_dir)!r} holds a run that differs in: {', '.join(differing)}. "
+                f"run_dir {str(run_dir)!r} holds a run that differs in: {', '.join(differing[:5])}. "
                 "Resume it with the same arguments, or give a new directory"
             )
 
@@ -98,6 +99,11 @@ class Journal:
     def resumed(self) -> bool:
         """Whether the directory held completed effects when it was opened, or holds some now."""
         return any(self._known.values())
+
+    def volatile(self, names: Iterable[str]) -> None:
+        """Say which parts of the identity a run changes by itself: they are not compared when it is resumed."""
+        with self._lock:
+            self._db.executemany("INSERT INTO volatile VALUES (?, '')", [(name,) for name in names])
 
     def get(self, table: Table, key: str) -> dict[str, object] | None:
         """Return the body stored under `key`, or None."""
