@@ -8,11 +8,13 @@ version (`origins`). What has no content that could be read (a lock, a socket) i
 
 from __future__ import annotations
 
+import contextlib
 import copyreg
 import dataclasses
 import enum
 import functools
 import hashlib
+import inspect
 import logging
 import re
 import struct
@@ -145,6 +147,7 @@ class _Reader:
         self._prefix, self._covered, self._with_code = prefix, covered, with_code
         self._nodes: dict[object, tuple[object, bytes]] = {}
         self._names: Counter[str] = Counter()
+        self._order: list[tuple[object, str]] = []
         self._waiting: deque[tuple[object, Callable[[], None]]] = deque()
         self._open: dict[int, int] = {}
         self._done: dict[int, tuple[object, bytes]] = {}
@@ -184,6 +187,7 @@ class _Reader:
         known = self._nodes.get(key)
         if known is None:
             self._names[label] += 1
+            self._order.append((key, label))
             name = label if self._names[label] == 1 else f"{label} ({self._names[label]})"
             known = self._nodes[key] = (value, b"@" + _text(name))
             self._waiting.append((value, functools.partial(visit, value, name)))
@@ -227,6 +231,8 @@ class _Reader:
                 return self._class(value)
             case types.FunctionType():
                 return self._function(value)
+            case _ if type(value).__name__ == "cython_function_or_method":
+                return self._all("function", value.__module__, value.__qualname__, version_of(value.__module__))
             case functools.partial():
                 made = getattr(value.func, "__name__", type(value.func).__name__)
                 return self._node(value, f"partial of {_short(made)}", self._read_partial)
@@ -241,13 +247,13 @@ class _Reader:
                 return self._node(value, type(value).__name__, self._read_object)
             case enum.Enum() | types.ModuleType():
                 return None
-        if version_of(type(value).__module__) is None:
+        if version_of(type(value).__module__) is None and not _is_builtin(type(value)):
             return self._node(value, _short(type(value).__qualname__), self._read_object)
         return None
 
     def _as_data(self, value: Any) -> bytes:
         match value:
-            case list() | tuple() | deque() if type(value) in (list, tuple, deque):
+            case list() | tuple() if type(value) in (list, tuple):
                 return self._all(type(value).__name__, *value)
             case dict() | types.MappingProxyType() if type(value) in (dict, types.MappingProxyType):
                 return self._dict(value)
@@ -272,7 +278,7 @@ class _Reader:
     def _dict(self, values: Mapping[Any, object]) -> bytes:
         hidden = [isinstance(k, str) and isinstance(v, str) and bool(_KEY.search(k)) for k, v in values.items()]
         pairs = zip(values.items(), hidden, strict=True)
-        return _joined(b"dict", [self._all("", k, "a key" if hide else v) for (k, v), hide in pairs])
+        return _joined(type(values).__name__.encode(), [self._all("", k, "a key" if hide else v) for (k, v), hide in pairs])
 
     def _unordered(self, values: Iterable[object]) -> list[bytes]:
         """Encode the members of a set in an order that only their content gives: theirs differs by process."""
@@ -328,19 +334,19 @@ class _Reader:
 
     def _array(self, value: Any) -> bytes | None:
         """Encode arrays, frames and tensors by their bytes, whatever their layout in memory."""
-        kind = type(value)
+        kind, home = type(value), type(value).__module__.partition(".")[0]
         if kind.__module__ == "numpy" and kind.__name__ == "ndarray":
             data = value.tolist() if value.dtype.hasobject else value.tobytes()
             return self._all("array", value.dtype, value.shape, data)
-        if kind.__module__.startswith("torch") and hasattr(value, "untyped_storage"):
+        if home == "torch" and hasattr(value, "untyped_storage"):
             flat = value.detach().cpu().contiguous().reshape(-1)
             data = flat.view(named("torch", "uint8")).numpy().tobytes() if flat.numel() else b""
             return self._all("tensor", kind, str(value.dtype), tuple(value.shape), value.requires_grad, data)
-        if kind.__module__.startswith("pandas.") and hasattr(value, "iloc"):
+        if home == "pandas" and hasattr(value, "iloc"):
             columns = [value.iloc[:, i] for i in range(value.shape[1])] if value.ndim == 2 else [value]
             heads = value.columns if value.ndim == 2 else value.name
             return self._all("frame", kind, heads, value.index, [(c.dtype, _cells(c)) for c in columns], value.attrs)
-        if kind.__module__.startswith("pandas.") and hasattr(value, "get_indexer"):
+        if home == "pandas" and hasattr(value, "get_indexer"):
             return self._all("index", kind, list(value.names), value.dtype, _cells(value))
         return None
 
@@ -353,7 +359,7 @@ class _Reader:
         kind = type(value)
         if isinstance(value, _WEAK):
             return self._all("weak", kind)
-        before, depth = dict(self.unread), len(self._open)
+        before = self._mark()
         try:
             reduced = _reduced(value)
             if isinstance(reduced, str):
@@ -361,20 +367,32 @@ class _Reader:
             made, arguments, *rest = reduced
             state, items, pairs = (*rest, None, None, None)[:3]
             found = self._all("object", made, arguments, state, list(items or ()), list(pairs or ()))
-            if self.unread == before:
+            if len(self.unread) == before[0]:
                 return found
         except Exception:  # pickle's way to say no; but also whatever a library's code raises
-            for inner in list(self._open)[depth:]:
-                del self._open[inner]
-        self.unread.clear()
-        self.unread.update(before)
+            pass
+        self._back_to(before)
         data = getattr(value, "__dict__", {})
         known = {name: data.get(name, data.get(f"_{name}")) for name in sorted(_parameters(kind))}
         found = self._all("made", kind, known)
-        self.unread.clear()
-        self.unread.update(before)
+        for place in list(self.unread)[before[0] :]:
+            del self.unread[place]
         self._unreadable(value)
         return found
+
+    def _mark(self) -> tuple[int, int, int, int]:
+        return len(self.unread), len(self._open), len(self._done), len(self._order)
+
+    def _back_to(self, mark: tuple[int, int, int, int]) -> None:
+        """Forget what has been read since: it is no part of the value's content after all."""
+        for kept, size in zip((self.unread, self._open, self._done), mark, strict=False):
+            for late in list(kept)[size:]:
+                del kept[late]  # type: ignore[attr-defined]
+        for key, label in self._order[mark[3] :]:
+            del self._nodes[key]
+            self._names[label] -= 1
+            self._waiting.pop()
+        del self._order[mark[3] :]
 
     # -- code
 
@@ -382,7 +400,7 @@ class _Reader:
         """Encode bytecode, without line numbers and files."""
         return self._all(
             "code", code.co_code, code.co_consts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
-            (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags), code.co_exceptiontable,
+            (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFFFF), code.co_exceptiontable,
         )  # fmt: skip
 
     def _module(self, module: types.ModuleType) -> bytes:
@@ -470,9 +488,9 @@ class _Reader:
 
     def _class(self, cls: type) -> bytes:
         version = version_of(cls.__module__)
-        if version is not None and (_is_builtin(cls) or named(cls.__module__, cls.__qualname__) is cls):
+        if _is_builtin(cls) or (version is not None and named(cls.__module__, cls.__qualname__) is cls):
             return self._all("class", cls.__module__, cls.__qualname__, version)
-        if not self._with_code:
+        if version is None and not self._with_code:
             self.classes[cls] = None
             return self._all("class", _short(cls.__qualname__))
         return self._node(cls, f"class {_short(cls.__qualname__)}", self._read_class)
@@ -634,6 +652,10 @@ def _is_own(name: str, value: object) -> bool:
 
 
 def _parameters(kind: type) -> set[str]:
-    inits = (vars(each).get("__init__") for each in kind.__mro__)
-    codes = [init.__code__ for init in inits if isinstance(init, types.FunctionType)]
-    return {name for c in codes for name in c.co_varnames[1 : c.co_argcount + c.co_kwonlyargcount]}
+    """Return the names of what an instance may be made with, by the class or one that it derives from."""
+    found: set[str] = set()
+    for each in kind.__mro__:
+        if "__init__" in vars(each):
+            with contextlib.suppress(TypeError, ValueError):
+                found |= set(inspect.signature(each).parameters)
+    return found
