@@ -10,10 +10,9 @@ import dspy
 
 from cuesmith.signatures import Deviation, ReviseStep, WriteSteps
 from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
-from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.demos import Behavior, Demonstration
@@ -128,8 +127,8 @@ class ABO(PromptSearch):
         failing = [one.failure.example for one in (*first, *rest)]
         demos = await self._work(scene, name, steps, failing, f"step {scene.step}, {i}", len(first))
         if steps == old.steps:  # what was shown before still follows these steps
-            new = {content_key(one.case.example) for one in demos}
-            kept = [one for one in old.demonstrations if content_key(one.case.example) not in new]
+            new = {question_key(one.case.example) for one in demos}
+            kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
             demos = (*demos, *kept)[: self.demos_per_predictor]
         seen = [*failing[: len(first)], *(one.case.example for one in demos)]
         return parent.change(scene.run, {name: Behavior(old.task, steps, demos)},
@@ -178,8 +177,8 @@ class ABO(PromptSearch):
         """Have demonstrations worked: on failing inputs before others, the `first` of them before the rest."""
         if not self.demonstrations:
             return ()
-        workable = {content_key(example): example for example in scene.material.workable}
-        wanted = [[content_key(e) for e in failing[:first]], [content_key(e) for e in failing[first:]], [*workable]]
+        workable = {question_key(example): example for example in scene.material.workable}
+        wanted = [[question_key(e) for e in failing[:first]], [question_key(e) for e in failing[first:]], [*workable]]
         order: list[str] = []
         for k, keys in enumerate(wanted):
             order += scene.run.rng("demonstrate", name, salt, k).sample(keys, len(keys))

@@ -24,13 +24,14 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.session import Job, Session, identity_of
+from cuesmith.teleprompters.runtime.session import Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples
 
 FRESH_EXAMPLES = 100
@@ -204,9 +205,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         split = self._split(student, trainset, valset)
         task_lm, optimizer = self._models(student)
         metric = Metric(self.metric)
-        models = [lm.model for lm in (task_lm, optimizer) if lm is not None]
         identity = identity_of(
-            type(self).__name__, self._options(), self.seed, Candidate.of(student), split, metric, models
+            type(self).__name__, self._options(), self.seed, student, split, metric, task_lm, optimizer
         )
         job = Job(
             compiler=type(self).__name__,

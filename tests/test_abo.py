@@ -20,9 +20,8 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.abo import ABO
-from cuesmith.teleprompters.runtime.candidate import Candidate, Demo
+from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, question_key
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.search.deviations import labelled
 
 SUM = FAMILIES["sum"]
@@ -177,7 +176,7 @@ def test_it_finds_steps_and_demonstrations_and_records_its_steps() -> None:
     prompt = found.best.candidate.prompts["predict"]
     parsed = parse_steps(prompt.instructions)
     assert parsed is not None and len(prompt.demos) == 2
-    selected = {content_key(example) for example in VALID}
+    selected = {question_key(example) for example in VALID}
     for demo in prompt.demos:
         solved = SUM.solve(str(demo["question"]))
         assert solved is not None and demo["answer"] == solved.answer

@@ -22,13 +22,14 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import Outcome
 from cuesmith.teleprompters.runtime.remarks import OF_A_COMPILE
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session, identity_of
+from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split
 
 __all__ = ["Bench", "Experiment", "Findings", "Study", "by_example"]
@@ -147,7 +148,6 @@ class Bench:
             return
         student, metric = self.student(task), Metric(task.metric)
         split = Split(tuple(task.train), tuple(task.validation), ())
-        models = [self.target.model, self.optimizer.model]
         kept: list[Run] = []
 
         async def search(run: Run) -> Candidate:
@@ -169,7 +169,9 @@ class Bench:
             timeout=600.0,
             callbacks=self.callbacks,
             run_dir=self._folder(name),
-            identity=identity_of(f"study {name}", {}, self.seed, Candidate.of(student), split, metric, models),
+            identity=identity_of(
+                f"study {name}", {}, self.seed, student, split, metric, self.target, self.optimizer
+            ),
             forecast=Forecast(0, 0, 0),
         )
         with dspy.context(lm=self.target):

@@ -76,11 +76,6 @@ def labels_of(example: dspy.Example) -> dict[str, object]:
     return {str(name): value for name, value in example.labels().items()}
 
 
-def content_key(example: dspy.Example) -> str:
-    """Return what makes two examples the same question: the inputs, up to case and white space."""
-    return " ".join(render_fields(dict(sorted(inputs_of(example).items()))).casefold().split())
-
-
 def shown_example(inputs: Mapping[str, object], outputs: Mapping[str, object]) -> str:
     """Return a solved example for the optimizer: inputs first, right outputs last."""
     return render_fields({**inputs, **outputs})

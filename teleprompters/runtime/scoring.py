@@ -121,6 +121,11 @@ class Scorer:
         """
         return self._front(candidate, candidate.bind(self._student))
 
+    def ran(self, candidate: Candidate) -> dspy.Module | None:
+        """Return the copy of the student that has run as `candidate`, as the runs have left it; None if none has."""
+        bound = self._bound.get(candidate.id)
+        return None if bound is None else bound.program
+
     def _front(self, candidate: Candidate, program: dspy.Module) -> dspy.Module:
         return self._fronts[candidate.prompter](program) if candidate.prompter else program
 

@@ -7,18 +7,20 @@ fresh examples, and a share of every cap is kept for the report on them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import warnings
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, digest
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
+from cuesmith.teleprompters.runtime.identity import Identity
 from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
@@ -94,7 +96,7 @@ class Job:
     timeout: float | None
     callbacks: Sequence[Callback]
     run_dir: Path | None
-    identity: Mapping[str, str]
+    identity: Identity
     forecast: Forecast
     notes: tuple[Note, ...] = ()
 
@@ -114,7 +116,7 @@ class Session:
         self.job = job
         redactor = self._redactor = Redactor(lms)
         self.stream = Stream(job.callbacks)
-        self.journal = Journal(job.run_dir, job.identity) if job.run_dir is not None else None
+        self.journal = Journal(job.run_dir, job.identity.parts) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
         self.throttle = Throttle(job.max_in_flight)
         self.gate = Gate(
@@ -212,10 +214,14 @@ class Session:
         self.gate.close()
         self.scorer.close()
         if self.journal is not None:
+            with contextlib.suppress(JournalError):  # a full disk is no reason to lose the result
+                self.journal.volatile(self.job.identity.changed(self.scorer.ran(self.run.baseline)))
             self.journal.close()
 
     def _announce(self) -> None:
         job, split = self.job, self.job.split
+        if self.journal is not None and job.identity.unread:
+            self.run.note(job.identity.unread, kind="identity")
         self.stream.emit(
             RunStarted(
                 job.compiler,
@@ -412,24 +418,3 @@ def _positive(value: float | None) -> float | None:
 
 def _whole(value: float | None) -> int | None:
     return math.ceil(value) if value else None
-
-
-def identity_of(
-    compiler: str,
-    options: Mapping[str, object],
-    job_seed: int,
-    student: Candidate,
-    split: Split,
-    metric: Metric,
-    models: Sequence[str],
-) -> dict[str, str]:
-    """Return what makes a run the run it is; a journal is resumed only by the same."""
-    return {
-        "compiler": compiler,
-        "options": repr(sorted(options.items())),
-        "seed": str(job_seed),
-        "student": student.id,
-        "metric": digest(metric.identity),
-        "models": " ".join(models),
-        "examples": digest(*([split.ids(e) for e in part] for part in (split.train, split.select, split.fresh))),
-    }

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
-from cuesmith.teleprompters.runtime.evidence import content_key
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, question_key
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.demos import Behavior
@@ -35,7 +34,7 @@ class Draft:
 
     def shows(self) -> set[str]:
         """Return the contents of the examples that are its demonstrations."""
-        return {content_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
+        return {question_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
 
 
 class Kept(tuple[tuple[Draft, Scores], ...]):
@@ -64,4 +63,4 @@ async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
 def outside_demonstrations(drafts: Sequence[Draft], examples: Sequence[dspy.Example]) -> list[dspy.Example]:
     """Return the examples that none of the drafts demonstrates; all of them if there is no other."""
     shown: set[str] = set().union(*(draft.shows() for draft in drafts))
-    return [example for example in examples if content_key(example) not in shown] or list(examples)
+    return [example for example in examples if question_key(example) not in shown] or list(examples)
