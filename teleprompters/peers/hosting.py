@@ -1,8 +1,9 @@
 """What an optimizer of dspy's needs to work within a run: a program, models, a metric, and someone who takes notes.
 
-What it finds out is the run's knowledge at once: each program run that its metric judges, or that raises, is an
-outcome of the candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a
-second time to learn it. Source: ours.
+What it finds out is the run's knowledge: each program run that its metric judges, or that raises, is an outcome of the
+candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a second time to
+learn it. Program runs that dspy makes side by side count all together or, if a stop comes in between, not at all: which
+of them a cap lets through is a matter of their threads, and no result may be. Source: ours.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext, suppress
+from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeAlias, TypeVar, get_args
 
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
+from dspy.utils.parallelizer import ParallelExecutor
 
 from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
@@ -39,6 +42,7 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
 
 T = TypeVar("T")
+_Seen: TypeAlias = tuple[Candidate, dspy.Example, Outcome]
 
 _NO_LIMIT = 10**9
 """dspy gives up after ten failed program runs and loses all; here a reply that does not parse counts as 0."""
@@ -78,6 +82,7 @@ class Host:
         self._origin = Origin(move, (run.baseline.id,))
         self._now = threading.local()
         self._over = False
+        self._side_by_side: list[_Seen] | None = None
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
@@ -114,7 +119,8 @@ class Host:
         settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
         settings |= {"disable_history": True}
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
-        with quiet(), dspy.context(**settings, callbacks=callbacks):
+        _host.set(self)
+        with quiet(), _batches(), dspy.context(**settings, callbacks=callbacks):
             try:
                 return work()
             except BaseException as error:
@@ -202,22 +208,54 @@ class Host:
     def _observe(self, candidate: Candidate | None, example: dspy.Example, outcome: Outcome) -> None:
         if candidate is None or candidate.names != self._run.baseline.names:
             return
-        seen = replace(candidate, origin=self._origin)
+        seen = (replace(candidate, origin=self._origin), example, outcome)
+        batch = self._side_by_side
+        if batch is None:
+            self._tell([seen])
+        else:
+            batch.append(seen)
+
+    @contextmanager
+    def batch(self) -> Iterator[None]:
+        """Keep what is seen of program runs side by side until the last of them has ended, and drop it at a stop."""
+        if self._side_by_side is not None:  # begun by a program, in the thread that runs it
+            yield
+            return
+        self._side_by_side = []
+        try:
+            yield
+        except Exception:
+            self._side_by_side = None
+            raise
+        # After a stop nothing comes any more that counts: threads left behind find the list that is dropped.
+        seen, self._side_by_side = self._side_by_side, None
+        self._tell(seen)
+
+    def _tell(self, seen: list[_Seen]) -> None:
+        """Make this known to the run, and wait until it is: the next call may be one that a cap refuses."""
+        told = threading.Event()
 
         def tell() -> None:
-            if self._over:  # from a thread left behind
-                return
-            if seen != self._run.baseline:
-                self.candidates.setdefault(seen.id, seen)
-            if value(outcome) is None:
-                self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
             try:
-                self._run.observe(seen, example, outcome)
+                for candidate, example, outcome in seen:
+                    self._learn(candidate, example, outcome)
             except BaseException as error:  # a callback may end a run; the loop would only log it here
                 self._border.fail(error)
+            self._border.loop.call_soon(told.set)  # after the tasks that hold what was observed
 
         with suppress(RuntimeError):  # the loop is gone
             self._border.loop.call_soon_threadsafe(tell)
+        while not told.wait(0.1):
+            self._border.check()
+
+    def _learn(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
+        if self._over:  # from a thread left behind
+            return
+        if candidate != self._run.baseline:
+            self.candidates.setdefault(candidate.id, candidate)
+        if value(outcome) is None:
+            self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
+        self._run.observe(candidate, example, outcome)
 
     def _note_refusal(self, error: Exception) -> None:
         self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
@@ -243,6 +281,39 @@ class _Sight(BaseCallback):  # type: ignore[misc]
         inputs = self._runs.pop(call_id, None)
         if inputs is not None and isinstance(exception, Exception):
             self._host.raised(inputs, exception)
+
+
+_host: ContextVar[Host | None] = ContextVar("cuesmith_host", default=None)
+"""Whose optimizer runs in this thread; dspy's worker threads do not inherit it."""
+
+_execute = ParallelExecutor.execute
+_hosting = threading.Lock()
+_open = 0
+
+
+def _execute_as_batch(
+    executor: ParallelExecutor, function: Callable[[Any], object], data: list[Any]
+) -> list[object] | None:
+    host = _host.get()
+    with host.batch() if host is not None else nullcontext():
+        results: list[object] | None = _execute(executor, function, data)
+        return results
+
+
+@contextmanager
+def _batches() -> Iterator[None]:
+    """Tell hosts, as long as the block lasts, what their optimizers run side by side: all of it goes through here."""
+    global _open
+    with _hosting:
+        _open += 1
+        ParallelExecutor.execute = _execute_as_batch
+    try:
+        yield
+    finally:
+        with _hosting:
+            _open -= 1
+            if not _open:
+                ParallelExecutor.execute = _execute
 
 
 def _named(inputs: Mapping[str, object]) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +136,7 @@ class Session:
             directory=job.run_dir,
         )
         self._holding = False
+        self._releasing = threading.Lock()
         self._search: asyncio.Future[Candidate] | None = None
         interruption = current()
         if interruption is not None:
@@ -281,6 +283,8 @@ class Session:
         def held(cap: float | None, per_run: float) -> float | None:
             return None if cap is None else min(REPORT_SHARE * cap, runs * per_run)
 
+        if self.journal is not None and self.journal.get("outcomes", self._given) is not None:
+            return
         calls, tokens = held(budget.calls, used.calls / n), held(budget.tokens, 1.5 * used.tokens / n)
         if runs:
             self.ledger.hold(
@@ -300,13 +304,21 @@ class Session:
         Returns:
             Whether it was given; None while runs are under way whose scores may decide it.
         """
-        if self._holding and self.run.unsettled > self.gate.at_cap:
-            return None
-        if self._holding and self.run.best_so_far() == self.run.baseline:
-            self._holding = False
+        with self._releasing:
+            if self._holding and self.run.unsettled > self.gate.at_cap:
+                return None
+            if not self._holding or self.run.best_so_far() != self.run.baseline:
+                return False
+            if self.journal is not None:  # a resumed run knows more when it comes to its first new call
+                self.journal.put("outcomes", self._given, {})
             self.ledger.hold(Budget())
+            self._holding = False
             return True
-        return False
+
+    @property
+    def _given(self) -> str:
+        """The journal's key for what a run under these caps has given: other caps decide anew."""
+        return f"held back for the report was given to the search: {self.job.budget}"
 
     async def _reported(self, best: Candidate) -> Gain | None:
         """Score the baseline and the best on the fresh examples, with what is left of the budget."""
