@@ -1,9 +1,9 @@
 """What an optimizer of dspy's needs to work within a run: a program, models, a metric, and someone who takes notes.
 
-What it finds out is the run's knowledge: each program run that its metric judges, or that raises, is an outcome of the
-candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a second time to
-learn it. Program runs that dspy makes side by side count all together or, if a stop comes in between, not at all: which
-of them a cap lets through is a matter of their threads, and no result may be. Source: ours.
+What it finds out is the run's knowledge at once: each program run that its metric judges, or that raises, is an
+outcome of the candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a
+second time to learn it. What dspy runs side by side begins in order, and near a cap only as far as it surely fits, so
+that a cap cuts the search at the same run whatever its threads do. Source: ours.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import replace
-from typing import Any, TypeAlias, TypeVar, get_args
+from typing import Any, TypeVar, get_args
 
 import dspy
 from dspy.utils.callback import BaseCallback
@@ -42,7 +42,9 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
 
 T = TypeVar("T")
-_Seen: TypeAlias = tuple[Candidate, dspy.Example, Outcome]
+
+_TICK = 0.05
+"""Seconds between two looks of a waiting thread at whether the run goes on."""
 
 _NO_LIMIT = 10**9
 """dspy gives up after ten failed program runs and loses all; here a reply that does not parse counts as 0."""
@@ -82,7 +84,6 @@ class Host:
         self._origin = Origin(move, (run.baseline.id,))
         self._now = threading.local()
         self._over = False
-        self._side_by_side: list[_Seen] | None = None
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
@@ -120,7 +121,7 @@ class Host:
         settings |= {"disable_history": True}
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
         _host.set(self)
-        with quiet(), _batches(), dspy.context(**settings, callbacks=callbacks):
+        with quiet(), _in_order(), dspy.context(**settings, callbacks=callbacks):
             try:
                 return work()
             except BaseException as error:
@@ -208,44 +209,18 @@ class Host:
     def _observe(self, candidate: Candidate | None, example: dspy.Example, outcome: Outcome) -> None:
         if candidate is None or candidate.names != self._run.baseline.names:
             return
-        seen = (replace(candidate, origin=self._origin), example, outcome)
-        batch = self._side_by_side
-        if batch is None:
-            self._tell([seen])
-        else:
-            batch.append(seen)
-
-    @contextmanager
-    def batch(self) -> Iterator[None]:
-        """Keep what is seen of program runs side by side until the last of them has ended, and drop it at a stop."""
-        if self._side_by_side is not None:  # begun by a program, in the thread that runs it
-            yield
-            return
-        self._side_by_side = []
-        try:
-            yield
-        except Exception:
-            self._side_by_side = None
-            raise
-        # After a stop nothing comes any more that counts: threads left behind find the list that is dropped.
-        seen, self._side_by_side = self._side_by_side, None
-        self._tell(seen)
-
-    def _tell(self, seen: list[_Seen]) -> None:
-        """Make this known to the run, and wait until it is: the next call may be one that a cap refuses."""
-        told = threading.Event()
+        seen, told = replace(candidate, origin=self._origin), threading.Event()
 
         def tell() -> None:
             try:
-                for candidate, example, outcome in seen:
-                    self._learn(candidate, example, outcome)
+                self._learn(seen, example, outcome)
             except BaseException as error:  # a callback may end a run; the loop would only log it here
                 self._border.fail(error)
-            self._border.loop.call_soon(told.set)  # after the tasks that hold what was observed
+            self._border.loop.call_soon(told.set)  # after the task that holds what was observed
 
         with suppress(RuntimeError):  # the loop is gone
             self._border.loop.call_soon_threadsafe(tell)
-        while not told.wait(0.1):
+        while not told.wait(_TICK):  # the next call may be one that a cap refuses, by what is known then
             self._border.check()
 
     def _learn(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
@@ -256,6 +231,10 @@ class Host:
         if value(outcome) is None:
             self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
         self._run.observe(candidate, example, outcome)
+
+    def turns(self) -> _Turns:
+        """Return who says when each of some program runs may begin."""
+        return _Turns(self._border)
 
     def _note_refusal(self, error: Exception) -> None:
         self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
@@ -283,34 +262,71 @@ class _Sight(BaseCallback):  # type: ignore[misc]
             self._host.raised(inputs, exception)
 
 
+class _Turns:
+    """Lets program runs begin in their order, one beside the other as far as the throttle admits it."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._changed = threading.Condition()
+        self._begun = self._running = 0
+
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Wait until run `number` may begin; the block is the run. One that dspy sends again begins at once.
+
+        Raises:
+            RunStopped: If the border is closed, or the gate.
+        """
+        with self._changed:
+            while number > self._begun or (
+                number == self._begun and not self._border.gate.throttle.admits(self._running)
+            ):
+                self._changed.wait(_TICK)
+                self._border.check()
+                self._border.gate.check()
+            self._begun = max(self._begun, number + 1)
+            self._running += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
 _host: ContextVar[Host | None] = ContextVar("cuesmith_host", default=None)
 """Whose optimizer runs in this thread; dspy's worker threads do not inherit it."""
 
 _execute = ParallelExecutor.execute
-_hosting = threading.Lock()
+_lock = threading.Lock()
 _open = 0
 
 
-def _execute_as_batch(
-    executor: ParallelExecutor, function: Callable[[Any], object], data: list[Any]
-) -> list[object] | None:
+def _execute_in_order(executor: ParallelExecutor, function: Callable[[Any], object], data: Sequence[Any]) -> Any:
     host = _host.get()
-    with host.batch() if host is not None else nullcontext():
-        results: list[object] | None = _execute(executor, function, data)
-        return results
+    if host is None:
+        return _execute(executor, function, data)
+    turns = host.turns()
+
+    def run(numbered: tuple[int, Any]) -> object:
+        with turns.turn(numbered[0]):
+            return function(numbered[1])
+
+    return _execute(executor, run, list(enumerate(data)))
 
 
 @contextmanager
-def _batches() -> Iterator[None]:
-    """Tell hosts, as long as the block lasts, what their optimizers run side by side: all of it goes through here."""
+def _in_order() -> Iterator[None]:
+    """Give hosted program runs their turns, as long as the block lasts: all that dspy runs side by side passes here."""
     global _open
-    with _hosting:
+    with _lock:
         _open += 1
-        ParallelExecutor.execute = _execute_as_batch
+        ParallelExecutor.execute = _execute_in_order
     try:
         yield
     finally:
-        with _hosting:
+        with _lock:
             _open -= 1
             if not _open:
                 ParallelExecutor.execute = _execute
