@@ -78,6 +78,7 @@ class Run:
         unworked: Why some became none -> how many.
         threshold: The score from which on the search counts an answer as a success; None if it asks for none.
         directory: Where the run keeps what survives it; None if it keeps nothing.
+        most_used: The most of each that a program run has used until now.
         alignment: What a prompter's training came to, for the compilation; None without one.
     """
 
@@ -120,6 +121,7 @@ class Run:
         self._settled: dict[str, Outcome] = {}  # a finished task holds its whole context: thousands are a hundred MB
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
+        self.most_used = Usage(calls=len(self.predictors))
         self._id = ids
         self._over = False
 
@@ -459,7 +461,7 @@ class Run:
             current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
-            self._costs[key] = sum(current.used.values(), Usage())
+            self._count_cost(key, sum(current.used.values(), Usage()))
             self._store(key, outcome, current)
         self._emit("target", candidate.id, self._id(example), outcome)
         return outcome
@@ -525,8 +527,17 @@ class Run:
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
         assert isinstance(body, dict) and isinstance(used, dict)
-        self._costs[key] = sum((Usage(**usage) for usage in used.values()), Usage())
+        self._count_cost(key, sum((Usage(**usage) for usage in used.values()), Usage()))
         return outcome_from_json(body)
+
+    def _count_cost(self, key: str, used: Usage) -> None:
+        self._costs[key], most = used, self.most_used
+        self.most_used = Usage(
+            max(most.calls, used.calls),
+            max(most.input_tokens, used.input_tokens),
+            max(most.output_tokens, used.output_tokens),
+            max(most.usd or 0.0, used.usd or 0.0),
+        )
 
     def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
         if not self._stream.watched:

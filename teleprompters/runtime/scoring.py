@@ -91,8 +91,8 @@ class Scorer:
 
     @property
     def waiting(self) -> int:
-        """Runs that wait for a place."""
-        return self.workers.pending + self._gate.throttle.pending
+        """Runs that wait for a place. Asked from any thread, while `workers` are made on the event loop."""
+        return (self._workers.pending if self._workers is not None else 0) + self._gate.throttle.pending
 
     @property
     def workers(self) -> Workers:

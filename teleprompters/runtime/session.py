@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+import threading
 import warnings
 from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
@@ -23,7 +24,7 @@ from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.identity import Identity
 from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, Usage
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.record import record_of, write_record
@@ -140,7 +141,10 @@ class Session:
             stream=self.stream,
             directory=job.run_dir,
         )
+        if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
+            self.throttle.fits = self._fits
         self._holding = False
+        self._releasing = threading.Lock()
         self._search: asyncio.Future[Candidate] | None = None
         interruption = current()
         if interruption is not None:
@@ -289,6 +293,8 @@ class Session:
         def held(cap: float | None, per_run: float) -> float | None:
             return None if cap is None else min(REPORT_SHARE * cap, runs * per_run)
 
+        if self.journal is not None and self.journal.get("outcomes", self._given) is not None:
+            return
         calls, tokens = held(budget.calls, used.calls / n), held(budget.tokens, 1.5 * used.tokens / n)
         if runs:
             self.ledger.hold(
@@ -302,19 +308,35 @@ class Session:
             self._holding = True
             self.gate.release = self._release
 
+    def _fits(self, runs: int) -> bool:
+        """Whether the caps, less what is held, last for so many runs like the largest: of tokens, with the margin that
+        the ledger reserves for each call.
+        """
+        most = self.run.most_used
+        margin = Usage(most.calls, math.ceil(1.25 * most.input_tokens), math.ceil(1.25 * most.output_tokens))
+        return self.ledger.affords(replace(margin, usd=1.25 * (most.usd or 0.0)), runs)
+
     def _release(self) -> bool | None:
         """Give the search what is held for the report, if so far there is nothing to report on.
 
         Returns:
             Whether it was given; None while runs are under way whose scores may decide it.
         """
-        if self._holding and self.run.unsettled > self.gate.at_cap:
-            return None
-        if self._holding and self.run.best_so_far() == self.run.baseline:
-            self._holding = False
+        with self._releasing:
+            if self._holding and self.run.unsettled > self.gate.at_cap:
+                return None
+            if not self._holding or self.run.best_so_far() != self.run.baseline:
+                return False
+            if self.journal is not None:  # a resumed run knows more when it comes to its first new call
+                self.journal.put("outcomes", self._given, {})
             self.ledger.hold(Budget())
+            self._holding = False
             return True
-        return False
+
+    @property
+    def _given(self) -> str:
+        """The journal's key for what a run under these caps has given: other caps decide anew."""
+        return f"held back for the report was given to the search: {self.job.budget}"
 
     async def _reported(self, best: Candidate) -> Gain | None:
         """Score the baseline and the best on the fresh examples, with what is left of the budget."""
