@@ -506,8 +506,8 @@ def test_what_running_changes_does_not_hinder_a_resume(tmp_path: Path) -> None:
     with dspy.context(lm=toy_lm(engine)):
         student(question="say something")  # a history, a counter and a cache of its own
     calls = engine.calls
-    for _ in range(2):
-        compiled(task, tmp_path, engine, student=student)
+    for again in (student, student, student.deepcopy()):
+        compiled(task, tmp_path, engine, student=again)
     assert engine.calls == calls
     student.scale = 2
     assert "attribute `scale` of Counting" in refusal(tmp_path, task, student=student)
