@@ -513,6 +513,42 @@ def test_what_running_changes_does_not_hinder_a_resume(tmp_path: Path) -> None:
     assert "attribute `scale` of Counting" in refusal(tmp_path, task, student=student)
 
 
+def test_a_copy_is_the_same_program(first: Path, tmp_path: Path) -> None:
+    load(HELPERS, "user_helpers")
+    task, engine = load(TASK), ToyEngine()
+    shutil.copytree(first, tmp_path / "run")
+    compiled(task, tmp_path / "run", engine, student=task.program().deepcopy())
+    assert engine.calls == 0
+
+
+def test_a_models_class_and_an_engines_class_count_and_no_counter(tmp_path: Path) -> None:
+    def made(extra: int, counted: int) -> dspy.LM:
+        class Engine(ToyEngine):
+            def complete(self, request: object) -> Any:
+                return super().complete(request) if extra < 2 else None
+
+        class Model(dspy.LM):  # type: ignore[misc]
+            def forward(self, *args: Any, **kwargs: Any) -> Any:
+                return super().forward(*args, **kwargs)
+
+            if extra == 1:
+
+                def aforward(self, *args: Any, **kwargs: Any) -> Any:
+                    return super().aforward(*args, **kwargs)
+
+        engine = Engine()
+        engine.calls = counted
+        return Model("cuesmith-test/own", engine=engine, cache=False)
+
+    task = type("Task", (), {"metric": staticmethod(exact), "program": staticmethod(plain)})
+    compiled(task, tmp_path, ToyEngine(), lm=made(0, 0))
+    engine = ToyEngine()
+    compiled(task, tmp_path, engine, lm=made(0, 99))
+    assert engine.calls == 0
+    assert "task LM: attribute `aforward` of class Model" in refusal(tmp_path, task, lm=made(1, 0))
+    assert "closure `extra` of Engine.complete" in refusal(tmp_path, task, lm=made(2, 0))
+
+
 def test_a_changed_example_is_refused(tmp_path: Path) -> None:
     def document(middle: str) -> dspy.Example:
         return dspy.Example(question="a" * 3000 + middle + "z" * 3000, answer="x").with_inputs("question")
@@ -537,12 +573,12 @@ def test_a_wrapped_metric_of_functools_is_followed(tmp_path: Path) -> None:
         def judge(least: int, example: dspy.Example, prediction: dspy.Prediction) -> bool:
             return len(prediction.answer) >= least
 
-        return type("Task", (), {"metric": functools.partial(judge, least), "program": Plain})
+        return type("Task", (), {"metric": functools.partial(judge, least), "program": staticmethod(plain)})
 
     compiled(task(1), tmp_path, ToyEngine())
     assert "metric: argument `0` of partial of judge" in refusal(tmp_path, task(2))
 
 
-def Plain() -> dspy.Module:
+def plain() -> dspy.Module:
     """Return the plainest program."""
     return dspy.Predict("question -> answer")

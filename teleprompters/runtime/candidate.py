@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -367,13 +368,17 @@ def _full(value: object) -> object:
 def _folded(value: Json) -> Json:
     match value:
         case str():
-            return " ".join(value.casefold().split())
+            return _plain(value)
         case list():
             return [_folded(v) for v in value]
         case dict():
-            return {" ".join(name.casefold().split()): _folded(v) for name, v in value.items()}
+            return {_plain(name): _folded(v) for name, v in value.items()}
         case _:
-            return str(value).casefold()
+            return _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 class ExampleIds:

@@ -9,6 +9,7 @@ version (`origins`). What has no content that could be read (a lock, a socket) i
 from __future__ import annotations
 
 import contextlib
+import contextvars
 import copyreg
 import dataclasses
 import enum
@@ -88,6 +89,8 @@ _PLACES = {"__name__", "__file__", "__spec__", "__loader__", "__builtins__", "__
 _CLASS_DATA = {"__annotations__", "__doc__", "__slots__", "__dataclass_fields__", "__private_attributes__"}
 """Data with two underscores in a class that is the user's own."""
 _CODE = (types.FunctionType, classmethod, staticmethod, property)
+_FLAGS = 0xFFFF
+"""Flags of code that say what it does; those above only tell the compiler's `__future__`."""
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _BY_NAME = (*_SLOTS, types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _CONTAINERS = (dict, list, tuple, set, frozenset, str, int, float, complex, bytes, bytearray)
@@ -225,7 +228,7 @@ class _Reader:
     def _all(self, tag: str, *values: object) -> bytes:
         return _joined(tag.encode(), [self._encoded(value) for value in values])
 
-    def _as_node(self, value: object) -> bytes | None:
+    def _as_node(self, value: Any) -> bytes | None:
         match value:
             case type():
                 return self._class(value)
@@ -267,6 +270,8 @@ class _Reader:
                 return self._all("enum", type(value), value._name_, value._value_)
             case logging.Logger():
                 return self._all("logger", value.name)
+            case contextvars.ContextVar():
+                return self._all("variable", value.name)
             case weakref.ref():
                 return self._all("weak", value())
             case FieldInfo():
@@ -277,8 +282,8 @@ class _Reader:
 
     def _dict(self, values: Mapping[Any, object]) -> bytes:
         hidden = [isinstance(k, str) and isinstance(v, str) and bool(_KEY.search(k)) for k, v in values.items()]
-        pairs = zip(values.items(), hidden, strict=True)
-        return _joined(type(values).__name__.encode(), [self._all("", k, "a key" if hide else v) for (k, v), hide in pairs])
+        pairs = [(k, "a key" if hide else v) for (k, v), hide in zip(values.items(), hidden, strict=True)]
+        return _joined(type(values).__name__.encode(), [self._all("", k, v) for k, v in pairs])
 
     def _unordered(self, values: Iterable[object]) -> list[bytes]:
         """Encode the members of a set in an order that only their content gives: theirs differs by process."""
@@ -385,9 +390,10 @@ class _Reader:
 
     def _back_to(self, mark: tuple[int, int, int, int]) -> None:
         """Forget what has been read since: it is no part of the value's content after all."""
-        for kept, size in zip((self.unread, self._open, self._done), mark, strict=False):
+        stores: tuple[dict[Any, Any], ...] = (self.unread, self._open, self._done)
+        for kept, size in zip(stores, mark, strict=False):
             for late in list(kept)[size:]:
-                del kept[late]  # type: ignore[attr-defined]
+                del kept[late]
         for key, label in self._order[mark[3] :]:
             del self._nodes[key]
             self._names[label] -= 1
@@ -398,10 +404,9 @@ class _Reader:
 
     def _code(self, code: types.CodeType) -> bytes:
         """Encode bytecode, without line numbers and files."""
-        return self._all(
-            "code", code.co_code, code.co_consts, code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars,
-            (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & 0xFFFF), code.co_exceptiontable,
-        )  # fmt: skip
+        names = (code.co_names, code.co_varnames, code.co_freevars, code.co_cellvars)
+        form = (code.co_argcount, code.co_posonlyargcount, code.co_kwonlyargcount, code.co_flags & _FLAGS)
+        return self._all("code", code.co_code, code.co_consts, names, form, code.co_exceptiontable)
 
     def _module(self, module: types.ModuleType) -> bytes:
         version = version_of(module.__name__)
@@ -495,7 +500,7 @@ class _Reader:
             return self._all("class", _short(cls.__qualname__))
         return self._node(cls, f"class {_short(cls.__qualname__)}", self._read_class)
 
-    def _read_class(self, cls: type, name: str) -> None:
+    def _read_class(self, cls: Any, name: str) -> None:
         self._part(f"bases of {name}", cls.__bases__, type(cls))
         own = dict(vars(cls))
         if issubclass(cls, enum.Enum):
@@ -614,8 +619,9 @@ def _keeps_state(kind: type) -> bool:
     return owner is not object and version_of(owner.__module__) is not None and not issubclass(kind, enum.Enum)
 
 
-def _content(base: type, value: Any) -> object:
-    return list(value.items()) if base is dict else base(list(value)) if issubclass(base, list | tuple) else base(value)
+def _content(base: Any, value: Any) -> object:
+    """Return what an instance holds as the built-in type that its class derives from."""
+    return list(value.items()) if base is dict else base(value)
 
 
 def _contents(cell: types.CellType) -> tuple[object, ...]:
@@ -626,8 +632,7 @@ def _contents(cell: types.CellType) -> tuple[object, ...]:
 
 
 def _cells(column: Any) -> object:
-    numpy = named("numpy", "dtype")
-    plain = isinstance(numpy, type) and isinstance(column.dtype, numpy) and not column.dtype.hasobject
+    plain = not getattr(column.dtype, "hasobject", True)  # one of numpy's own types
     return column.to_numpy() if plain else column.astype(object).tolist()
 
 
@@ -654,8 +659,9 @@ def _is_own(name: str, value: object) -> bool:
 def _parameters(kind: type) -> set[str]:
     """Return the names of what an instance may be made with, by the class or one that it derives from."""
     found: set[str] = set()
+    each: Any
     for each in kind.__mro__:
         if "__init__" in vars(each):
             with contextlib.suppress(TypeError, ValueError):
-                found |= set(inspect.signature(each).parameters)
+                found |= set(inspect.signature(each.__init__).parameters)
     return found

@@ -131,8 +131,9 @@ def imported(name: str, package: str | None) -> ModuleType | None:
         top = full.partition(".")[0]
         if top not in sys.modules:
             spec = importlib.util.find_spec(top)
-            place = spec and (spec.origin or next(iter(spec.submodule_search_locations or ()), None))
-            if spec is None or _version(top, place) is not None:
+            if spec is None:
+                return None
+            if _version(top, spec.origin or next(iter(spec.submodule_search_locations or ()), None)) is not None:
                 return None
         elif version_of(full) is not None:
             return None
