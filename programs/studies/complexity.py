@@ -29,7 +29,7 @@ from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import HARMLESS_STEPS, joined_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
-from cuesmith.teleprompters.runtime.evidence import answer_fields
+from cuesmith.teleprompters.runtime.evidence import answer_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
@@ -179,7 +179,7 @@ class _Base:
         if not isinstance(outcome, Scored) or not outcome.trace:
             return None
         name = answer_fields(self.run.predictors[self.run.baseline.names[-1]].signature)[0]
-        text = outcome.trace[-1].outputs.get(name, "").strip()
+        text = text_of(outcome.trace[-1].outputs.get(name, "")).strip()
         return meets(text) if text else False
 
 

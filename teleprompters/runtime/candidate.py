@@ -7,6 +7,7 @@ where they touch dspy. Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,7 +17,9 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import dspy
-from pydantic import TypeAdapter, ValidationError
+import pydantic
+from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
@@ -41,9 +44,34 @@ def to_json(value: object) -> Json:
     return result
 
 
+def typed(value: object, annotation: Any) -> object:
+    """Return JSON data, or its text, as a value of a field's type; what does not fit stays as it is."""
+    try:
+        kind = TypeAdapter(annotation)
+    except PydanticUserError:
+        return value
+    for read in (kind.validate_python, kind.validate_json) if isinstance(value, str) else (kind.validate_python,):
+        try:
+            found: object = read(value)
+            return found
+        except (ValidationError, UnicodeError):
+            pass
+    return value
+
+
+def typed_fields(values: Mapping[str, object], signature: type[dspy.Signature]) -> dict[str, object]:
+    """Return the JSON data of fields as values of the fields' types; a field that there is none of stays as it is."""
+    kinds = {name: info.annotation for name, info in signature.fields.items()}
+    return {name: typed(value, kinds[name]) if name in kinds else value for name, value in values.items()}
+
+
 def _ordered(value: object) -> object:
-    """Put sets in an order: theirs differs from process to process, and a content hash must not."""
+    """Put sets in an order, which differs from process to process, and write dspy's own types by their fields."""
     match value:
+        case pydantic.BaseModel():
+            return _model(value)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: _ordered(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case set() | frozenset():
             return sorted((_ordered(v) for v in value), key=repr)
         case dict():
@@ -52,6 +80,26 @@ def _ordered(value: object) -> object:
             return [_ordered(v) for v in value]
         case _:
             return value
+
+
+def _model(value: pydantic.BaseModel) -> object:
+    """Return the data that a model is made of again: what it writes itself, or else its fields.
+
+    An image, a recording or a file of dspy's writes itself as marked text for a prompt, which no model reads back. In
+    a place of no type (a message of `dspy.History`) that text is the whole of what can be kept, and prompts show it.
+    """
+    own = to_jsonable_python(value, fallback=str, bytes_mode="base64")
+    if not isinstance(value, dspy.Type) and CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(own):
+        return own
+    fields = {info.alias or name: _ordered(getattr(value, name)) for name, info in type(value).model_fields.items()}
+    return next((data for data in (own, fields) if _is_read_back(data, value)), own)
+
+
+def _is_read_back(data: object, value: pydantic.BaseModel) -> bool:
+    try:
+        return bool(type(value).model_validate(to_jsonable_python(data, fallback=str, bytes_mode="base64")) == value)
+    except Exception:  # validators are other people's code
+        return False
 
 
 @dataclass(frozen=True)
@@ -95,19 +143,8 @@ class Demo:
         Args:
             signature: The predictor's signature; a field it does not know keeps its JSON value.
         """
-        fields = signature.fields
-        typed = {
-            name: _typed(value, fields[name].annotation) if name in fields else value for name, value in self.values
-        }
-        return dspy.Example(**typed).with_inputs(*(name for name in typed if name in signature.input_fields))
-
-
-def _typed(value: Json, annotation: Any) -> object:
-    try:
-        typed: object = TypeAdapter(annotation).validate_python(value)
-        return typed
-    except ValidationError:
-        return value
+        found = typed_fields(dict(self.values), signature)
+        return dspy.Example(**found).with_inputs(*(name for name in found if name in signature.input_fields))
 
 
 @dataclass(frozen=True)

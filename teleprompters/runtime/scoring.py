@@ -21,7 +21,7 @@ from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError, LMError
 
 from cuesmith.teleprompters.runtime._dspy import meter_program, metered, modules_of, named_predictors, watch
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -274,13 +274,13 @@ def _as_judge() -> None:
 
 def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
     return tuple(
-        Step(names.get(id(predictor), type(predictor).__name__), _texts(inputs), _texts(dict(outputs.items())))
+        Step(names.get(id(predictor), type(predictor).__name__), _data(inputs), _data(dict(outputs.items())))
         for predictor, inputs, outputs in trace
     )
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+def _data(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: to_json(value) for name, value in values.items()}
 
 
 def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:
