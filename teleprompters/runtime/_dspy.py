@@ -174,8 +174,9 @@ def _reply(
     lm: Any, outputs: Sequence[object], tracker: _Tracker, entries: list[Mapping[str, Any]] | None, request: Request
 ) -> Reply:
     entry: Mapping[str, Any] = entries[-1] if entries else {}
+    finish = tuple(_finish_reasons(entry.get("response")))
     if not tracker.paid:
-        return Reply(outputs, Usage(cache_hits=1), price_known=True)
+        return Reply(outputs, Usage(cache_hits=1), price_known=True, finish=finish)
     counts, cost = entry.get("usage") or {}, 0.0 if request.free else entry.get("cost")
     usage = Usage(
         calls=request.calls,
@@ -183,7 +184,13 @@ def _reply(
         output_tokens=int(counts.get("completion_tokens") or 0),
         usd=cost,
     )
-    return Reply(outputs, usage, price_known=cost is not None)
+    return Reply(outputs, usage, price_known=cost is not None, finish=finish)
+
+
+def _finish_reasons(response: Any) -> list[str]:
+    """Return how each choice of a provider's response ended, in dspy's form (one or several) or in LiteLLM's."""
+    held = response if isinstance(response, list | tuple) else getattr(response, "choices", None) or [response]
+    return [str(reason) for one in held if (reason := getattr(one, "finish_reason", None)) is not None]
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

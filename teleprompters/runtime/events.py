@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cuesmith.teleprompters.runtime.ledger import Role, Spent
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, StepRecord
 
 logger = logging.getLogger("cuesmith")
+
+
+Lost: TypeAlias = Literal["cut", "refused", "empty", "thinking only", "unreadable", "invalid request"]
+"""Why a draw was lost: its end is missing, the model or a filter declined, nothing or only thinking came back, no
+adapter can read it, the provider took the request for faulty."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +121,17 @@ class Missing:
 
 @dataclass(frozen=True)
 class Malformed:
-    """A draw of the optimizer model could not be used and was left out."""
+    """A draw of the optimizer model could not be used and was left out.
+
+    Attributes:
+        signature: The request's name.
+        reason: What was wrong, for a reader.
+        kind: The same as one of a few words.
+    """
 
     signature: str
     reason: str
+    kind: Lost = "unreadable"
 
 
 @dataclass(frozen=True)

@@ -55,6 +55,8 @@ class Effect:
         role: Whose call it is now; a metric's calls are the judge's.
         used: What its calls used, by role, replayed ones included.
         replayable: Whether the journal holds the replies to all its calls.
+        finish: How each reply ended, as the provider says: "stop", "length", "content_filter", ...
+        texts: If a list, the text of every request is added to it.
     """
 
     key: str
@@ -62,6 +64,8 @@ class Effect:
     counts: Counter[str] = field(default_factory=Counter)
     used: dict[Role, Usage] = field(default_factory=dict)
     replayable: bool = True
+    finish: list[str] = field(default_factory=list)
+    texts: list[str] | None = None
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def add(self, role: Role, usage: Usage) -> None:
@@ -108,6 +112,7 @@ class Reply:
     outputs: Sequence[object]
     usage: Usage
     price_known: bool
+    finish: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -237,6 +242,8 @@ class Gate:
     def _protocol(self, request: Request) -> Protocol:
         current = effect.get()
         role: Role = current.role if current else "target"
+        if current and current.texts is not None:
+            current.texts.append(request_text(*request.parts[:2]))
         key = _call_key(current, request) if current and self.journal else None
         if key is not None and current and (stored := self._recall(key, current, role)) is not None:
             return stored
@@ -247,6 +254,7 @@ class Gate:
                 self._accept(ticket, request, answer, key, role)
                 if current:
                     current.add(role, answer.usage)
+                    current.finish.extend(answer.finish)
                     current.replayable &= _storable(answer.outputs)
                 return answer.outputs
             failed = Usage(calls=request.calls, usd=0.0)
@@ -267,6 +275,7 @@ class Gate:
         outputs, usage = body["outputs"], body["usage"]
         assert isinstance(outputs, list) and isinstance(usage, dict)
         current.add(role, Usage(**usage))
+        current.finish.extend(map(str, _list(body.get("finish"))))
         return outputs
 
     def _recount(self, journal: Journal) -> None:
@@ -276,12 +285,14 @@ class Gate:
             assert role in get_args(Role) and isinstance(usage, dict)
             self.ledger.replay(cast(Role, role), Usage(**usage))
 
-    def _keep(self, key: str, role: Role, outputs: Sequence[object] | None, usage: Usage) -> None:
+    def _keep(
+        self, key: str, role: Role, outputs: Sequence[object] | None, usage: Usage, finish: Sequence[str] = ()
+    ) -> None:
         """Journal a call; without outputs it is only counted by a resumed run."""
         assert self.journal is not None
         used = {name: getattr(usage, name) for name in _KEPT_USAGE}
         kept = None if outputs is None else list(outputs)
-        self.journal.put("calls", key, {"outputs": kept, "usage": used, "role": role})
+        self.journal.put("calls", key, {"outputs": kept, "usage": used, "role": role, "finish": list(finish)})
 
     def _admission(self, role: Role, request: Request) -> Generator[Wait, object, Ticket]:
         budget = self.ledger.budget
@@ -312,7 +323,7 @@ class Gate:
     def _accept(self, ticket: Ticket, request: Request, reply: Reply, key: str | None, role: Role) -> None:
         # The journal first: a reply that a kill finds on its way there is paid twice.
         if key is not None and _storable(reply.outputs):
-            self._keep(key, role, reply.outputs, reply.usage)
+            self._keep(key, role, reply.outputs, reply.usage, reply.finish)
         elif key is not None:
             self._keep(f"{key}#{uuid.uuid4().hex}", role, None, reply.usage)
         self.ledger.settle(ticket, reply.usage)
@@ -350,6 +361,18 @@ class Gate:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= max(8, self.throttle.maximum):
             self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {error}")
+
+
+def request_text(prompt: object, messages: object) -> str:
+    """Return all text of a request to a model, given as one prompt or as messages."""
+    held = [message.get("content") for message in _list(messages) if isinstance(message, Mapping)]
+    blocks = [block for part in (prompt, *held) for block in (_list(part) or [part])]
+    texts = [block.get("text") if isinstance(block, Mapping) else block for block in blocks]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def _call_key(current: Effect, request: Request) -> str:

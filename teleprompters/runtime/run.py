@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError
+from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedFeatureError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
@@ -48,6 +48,13 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_to_json,
     value,
 )
+from cuesmith.teleprompters.runtime.replies import (
+    ADAPTER,
+    lost_by_content,
+    lost_by_error,
+    lost_by_finish,
+    sound_reply,
+)
 from cuesmith.teleprompters.runtime.scoring import Scorer
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
@@ -55,6 +62,9 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.record import Alignment
 
 T = TypeVar("T")
+
+MOST_REFUSED = 8
+"""So many requests to the optimizer, all taken for faulty by its provider, stop a run. Ours."""
 
 
 class Run:
@@ -70,6 +80,7 @@ class Run:
         predictors: Name -> the student's predictor, for reading its signature.
         directory: Where the run keeps what survives it; None if it keeps nothing.
         alignment: What a prompter's training came to, for the compilation; None without one.
+        lost: The draws of the optimizer model that could not be used, in the order in which they came back.
     """
 
     def __init__(
@@ -108,6 +119,8 @@ class Run:
         self._costs: dict[str, Usage] = {}
         self._id = ids
         self._over = False
+        self._heard = False
+        self.lost: list[Malformed] = []
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -425,27 +438,41 @@ class Run:
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
     ) -> dspy.Prediction | None:
         rollout = self.rng(key).randrange(1, 2**31)
-        warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
-        config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
-        effect.set(Effect(f"{self.seed}:{key}", "optimizer"))
+        # At a temperature of 0 draws would be the same; one that nobody set is not sent: not every model takes one.
+        cold = self._optimizer.kwargs.get("temperature") == 0
+        config = {"rollout_id": rollout} | ({"temperature": 1.0} if cold else {})
+        current = Effect(f"{self.seed}:{key}", "optimizer")
+        effect.set(current)
         current_draw.set(self.rng(key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
         work = functools.partial(dspy.Predict(signature), **inputs, config=config)
         self._gate.check()
         try:
-            with dspy.context(lm=self._optimizer, trace=[]):
+            with dspy.context(lm=self._optimizer, trace=[], adapter=ADAPTER):
                 future = self._scorer.workers.submit(work)
-            reply = await future
+            reply = sound_reply(await future)
+            lost = lost_by_finish(current.finish[-1:]) or lost_by_content(reply)
+            why = f"the reply is {lost} ({', '.join(current.finish) or 'no finish reason'})"
+        except (LMInvalidRequestError, LMUnsupportedFeatureError) as error:
+            lost, why = "unreadable" if current.finish else "invalid request", f"{type(error).__name__}: {error}"
         except LMError as error:
             raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
         except UnknownPrice:
             raise
         except Exception as error:
-            reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-            self._stream.emit(Malformed(signature.__name__, reason))
-            reply = None
+            lost = lost_by_finish(current.finish[-1:]) or lost_by_error(error)
+            why = f"{type(error).__name__}: {error}"
+        self._heard |= lost != "invalid request"
+        if lost is not None:
+            self._lose(Malformed(signature.__name__, self._gate.redactor(why)[:400], lost))
         self._emit("optimizer", None, None, None)
-        assert reply is None or isinstance(reply, dspy.Prediction)
-        return reply
+        return None if lost else reply
+
+    def _lose(self, draw: Malformed) -> None:
+        """Count a lost draw; stop where the provider has taken every request until now for faulty."""
+        self.lost.append(draw)
+        self._stream.emit(draw)
+        if not self._heard and len(self.lost) >= MOST_REFUSED:
+            raise self._gate.stop("configuration", f"the first {len(self.lost)} requests were refused: {draw.reason}")
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
