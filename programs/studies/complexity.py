@@ -37,14 +37,14 @@ from cuesmith.teleprompters.search.deviations import read_failure
 from cuesmith.teleprompters.search.initial import task_inputs
 from cuesmith.teleprompters.search.material import Casebook
 from cuesmith.teleprompters.search.setting import UNIFIED
-from cuesmith.teleprompters.search.texts import instruction, step_list, text_field
+from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
 
 __all__ = ["STUDY", "checks_of", "conduct", "forecast", "versions", "write_steps"]
 
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Numbers of steps that are asked for. Ours."""
 MOST_STEPS = 8
-"""Steps that the optimizer writes at most, as `WriteSteps` says."""
+"""Steps that the optimizer may write at most."""
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -63,11 +63,12 @@ async def write_steps(run: Run, number: int) -> tuple[str, tuple[str, ...]] | No
     name = run.baseline.names[-1]
     shown = run.rng("steps", number).sample(list(run.train), min(UNIFIED.init_examples, len(run.train)))
     request = task_inputs(run, Casebook(run, UNIFIED), name, shown)
-    replies = await run.ask(WriteSteps, request, salt=f"study, procedure {number}")
-    steps = step_list(replies[0].get("steps"), MOST_STEPS) if replies else ()
-    if not steps:
+    replies = await run.ask(WriteSteps, {**request, "most_steps": MOST_STEPS}, salt=f"study, procedure {number}")
+    steps = step_list(replies[0].get("steps")) if replies else ()
+    assert run.guard is not None
+    if steps_fault(steps, MOST_STEPS, run.guard):
         return None
-    return instruction(text_field(replies[0], "task")) or run.baseline.prompts[name].instructions, steps
+    return run.usable(name, text_field(replies[0], "task")) or run.baseline.prompts[name].instructions, steps
 
 
 def versions(steps: Sequence[str], levels: Sequence[int], rng: random.Random) -> dict[int, tuple[str, ...]]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.teleprompters.runtime.evidence import render_fields, text_of
+from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import read_failure

@@ -367,6 +367,12 @@ def example_id(example: dspy.Example) -> str:
     return digest(values if plain else to_json(values), inputs)
 
 
+def made_from(move: str, examples: Sequence[dspy.Example], *parents: Candidate) -> Origin:
+    """Return the origin of a candidate made by `move` from `parents`, with `examples` as evidence."""
+    evidence = dict.fromkeys(example_id(example) for example in examples)
+    return Origin(move, tuple(parent.id for parent in parents), tuple(evidence))
+
+
 class ExampleIds:
     """Content hashes of examples, each computed once: a run asks for them again and again, and they do not change."""
 

@@ -12,7 +12,9 @@ import functools
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +25,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedF
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import metered, named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
+from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, made_from, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import (
     EffectDone,
@@ -34,7 +36,9 @@ from cuesmith.teleprompters.runtime.events import (
     Stream,
     TrainingStepDone,
 )
+from cuesmith.teleprompters.runtime.evidence import shortened, sound
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
+from cuesmith.teleprompters.runtime.guards import Fault, Guard, longest_of, unwrapped
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -53,6 +57,7 @@ from cuesmith.teleprompters.runtime.replies import (
     lost_by_content,
     lost_by_error,
     lost_by_finish,
+    reaches,
     sound_reply,
 )
 from cuesmith.teleprompters.runtime.scoring import Scorer
@@ -62,6 +67,9 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.record import Alignment
 
 T = TypeVar("T")
+
+LONGEST_INPUT = 12_000
+"""Characters of one text of a request to the optimizer, unless instructions may be half as long. Ours."""
 
 MOST_REFUSED = 8
 """So many requests to the optimizer, all taken for faulty by its provider, stop a run. Ours."""
@@ -81,6 +89,7 @@ class Run:
         directory: Where the run keeps what survives it; None if it keeps nothing.
         alignment: What a prompter's training came to, for the compilation; None without one.
         lost: The draws of the optimizer model that could not be used, in the order in which they came back.
+        dropped: Why texts were not made candidates, or candidates not run, and how often.
     """
 
     def __init__(
@@ -121,6 +130,9 @@ class Run:
         self._over = False
         self._heard = False
         self.lost: list[Malformed] = []
+        self.dropped: Counter[str] = Counter()
+        self._faults: dict[str, Fault | None] = {}
+        self._reached: dict[str, bool] = {}
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -144,12 +156,12 @@ class Run:
 
         Args:
             signature: The request, one of `cuesmith.signatures` or of that kind.
-            inputs: A value for each of its input fields.
+            inputs: A value for each of its input fields. The middle of a very long text is left out.
             n: Distinct draws wanted.
             salt: Separates draws on the same inputs: the same (signature, inputs, salt, draw) is one effect.
 
         Returns:
-            The draws that parse, in draw order: 0 to n of them.
+            The draws that can be used, in draw order: 0 to n of them. See `lost` for the others.
 
         Raises:
             TypeError: If the inputs are not those of the signature.
@@ -158,6 +170,7 @@ class Run:
         if set(inputs) != set(signature.input_fields):
             raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
         self._check_open()
+        inputs = {name: _fitted(value, self._longest_input()) for name, value in inputs.items()}
         name = digest(signature.__name__, signature.instructions, list(signature.fields), to_json(dict(inputs)), salt)
         tasks = []
         for number in range(n):
@@ -174,6 +187,9 @@ class Run:
     ) -> list[Scores]:
         """Score candidates on examples, all in one pool. What was scored before is not run again.
 
+        A candidate whose instructions no model could work with, or that copy an example (`guard`), is never run: it
+        counts as a failure on every example, and is no result of the run.
+
         Args:
             candidates: What to score.
             examples: What to score them on.
@@ -187,16 +203,18 @@ class Run:
             RunStopped: If a cap is reached, or the provider refuses calls for good.
         """
         self._check_open()
-        for candidate in candidates:
+        usable = [candidate for candidate in candidates if self.fault(candidate) is None]
+        for candidate in usable:
             self._candidates.setdefault(candidate.id, candidate)
-        tasks = [[self._outcome(c, e, draw) for e in examples] for c in candidates]
-        await _all([task for row in tasks for task in row])
+        tasks = {c: [self._outcome(c, e, draw) for e in examples] for c in usable}
+        await _all([task for row in tasks.values() for task in row])
         if self._journal is not None:
             self._journal.flush()
         self._tell_spent()
+        unrun = [ParseFailure("its instructions may not be used")] * len(examples)
         scores = [
-            Scores(c, tuple(examples), tuple(task.result() for task in row))
-            for c, row in zip(candidates, tasks, strict=True)
+            Scores(c, tuple(examples), tuple(task.result() for task in tasks[c]) if c in tasks else tuple(unrun))
+            for c in candidates
         ]
         for one in scores:
             self._report_missing(one)
@@ -313,6 +331,7 @@ class Run:
         pending = [task for task in (*self._outcomes.values(), *self._replies.values()) if not task.done()]
         if pending:
             await asyncio.wait(pending)
+        self._note_unseen()
 
     def _check_open(self) -> None:
         if self._over:
@@ -332,6 +351,9 @@ class Run:
         """
         if not beam:
             raise ValueError("a step's beam has at least one candidate: the baseline is one")
+        beam = [scores for scores in beam if self.fault(scores.candidate) is None]
+        if not beam:
+            return
         head = beam[0]
         fit = next((s for s in train if s.candidate == head.candidate), None)
         record = StepRecord(
@@ -424,9 +446,16 @@ class Run:
             outcome = self._recall(key, stored)
         else:
             current = Effect(key, "target")
+            unreached = self._unreached(candidate)
+            current.texts = [] if unreached else None
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
-            self._store(key, outcome, current)
+            found = {
+                name: any(reaches(candidate.prompts[name].instructions, text) for text in current.texts)
+                for name in (unreached if current.texts else ())
+            }
+            self._note_reached(found)
+            self._store(key, outcome, current, found)
         self._emit("target", candidate.id, self._id(example), outcome)
         return outcome
 
@@ -474,16 +503,17 @@ class Run:
         if not self._heard and len(self.lost) >= MOST_REFUSED:
             raise self._gate.stop("configuration", f"the first {len(self.lost)} requests were refused: {draw.reason}")
 
-    def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
+    def _store(self, key: str, outcome: Outcome, current: Effect, reached: Mapping[str, bool]) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
             used = {role: vars(usage) for role, usage in current.used.items()}
-            body = {"outcome": outcome_to_json(outcome), "used": used}
+            body = {"outcome": outcome_to_json(outcome), "used": used, "reached": dict(reached)}
             # What the journal's calls can give again may wait for the next write; anything else may not.
             (self._journal.put_soon if current.replayable else self._journal.put)("outcomes", key, body)
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
-        body, used = stored["outcome"], stored["used"]
-        assert isinstance(body, dict) and isinstance(used, dict)
+        body, used, reached = stored["outcome"], stored["used"], stored.get("reached", {})
+        assert isinstance(body, dict) and isinstance(used, dict) and isinstance(reached, dict)
+        self._note_reached(reached)
         self._costs[key] = sum((Usage(**usage) for usage in used.values()), Usage())
         return outcome_from_json(body)
 
@@ -502,6 +532,75 @@ class Run:
                 workers.pending,
             )
         )
+
+    @cached_property
+    def guard(self) -> Guard | None:
+        """What no instruction may be; a search may set another one, or None for no rule at all, before it begins."""
+        own = [prompt.instructions for _, prompt in self.baseline]
+        return Guard.of(self.train, own, {}, None, [predictor.signature for predictor in self.predictors.values()])
+
+    def usable(self, name: str, text: str) -> str | None:
+        """Return what the optimizer wrote for predictor `name` as usable instructions, or None, which is counted."""
+        if self.guard is None:
+            return text
+        found = self.guard.usable(name, text)
+        if found is None:
+            self.dropped[self.guard.fault(unwrapped(text)) or "too long"] += 1
+        return found
+
+    def child(
+        self, parent: Candidate, name: str, instructions: str, *, move: str, seen: Sequence[dspy.Example] = ()
+    ) -> Candidate | None:
+        """Return `parent` with other instructions for one predictor; None if they may not be used, which is counted.
+
+        Args:
+            parent: What is changed.
+            name: The predictor.
+            instructions: What the optimizer wrote.
+            move: What made it (`Origin.move`).
+            seen: The examples that the optimizer was shown for it.
+
+        Raises:
+            KeyError: If there is no predictor of that name.
+        """
+        usable = self.usable(name, instructions)
+        return None if usable is None else parent.replace(
+            name, instructions=usable, origin=made_from(move, seen, parent))
+
+    def fault(self, candidate: Candidate) -> Fault | None:
+        """Return why a candidate may not be run; None if it may. The student's own instructions always may."""
+        if candidate.id not in self._faults:
+            own = {name: prompt.instructions for name, prompt in self.baseline}
+            new = [p.instructions for name, p in candidate if p.instructions != own.get(name)]
+            guard = self.guard if new else None
+            found = next((fault for text in new if guard and (fault := guard.fault(text))), None)
+            if found is not None:
+                self.dropped[found] += 1
+            self._faults[candidate.id] = found
+        return self._faults[candidate.id]
+
+    def _longest_input(self) -> int:
+        """Return how many characters of one text a request has at most: instructions are always shown whole."""
+        known = self.__dict__.get("guard")
+        longest = known.longest if known else longest_of([prompt.instructions for _, prompt in self.baseline])
+        return max(LONGEST_INPUT, 2 * longest)
+
+    def _unreached(self, candidate: Candidate) -> set[str]:
+        """Return the predictors whose new instructions no request was seen to have until now."""
+        own = self.baseline.prompts
+        return {name for name, prompt in candidate
+                if not self._reached.get(name) and prompt.instructions != own[name].instructions}
+
+    def _note_reached(self, found: Mapping[str, bool]) -> None:
+        """Take note of which predictors' new instructions stood in the requests of a program run."""
+        for name, reached in found.items():
+            self._reached[name] = reached or self._reached.get(name, False)
+
+    def _note_unseen(self) -> None:
+        for name in (name for name, reached in self._reached.items() if not reached):
+            self.note(
+                f"New instructions of the predictor {name!r} were in none of the requests that the program made: it "
+                "is not called, or the program replaces what it is told.", kind="unseen")
 
     def _report_missing(self, scores: Scores) -> None:
         failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
@@ -522,6 +621,19 @@ def _is_kept(task: asyncio.Task[Outcome]) -> bool:
 
 def _estimate(scores: Scores) -> Estimate95:
     return estimate95([v for v in scores.values if v is not None])
+
+
+def _fitted(value: object, longest: int) -> object:
+    """Return what a request is given, its texts sound and of at most so many characters."""
+    match value:
+        case str():
+            return shortened(sound(value), longest)
+        case list() | tuple():
+            return [_fitted(held, longest) for held in value]
+        case dict():
+            return {name: _fitted(held, longest) for name, held in value.items()}
+        case _:
+            return value
 
 
 async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
