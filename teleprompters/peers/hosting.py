@@ -23,6 +23,7 @@ from cuesmith.teleprompters.peers.border import Border, Hosted, host_program, ho
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.runtime._dspy import _Watch, copy_program
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
+from cuesmith.teleprompters.runtime.frames import frames_of, restore
 from cuesmith.teleprompters.runtime.gate import effect
 from cuesmith.teleprompters.runtime.ledger import Cap
 from cuesmith.teleprompters.runtime.metric import Metric, read_judgement
@@ -77,6 +78,7 @@ class Host:
         self._origin = Origin(move, (run.baseline.id,))
         self._now = threading.local()
         self._over = False
+        self._frames = frames_of(run.student)
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
@@ -183,6 +185,7 @@ class Host:
     def ran(self, program: dspy.Module) -> None:
         """Note which program begins to run in this thread."""
         if effect.get() is None and isinstance(program, type(self._run.student)):
+            restore(program, self._frames)
             self._now.candidate = Candidate.of(program)
 
     def raised(self, inputs: Mapping[str, object], error: Exception) -> None:

@@ -23,6 +23,7 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
+from cuesmith.teleprompters.runtime.frames import Frame, frames_of
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
@@ -149,7 +150,10 @@ class Demo:
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a compiler may change of one predictor: its instructions and its demonstrations."""
+    """What a compiler may change of one predictor: its instructions and its demonstrations.
+
+    Of instructions that a module composed (`dspy.ReAct`: its tools, the protocol of its loop) only the user's part.
+    """
 
     instructions: str
     demos: tuple[Demo, ...] = ()
@@ -242,15 +246,21 @@ class Candidate:
         Args:
             program: Any dspy module; predictors inside frozen (compiled) sub-modules are not read.
         """
+        frames = frames_of(program)
         return cls(
             {
-                name: Prompt(_instructions(p), tuple(_demo(d, p.signature) for d in p.demos))
+                name: Prompt(
+                    frames.get(name, Frame()).inner(str(p.signature.instructions)),
+                    tuple(_demo(d, p.signature) for d in p.demos),
+                )
                 for name, p in named_predictors(program)
             }
         )
 
     def bind(self, program: dspy.Module) -> dspy.Module:
         """Return a copy of `program` with these prompts; `program` and its LMs stay untouched and shared.
+
+        What modules of the program wrote into instructions themselves stays there.
 
         Raises:
             ValueError: If the program has other predictors than the candidate.
@@ -262,11 +272,12 @@ class Candidate:
                 f"candidate {self.id} is for the predictors {sorted(self.prompts)}, "
                 f"but the program has {sorted(predictors)}"
             )
-        own = Candidate.of(program).prompts
+        own, frames = Candidate.of(program).prompts, frames_of(program)
         for name, prompt in self.prompts.items():
             predictor = predictors[name]
             if prompt.instructions != own[name].instructions:
-                predictor.signature = predictor.signature.with_instructions(prompt.instructions)
+                whole = frames.get(name, Frame()).around(prompt.instructions)
+                predictor.signature = predictor.signature.with_instructions(whole)
             if prompt.demos != own[name].demos:
                 predictor.demos = [demo.to_example(predictor.signature) for demo in prompt.demos]
         return bound
@@ -346,10 +357,6 @@ class _Stored:
     prompts: dict[str, _StoredPrompt]
     origin: _StoredOrigin
     prompter: str = ""
-
-
-def _instructions(predictor: dspy.Predict) -> str:
-    return str(predictor.signature.instructions)
 
 
 def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:

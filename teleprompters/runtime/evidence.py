@@ -189,7 +189,14 @@ def describe_task(signature: type[dspy.Signature], instructions: str) -> str:
     """
     inputs = [_describe_field(signature, name) for name in signature.input_fields]
     outputs = [_describe_field(signature, name) for name in answer_fields(signature)]
-    return "\n".join([instructions, f"inputs: {', '.join(inputs)}", f"outputs: {', '.join(outputs)}"])
+    before, met, after = str(signature.instructions).partition(instructions)
+    fixed = [part.strip() for part in (before, after) if met and part.strip()]  # what a module wrote: see `frames`
+    return "\n".join([
+        instructions,
+        *(f"followed in every prompt by: {shortened(part)}" for part in fixed),
+        f"inputs: {', '.join(inputs)}",
+        f"outputs: {', '.join(outputs)}",
+    ])
 
 
 def _describe_field(signature: type[dspy.Signature], name: str) -> str:
