@@ -12,7 +12,7 @@ from cuesmith.signatures.reflection import (
     RewriteInstruction,
     SummarizeReasons,
 )
-from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps
+from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps, undemonstrated
 
 __all__ = [
     "CheckRule",
@@ -36,4 +36,5 @@ __all__ = [
     "canonical_task",
     "parse_steps",
     "render_steps",
+    "undemonstrated",
 ]

@@ -7,7 +7,7 @@ brought into canonical form, never refused.
 import re
 from collections.abc import Sequence
 
-__all__ = ["canonical_steps", "canonical_task", "parse_steps", "render_steps"]
+__all__ = ["canonical_steps", "canonical_task", "parse_steps", "render_steps", "undemonstrated"]
 
 FOLLOW = 'Follow every step in order and begin the work of each with its label ("Step 1:", "Step 2:", ...):'
 """The line between the task and its steps."""
@@ -92,6 +92,11 @@ def parse_steps(instructions: str) -> tuple[str, tuple[str, ...]] | None:
     task = head.removesuffix("\n\n")
     # Rendering again refuses everything that only looks like a rendering.
     return (task, tuple(steps)) if render_steps(task, steps, demonstration) == instructions else None
+
+
+def undemonstrated(instructions: str) -> str:
+    """Return instructions without the worked demonstration that `render_steps` appended to them."""
+    return instructions.partition(f"\n\n{DEMONSTRATION}\n")[0]
 
 
 def _without_label(text: str) -> str:

@@ -8,9 +8,9 @@ from typing import Unpack
 
 import dspy
 
-from cuesmith.signatures import Deviation, ReviseStep, WriteSteps
+from cuesmith.signatures import Deviation, ReviseStep, WriteSteps, render_steps
 from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
-from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
+from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
@@ -18,12 +18,12 @@ from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.demos import Behavior, Demonstration
 from cuesmith.teleprompters.search.deviations import Located, most_frequent
 from cuesmith.teleprompters.search.drafts import Draft, keep_drafts, outside_demonstrations
-from cuesmith.teleprompters.search.initial import made_from, task_inputs
+from cuesmith.teleprompters.search.initial import task_inputs
 from cuesmith.teleprompters.search.locating import locate
 from cuesmith.teleprompters.search.material import subsets
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import step_list, text_field
+from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
 from cuesmith.teleprompters.search.working import demonstrate
 
 
@@ -138,15 +138,17 @@ class ABO(PromptSearch):
                       ) -> tuple[str, ...]:
         kind: Deviation = located[0].kind
         number = len(steps) if kind == "format" else located[0].step  # the last step says the form of the answer
-        request = {"steps": list(steps), "step": number, "kind": kind,
+        request = {"steps": list(steps), "step": number, "kind": kind, "most_steps": self.max_steps,
                    "failures": [one.failure.shown() for one in located]}
         replies = await scene.run.ask(ReviseStep, request, salt=f"step {scene.step}, {i}")
         return self._usable(scene, replies[0].get("revised_steps")) if replies else ()
 
     def _usable(self, scene: Scene, found: object) -> tuple[str, ...]:
-        steps = step_list(found, self.max_steps)
-        text = "\n".join(steps)
-        return () if scene.guard.copies(text) or len(text) > self.longest else steps
+        steps = step_list(found)
+        fault = steps_fault(steps, self.max_steps, scene.guard)
+        if fault:
+            scene.run.dropped[fault] += 1
+        return () if fault else steps
 
     async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int) -> list[Draft]:
         """Write `count` drafts with new steps for the named predictors, draft j from its own examples."""
@@ -164,12 +166,17 @@ class ABO(PromptSearch):
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:
         salt = f"write {scene.step}, {j}"
-        replies = await scene.run.ask(WriteSteps, task_inputs(scene.run, scene.book, name, examples), salt=salt)
+        request = {**task_inputs(scene.run, scene.book, name, examples), "most_steps": self.max_steps}
+        replies = await scene.run.ask(WriteSteps, request, salt=salt)
         steps = self._usable(scene, replies[0].get("steps")) if replies else ()
         if not steps:
             return None
-        own = scene.run.baseline.prompts[name].instructions
-        task = scene.guard.usable(name, text_field(replies[0], "task")) or scene.guard.pin(name, own)
+        own = scene.guard.pin(name, scene.run.baseline.prompts[name].instructions)
+        written = scene.guard.usable(name, text_field(replies[0], "task")) or own
+        tasks = (task for task in (written, own) if len(render_steps(task, steps)) <= scene.guard.longest)
+        if (task := next(tasks, None)) is None:
+            scene.run.dropped["too long"] += 1
+            return None
         return Behavior(task, steps, await self._work(scene, name, steps, (), salt))
 
     async def _work(self, scene: Scene, name: str, steps: Sequence[str], failing: Sequence[dspy.Example],

@@ -1208,7 +1208,6 @@ class CompilerConformance:
         monkeypatch.chdir(tmp_path)
         ran = self.run(student=student(), optimizer=Engine(HOSTILE[name]), run_dir=tmp_path / "run")
         assert ran.compilation.stopped_by is None
-        assert ran.compilation.steps == () or len(ran.compilation.steps) > 1, "the search was cut short"
         assert not (tmp_path / EXECUTED).exists()
         assert scores_of(ran.compilation) <= {None, PARTLY, 1.0}
         if name == "braces":

@@ -16,17 +16,16 @@ from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.credit import STRATEGIES, Strategy
-from cuesmith.teleprompters.search.guards import Guard
 from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting
 from cuesmith.teleprompters.search.success import success_threshold
-from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION
 
 Form = Literal["unified", "native"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -47,7 +46,7 @@ class SearchOptions(Options, total=False):
     threshold: float | None
     racing: bool | None
     pinned: str | Mapping[str, str] | None
-    longest: int
+    longest: int | None
     next_predictor: Strategy
 
 
@@ -71,7 +70,7 @@ class PromptSearch(Compiler):
             yes, unless the method needs every score (`RACING`).
         pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
             optimizer leaves out is appended again.
-        longest: Characters that instructions may have.
+        longest: Characters that instructions may have. None: 4,000, or half as many again as the student's own have.
         next_predictor: Of a program with several predictors, a step changes one: "round robin" in the program's
             order, or by "credit", where failed runs first left the successful ones.
         **options: As for `Compiler`.
@@ -101,7 +100,7 @@ class PromptSearch(Compiler):
         threshold: float | None = None,
         racing: bool | None = None,
         pinned: str | Mapping[str, str] | None = None,
-        longest: int = LONGEST_INSTRUCTION,
+        longest: int | None = None,
         next_predictor: Strategy = "round robin",
         **options: Unpack[Options],
     ) -> None:
@@ -117,7 +116,7 @@ class PromptSearch(Compiler):
             raise TypeError(f"racing must be True, False or None, got {racing!r}")
         self.racing = self.RACING if racing is None else racing
         self.pinned = _pinned(pinned)
-        self.longest = whole("longest", longest)
+        self.longest = None if longest is None else whole("longest", longest)
         self.next_predictor: Strategy = _one_of("next_predictor", next_predictor, STRATEGIES)
 
     @abstractmethod
@@ -138,10 +137,11 @@ class PromptSearch(Compiler):
             self.setting, threshold=await success_threshold(run, self.setting.threshold))
         run.threshold = setting.threshold
         material = Material.of(run, setting)
-        guard = Guard.of(material.evidence, [p.instructions for _, p in run.baseline],
-                         self._pinned_by_name(run.baseline.names), self.longest)
+        run.guard = Guard.of(
+            material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),
+            self.longest, [predictor.signature for predictor in run.predictors.values()])
         book = await begin(run, setting, material)
-        scene = Scene(run, setting, material, book, guard, self.racing, self.next_predictor)
+        scene = Scene(run, setting, material, book, self.racing, self.next_predictor)
         return await (self.native(scene) if self.form == "native" else self.unified(scene))
 
     async def native(self, scene: Scene) -> Candidate:
@@ -222,7 +222,7 @@ class BeamSearch(PromptSearch):
 
     async def start(self, scene: Scene) -> list[Candidate]:
         """Return the initial candidates beside the student."""
-        return await write_instructions(scene.run, scene.setting, scene.material, scene.book, scene.guard)
+        return await write_instructions(scene.run, scene.setting, scene.material, scene.book)
 
 
 def _one_of(name: str, value: T, known: Sequence[T]) -> T:

@@ -22,7 +22,7 @@ from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
+from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.deviations import labelled
@@ -265,8 +265,10 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
     if calls:
         outputs = calls[-1].outputs
         text = render_fields(outputs)
-        answered = any(outputs.get(field, "").strip() for field in fields if field != REASONING or not reasons)
-        work = outputs.get(REASONING, "") if reasons else text if any(labelled(text)) else None
+        answered = any(
+            text_of(outputs.get(field, "")).strip() for field in fields if field != REASONING or not reasons
+        )
+        work = text_of(outputs.get(REASONING, "")) if reasons else text if any(labelled(text)) else None
         return Response(text, work, answered, passed(outcome, threshold))
     if isinstance(outcome, ParseFailure):
         done = {step.predictor for step in outcome.trace}

@@ -175,7 +175,7 @@ def answer(outcome: Outcome) -> str | None:
         return None
     outputs = outcome.trace[-1].outputs
     names = [name for name in outputs if name != REASONING] or list(outputs)
-    return "\n".join(f"{name}: {' '.join(outputs[name].split()).casefold()}" for name in names)
+    return "\n".join(f"{name}: {' '.join(text_of(outputs[name]).split()).casefold()}" for name in names)
 
 
 def passed(outcome: Outcome, threshold: float) -> bool | None:

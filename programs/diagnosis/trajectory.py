@@ -17,8 +17,8 @@ from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.record import KnownExample, Record
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-from cuesmith.teleprompters.search.guards import COMMON, COPIED_WORDS
 
 __all__ = ["Copied", "Point", "Trajectory", "section_of", "trajectory"]
 

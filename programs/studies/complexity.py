@@ -29,7 +29,7 @@ from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import HARMLESS_STEPS, joined_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
-from cuesmith.teleprompters.runtime.evidence import answer_fields
+from cuesmith.teleprompters.runtime.evidence import answer_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
@@ -37,14 +37,14 @@ from cuesmith.teleprompters.search.deviations import read_failure
 from cuesmith.teleprompters.search.initial import task_inputs
 from cuesmith.teleprompters.search.material import Casebook
 from cuesmith.teleprompters.search.setting import UNIFIED
-from cuesmith.teleprompters.search.texts import instruction, step_list, text_field
+from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
 
 __all__ = ["STUDY", "checks_of", "conduct", "forecast", "versions", "write_steps"]
 
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Numbers of steps that are asked for. Ours."""
 MOST_STEPS = 8
-"""Steps that the optimizer writes at most, as `WriteSteps` says."""
+"""Steps that the optimizer may write at most."""
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -63,11 +63,12 @@ async def write_steps(run: Run, number: int) -> tuple[str, tuple[str, ...]] | No
     name = run.baseline.names[-1]
     shown = run.rng("steps", number).sample(list(run.train), min(UNIFIED.init_examples, len(run.train)))
     request = task_inputs(run, Casebook(run, UNIFIED), name, shown)
-    replies = await run.ask(WriteSteps, request, salt=f"study, procedure {number}")
-    steps = step_list(replies[0].get("steps"), MOST_STEPS) if replies else ()
-    if not steps:
+    replies = await run.ask(WriteSteps, {**request, "most_steps": MOST_STEPS}, salt=f"study, procedure {number}")
+    steps = step_list(replies[0].get("steps")) if replies else ()
+    assert run.guard is not None
+    if steps_fault(steps, MOST_STEPS, run.guard):
         return None
-    return instruction(text_field(replies[0], "task")) or run.baseline.prompts[name].instructions, steps
+    return run.usable(name, text_field(replies[0], "task")) or run.baseline.prompts[name].instructions, steps
 
 
 def versions(steps: Sequence[str], levels: Sequence[int], rng: random.Random) -> dict[int, tuple[str, ...]]:
@@ -179,7 +180,7 @@ class _Base:
         if not isinstance(outcome, Scored) or not outcome.trace:
             return None
         name = answer_fields(self.run.predictors[self.run.baseline.names[-1]].signature)[0]
-        text = outcome.trace[-1].outputs.get(name, "").strip()
+        text = text_of(outcome.trace[-1].outputs.get(name, "")).strip()
         return meets(text) if text else False
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.teleprompters.runtime.evidence import render_fields, text_of
+from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import read_failure
@@ -34,7 +34,7 @@ class Shown(Error):
         outputs: What was answered, field by field; empty if the reply could not be used.
     """
 
-    outputs: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    outputs: Mapping[str, object] = field(default_factory=lambda: MappingProxyType({}))
 
     @property
     def answered(self) -> str:
@@ -111,7 +111,7 @@ def exchanged(error: Shown) -> Shown | None:
     if set(error.outputs).isdisjoint(error.gold) or error.answered == error.answer:
         return None
     gold = {name: error.outputs.get(name, "") for name in error.gold}
-    outputs = {name: text_of(error.gold[name]) if name in error.gold else text for name, text in error.outputs.items()}
+    outputs = {name: error.gold.get(name, value) for name, value in error.outputs.items()}
     return replace(error, gold=gold, response=render_fields(outputs), feedback="", outputs=outputs)
 
 

@@ -43,11 +43,9 @@ from cuesmith.programs.studies.reflection_analysis import (
 from cuesmith.programs.studies.reflection_report import limits, sections
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import EditInstruction, VaryInstructions
-from cuesmith.teleprompters.runtime.candidate import Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.guards import Guard
-from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION, text_field
+from cuesmith.teleprompters.search.texts import text_field
 
 __all__ = ["STUDY", "Experiment", "conduct", "forecast"]
 
@@ -90,8 +88,7 @@ class Experiment:
             *(self._reflect(run, written, arm, k, batches[k]) for arm, batches in shown.items()),
             self._reword(run, written, k))))
         # All is written before the first is scored, in turn: so a stop leaves about as many refinements of every arm.
-        guard = Guard.of(run.train, [kept.observed.instructions], {}, LONGEST_INSTRUCTION)
-        await asyncio.gather(*(self._score(run, guard, arm, k, written.get((k, arm), ""))
+        await asyncio.gather(*(self._score(run, arm, k, written.get((k, arm), ""))
                                for k in range(self._n) for arm in kept.unusable))
 
     def _shown(self, run: Run, found: Observed) -> dict[str, list[Evidence]]:
@@ -129,17 +126,15 @@ class Experiment:
         replies = await run.ask(VaryInstructions, request, salt=f"refinement {k}")
         written[k, REWORDING] = text_field(replies[0], "variation") if replies else ""
 
-    async def _score(self, run: Run, guard: Guard, arm: str, k: int, text: str) -> None:
+    async def _score(self, run: Run, arm: str, k: int, text: str) -> None:
         assert self.kept.observed is not None
         name = self.kept.observed.name
-        usable = guard.usable(name, text)
-        if usable is None:
+        made = run.child(run.baseline, name, text, move=f"refined by {arm}")
+        if made is None:
             self.kept.unusable[arm] += 1
             return
-        origin = Origin(f"refined by {arm}", (run.baseline.id,))
-        made = run.baseline.replace(name, instructions=usable, origin=origin)
         scored = (await run.score([made], run.select))[0]
-        self.kept.refinements.append(Refinement(arm, k, usable, scored.values))
+        self.kept.refinements.append(Refinement(arm, k, made.prompts[name].instructions, scored.values))
 
 
 # --- the study ---------------------------------------------------------------------------------------------

@@ -28,13 +28,12 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 from cuesmith.teleprompters.search.beam import distinct
 from cuesmith.teleprompters.search.deviations import Failure
-from cuesmith.teleprompters.search.guards import Guard
 from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
 from cuesmith.teleprompters.search.reflecting import criticize, edit, groups
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION, text_field
+from cuesmith.teleprompters.search.texts import text_field
 
 __all__ = ["STUDY", "conduct", "forecast"]
 
@@ -132,8 +131,7 @@ async def _experiment(run: Run, task: Task, n: int, kept: _Kept) -> None:
 async def _scene(run: Run, draws: int) -> Scene:
     setting = Setting(initial=draws, minibatch=MINIBATCH)
     material = Material.of(run, setting)
-    guard = Guard.of(material.evidence, [p.instructions for _, p in run.baseline], {}, LONGEST_INSTRUCTION)
-    return Scene(run, setting, material, await begin(run, setting, material), guard, False, "round robin")
+    return Scene(run, setting, material, await begin(run, setting, material), False, "round robin")
 
 
 def _draws(n: int) -> int:
@@ -146,7 +144,7 @@ async def _prompts(scene: Scene, name: str, n: int) -> list[tuple[Candidate, int
     run, draws = scene.run, _draws(n)
     own, written, edited = await asyncio.gather(
         _paraphrases(scene, run.baseline, name, draws),
-        write_instructions(run, scene.setting, scene.material, scene.book, scene.guard),
+        write_instructions(run, scene.setting, scene.material, scene.book),
         _edits(scene, name, draws))
     again = await asyncio.gather(*(_paraphrases(scene, one, name, draws) for one in (*written[:1], *edited[:1])))
     makers = (written, edited, own, *again)

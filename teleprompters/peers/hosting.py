@@ -27,6 +27,7 @@ from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
+from cuesmith.teleprompters.runtime.frames import frames_of, restore
 from cuesmith.teleprompters.runtime.gate import effect
 from cuesmith.teleprompters.runtime.ledger import Cap
 from cuesmith.teleprompters.runtime.metric import Metric, read_judgement
@@ -83,6 +84,7 @@ class Host:
         self._origin = Origin(move, (run.baseline.id,))
         self._now = threading.local()
         self._over = False
+        self._frames = frames_of(run.student)
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
@@ -191,6 +193,7 @@ class Host:
     def ran(self, program: dspy.Module) -> None:
         """Note which program begins to run in this thread."""
         if effect.get() is not self._border.judge and isinstance(program, type(self._run.student)):
+            restore(program, self._frames)
             self._now.candidate = Candidate.of(program)
 
     def raised(self, inputs: Mapping[str, object], error: Exception) -> None:

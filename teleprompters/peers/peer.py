@@ -76,6 +76,7 @@ class Peer(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
+        run.guard = None  # what dspy's optimizers write has been run by the time it comes here
         base = await run.score([run.baseline], run.select)
         await run.record(0, base)
         task, optimizer = self._models(run.student)

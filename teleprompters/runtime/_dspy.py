@@ -41,6 +41,7 @@ from cuesmith.teleprompters.runtime.gate import (
     public_options,
 )
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
+from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
 
 def named_predictors(program: dspy.Module) -> list[tuple[str, dspy.Predict]]:
@@ -311,8 +312,13 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
 
 
 def _cleaned(output: Any) -> Any:
-    """Return one completion whole: half a character would make dspy fail where it puts replies into prompts."""
+    """Return one completion as the answer, without thinking, and whole.
+
+    Half a character would make dspy fail where it puts replies into prompts. Thinking that does not end stays: it is
+    told from an answer where it is read.
+    """
     if isinstance(output, str):
+        output = strip_thinking(output) or output
         return output if output.isascii() else output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(output, dict) and isinstance(output.get("text"), str):
         output["text"] = _cleaned(output["text"])

@@ -7,6 +7,7 @@ where they touch dspy. Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import unicodedata
@@ -17,10 +18,13 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import dspy
-from pydantic import BaseModel, TypeAdapter, ValidationError
+import pydantic
+from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
+from cuesmith.teleprompters.runtime.frames import Frame, frames_of
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
@@ -54,18 +58,40 @@ def _stand_in(value: Any) -> object:
     return f"<{kind.__qualname__.rpartition('.')[2]} {fingerprint(value)}>"
 
 
+def typed(value: object, annotation: Any) -> object:
+    """Return JSON data, or its text, as a value of a field's type; what does not fit stays as it is."""
+    try:
+        kind = TypeAdapter(annotation)
+    except PydanticUserError:
+        return value
+    for read in (kind.validate_python, kind.validate_json) if isinstance(value, str) else (kind.validate_python,):
+        try:
+            found: object = read(value)
+            return found
+        except (ValidationError, UnicodeError):
+            pass
+    return value
+
+
+def typed_fields(values: Mapping[str, object], signature: type[dspy.Signature]) -> dict[str, object]:
+    """Return the JSON data of fields as values of the fields' types; a field that there is none of stays as it is."""
+    kinds = {name: info.annotation for name, info in signature.fields.items()}
+    return {name: typed(value, kinds[name]) if name in kinds else value for name, value in values.items()}
+
+
 def _ordered(value: object) -> object:
-    """Put sets in an order: theirs differs from process to process, and a content hash must not."""
+    """Put sets in an order, which differs from process to process, and write dspy's own types by their fields."""
     match value:
+        case pydantic.BaseModel():
+            return _model(value)
+        case _ if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            return {field.name: _ordered(getattr(value, field.name)) for field in dataclasses.fields(value)}
         case set() | frozenset():
             return [_ordered(v) for v in sorted(value, key=lambda v: repr(v) if type(v) in _PLAIN else fingerprint(v))]
         case dict():
             return {name: _ordered(v) for name, v in value.items()}
         case list() | tuple():
             return [_ordered(v) for v in value]
-        case BaseModel():
-            dumped = value.model_dump()
-            return _ordered(dumped) if _holds_set(dumped) else value
         case _:
             return value
 
@@ -74,6 +100,27 @@ def _holds_set(value: object) -> bool:
     if isinstance(value, dict):
         return any(map(_holds_set, value.values()))
     return isinstance(value, set | frozenset) or (isinstance(value, list | tuple) and any(map(_holds_set, value)))
+
+
+def _model(value: pydantic.BaseModel) -> object:
+    """Return the data that a model is made of again: what it writes itself, or else its fields.
+
+    An image, a recording or a file of dspy's writes itself as marked text for a prompt, which no model reads back. In
+    a place of no type (a message of `dspy.History`) that text is the whole of what can be kept, and prompts show it.
+    """
+    dumped = value.model_dump() if _holds_set(vars(value)) else value
+    own = to_jsonable_python(_ordered(dumped) if dumped is not value else value, fallback=_stand_in, bytes_mode="base64")
+    if not isinstance(value, dspy.Type) and CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(own):
+        return own
+    fields = {info.alias or name: _ordered(getattr(value, name)) for name, info in type(value).model_fields.items()}
+    return next((data for data in (own, fields) if _is_read_back(data, value)), own)
+
+
+def _is_read_back(data: object, value: pydantic.BaseModel) -> bool:
+    try:
+        return bool(type(value).model_validate(to_jsonable_python(data, fallback=_stand_in, bytes_mode="base64")) == value)
+    except Exception:  # validators are other people's code
+        return False
 
 
 @dataclass(frozen=True)
@@ -117,24 +164,16 @@ class Demo:
         Args:
             signature: The predictor's signature; a field it does not know keeps its JSON value.
         """
-        fields = signature.fields
-        typed = {
-            name: _typed(value, fields[name].annotation) if name in fields else value for name, value in self.values
-        }
-        return dspy.Example(**typed).with_inputs(*(name for name in typed if name in signature.input_fields))
-
-
-def _typed(value: Json, annotation: Any) -> object:
-    try:
-        typed: object = TypeAdapter(annotation).validate_python(value)
-        return typed
-    except ValidationError:
-        return value
+        found = typed_fields(dict(self.values), signature)
+        return dspy.Example(**found).with_inputs(*(name for name in found if name in signature.input_fields))
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """What a compiler may change of one predictor: its instructions and its demonstrations."""
+    """What a compiler may change of one predictor: its instructions and its demonstrations.
+
+    Of instructions that a module composed (`dspy.ReAct`: its tools, the protocol of its loop) only the user's part.
+    """
 
     instructions: str
     demos: tuple[Demo, ...] = ()
@@ -227,15 +266,21 @@ class Candidate:
         Args:
             program: Any dspy module; predictors inside frozen (compiled) sub-modules are not read.
         """
+        frames = frames_of(program)
         return cls(
             {
-                name: Prompt(_instructions(p), tuple(_demo(d, p.signature) for d in p.demos))
+                name: Prompt(
+                    frames.get(name, Frame()).inner(str(p.signature.instructions)),
+                    tuple(_demo(d, p.signature) for d in p.demos),
+                )
                 for name, p in named_predictors(program)
             }
         )
 
     def bind(self, program: dspy.Module) -> dspy.Module:
         """Return a copy of `program` with these prompts; `program` and its LMs stay untouched and shared.
+
+        What modules of the program wrote into instructions themselves stays there.
 
         Raises:
             ValueError: If the program has other predictors than the candidate.
@@ -247,11 +292,12 @@ class Candidate:
                 f"candidate {self.id} is for the predictors {sorted(self.prompts)}, "
                 f"but the program has {sorted(predictors)}"
             )
-        own = Candidate.of(program).prompts
+        own, frames = Candidate.of(program).prompts, frames_of(program)
         for name, prompt in self.prompts.items():
             predictor = predictors[name]
             if prompt.instructions != own[name].instructions:
-                predictor.signature = predictor.signature.with_instructions(prompt.instructions)
+                whole = frames.get(name, Frame()).around(prompt.instructions)
+                predictor.signature = predictor.signature.with_instructions(whole)
             if prompt.demos != own[name].demos:
                 predictor.demos = [demo.to_example(predictor.signature) for demo in prompt.demos]
         return bound
@@ -333,10 +379,6 @@ class _Stored:
     prompter: str = ""
 
 
-def _instructions(predictor: dspy.Predict) -> str:
-    return str(predictor.signature.instructions)
-
-
 def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
     values = demo.toDict() if isinstance(demo, dspy.Example) else demo
     if not isinstance(values, Mapping):
@@ -379,6 +421,12 @@ def _folded(value: Json) -> Json:
 
 def _plain(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
+
+
+def made_from(move: str, examples: Sequence[dspy.Example], *parents: Candidate) -> Origin:
+    """Return the origin of a candidate made by `move` from `parents`, with `examples` as evidence."""
+    evidence = dict.fromkeys(example_id(example) for example in examples)
+    return Origin(move, tuple(parent.id for parent in parents), tuple(evidence))
 
 
 class ExampleIds:

@@ -11,7 +11,7 @@ import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from cuesmith.teleprompters.runtime.ledger import Role, Spent
 
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Note, StepRecord
 
 logger = logging.getLogger("cuesmith")
+
+
+Lost: TypeAlias = Literal["cut", "refused", "empty", "thinking only", "unreadable", "invalid request"]
+"""Why a draw was lost: its end is missing, the model or a filter declined, nothing or only thinking came back, no
+adapter can read it, the provider took the request for faulty."""
 
 
 @dataclass(frozen=True)
@@ -120,13 +125,13 @@ class Malformed:
 
     Attributes:
         signature: The request's name.
-        reason: What was wrong.
-        kind: In a word or two, as remarks count them: "unreadable", "cut", "refused", ...
+        reason: What was wrong, for a reader.
+        kind: The same as one of a few words.
     """
 
     signature: str
     reason: str
-    kind: str = "unreadable"
+    kind: Lost = "unreadable"
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,13 @@ it is shown is rendered here, the same way for every compiler.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 import dspy
+import pydantic
+from dspy.adapters.types.base_type import CUSTOM_TYPE_END_IDENTIFIER, CUSTOM_TYPE_START_IDENTIFIER
+from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime.candidate import to_json
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
@@ -20,15 +24,83 @@ REASONING = "reasoning"
 LONGEST = 4000
 """Characters of one value that the optimizer is shown at most; the middle of a longer one is left out."""
 
+SHORT = 300
+"""Characters of a value of dspy's own types that are shown as they are."""
+
 
 def text_of(value: object) -> str:
-    """Return a field's value as text: a string as it is, other values as JSON data, a boolean as Python's."""
-    if isinstance(value, str):
-        return sound(value)
+    """Return a field's value as text for a reader.
+
+    A string is itself, other values are JSON data. What is no text (an image, a recording, a file) is named by its
+    kind and size, also inside lists, mappings and models: a part of it would be of no use to anyone.
+    """
     if value is None or isinstance(value, bool | int | float):
         return str(value)
-    data = to_json(value)
+    data = _shown(value)
     return sound(data if isinstance(data, str) else json.dumps(data, ensure_ascii=False))
+
+
+def _shown(value: object) -> object:
+    match value:
+        case str():
+            found = _MEDIUM.fullmatch(value)
+            return f"<{found[1]}, {_size(value)}>" if found else _named("", value) if _is_marked(value) else value
+        case pydantic.BaseModel():
+            written = to_jsonable_python(value, fallback=str, bytes_mode="base64")
+            if _is_marked(written):
+                return _named(type(value).__name__.lower(), written)
+            if isinstance(value, dspy.Type) or CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(written):
+                return written
+            return {name: _shown(getattr(value, name)) for name in type(value).model_fields}
+        case Mapping():
+            return {str(name): _shown(held) for name, held in value.items()}
+        case list() | tuple():
+            return [_shown(held) for held in value]
+        case _:
+            return to_json(value)
+
+
+_MEDIUM = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*,\S{200,}")
+"""A whole text that is an encoded file."""
+
+
+def _is_marked(value: object) -> bool:
+    return isinstance(value, str) and value.startswith(CUSTOM_TYPE_START_IDENTIFIER)
+
+
+def _named(name: str, marked: str) -> str:
+    """Return what stands for a value that dspy writes as blocks of a message; the blocks themselves if they are short
+    text."""
+    inner = marked.removeprefix(CUSTOM_TYPE_START_IDENTIFIER).removesuffix(CUSTOM_TYPE_END_IDENTIFIER)
+    try:
+        leaves = _leaves(json.loads(inner))
+    except ValueError:
+        leaves = [("", inner)]
+    longest = max((text for _, text in leaves), key=len, default="")
+    encoded = re.match(r"data:([\w.+-]+/[\w.+-]+)", longest)
+    if len(inner) <= SHORT and not encoded:
+        return inner
+    kinds = [text for key, text in leaves if key in ("filename", "title", "format", "media_type") and len(text) <= SHORT]
+    about = ", ".join([*kinds, *([encoded[1]] if encoded else [])])
+    kind = name or next((text for key, text in leaves if key == "type"), "value").partition("_")[0]
+    return f"<{kind} {about}, {_size(longest)}>" if about else f"<{kind}, {_size(longest)}>"
+
+
+def _leaves(data: object, key: str = "") -> list[tuple[str, str]]:
+    match data:
+        case str():
+            return [(key, data)]
+        case dict():
+            return [leaf for name, held in data.items() for leaf in _leaves(held, str(name))]
+        case list():
+            return [leaf for held in data for leaf in _leaves(held, key)]
+        case _:
+            return []
+
+
+def _size(encoded: str) -> str:
+    """Return about how large the file is that a text encodes in base 64."""
+    return f"{max(1, round(len(encoded) * 3 / 4000))} kB"
 
 
 def sound(text: str) -> str:
@@ -112,7 +184,14 @@ def describe_task(signature: type[dspy.Signature], instructions: str) -> str:
     """
     inputs = [_describe_field(signature, name) for name in signature.input_fields]
     outputs = [_describe_field(signature, name) for name in answer_fields(signature)]
-    return "\n".join([instructions, f"inputs: {', '.join(inputs)}", f"outputs: {', '.join(outputs)}"])
+    before, met, after = str(signature.instructions).partition(instructions)
+    fixed = [part.strip() for part in (before, after) if met and part.strip()]  # what a module wrote: see `frames`
+    return "\n".join([
+        instructions,
+        *(f"followed in every prompt by: {shortened(part)}" for part in fixed),
+        f"inputs: {', '.join(inputs)}",
+        f"outputs: {', '.join(outputs)}",
+    ])
 
 
 def _describe_field(signature: type[dspy.Signature], name: str) -> str:

@@ -407,7 +407,7 @@ class Gate:
         role: Role = request.role or current.role
         key = _call_key(current, role, request) if self.journal is not None else None
         if current.texts is not None:
-            current.texts.append(str(request.parts))
+            current.texts.append(request_text(*request.parts[:2]))
         if key is not None and (body := self._recall(key, current, role)) is not None:
             return request.load(body)
         for attempt in range(self.max_retries + 1):
@@ -574,6 +574,18 @@ class Gate:
         self._failures_in_a_row += 1
         if self._failures_in_a_row >= (in_a_row or (max(FEW, self.throttle.maximum) if self._answered else FEW)):
             self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {reason}")
+
+
+def request_text(prompt: object, messages: object) -> str:
+    """Return all text of a request to a model, given as one prompt or as messages."""
+    held = [message.get("content") for message in _list(messages) if isinstance(message, Mapping)]
+    blocks = [block for part in (prompt, *held) for block in (_list(part) or [part])]
+    texts = [block.get("text") if isinstance(block, Mapping) else block for block in blocks]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _list(value: object) -> list[object]:
+    return list(value) if isinstance(value, list | tuple) else []
 
 
 def is_outage(error: BaseException | None) -> bool:

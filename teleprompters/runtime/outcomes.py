@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of one predictor inside a program run; values are given as text."""
+    """One call of one predictor inside a program run; values are JSON data (`to_json`), read by `typed_fields`."""
 
     predictor: str
-    inputs: Mapping[str, str]
-    outputs: Mapping[str, str]
+    inputs: Mapping[str, object]
+    outputs: Mapping[str, object]
 
 
 @dataclass(frozen=True)

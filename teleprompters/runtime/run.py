@@ -14,17 +14,18 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
 from typing import TYPE_CHECKING, TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError, LMInvalidRequestError
+from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedFeatureError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, to_json
+from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, digest, made_from, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import (
     EffectDone,
@@ -36,7 +37,9 @@ from cuesmith.teleprompters.runtime.events import (
     Stream,
     TrainingStepDone,
 )
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
+from cuesmith.teleprompters.runtime.evidence import shortened, sound
+from cuesmith.teleprompters.runtime.gate import Effect, FilteredReply, Gate, effect
+from cuesmith.teleprompters.runtime.guards import Fault, Guard, longest_of, unwrapped
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -50,6 +53,14 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_to_json,
     value,
 )
+from cuesmith.teleprompters.runtime.replies import (
+    ADAPTER,
+    lost_by_content,
+    lost_by_error,
+    lost_by_finish,
+    reaches,
+    sound_reply,
+)
 from cuesmith.teleprompters.runtime.scoring import Scorer, settling
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
@@ -57,6 +68,12 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.record import Alignment
 
 T = TypeVar("T")
+
+LONGEST_INPUT = 12_000
+"""Characters of one text of a request to the optimizer, unless instructions may be half as long. Ours."""
+
+MOST_REFUSED = 8
+"""So many requests to the optimizer, all taken for faulty by its provider, stop a run. Ours."""
 
 
 class Run:
@@ -124,6 +141,9 @@ class Run:
         self.most_used = Usage(calls=len(self.predictors))
         self._id = ids
         self._over = False
+        self._heard = False
+        self._faults: dict[str, Fault | None] = {}
+        self._reached: dict[str, bool] = {}
 
     def rng(self, *key: object) -> random.Random:
         """Return a fresh generator seeded by the run's seed and `key`: the same at any concurrency."""
@@ -148,12 +168,12 @@ class Run:
 
         Args:
             signature: The request, one of `cuesmith.signatures` or of that kind.
-            inputs: A value for each of its input fields.
+            inputs: A value for each of its input fields. The middle of a very long text is left out.
             n: Distinct draws wanted.
             salt: Separates draws on the same inputs: the same (signature, inputs, salt, draw) is one effect.
 
         Returns:
-            The draws that parse, in draw order: 0 to n of them.
+            The draws that can be used, in draw order: 0 to n of them. See `lost` for the others.
 
         Raises:
             TypeError: If the inputs are not those of the signature.
@@ -162,6 +182,7 @@ class Run:
         if set(inputs) != set(signature.input_fields):
             raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
         self._check_open()
+        inputs = {name: _fitted(value, self._longest_input()) for name, value in inputs.items()}
         name = digest(signature.__name__, signature.instructions, list(signature.fields), to_json(dict(inputs)), salt)
         tasks = []
         for number in range(n):
@@ -178,6 +199,9 @@ class Run:
     ) -> list[Scores]:
         """Score candidates on examples, all in one pool. What was scored before is not run again.
 
+        A candidate whose instructions no model could work with, or that copy an example (`guard`), is never run: it
+        counts as a failure on every example, and is no result of the run.
+
         Args:
             candidates: What to score.
             examples: What to score them on.
@@ -191,16 +215,18 @@ class Run:
             RunStopped: If a cap is reached, or the provider refuses calls for good.
         """
         self._check_open()
-        for candidate in candidates:
+        usable = [candidate for candidate in candidates if self.fault(candidate) is None]
+        for candidate in usable:
             self._candidates.setdefault(candidate.id, candidate)
-        tasks = [[self._outcome(c, e, draw) for e in examples] for c in candidates]
-        await _all([task for row in tasks for task in row])
+        tasks = {c: [self._outcome(c, e, draw) for e in examples] for c in usable}
+        await _all([task for row in tasks.values() for task in row])
         if self._journal is not None:
             self._written(self._journal.flush)
         self._tell_spent()
+        unrun = [ParseFailure("its instructions may not be used")] * len(examples)
         scores = [
-            Scores(c, tuple(examples), tuple(task.result() for task in row))
-            for c, row in zip(candidates, tasks, strict=True)
+            Scores(c, tuple(examples), tuple(task.result() for task in tasks[c]) if c in tasks else tuple(unrun))
+            for c in candidates
         ]
         for one in scores:
             self._report_missing(one)
@@ -310,6 +336,7 @@ class Run:
         self._over = True
         if pending := self._pending():
             await asyncio.wait(pending)
+        self._note_unseen()
 
     async def abandon(self, grace: float) -> None:
         """Wait for what is in flight, but no longer than `grace` seconds: then it is given up."""
@@ -339,6 +366,9 @@ class Run:
         """
         if not beam:
             raise ValueError("a step's beam has at least one candidate: the baseline is one")
+        beam = [scores for scores in beam if self.fault(scores.candidate) is None]
+        if not beam:
+            return
         head = beam[0]
         fit = next((s for s in train if s.candidate == head.candidate), None)
         record = StepRecord(
@@ -459,10 +489,17 @@ class Run:
             outcome = self._recall(key, stored)
         else:
             current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
+            unreached = self._unreached(candidate)
+            current.texts = [] if unreached else None
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
             self._count_cost(key, sum(current.used.values(), Usage()))
-            self._store(key, outcome, current)
+            found = {
+                name: any(reaches(candidate.prompts[name].instructions, text) for text in current.texts)
+                for name in (unreached if current.texts else ())
+            }
+            self._note_reached(found)
+            self._store(key, outcome, current, found)
         self._emit("target", candidate.id, self._id(example), outcome)
         return outcome
 
@@ -474,46 +511,56 @@ class Run:
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
     ) -> dspy.Prediction | None:
         rollout = self.rng(key).randrange(1, 2**31)
-        warm = (self._optimizer.kwargs.get("temperature") or 0) > 0
-        config = {"rollout_id": rollout} | ({} if warm else {"temperature": 1.0})
+        # At a temperature of 0 draws would be the same; one that nobody set is not sent: not every model takes one.
+        cold = self._optimizer.kwargs.get("temperature") == 0
+        config = {"rollout_id": rollout} | ({"temperature": 1.0} if cold else {})
         current = Effect(f"{self.seed}:{key}", "optimizer", self._gate)
         effect.set(current)
         current_draw.set(self.rng(key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
         work = functools.partial(dspy.Predict(signature), **inputs, config=config)
         self._gate.check()
-        reply = None
+        reply, lost = None, None
         try:
-            with settling(current), dspy.context(lm=self._optimizer, trace=[], disable_history=True):
+            with settling(current), dspy.context(lm=self._optimizer, trace=[], disable_history=True, adapter=ADAPTER):
                 reply = await self._scorer.workers.submit(work)
             if current.stopped:
                 raise RunStopped(self._gate.stopped_by or "stopped")
-        except LMInvalidRequestError as error:
-            self._malformed(signature, error, "invalid request")
+            reply = sound_reply(reply)
+            lost = lost_by_finish(current.finish[-1:]) or lost_by_content(reply)
+            why = f"the reply is {lost} ({', '.join(current.finish) or 'no finish reason'})"
+        except FilteredReply as error:
+            lost, why = "refused", str(error)
+        except (LMInvalidRequestError, LMUnsupportedFeatureError) as error:
+            lost, why = "unreadable" if current.finish else "invalid request", f"{type(error).__name__}: {error}"
         except LMError as error:
             raise self._gate.stop("outage", f"the optimizer model failed: {error}") from None
         except UnknownPrice:
             raise
-        except TimeoutError as error:
+        except TimeoutError:
             current.abandoned = True
             self._gate.note_timeout(None)
-            self._malformed(signature, error, "timed out")
+            lost, why = "timed out", "no answer in time"
         except Exception as error:
-            self._malformed(signature, error, "cut" if current.cut else "unreadable")
+            lost = lost_by_finish(current.finish[-1:]) or lost_by_error(error)
+            why = f"{type(error).__name__}: {error}"
         self.asked += 1
+        self._heard |= lost != "invalid request"
+        if lost is not None:
+            self._lose(Malformed(signature.__name__, self._gate.redactor(why)[:400], lost))
         self._emit("optimizer", None, None, None)
-        assert reply is None or isinstance(reply, dspy.Prediction)
-        return reply
+        return None if lost else reply
 
-    def _malformed(self, signature: type[dspy.Signature], error: Exception, kind: str) -> None:
-        """Tell of a draw that could not be used, and count it."""
-        reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-        self.lost.append(Malformed(signature.__name__, reason, kind))
-        self._stream.emit(self.lost[-1])
+    def _lose(self, draw: Malformed) -> None:
+        """Count a lost draw; stop where the provider has taken every request until now for faulty."""
+        self.lost.append(draw)
+        self._stream.emit(draw)
+        if not self._heard and len(self.lost) >= MOST_REFUSED:
+            raise self._gate.stop("configuration", f"the first {len(self.lost)} requests were refused: {draw.reason}")
 
-    def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
+    def _store(self, key: str, outcome: Outcome, current: Effect, reached: Mapping[str, bool]) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
             used = {role: vars(usage) for role, usage in current.used.items()}
-            body = {"outcome": outcome_to_json(outcome), "used": used}
+            body = {"outcome": outcome_to_json(outcome), "used": used, "reached": dict(reached)}
             # What the journal's calls can give again may wait for the next write; anything else may not.
             write = self._journal.put_soon if current.replayable else self._journal.put
             self._written(functools.partial(write, "outcomes", key, body))
@@ -525,8 +572,9 @@ class Run:
             raise self._gate.stop("journal", str(error)) from None
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
-        body, used = stored["outcome"], stored["used"]
-        assert isinstance(body, dict) and isinstance(used, dict)
+        body, used, reached = stored["outcome"], stored["used"], stored.get("reached", {})
+        assert isinstance(body, dict) and isinstance(used, dict) and isinstance(reached, dict)
+        self._note_reached(reached)
         self._count_cost(key, sum((Usage(**usage) for usage in used.values()), Usage()))
         return outcome_from_json(body)
 
@@ -555,6 +603,76 @@ class Run:
             )
         )
 
+    @cached_property
+    def guard(self) -> Guard | None:
+        """What no instruction may be; a search may set another one, or None for no rule at all, before it begins."""
+        own = [prompt.instructions for _, prompt in self.baseline]
+        return Guard.of(self.train, own, {}, None, [predictor.signature for predictor in self.predictors.values()])
+
+    def usable(self, name: str, text: str) -> str | None:
+        """Return what the optimizer wrote for predictor `name` as usable instructions, or None, which is counted."""
+        self.drafts += 1
+        if self.guard is None:
+            return text
+        found = self.guard.usable(name, text)
+        if found is None:
+            self.dropped[self.guard.fault(unwrapped(text)) or "too long"] += 1
+        return found
+
+    def child(
+        self, parent: Candidate, name: str, instructions: str, *, move: str, seen: Sequence[dspy.Example] = ()
+    ) -> Candidate | None:
+        """Return `parent` with other instructions for one predictor; None if they may not be used, which is counted.
+
+        Args:
+            parent: What is changed.
+            name: The predictor.
+            instructions: What the optimizer wrote.
+            move: What made it (`Origin.move`).
+            seen: The examples that the optimizer was shown for it.
+
+        Raises:
+            KeyError: If there is no predictor of that name.
+        """
+        usable = self.usable(name, instructions)
+        return None if usable is None else parent.replace(
+            name, instructions=usable, origin=made_from(move, seen, parent))
+
+    def fault(self, candidate: Candidate) -> Fault | None:
+        """Return why a candidate may not be run; None if it may. The student's own instructions always may."""
+        if candidate.id not in self._faults:
+            own = {name: prompt.instructions for name, prompt in self.baseline}
+            new = [p.instructions for name, p in candidate if p.instructions != own.get(name)]
+            guard = self.guard if new else None
+            found = next((fault for text in new if guard and (fault := guard.fault(text))), None)
+            if found is not None:
+                self.dropped[found] += 1
+            self._faults[candidate.id] = found
+        return self._faults[candidate.id]
+
+    def _longest_input(self) -> int:
+        """Return how many characters of one text a request has at most: instructions are always shown whole."""
+        known = self.__dict__.get("guard")
+        longest = known.longest if known else longest_of([prompt.instructions for _, prompt in self.baseline])
+        return max(LONGEST_INPUT, 2 * longest)
+
+    def _unreached(self, candidate: Candidate) -> set[str]:
+        """Return the predictors whose new instructions no request was seen to have until now."""
+        own = self.baseline.prompts
+        return {name for name, prompt in candidate
+                if not self._reached.get(name) and prompt.instructions != own[name].instructions}
+
+    def _note_reached(self, found: Mapping[str, bool]) -> None:
+        """Take note of which predictors' new instructions stood in the requests of a program run."""
+        for name, reached in found.items():
+            self._reached[name] = reached or self._reached.get(name, False)
+
+    def _note_unseen(self) -> None:
+        for name in (name for name, reached in self._reached.items() if not reached):
+            self.note(
+                f"New instructions of the predictor {name!r} were in none of the requests that the program made: it "
+                "is not called, or the program replaces what it is told.", kind="unseen")
+
     def _report_missing(self, scores: Scores) -> None:
         failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
         if failed:
@@ -567,6 +685,19 @@ def _is_settled(task: asyncio.Task[Outcome]) -> bool:
 
 def _estimate(scores: Scores) -> Estimate95:
     return estimate95([v for v in scores.values if v is not None])
+
+
+def _fitted(value: object, longest: int) -> object:
+    """Return what a request is given, its texts sound and of at most so many characters."""
+    match value:
+        case str():
+            return shortened(sound(value), longest)
+        case list() | tuple():
+            return [_fitted(held, longest) for held in value]
+        case dict():
+            return {name: _fitted(held, longest) for name, held in value.items()}
+        case _:
+            return value
 
 
 async def _all(tasks: Sequence[asyncio.Future[T]]) -> list[T]:

@@ -18,7 +18,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
@@ -301,13 +301,13 @@ def _as_judge() -> None:
 
 def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
     return tuple(
-        Step(names.get(id(predictor), type(predictor).__name__), _texts(inputs), _texts(dict(outputs.items())))
+        Step(names.get(id(predictor), type(predictor).__name__), _data(inputs), _data(dict(outputs.items())))
         for predictor, inputs, outputs in trace
     )
 
 
-def _texts(values: Mapping[str, object]) -> dict[str, str]:
-    return {name: str(value) for name, value in values.items()}
+def _data(values: Mapping[str, object]) -> dict[str, object]:
+    return {name: to_json(value) for name, value in values.items()}
 
 
 def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:

@@ -45,6 +45,6 @@ def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, thresho
     return max(order, key=lambda name: blame[name])
 
 
-def _said(trace: Sequence[Step], name: str) -> list[Mapping[str, str]]:
-    return [{field: text for field, text in call.outputs.items() if field != REASONING}
+def _said(trace: Sequence[Step], name: str) -> list[Mapping[str, object]]:
+    return [{field: value for field, value in call.outputs.items() if field != REASONING}
             for call in trace if call.predictor == name]

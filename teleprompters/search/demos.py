@@ -16,9 +16,9 @@ import dspy
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.runtime.candidate import Demo, Prompt
 from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
+from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.search.deviations import labelled
 from cuesmith.teleprompters.search.material import Case
-from cuesmith.teleprompters.search.texts import HEADER
 
 LONGEST_WORK = 4000
 """Characters the work of an example may have. Ours."""

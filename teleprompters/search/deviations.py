@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import dspy
 
 from cuesmith.signatures import Deviation
+from cuesmith.teleprompters.runtime.candidate import typed_fields
 from cuesmith.teleprompters.runtime.evidence import (
     REASONING,
     answer_fields,
@@ -22,6 +23,7 @@ from cuesmith.teleprompters.runtime.evidence import (
     inputs_of,
     render_fields,
     shown_failure,
+    text_of,
 )
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 
@@ -105,10 +107,10 @@ def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequ
         return Failure(example, inputs, expected, outcome.response, reasoning, False, feedback)
     if not calls:
         return None
-    last = calls[-1]
-    reasoning = last.outputs.get(REASONING, "") if has_reasoning(signature) else None
-    answered = all(last.outputs.get(field, "").strip() for field in answer_fields(signature))
-    return Failure(example, last.inputs, expected, render_fields(last.outputs), reasoning, answered, feedback)
+    inputs, outputs = typed_fields(calls[-1].inputs, signature), typed_fields(calls[-1].outputs, signature)
+    reasoning = text_of(outputs.get(REASONING, "")) if has_reasoning(signature) else None
+    answered = all(text_of(outputs.get(field, "")).strip() for field in answer_fields(signature))
+    return Failure(example, inputs, expected, render_fields(outputs), reasoning, answered, feedback)
 
 
 def by_rule(failure: Failure, n_steps: int) -> tuple[int, Deviation] | None:

@@ -8,17 +8,15 @@ from collections.abc import Sequence
 import dspy
 
 from cuesmith.signatures import WriteInstructions
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, example_id
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, made_from
 from cuesmith.teleprompters.runtime.evidence import describe_task
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.guards import Guard
 from cuesmith.teleprompters.search.material import Casebook, Material, subsets
 from cuesmith.teleprompters.search.setting import Setting
 from cuesmith.teleprompters.search.texts import text_field
 
 
-async def write_instructions(run: Run, setting: Setting, material: Material, book: Casebook, guard: Guard
-                             ) -> list[Candidate]:
+async def write_instructions(run: Run, setting: Setting, material: Material, book: Casebook) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
     Candidate j takes the j-th draw of each predictor; where a draw cannot be used, the predictor keeps the
@@ -29,11 +27,10 @@ async def write_instructions(run: Run, setting: Setting, material: Material, boo
         setting: How many candidates, and examples for each.
         material: The examples.
         book: What each predictor has to do on them.
-        guard: What no instruction may do.
     """
     shown = subsets(run, material.evidence, setting.init_examples, setting.initial, "initial")
     drawn = await asyncio.gather(*(
-        _write(run, book, guard, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
+        _write(run, book, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
     return [_candidate(run, drawn[j * len(run.predictors):][: len(run.predictors)], examples)
             for j, examples in enumerate(shown)]
 
@@ -44,16 +41,9 @@ def task_inputs(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Exa
     return {"task_description": described, "examples": book.shown(name, examples)}
 
 
-def made_from(move: str, examples: Sequence[dspy.Example], *parents: Candidate) -> Origin:
-    """Return the origin of a candidate made by `move` from `parents`, with `examples` as evidence."""
-    evidence = dict.fromkeys(example_id(example) for example in examples)
-    return Origin(move, tuple(parent.id for parent in parents), tuple(evidence))
-
-
-async def _write(run: Run, book: Casebook, guard: Guard, name: str, examples: Sequence[dspy.Example], j: int
-                 ) -> str | None:
+async def _write(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example], j: int) -> str | None:
     replies = await run.ask(WriteInstructions, task_inputs(run, book, name, examples), salt=f"initial {j}")
-    return guard.usable(name, text_field(replies[0], "instruction")) if replies else None
+    return run.usable(name, text_field(replies[0], "instruction")) if replies else None
 
 
 def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:

@@ -7,14 +7,12 @@ from the trace of a run that succeeded.
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
-from pydantic import TypeAdapter, ValidationError
 
-from cuesmith.teleprompters.runtime.candidate import example_id, question_key
+from cuesmith.teleprompters.runtime.candidate import example_id, question_key, typed_fields
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
     gold,
@@ -128,30 +126,9 @@ class Casebook:
         if not calls or not set(answer_fields(signature)) <= set(calls[-1].outputs):
             return None
         last = calls[-1]  # of a loop, the call that ended it
-        return Case(example, {field: _read(text, signature, field) for field, text in last.inputs.items()
-                              if field in signature.input_fields},
-                    {field: _read(last.outputs[field], signature, field) for field in answer_fields(signature)},
-                    judged=True)
-
-
-def _read(text: str, signature: type[dspy.Signature], name: str) -> object:
-    """Read a value that a trace holds as text, by the field's type; text that is of no such type stays text."""
-    kind = signature.fields[name].annotation
-    if kind is str:
-        return text
-    try:
-        value: object = TypeAdapter(kind).validate_python(_literal(text))
-        return value
-    except ValidationError:
-        return text
-
-
-def _literal(text: str) -> object:
-    try:
-        value: object = ast.literal_eval(text)
-        return value
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
-        return text
+        given = {field: held for field, held in last.inputs.items() if field in signature.input_fields}
+        right = {field: last.outputs[field] for field in answer_fields(signature)}
+        return Case(example, typed_fields(given, signature), typed_fields(right, signature), judged=True)
 
 
 async def begin(run: Run, setting: Setting, material: Material) -> Casebook:

@@ -8,13 +8,12 @@ from dataclasses import dataclass, replace
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.beam import distinct, keep_best, record_step
 from cuesmith.teleprompters.search.credit import Strategy, blamed, turn
 from cuesmith.teleprompters.search.deviations import Failure, read_failure
-from cuesmith.teleprompters.search.guards import Guard
-from cuesmith.teleprompters.search.initial import made_from
 from cuesmith.teleprompters.search.material import Casebook, Material
 from cuesmith.teleprompters.search.racing import race
 from cuesmith.teleprompters.search.setting import Setting
@@ -29,7 +28,6 @@ class Scene:
         setting: The numbers.
         material: The training examples by use.
         book: What each predictor has to do on them.
-        guard: What no instruction may do.
         racing: Whether hopeless candidates are dropped before they are fully scored.
         strategy: Which predictor is changed next.
         step: The step.
@@ -39,10 +37,15 @@ class Scene:
     setting: Setting
     material: Material
     book: Casebook
-    guard: Guard
     racing: bool
     strategy: Strategy
     step: int = 0
+
+    @property
+    def guard(self) -> Guard:
+        """What no instruction may be."""
+        assert self.run.guard is not None, "a prompt search sets its rules before its first step"
+        return self.run.guard
 
     def at(self, step: int) -> Scene:
         """Return the scene of another step."""
@@ -102,7 +105,4 @@ class Scene:
             move: What made it.
             seen: The examples that the optimizer was shown for it.
         """
-        usable = self.guard.usable(name, text)
-        if usable is None:
-            return None
-        return parent.replace(name, instructions=usable, origin=made_from(move, seen, parent))
+        return self.run.child(parent, name, text, move=move, seen=seen)

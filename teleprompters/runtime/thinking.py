@@ -1,0 +1,40 @@
+"""Thinking that a server leaves in the content of a reply is no part of the answer. Source: ours."""
+
+from __future__ import annotations
+
+import re
+
+_NAMES = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|antml:thinking"
+OPEN = re.compile(rf"<({_NAMES})>|◁think▷|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE)
+_CLOSE = re.compile(rf"</({_NAMES})>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>", re.IGNORECASE)
+_CHANNEL = re.compile(r"<\|channel\|>final(?: [^<]*)?<\|message\|>")
+_HEADER = "[[ ##"
+
+
+def strip_thinking(text: str) -> str:
+    """Return a reply without the thinking that some servers leave in front of it.
+
+    Blocks of the known kinds are taken off the beginning, and everything before a closing tag that nothing opened (the
+    template of the chat did). A tag inside the answer stays: an answer may be about such tags.
+
+    Returns:
+        "" where the thinking does not end.
+    """
+    final = list(_CHANNEL.finditer(text))
+    if final and text.lstrip().startswith(("<|channel|>", "<|start|>")):
+        text = text[final[-1].end() :].removesuffix("<|end|>").removesuffix("<|return|>")
+    while True:
+        stripped = text.lstrip()
+        if opened := OPEN.match(stripped):
+            closed = _CLOSE.search(stripped, opened.end())
+            if closed is None:
+                return ""
+            text = stripped[closed.end() :]
+            continue
+        closed, opened = _CLOSE.search(text), OPEN.search(text)
+        if closed is None or (opened is not None and opened.start() < closed.start()):
+            return text
+        after = text[closed.end() :]
+        if after.strip() and not after.startswith(("\n", _HEADER, "{")):
+            return text  # in a line of the answer
+        text = after
