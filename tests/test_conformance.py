@@ -69,7 +69,8 @@ def suite(name: str, **fixed: str) -> type[CompilerConformance]:
 
     small = {option: value for option, value in CompilerConformance.small_options.items() if option in known}
     title = "_".join(["Test", name.replace("-", "_"), *fixed.values()])
-    body = {"make": make, "small_options": small, "__module__": __name__, **DECLARED.get(name, {})}
+    declared = DECLARED.get(name, {"shows_own_inputs": True})
+    body = {"make": make, "small_options": small, "__module__": __name__, **declared}
     return type(title, (CompilerConformance,), body)
 
 
@@ -100,6 +101,7 @@ class TestMine(CompilerConformance):
     """A compiler outside the package, in a file that no other process can import, beside faulty ones."""
 
     pure = False
+    shows_own_inputs = True
 
     def make(self, metric: MetricFunction, **options: object) -> Compiler:
         return Mine(metric, **options)  # type: ignore[arg-type]
