@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import dspy
-import pytest
-
 from cuesmith.signatures import WriteInstructions
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.conformance import CompilerConformance

@@ -12,6 +12,7 @@ import hashlib
 import json
 import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -24,8 +25,8 @@ from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
-from cuesmith.teleprompters.runtime.frames import Frame, frames_of
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
+from cuesmith.teleprompters.runtime.frames import Frame, frames_of
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
@@ -43,7 +44,11 @@ def to_json(value: object) -> Json:
     """Return `value` as plain JSON data: an array as lists; what JSON cannot hold, by its type and a content hash."""
     if isinstance(value, dspy.Example):
         value = value.toDict()
-    result: Json = to_jsonable_python(_ordered(value), fallback=_stand_in, bytes_mode="base64")
+    return _jsonable(_ordered(value))
+
+
+def _jsonable(value: object) -> Json:
+    result: Json = to_jsonable_python(value, fallback=_stand_in, bytes_mode="base64")
     return result
 
 
@@ -64,12 +69,13 @@ def typed(value: object, annotation: Any) -> object:
         kind = TypeAdapter(annotation)
     except PydanticUserError:
         return value
-    for read in (kind.validate_python, kind.validate_json) if isinstance(value, str) else (kind.validate_python,):
-        try:
-            found: object = read(value)
+    with suppress(ValidationError, UnicodeError):
+        found: object = kind.validate_python(value)
+        return found
+    if isinstance(value, str):
+        with suppress(ValidationError, UnicodeError):
+            found = kind.validate_json(value)
             return found
-        except (ValidationError, UnicodeError):
-            pass
     return value
 
 
@@ -109,7 +115,7 @@ def _model(value: pydantic.BaseModel) -> object:
     a place of no type (a message of `dspy.History`) that text is the whole of what can be kept, and prompts show it.
     """
     dumped = value.model_dump() if _holds_set(vars(value)) else value
-    own = to_jsonable_python(_ordered(dumped) if dumped is not value else value, fallback=_stand_in, bytes_mode="base64")
+    own = _jsonable(_ordered(dumped) if dumped is not value else value)
     if not isinstance(value, dspy.Type) and CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(own):
         return own
     fields = {info.alias or name: _ordered(getattr(value, name)) for name, info in type(value).model_fields.items()}
@@ -118,7 +124,7 @@ def _model(value: pydantic.BaseModel) -> object:
 
 def _is_read_back(data: object, value: pydantic.BaseModel) -> bool:
     try:
-        return bool(type(value).model_validate(to_jsonable_python(data, fallback=_stand_in, bytes_mode="base64")) == value)
+        return bool(type(value).model_validate(_jsonable(data)) == value)
     except Exception:  # validators are other people's code
         return False
 

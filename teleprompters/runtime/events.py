@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger("cuesmith")
 
 
-Lost: TypeAlias = Literal["cut", "refused", "empty", "thinking only", "unreadable", "invalid request"]
+Lost: TypeAlias = Literal["cut", "refused", "empty", "thinking only", "unreadable", "invalid request", "timed out"]
 """Why a draw was lost: its end is missing, the model or a filter declined, nothing or only thinking came back, no
-adapter can read it, the provider took the request for faulty."""
+adapter can read it, the provider took the request for faulty, or none came in time."""
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def _named(name: str, marked: str) -> str:
     encoded = re.match(r"data:([\w.+-]+/[\w.+-]+)", longest)
     if len(inner) <= SHORT and not encoded:
         return inner
-    kinds = [text for key, text in leaves if key in ("filename", "title", "format", "media_type") and len(text) <= SHORT]
+    named = ("filename", "title", "format", "media_type")
+    kinds = [text for key, text in leaves if key in named and len(text) <= SHORT]
     about = ", ".join([*kinds, *([encoded[1]] if encoded else [])])
     kind = name or next((text for key, text in leaves if key == "type"), "value").partition("_")[0]
     return f"<{kind} {about}, {_size(longest)}>" if about else f"<{kind}, {_size(longest)}>"

@@ -78,7 +78,7 @@ def replies(asked: int, lost: Sequence[Malformed]) -> str:
         asked: All that came back.
         lost: Those that could not be used.
     """
-    kinds = Counter(one.kind for one in lost)
+    kinds: Counter[str] = Counter(one.kind for one in lost)
     most = _most(kinds)[0][0]
     example = min(one.reason for one in lost if one.kind == most)
     return (

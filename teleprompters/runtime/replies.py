@@ -20,7 +20,8 @@ from cuesmith.teleprompters.runtime.thinking import OPEN, strip_thinking
 _HEADER = "[[ ##"
 
 _REFUSED = re.compile(
-    r"(?:i['’]?m (?:very |so |really )?sorry|i am (?:very |so |really )?sorry|sorry|my apologies|i (?:must )?apologi[sz]e"
+    r"(?:i['’]?m (?:very |so |really )?sorry|i am (?:very |so |really )?sorry|sorry|my apologies"
+    r"|i (?:must )?apologi[sz]e"
     r"|unfortunately|as an ai\b[^,.]*)?[\s,.;:!—-]*(?:but )?(?:as an ai\b[^,.]*, )?"
     r"i(?:['’]m| am)? ?(?:can['’]?t|can ?not|could not|couldn['’]t|won['’]t|will not|unable to|not able to"
     r"|not comfortable|must decline|have to decline|must refuse|decline to|refuse to)\b"

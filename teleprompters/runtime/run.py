@@ -490,13 +490,14 @@ class Run:
         else:
             current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             unreached = self._unreached(candidate)
-            current.texts = [] if unreached else None
+            texts: list[str] = []
+            current.texts = texts if unreached else None
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
             self._count_cost(key, sum(current.used.values(), Usage()))
             found = {
-                name: any(reaches(candidate.prompts[name].instructions, text) for text in current.texts)
-                for name in (unreached if current.texts else ())
+                name: any(reaches(candidate.prompts[name].instructions, text) for text in texts)
+                for name in (unreached if texts else ())
             }
             self._note_reached(found)
             self._store(key, outcome, current, found)
