@@ -10,6 +10,7 @@ import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -144,10 +145,8 @@ def _said_by(signature: type[dspy.Signature]) -> Iterator[str]:
     for info in signature.fields.values():
         extra = info.json_schema_extra
         yield str(extra.get("desc") or "") if isinstance(extra, dict) else ""
-        try:
+        with suppress(PydanticUserError, TypeError, ValueError):  # a type that has no schema
             yield from _texts_in(TypeAdapter(info.annotation).json_schema())
-        except (PydanticUserError, TypeError, ValueError):  # a type that has no schema
-            pass
 
 
 def _texts_in(schema: object) -> Iterator[str]:

@@ -1,6 +1,6 @@
-"""Reading what a model sent back: thinking in the content, replies that are cut or refused, and what was asked at all.
+"""Reading what a model sent back: thinking in the content, and replies that are cut, refused or empty.
 
-Cuesmith's own requests are written and read by `ADAPTER`, whichever adapter the user's program works with. Source: ours.
+Cuesmith's own requests are written and read by `ADAPTER`, whichever adapter the user's program works with. Ours.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _CHANNEL = re.compile(r"<\|channel\|>final(?: [^<]*)?<\|message\|>")
 _HEADER = "[[ ##"
 
 _REFUSED = re.compile(
-    r"(?:i['’]?m (?:very |so |really )?sorry|i am (?:very |so |really )?sorry|sorry|my apologies|i (?:must )?apologi[sz]e"
+    r"(?:i(?:['’]?m| am) (?:very |so |really )?sorry|sorry|my apologies|i (?:must )?apologi[sz]e"
     r"|unfortunately|as an ai\b[^,.]*)?[\s,.;:!—-]*(?:but )?(?:as an ai\b[^,.]*, )?"
     r"i(?:['’]m| am)? ?(?:can['’]?t|can ?not|could not|couldn['’]t|won['’]t|will not|unable to|not able to"
     r"|not comfortable|must decline|have to decline|must refuse|decline to|refuse to)\b"
