@@ -1133,7 +1133,7 @@ class CompilerConformance:
         assert Candidate.of(loaded) == Candidate.of(ran.compiled)
 
     def test_several_predictors(self) -> None:
-        """Whatever is changed of a predictor, the optimizer has seen inputs of its own, where that is claimed."""
+        """Whatever is changed of a predictor, the optimizer has seen inputs of its own for it, if that is claimed."""
         ran = self.run(student=Several())
         self.check(ran)
         before, after = Candidate.of(ran.student), Candidate.of(ran.compiled)

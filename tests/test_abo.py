@@ -249,7 +249,8 @@ def test_replies_that_do_not_parse_edit_the_answers_form() -> None:
 
 @pytest.mark.parametrize("reply", [
     always(task="", steps=[]), always(task="x", steps=[" ", "-"]), always(task="x", steps=["y" * 5000]),
-    always(task="x", steps="no list"), lambda asked, draw: "", lambda asked, draw: "[[ ## completed ## ]]"])
+    always(task="x", steps="no list"), always(task="x", steps=[f"Do {k}." for k in range(9)]),
+    lambda asked, draw: "", lambda asked, draw: "[[ ## completed ## ]]"])
 def test_unusable_steps_leave_the_student(reply: Callable[[Asked, int], Answer | str]) -> None:
     student = dspy.ChainOfThought("question -> answer")
     found = compile_with(abo(Optimizer({"WriteSteps": reply}), steps=1, width=1), Target(), program=student).compilation
@@ -258,7 +259,7 @@ def test_unusable_steps_leave_the_student(reply: Callable[[Asked, int], Answer |
 
 
 @pytest.mark.parametrize(("steps", "kept"), [
-    ([f"Do {k}." for k in range(30)], 8), (["Add.", "add.", "ADD."], 1), (["Step 1: Ünïcode 数", "给出总和 🙂"], 2)])
+    ([f"Do {k}." for k in range(8)], 8), (["Add.", "add.", "ADD."], 1), (["Step 1: Ünïcode 数", "给出总和 🙂"], 2)])
 def test_odd_steps_are_brought_into_form(steps: list[str], kept: int) -> None:
     found = compile_with(abo(Optimizer({"WriteSteps": always(task="", steps=steps)}), steps=1), Target()).compilation
     written = next(t.candidate for t in found.candidates if t.candidate.origin.move == "write")

@@ -151,12 +151,20 @@ class Peeks(Mine):
 
 
 class Trusts(Mine):
-    """Takes every text for an instruction."""
+    """Lifts the rules and takes every text for an instruction."""
 
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        scene.run.guard = None
         parent, name = beam[0].candidate, scene.turn()
         texts = await self.texts(scene, parent, name)
         return [parent.replace(name, instructions=text, origin=Origin("vary")) for text in texts]
+
+
+class Invents(Mine):
+    """Writes a prompt of its own where the optimizer gave none."""
+
+    async def texts(self, scene: Scene, parent: Candidate, name: str, salt: str = "") -> list[str]:
+        return await super().texts(scene, parent, name) or ["Name the last word."]
 
 
 class Formats(Mine):
@@ -206,7 +214,7 @@ FAULTS: Sequence[tuple[type[Mine], Callable[..., None], Mapping[str, object], st
     (Peeks, CompilerConformance.test_selection_examples_are_not_shown, {}, "in shown|assert not"),
     (Trusts, CompilerConformance.test_a_hostile_optimizer, {"name": "headers in a line", "student": plain}, "header"),
     (Trusts, CompilerConformance.test_a_hostile_optimizer, {"name": "enormous", "student": plain}, "50000"),
-    (Trusts, CompilerConformance.test_an_optimizer_of_no_use, {"name": "blank fields"}, "instructions"),
+    (Invents, CompilerConformance.test_an_optimizer_of_no_use, {"name": "blank fields"}, "instructions"),
     (Formats, CompilerConformance.test_a_hostile_optimizer, {"name": "braces", "student": plain}, "not verbatim"),
     (Obeys, CompilerConformance.test_a_hostile_optimizer, {"name": "code", "student": plain}, "exists"),
     (Unseen, CompilerConformance.test_several_predictors, {}, "was changed unseen"),
@@ -221,6 +229,8 @@ def test_a_fault_is_found(
     request: pytest.FixtureRequest,
 ) -> None:
     class Suite(CompilerConformance):
+        shows_own_inputs = True
+
         def make(self, metric: MetricFunction, **options: object) -> Compiler:
             return kind(metric, **options)  # type: ignore[arg-type]
 

@@ -18,7 +18,7 @@ import cuesmith
 from cuesmith.programs.diagnosis.record import Record
 from cuesmith.teleprompters import ABO, APO, OPRO, IterativeAPE, PromptAgent
 from cuesmith.teleprompters.runtime.compilation import Compilation, Note
-from cuesmith.teleprompters.runtime.events import Event, Malformed, Noted, RunStarted
+from cuesmith.teleprompters.runtime.events import Event, Lost, Malformed, Noted, RunStarted
 from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.remarks import Seen, few_fresh, needed, points, remarks, replies
 from cuesmith.teleprompters.runtime.statistics import pairs_to_show
@@ -134,7 +134,8 @@ def test_a_search_that_goes_well_says_nothing_of_the_kind() -> None:
 
 
 def test_the_same_replies_make_the_same_note_in_any_order() -> None:
-    lost = [Malformed("S", f"reason {i}", kind) for i, kind in enumerate(["cut", "refused", "refused", "empty"])]
+    kinds: list[Lost] = ["cut", "refused", "refused", "empty"]
+    lost = [Malformed("S", f"reason {i}", kind) for i, kind in enumerate(kinds)]
     text = "12 of 16 optimizer replies could be used: 2 refused, 1 cut, 1 empty; the first: reason 1"
     assert replies(16, lost) == replies(16, lost[::-1]) == text
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 from cuesmith.signatures import WriteInstructions
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.conformance import CompilerConformance
@@ -43,7 +46,7 @@ class RandomSearch(Compiler):
 class TestRandomSearch(CompilerConformance):
     """The whole suite, with nothing declared that it could not do."""
 
-    small_options = {"rounds": 4}
+    small_options: ClassVar[Mapping[str, object]] = {"rounds": 4}
 
     def make(self, metric: MetricFunction, **options: object) -> Compiler:
         """Return one."""

@@ -19,6 +19,7 @@ from cuesmith.teleprompters.runtime.evidence import (
     shortened,
     shown_failure,
 )
+from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored, Scores, Step
 from cuesmith.teleprompters.search.beam import distinct
 from cuesmith.teleprompters.search.credit import turn
@@ -34,7 +35,7 @@ from cuesmith.teleprompters.search.deviations import (
 )
 from cuesmith.teleprompters.search.material import Case, Casebook, Material, subsets
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import instruction, step_list
+from cuesmith.teleprompters.search.texts import step_list, steps_fault
 
 COT = dspy.ChainOfThought("question -> answer").predict.signature
 PLAIN = dspy.Signature("question -> answer")
@@ -99,18 +100,26 @@ def test_a_task_is_described_by_instructions_and_fields() -> None:
 @pytest.mark.parametrize(("found", "steps"), [
     (["Step 1: Copy.", "2. Add.", " "], ("Copy.", "Add.")),
     (["Copy.", "copy.", "Add."], ("copy.", "Add.")),
-    ([], ()), ("Copy.", ()), (None, ()), ([3, None], ()), (["x" * 601], ()), (["Write [[ ## answer ## ]]."], ()),
-    ([f"Do {k}." for k in range(30)], (*(f"Do {k}." for k in range(7)), "Do 29.")),
+    ([], ()), ("Copy.", ()), (None, ()), ([3, None], ()),
+    ([f"Do {k}." for k in range(30)], tuple(f"Do {k}." for k in range(30))),
     (["写下所有数字。", "相加。"], ("写下所有数字。", "相加。"))])
-def test_steps_are_brought_into_form_or_refused(found: object, steps: tuple[str, ...]) -> None:
-    assert step_list(found, 8) == steps
+def test_steps_are_brought_into_form(found: object, steps: tuple[str, ...]) -> None:
+    assert step_list(found) == steps
+
+
+@pytest.mark.parametrize(("steps", "longest", "fault"), [
+    ([], 4000, "blank"), (["Add."], 4000, None), (["x" * 601], 4000, "too long"), (["x" * 601], 20_000, None),
+    (["Write [[ ## answer ## ]]."], 4000, "field header"), ([f"Do {k}." for k in range(8)], 4000, None),
+    ([f"Do {k}." for k in range(9)], 4000, "too many steps"), (["Add this.", "Say it."], 12, "too long")])
+def test_steps_are_used_whole_or_not_at_all(steps: list[str], longest: int, fault: str | None) -> None:
+    assert steps_fault(steps, 8, Guard({}, longest, frozenset())) == fault
 
 
 @pytest.mark.parametrize(("text", "usable"), [
-    ('"Add them."', "Add them."), ("```\nAdd.\n```", "Add."), ("  ", None), ("x" * 4001, None),
-    ("Use [[ ## answer ## ]]", None), ('"a" or "b"', '"a" or "b"')])
+    ('"Add them."', "Add them."), ("```\nAdd.\n```", "Add."), ("  ", None), ("x" * 4001, None), ("``````", "``````"),
+    ("Use [[ ## answer ## ]]", None), ('"a" or "b"', '"a" or "b"'), ("Half a \ud83c.", None)])
 def test_instructions_are_brought_into_form_or_refused(text: str, usable: str | None) -> None:
-    assert instruction(text) == usable
+    assert Guard.of([], [], {}).usable("p", text) == usable
 
 
 @pytest.mark.parametrize(("text", "missing"), [

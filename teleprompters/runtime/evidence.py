@@ -64,6 +64,10 @@ _MEDIUM = re.compile(r"data:([\w.+-]+/[\w.+-]+)(?:;[\w=-]+)*,\S{200,}")
 """A whole text that is an encoded file."""
 
 
+_TELLING = ("filename", "title", "format", "media_type")
+"""What of a block says which file it is."""
+
+
 def _is_marked(value: object) -> bool:
     return isinstance(value, str) and value.startswith(CUSTOM_TYPE_START_IDENTIFIER)
 
@@ -80,8 +84,7 @@ def _named(name: str, marked: str) -> str:
     encoded = re.match(r"data:([\w.+-]+/[\w.+-]+)", longest)
     if len(inner) <= SHORT and not encoded:
         return inner
-    named = ("filename", "title", "format", "media_type")
-    kinds = [text for key, text in leaves if key in named and len(text) <= SHORT]
+    kinds = [text for key, text in leaves if key in _TELLING and len(text) <= SHORT]
     about = ", ".join([*kinds, *([encoded[1]] if encoded else [])])
     kind = name or next((text for key, text in leaves if key == "type"), "value").partition("_")[0]
     return f"<{kind} {about}, {_size(longest)}>" if about else f"<{kind}, {_size(longest)}>"
@@ -185,11 +188,12 @@ def describe_task(signature: type[dspy.Signature], instructions: str) -> str:
     """
     inputs = [_describe_field(signature, name) for name in signature.input_fields]
     outputs = [_describe_field(signature, name) for name in answer_fields(signature)]
-    before, met, after = str(signature.instructions).partition(instructions)
-    fixed = [part.strip() for part in (before, after) if met and part.strip()]  # what a module wrote: see `frames`
+    whole = str(signature.instructions)
+    parts = whole.split(instructions, 1) if instructions else [whole]
+    fixed = [part.strip() for part in parts if instructions in whole and part.strip()]  # see `frames`
     return "\n".join([
         instructions,
-        *(f"followed in every prompt by: {shortened(part)}" for part in fixed),
+        *(f"besides, in every prompt: {shortened(part)}" for part in fixed),
         f"inputs: {', '.join(inputs)}",
         f"outputs: {', '.join(outputs)}",
     ])

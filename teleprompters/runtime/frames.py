@@ -112,7 +112,7 @@ _ANEW: Mapping[type[dspy.Module], Callable[[Any, type[dspy.Signature]], dspy.Mod
 
 
 def _made_anew(module: dspy.Module) -> dict[str, Frame]:
-    """Return the frames of one of dspy's agents by attribute, read from another that was told a mark as its task."""
+    """Return the frames of one of dspy's agents by attribute, as another one has them that was told a mark."""
     make = next((_ANEW[kind] for kind in type(module).__mro__ if kind in _ANEW), None)
     if make is None:
         return {}
