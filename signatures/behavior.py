@@ -17,7 +17,7 @@ class WriteSteps(dspy.Signature):  # type: ignore[misc]
     work of each step under its label. It is weak at holding things in mind, so let every step write out
     something that the next one can read: one small operation a step, such as copying, numbering, selecting or
     adding one at a time with every intermediate result.
-    - At most `most_steps` steps; fewer if fewer do.
+    - At most 8 steps; fewer if fewer do.
     - Every step is one imperative sentence, and whether it was done can be seen from its written work.
     - The steps fit every example and every new input of this kind. Do not copy any example, or words, names
       and numbers that occur only in the examples, into a step.
@@ -34,9 +34,8 @@ class WriteSteps(dspy.Signature):  # type: ignore[misc]
     examples: list[str] = dspy.InputField(
         desc='solved examples, each with one "name: value" entry per field; inputs first, right outputs last'
     )
-    most_steps: int = dspy.InputField(desc="how many steps there may be at most")
     task: str = dspy.OutputField(desc="one sentence that says precisely what the task is")
-    steps: list[str] = dspy.OutputField(desc="the steps in order, one sentence each, without labels")
+    steps: list[str] = dspy.OutputField(desc="the steps in order, one sentence each, without labels; at most 8")
 
 
 class WorkExample(dspy.Signature):  # type: ignore[misc]
@@ -91,7 +90,7 @@ class ReviseStep(dspy.Signature):  # type: ignore[misc]
     procedure there: make the step more precise, replace it, or split it into smaller steps with visible
     results; for kind "format", state in the last step exactly in which form the answer is given. Leave the
     other steps word for word as they are, unless they refer to what you changed.
-    - At most `most_steps` steps in all. Every step is one imperative sentence whose doing can be seen from its written
+    - At most 8 steps in all. Every step is one imperative sentence whose doing can be seen from its written
       work.
     - The steps must fit all inputs of this kind. Do not copy the failures, or words, names and numbers that
       occur only in them, into a step.
@@ -108,5 +107,4 @@ class ReviseStep(dspy.Signature):  # type: ignore[misc]
     failures: list[str] = dspy.InputField(
         desc='failed examples, each with "name: value" entries: inputs, expected outputs and the response'
     )
-    most_steps: int = dspy.InputField(desc="how many steps there may be at most in all")
-    revised_steps: list[str] = dspy.OutputField(desc="the whole new list of steps, without labels")
+    revised_steps: list[str] = dspy.OutputField(desc="the whole new list of steps, without labels; at most 8")

@@ -138,7 +138,7 @@ class ABO(PromptSearch):
                       ) -> tuple[str, ...]:
         kind: Deviation = located[0].kind
         number = len(steps) if kind == "format" else located[0].step  # the last step says the form of the answer
-        request = {"steps": list(steps), "step": number, "kind": kind, "most_steps": self.max_steps,
+        request = {"steps": list(steps), "step": number, "kind": kind,
                    "failures": [one.failure.shown() for one in located]}
         replies = await scene.run.ask(ReviseStep, request, salt=f"step {scene.step}, {i}")
         return self._usable(scene, replies[0].get("revised_steps")) if replies else ()
@@ -166,8 +166,7 @@ class ABO(PromptSearch):
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:
         salt = f"write {scene.step}, {j}"
-        request = {**task_inputs(scene.run, scene.book, name, examples), "most_steps": self.max_steps}
-        replies = await scene.run.ask(WriteSteps, request, salt=salt)
+        replies = await scene.run.ask(WriteSteps, task_inputs(scene.run, scene.book, name, examples), salt=salt)
         steps = self._usable(scene, replies[0].get("steps")) if replies else ()
         if not steps:
             return None

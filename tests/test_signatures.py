@@ -13,10 +13,10 @@ from cuesmith.signatures import canonical_steps, canonical_task, parse_steps, re
 REQUESTS = {
     "WriteInstructions": ("task_description, examples", "instruction"),
     "VaryInstructions": ("instruction", "variation"),
-    "WriteSteps": ("task_description, examples, most_steps", "task, steps"),
+    "WriteSteps": ("task_description, examples", "task, steps"),
     "WorkExample": ("steps, inputs, outputs", "work"),
     "LocateDeviation": ("steps, inputs, expected, response", "step, kind, reason"),
-    "ReviseStep": ("steps, step, kind, failures, most_steps", "revised_steps"),
+    "ReviseStep": ("steps, step, kind, failures", "revised_steps"),
     "CriticizeInstruction": ("instruction, failures, count", "reasons"),
     "EditInstruction": ("instruction, failures, reason", "edited_instruction"),
     "SummarizeReasons": ("instruction, reasons", "points, support"),

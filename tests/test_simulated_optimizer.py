@@ -274,14 +274,14 @@ def test_shares_are_checked(prior: float, noise: float, named: str) -> None:
 INPUTS: dict[str, dict[str, FieldValue]] = {
     "WriteInstructions": {"task_description": "", "examples": shown(SUM, 4)},
     "VaryInstructions": {"instruction": "Add all the numbers."},
-    "WriteSteps": {"task_description": "x", "examples": shown(SUM, 4), "most_steps": 8},
+    "WriteSteps": {"task_description": "x", "examples": shown(SUM, 4)},
     "WorkExample": {"steps": list(SUM.steps), "inputs": f"question: {QUESTION}", "outputs": f"answer: {GOLD}"},
     "LocateDeviation": {
         "steps": list(SUM.steps), "inputs": f"question: {QUESTION}", "expected": f"answer: {GOLD}",
         "response": "\n".join(LINES[1:]),
     },
     "ReviseStep": {
-        "steps": list(SUM.steps), "step": 1, "kind": "skipped", "failures": shown(SUM, 2), "most_steps": 8},
+        "steps": list(SUM.steps), "step": 1, "kind": "skipped", "failures": shown(SUM, 2)},
     "CriticizeInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "count": 3},
     "EditInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "reason": "It never asks for the sum."},
     "SummarizeReasons": {"instruction": "Do it.", "reasons": ["Too vague.", "No sum of the numbers.", "Too vague!"]},

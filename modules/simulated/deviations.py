@@ -9,7 +9,7 @@ from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.simulated.author import Author, Source, Values
 from cuesmith.modules.simulated.evidence import canonical, entries_of, tokens_of
 from cuesmith.modules.simulated.instructions import surface
-from cuesmith.modules.simulated.steps import Worked, fitted, work_of
+from cuesmith.modules.simulated.steps import MAX_STEPS, Worked, work_of
 from cuesmith.modules.simulated.wordings import (
     LAST_FRAMES,
     PRIOR_LAST,
@@ -172,7 +172,7 @@ def revise_step(author: Author, source: Source) -> Values:
         revised = _fallback_revision(author, steps, place)
     else:
         revised = _repaired(author, steps, place, kind)
-    return {"revised_steps": fitted(author, revised)}
+    return {"revised_steps": list(revised[: MAX_STEPS - 1]) + list(revised[MAX_STEPS - 1 :][-1:])}
 
 
 def _elsewhere(author: Author, steps: list[str], place: int) -> list[str]:

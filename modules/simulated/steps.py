@@ -15,26 +15,19 @@ from cuesmith.modules.simulated.instructions import (
     wording_of,
 )
 from cuesmith.modules.simulated.wordings import PRIOR_LAST, PRIOR_STEPS, VAGUE_STEPS, step_variants
-from cuesmith.signatures.probes import joined_steps
 
-
-def fitted(author: Author, steps: Sequence[str]) -> list[str]:
-    """Return at most as many steps as the request allows: neighbours are joined, the first ones before others."""
-    most, texts = author.asked.inputs.get("most_steps"), list(steps)
-    while isinstance(most, int) and len(texts) > max(1, most):
-        texts[:2] = [joined_steps(*texts[:2])]
-    return texts
+MAX_STEPS = 8
+"""Steps that are written at most."""
 
 
 def write_steps(author: Author, source: Source) -> Values:
     """Answer `WriteSteps`."""
     if source == "prior" or (source == "noise" and not author.tasks):
         inner = author.pick("prior steps", list(itertools.permutations(PRIOR_STEPS, 3)))
-        written = [*inner, author.pick("prior last", PRIOR_LAST)]
-        return {"task": prior_instruction(author), "steps": fitted(author, written)}
+        return {"task": prior_instruction(author), "steps": [*inner, author.pick("prior last", PRIOR_LAST)]}
     if not author.tasks:
         return _fallback_steps(author)
-    steps = fitted(author, [step for family in author.families for step in _own_steps(author, family)])
+    steps = [step for family in author.families for step in _own_steps(author, family)][:MAX_STEPS]
     if source == "noise":
         steps = _degraded_steps(author, steps)
     task = joined(author.tasks, [wording_of(author, family) for family in author.families])
@@ -69,7 +62,7 @@ def _fallback_steps(author: Author) -> Values:
         f"Copy the important parts of the input{about}.", f"Note each thing the input says{about}.",
     ))  # fmt: skip
     steps = [first, "Write what follows from each of these, one at a time.", f"Give the final answer as {form}."]
-    return {"task": fallback_instruction(author, examples), "steps": fitted(author, steps)}
+    return {"task": fallback_instruction(author, examples), "steps": steps}
 
 
 @dataclass(frozen=True, slots=True)

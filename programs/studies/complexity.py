@@ -44,7 +44,7 @@ __all__ = ["STUDY", "checks_of", "conduct", "forecast", "versions", "write_steps
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
 """Numbers of steps that are asked for. Ours."""
 MOST_STEPS = 8
-"""Steps that the optimizer may write at most."""
+"""Steps that the optimizer writes at most, as `WriteSteps` says."""
 
 
 # --- what is asked -----------------------------------------------------------------------------------------
@@ -63,7 +63,7 @@ async def write_steps(run: Run, number: int) -> tuple[str, tuple[str, ...]] | No
     name = run.baseline.names[-1]
     shown = run.rng("steps", number).sample(list(run.train), min(UNIFIED.init_examples, len(run.train)))
     request = task_inputs(run, Casebook(run, UNIFIED), name, shown)
-    replies = await run.ask(WriteSteps, {**request, "most_steps": MOST_STEPS}, salt=f"study, procedure {number}")
+    replies = await run.ask(WriteSteps, request, salt=f"study, procedure {number}")
     steps = step_list(replies[0].get("steps")) if replies else ()
     assert run.guard is not None
     if steps_fault(steps, MOST_STEPS, run.guard):
