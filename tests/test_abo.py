@@ -198,7 +198,7 @@ def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: str) -> N
     found = compile_with(abo(optimizer, steps=0, initial=1, retries=2, demos_per_predictor=3), Target()).compilation
     assert len(optimizer.named("WorkExample")) == 3 * 3
     assert not any(demos_of(trial.candidate) for trial in found.candidates) and moves(found)["write"] == 1
-    assert any("demonstration was dropped" in note for note in found.notes)
+    assert any(note.startswith("3 of 3 demonstrations dropped: ") for note in found.notes if note.kind == "dropped")
 
 
 def test_a_wrong_label_never_becomes_a_demonstration() -> None:

@@ -2,7 +2,8 @@
 
 What it finds out is the run's knowledge at once: each program run that its metric judges, or that raises, is an
 outcome of the candidate that the program is at that moment. So a stop finds the best so far, and nothing is paid a
-second time to learn it. Source: ours.
+second time to learn it. What dspy runs side by side begins in order, and near a cap only as far as it surely fits, so
+that a cap cuts the search at the same run whatever its threads do. Source: ours.
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ import asyncio
 import inspect
 import threading
 import traceback
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import suppress
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import replace
 from typing import Any, TypeVar, get_args
 
 import dspy
 from dspy.utils.callback import BaseCallback
 from dspy.utils.exceptions import ContextWindowExceededError, LMError
+from dspy.utils.parallelizer import ParallelExecutor
 
 from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
@@ -36,9 +39,11 @@ from cuesmith.teleprompters.runtime.outcomes import (
     value,
 )
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
 
 T = TypeVar("T")
+
+_TICK = 0.05
+"""Seconds between two looks of a waiting thread at whether the run goes on."""
 
 _NO_LIMIT = 10**9
 """dspy gives up after ten failed program runs and loses all; here a reply that does not parse counts as 0."""
@@ -114,7 +119,8 @@ class Host:
         settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
         settings |= {"disable_history": True}
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
-        with quiet(), dspy.context(**settings, callbacks=callbacks):
+        _host.set(self)
+        with quiet(), _in_order(), dspy.context(**settings, callbacks=callbacks):
             try:
                 return work()
             except BaseException as error:
@@ -192,7 +198,8 @@ class Host:
         if effect.get() is not self._border.judge:
             lost = isinstance(error, LMError | OSError) and not isinstance(error, ContextWindowExceededError)
             reason = self._reason(error)
-            outcome = ProviderFailure(reason) if lost else ParseFailure(f"{PROGRAM_RAISED}{reason}")
+            raised = ParseFailure(f"the program raised {reason}", raised=True)
+            outcome = ProviderFailure(reason) if lost else raised
             for example in self._examples.get(_named(inputs), ()):
                 self._observe(getattr(self._now, "candidate", None), example, outcome)
 
@@ -202,25 +209,39 @@ class Host:
     def _observe(self, candidate: Candidate | None, example: dspy.Example, outcome: Outcome) -> None:
         if candidate is None or candidate.names != self._run.baseline.names:
             return
-        seen = replace(candidate, origin=self._origin)
+        seen, told = replace(candidate, origin=self._origin), threading.Event()
 
         def tell() -> None:
-            if self._over:  # from a thread left behind
-                return
-            if seen != self._run.baseline:
-                self.candidates.setdefault(seen.id, seen)
-            if value(outcome) is None:
-                self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
             try:
-                self._run.observe(seen, example, outcome)
+                self._learn(seen, example, outcome)
             except BaseException as error:  # a callback may end a run; the loop would only log it here
                 self._border.fail(error)
+            self._border.loop.call_soon(told.set)  # after the task that holds what was observed
 
         with suppress(RuntimeError):  # the loop is gone
             self._border.loop.call_soon_threadsafe(tell)
+        while not told.wait(_TICK):  # the next call may be one that a cap refuses, by what is known then
+            self._border.check()
+
+    def _learn(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
+        if self._over:  # from a thread left behind
+            return
+        if candidate != self._run.baseline:
+            self.candidates.setdefault(candidate.id, candidate)
+        if value(outcome) is None:
+            self._run.note(
+                "dspy's optimizer counted as 0 what has no score: the metric or the provider failed.", "missing"
+            )
+        self._run.observe(candidate, example, outcome)
+
+    def turns(self) -> _Turns:
+        """Return who says when each of some program runs may begin."""
+        return _Turns(self._border)
 
     def _note_refusal(self, error: Exception) -> None:
-        self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
+        self._run.note(
+            f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).", "refused"
+        )
 
 
 class _Sight(BaseCallback):  # type: ignore[misc]
@@ -243,6 +264,76 @@ class _Sight(BaseCallback):  # type: ignore[misc]
         inputs = self._runs.pop(call_id, None)
         if inputs is not None and isinstance(exception, Exception):
             self._host.raised(inputs, exception)
+
+
+class _Turns:
+    """Lets program runs begin in their order, one beside the other as far as the throttle admits it."""
+
+    def __init__(self, border: Border) -> None:
+        self._border = border
+        self._changed = threading.Condition()
+        self._begun = self._running = 0
+
+    @contextmanager
+    def turn(self, number: int) -> Iterator[None]:
+        """Wait until run `number` may begin; the block is the run. One that dspy sends again begins at once.
+
+        Raises:
+            RunStopped: If the border is closed, or the gate.
+        """
+        with self._changed:
+            while number > self._begun or (
+                number == self._begun and not self._border.gate.throttle.admits(self._running)
+            ):
+                self._changed.wait(_TICK)
+                self._border.check()
+                self._border.gate.check()
+            self._begun = max(self._begun, number + 1)
+            self._running += 1
+            self._changed.notify_all()
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+
+_host: ContextVar[Host | None] = ContextVar("cuesmith_host", default=None)
+"""Whose optimizer runs in this thread; dspy's worker threads do not inherit it."""
+
+_execute = ParallelExecutor.execute
+_lock = threading.Lock()
+_open = 0
+
+
+def _execute_in_order(executor: ParallelExecutor, function: Callable[[Any], object], data: Sequence[Any]) -> Any:
+    host = _host.get()
+    if host is None:
+        return _execute(executor, function, data)
+    turns = host.turns()
+
+    def run(numbered: tuple[int, Any]) -> object:
+        with turns.turn(numbered[0]):
+            return function(numbered[1])
+
+    return _execute(executor, run, list(enumerate(data)))
+
+
+@contextmanager
+def _in_order() -> Iterator[None]:
+    """Give hosted program runs their turns, as long as the block lasts: all that dspy runs side by side passes here."""
+    global _open
+    with _lock:
+        _open += 1
+        ParallelExecutor.execute = _execute_in_order
+    try:
+        yield
+    finally:
+        with _lock:
+            _open -= 1
+            if not _open:
+                ParallelExecutor.execute = _execute
 
 
 def _named(inputs: Mapping[str, object]) -> str:

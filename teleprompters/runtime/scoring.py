@@ -42,8 +42,6 @@ Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]
 _GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 
-PROGRAM_RAISED = "the program raised "
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -93,8 +91,8 @@ class Scorer:
 
     @property
     def waiting(self) -> int:
-        """Runs that wait for a place."""
-        return self.workers.pending + self._gate.throttle.pending
+        """Runs that wait for a place. Asked from any thread, while `workers` are made on the event loop."""
+        return (self._workers.pending if self._workers is not None else 0) + self._gate.throttle.pending
 
     @property
     def workers(self) -> Workers:
@@ -270,7 +268,7 @@ class Scorer:
             case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
-                return ParseFailure(f"{PROGRAM_RAISED}{reason}", "", steps)
+                return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
 
     def _metric_failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):

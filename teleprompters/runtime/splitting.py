@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import ExampleIds, question_key
+from cuesmith.teleprompters.runtime.compilation import Note
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Split:
     train: tuple[dspy.Example, ...] = field(repr=False)
     select: tuple[dspy.Example, ...] = field(repr=False)
     fresh: tuple[dspy.Example, ...] = field(repr=False)
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
     ids: ExampleIds = field(default_factory=ExampleIds, repr=False, compare=False)
 
 
@@ -53,8 +54,11 @@ def split_examples(
     notes = []
     if valset and len(new) < len(valset):
         notes.append(
-            f"{len(valset) - len(new)} of the {len(valset)} validation examples are duplicates or stand in "
-            "the training set too, and are not used for validation."
+            Note(
+                "examples",
+                f"{len(valset) - len(new)} of the {len(valset)} validation examples are duplicates or stand in "
+                "the training set too, and are not used for validation.",
+            )
         )
     if len(new) >= 2:
         new = _shuffled(new, seed, ids)
@@ -63,14 +67,12 @@ def split_examples(
     pool = _shuffled(list(given.values()), seed, ids)
     alike = len({ids(e) for e in trainset}) - len(pool)
     if alike:
-        notes.append(f"{alike} of the {len(trainset)} training examples ask what another one asks, and are not used.")
+        said = f"{alike} of the {len(trainset)} training examples ask what another one asks, and are not used."
+        notes.append(Note("examples", said))
     if len(pool) == 1:
         one = tuple(new) or tuple(pool)
-        notes.append(
-            "There is one training example only: it serves for evidence and for selection alike."
-            if not new
-            else "There is one validation example only."
-        )
+        few = "There is one training example only: it serves for evidence and for selection alike."
+        notes.append(Note("examples", few if not new else "There is one validation example only."))
         return Split(tuple(pool), one, (), tuple(notes), ids)
     k = min(n_select, max(1, round(0.35 * len(pool))))
     f = min(n_fresh, round(0.25 * len(pool)))

@@ -20,12 +20,18 @@ class Throttle:
     Args:
         maximum: The limit to start from and to grow back to.
         clock: Seconds, monotonic.
+
+    Attributes:
+        limit: How many may run at once now.
+        in_flight: How many do, of those that enter here.
+        fits: Whether the caps surely last for so many runs side by side.
     """
 
     def __init__(self, maximum: int, clock: Callable[[], float] = time.monotonic) -> None:
         self.maximum = maximum
         self.limit = float(maximum)
         self.in_flight = 0
+        self.fits: Callable[[int], bool] = lambda runs: True
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._clock = clock
         self._deaf_until = 0.0
@@ -34,6 +40,14 @@ class Throttle:
     def pending(self) -> int:
         """How many bodies wait for a place."""
         return len(self._waiting)
+
+    def admits(self, running: int) -> bool:
+        """Whether one more may begin beside so many.
+
+        Near a cap only what surely fits runs side by side, and then one after the other: so a cap ends a run at the
+        same call at any concurrency.
+        """
+        return running < int(self.limit) and (running == 0 or self.fits(running + 1))
 
     def slow_down(self, retry_after: float | None) -> None:
         """Halve the limit; further calls are ignored for `retry_after` seconds (at least 1).
@@ -52,7 +66,7 @@ class Throttle:
 
     async def __aenter__(self) -> None:
         """Wait for a place and take it."""
-        if self.in_flight < int(self.limit) and not self._waiting:
+        if self.admits(self.in_flight) and not self._waiting:
             self.in_flight += 1
             return
         place = asyncio.get_running_loop().create_future()
@@ -72,7 +86,7 @@ class Throttle:
 
     def _leave(self) -> None:
         self.in_flight -= 1
-        while self._waiting and self.in_flight < int(self.limit):
+        while self._waiting and self.admits(self.in_flight):
             place = self._waiting.popleft()
             if not place.done():
                 self.in_flight += 1

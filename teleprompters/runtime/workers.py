@@ -146,7 +146,7 @@ class Workers:
     def _take(self) -> _Item[object] | None:
         with self._ready:
             self._idle += 1
-            while not self._closed and not (self._queue and len(self._running) < int(self._throttle.limit)):
+            while not self._closed and not (self._queue and self._throttle.admits(len(self._running))):
                 self._ready.wait()
             self._idle -= 1
             if self._closed:

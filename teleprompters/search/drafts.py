@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
@@ -21,19 +21,16 @@ class Draft:
     Attributes:
         candidate: The prompts.
         behaviors: Predictor name -> behaviour; a predictor that still has the student's prompt is not in it.
-        dropped: Why demonstrations that were to be in it are not.
     """
 
     candidate: Candidate
     behaviors: Mapping[str, Behavior]
-    dropped: tuple[str, ...] = ()
 
-    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin, dropped: Iterable[str] = ()
-               ) -> Draft:
+    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin) -> Draft:
         """Return a draft with other behaviours for some predictors."""
         prompts = {name: behavior.prompt(run.predictors[name].signature) for name, behavior in behaviors.items()}
         candidate = Candidate({**self.candidate.prompts, **prompts}, origin)
-        return Draft(candidate, {**self.behaviors, **behaviors}, tuple(dropped))
+        return Draft(candidate, {**self.behaviors, **behaviors})
 
     def shows(self) -> set[str]:
         """Return the contents of the examples that are its demonstrations."""
@@ -55,12 +52,10 @@ class Kept(tuple[tuple[Draft, Scores], ...]):
 
 
 async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
-    """Compare the drafts and keep the best, as `Scene.keep`; note why demonstrations were dropped."""
+    """Compare the drafts and keep the best, as `Scene.keep`."""
     by_id: dict[str, Draft] = {}
     for draft in pool:
         by_id.setdefault(draft.candidate.id, draft)
-        for why in draft.dropped:
-            scene.run.note(f"A demonstration was dropped: {why}.")
     beam = await scene.keep(draft.candidate for draft in pool)
     return Kept((by_id[scores.candidate.id], scores) for scores in beam)
 
