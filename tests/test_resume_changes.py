@@ -118,6 +118,7 @@ class Program(Base):
         self.frozen = dspy.Predict("a -> b")
         self.frozen._compiled = True
         self.upper = False
+        self.stage = "draft"
         self.table = np.arange(4)
         self.style = Style()
         self.config = Config()
@@ -269,6 +270,7 @@ CHANGES = {
                          "program: code of Base.end"),
     "attribute": ("self.upper = False", "self.upper = True", "program: attribute `upper` of Program"),
     "attribute's type": ("self.upper = False", "self.upper = 0", "program: attribute `upper` of Program"),
+    "attribute of a name that predictors use": ('"draft"', '"final"', "program: attribute `stage` of Program"),
     "new attribute": ("self.upper = False", "self.upper = self.lower = False", "attribute `lower` of Program"),
     "class attribute": ("scale = 1", "scale = 2", "program: attribute `scale` of class Program"),
     "array": ("np.arange(4)", "np.array([0, 1, 2, 4])", "program: attribute `table` of Program"),

@@ -80,12 +80,16 @@ _USER = re.compile(r"(?<=://)[^/@\s]*@")
 _TRANSPORT = ("timeout", "num_retries", "max_retries", "cache")
 """Options of a model that say how it is reached, not what it answers."""
 
-_UNRECORDED = {"history", "callbacks", "compilation", "_compiled", "stage", "traces", "train"}
-"""Attributes of dspy's modules that are a log, a random name, or say only that a compiler was here."""
-_LM_PLUMBING = {"history", "callbacks", "cache", "num_retries", "kwargs", "model", "model_type", "provider",
-                "launch_kwargs", "train_kwargs", "finetuning_model", "_engine_spec", "_async_engine_spec", "_providers",
-                "_engine_store", "_engine_lock", "_warned_zero_temp_rollout"}  # fmt: skip
-_PLACES = {"__name__", "__file__", "__spec__", "__loader__", "__builtins__", "__package__", "__path__", "__cached__"}
+_MODULE_LOGS = {"history", "callbacks", "_compiled"}
+_PREDICT_LOGS = {"stage", "traces", "train"}
+"""Attributes of dspy's modules that are a log or a random name, or are read otherwise (here and below)."""
+_LM_BASE = {"history", "callbacks", "cache", "num_retries", "kwargs", "model", "model_type",
+            "_warned_zero_temp_rollout"}  # fmt: skip
+_LM_PLUMBING = {"provider", "launch_kwargs", "train_kwargs", "finetuning_model", "_engine_spec", "_async_engine_spec",
+                "_providers", "_engine_store", "_engine_lock"}  # fmt: skip
+_PLACES = {"__name__", "__file__", "__spec__", "__loader__", "__builtins__", "__package__", "__path__", "__cached__",
+           "__doc__", "__annotations__"}  # fmt: skip
+"""Globals that say where a module is, not what it does."""
 _CLASS_DATA = {"__annotations__", "__doc__", "__slots__", "__dataclass_fields__", "__private_attributes__"}
 """Data with two underscores in a class that is the user's own."""
 _CODE = (types.FunctionType, classmethod, staticmethod, property)
@@ -549,9 +553,11 @@ class _Reader:
 
     def _read_module(self, module: dspy.Module, name: str) -> None:
         self._part(f"class of {name}", type(module))
-        data, left_out = vars(module), set(_UNRECORDED)
+        data, left_out = vars(module), set(_MODULE_LOGS)
+        if type(data.get("compilation")).__module__.startswith("cuesmith."):  # an earlier compile's record
+            left_out.add("compilation")
         if isinstance(module, dspy.Predict):
-            left_out |= {"lm", "signature"}
+            left_out |= {"lm", "signature", *_PREDICT_LOGS}
             self._part(f"LM of {name}", data.get("lm"))
             if id(module) in self._covered:
                 left_out.add("demos")
@@ -566,7 +572,8 @@ class _Reader:
         self._options(getattr(lm, "kwargs", {}), name)
         engines = [self._engine(getattr(lm, spec, None)) for spec in ("_engine_spec", "_async_engine_spec")]
         self._part(f"engine{_of(name)}", *engines)
-        self._attributes({k: v for k, v in vars(lm).items() if not _names_key(k)}, name, _LM_PLUMBING)
+        left_out = _LM_BASE | (_LM_PLUMBING if isinstance(lm, dspy.LM) else set())
+        self._attributes({k: v for k, v in vars(lm).items() if not _names_key(k)}, name, left_out)
 
     def _engine(self, engine: object) -> object:
         """Return what is known of an engine: its kind and the state it would be saved by, not its counters."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import cached_property
+from functools import cache, cached_property
 
 import dspy
 
@@ -104,7 +104,9 @@ def identity_of(
         **{name: digest([split.ids(e) for e in part]) for name, part in _split(split).items()},
     }
 
-    values = data_parts("examples", [[dict(e.items()) for e in part] for part in _split(split).values()])
+    @cache
+    def values() -> Parts:
+        return data_parts("examples", [[dict(e.items()) for e in part] for part in _split(split).values()])
 
     def read() -> Parts:
         return _together(
@@ -115,8 +117,8 @@ def identity_of(
             parts("task LM", task_lm),
             parts("optimizer LM", optimizer),
             parts("retriever", retriever),
-            parts("examples", values.classes),
-            Parts({}, values.unread),
+            parts("examples", values().classes),
+            Parts({}, values().unread),
         )
 
     return Identity(student, fixed, read)
