@@ -130,7 +130,7 @@ def test_the_share_that_skips_is_measured(tmp_path: Path) -> None:
     record = finished(tmp_path, skipping(skips, right), PROMPT, n=160)
     found = one(record)
     runs = record.held_out(record.best).values()
-    questions = [o.trace[0].inputs["question"] for o in runs]  # type: ignore[union-attr]
+    questions = [str(o.trace[0].inputs["question"]) for o in runs]  # type: ignore[union-attr]
     known = [(bool(skips(q)), right(q, skips(q))) for q in questions]
     followed, not_followed = ([r for s, r in known if s is which] for which in (False, True))
     assert found.checked == len(questions) >= 90
@@ -151,7 +151,7 @@ def test_the_value_of_following_as_fisher_has_it(tmp_path: Path) -> None:
     table = {(f, c): 0 for f in (True, False) for c in (True, False)}
     for outcome in held.values():
         trace = outcome.trace  # type: ignore[union-attr]
-        table["Step 2" in trace[0].outputs["reasoning"], outcome.score == 1.0] += 1  # type: ignore[union-attr]
+        table["Step 2" in str(trace[0].outputs["reasoning"]), outcome.score == 1.0] += 1  # type: ignore[union-attr]
     rows = [[table[True, True], table[True, False]], [table[False, True], table[False, False]]]
     assert found.p_value == pytest.approx(stats.fisher_exact(rows).pvalue)
     assert found.value.value == pytest.approx(rows[0][0] / sum(rows[0]) - rows[1][0] / sum(rows[1]))

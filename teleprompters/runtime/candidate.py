@@ -51,13 +51,16 @@ def typed(value: object, annotation: Any) -> object:
         kind = TypeAdapter(annotation)
     except PydanticUserError:
         return value
-    for read in (kind.validate_python, kind.validate_json) if isinstance(value, str) else (kind.validate_python,):
+    try:
+        found: object = kind.validate_python(value)
+    except ValidationError:
+        if not isinstance(value, str):
+            return value
         try:
-            found: object = read(value)
-            return found
+            found = kind.validate_json(value)
         except (ValidationError, UnicodeError):
-            pass
-    return value
+            return value
+    return found
 
 
 def typed_fields(values: Mapping[str, object], signature: type[dspy.Signature]) -> dict[str, object]:

@@ -450,9 +450,10 @@ class Run:
             current.texts = [] if unreached else None
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
             self._costs[key] = sum(current.used.values(), Usage())
+            texts = current.texts or []
             found = {
-                name: any(reaches(candidate.prompts[name].instructions, text) for text in current.texts)
-                for name in (unreached if current.texts else ())
+                name: any(reaches(candidate.prompts[name].instructions, text) for text in texts)
+                for name in (sorted(unreached) if texts else ())
             }
             self._note_reached(found)
             self._store(key, outcome, current, found)
