@@ -250,7 +250,8 @@ def test_replies_that_do_not_parse_edit_the_answers_form() -> None:
 
 @pytest.mark.parametrize("reply", [
     always(task="", steps=[]), always(task="x", steps=[" ", "-"]), always(task="x", steps=["y" * 5000]),
-    always(task="x", steps="no list"), always(task="x", steps=[f"Do {k}." for k in range(9)]), lambda asked, draw: "", lambda asked, draw: "[[ ## completed ## ]]"])
+    always(task="x", steps="no list"), always(task="x", steps=[f"Do {k}." for k in range(9)]),
+    lambda asked, draw: "", lambda asked, draw: "[[ ## completed ## ]]"])
 def test_unusable_steps_leave_the_student(reply: Callable[[Asked, int], Answer | str]) -> None:
     student = dspy.ChainOfThought("question -> answer")
     found = compile_with(abo(Optimizer({"WriteSteps": reply}), steps=1, width=1), Target(), program=student).compilation

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import re
-import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import InvalidRequestError, Message, Request, Response, Usage
+from dspy.lm15 import InvalidRequestError
+from replies_support import Engine, written
 
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
@@ -21,12 +21,14 @@ GOOD = "BETTER: say the word."
 
 
 @pytest.mark.parametrize(("text", "answer"), [
-    ("<think>no</think>yes", "yes"), ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"), ("◁think▷no◁/think▷yes", "yes"),
-    ("<reasoning>a</reasoning><think>b</think>yes", "yes"), ("<THINK>no</THINK> yes", " yes"), ("[THINK]no[/THINK]yes", "yes"),
-    ("what the template opened\n</think>\n\nyes", "\n\nyes"), ("hm</think>", ""), ("<think>it never ends", ""), ("", ""),
+    ("<think>no</think>yes", "yes"), ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"),
+    ("◁think▷no◁/think▷yes", "yes"), ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
+    ("<THINK>no</THINK> yes", " yes"), ("[THINK]no[/THINK]yes", "yes"), ("<think>it never ends", ""), ("", ""),
+    ("what the template opened\n</think>\n\nyes", "\n\nyes"), ("hm</think>", ""),
     ("<|channel|>analysis<|message|>no<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
     ("yes", "yes"), ("Put your work into <think>...</think> tags.", "Put your work into <think>...</think> tags."),
-    ("Close it with </think> and go on.", "Close it with </think> and go on."), ("a < b, thinking > c", "a < b, thinking > c"),
+    ("Close it with </think> and go on.", "Close it with </think> and go on."),
+    ("a < b, thinking > c", "a < b, thinking > c"),
 ])
 def test_thinking_is_taken_off_the_front(text: str, answer: str) -> None:
     assert strip_thinking(text) == answer
@@ -40,7 +42,8 @@ def test_a_refusal_is_known(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", [
-    "Sort the words.", "I have three apples; count them.", "Say that you are sorry, then answer.", "", "If you cannot, say so."])
+    "Sort the words.", "I have three apples; count them.", "Say that you are sorry, then answer.", "",
+    "If you cannot, say so."])
 def test_an_instruction_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)
 
@@ -48,31 +51,6 @@ def test_an_instruction_is_no_refusal(text: str) -> None:
 def test_instructions_are_found_whatever_an_adapter_does_to_their_lines() -> None:
     assert reaches("Do it.\n\nStep 1: a", "your objective is:\n        Do it.\n        \n        Step 1: a\n")
     assert not reaches("Do it.", "Do that.")
-
-
-class Engine:
-    """A model in this process; `reply(system, question, number)` gives text, or text and how it ended."""
-
-    def __init__(self, reply: Callable[[str, str, int], Any]) -> None:
-        self.reply, self.requests, self.lock = reply, list[Request](), threading.Lock()
-
-    def complete(self, request: Request) -> Response:
-        with self.lock:
-            self.requests.append(request)
-            number = len(self.requests)
-        found = self.reply(str(request.system), str(request.messages[-1].text), number)
-        text, finish = found if isinstance(found, tuple) else (found, "stop")
-        return Response(id="1", model=request.model, message=Message.assistant(text), finish_reason=finish,
-                        usage=Usage(input_tokens=1, output_tokens=1, total_tokens=2))
-
-    def __deepcopy__(self, memo: object) -> Engine:
-        return self
-
-
-def written(text: str) -> Callable[[str, str, int], str]:
-    """Return an optimizer that writes `text` into the field that it is asked for, in dspy's chat format."""
-    return lambda system, asked, number: "\n".join(
-        f"[[ ## {name} ## ]]\n{text}" for name in re.findall(r"`\[\[ ## (\w+) ## \]\]`", asked) if name != "completed")
 
 
 def compiled(optimizer: Engine, **lm: Any) -> tuple[Compilation, list[Malformed]]:
@@ -109,7 +87,8 @@ def test_a_reply_of_no_use_is_a_lost_draw(reply: Callable[[str, str, int], Any],
     assert len(found.candidates) == 1 and lost and {event.kind for event in lost} == {kind}
 
 
-@pytest.mark.parametrize("before", ["<think>{draft}</think>\n", "Sure.\n<think>{draft}</think>\n", "{draft}\n</think>\n"])
+@pytest.mark.parametrize("before", [
+    "<think>{draft}</think>\n", "Sure.\n<think>{draft}</think>\n", "{draft}\n</think>\n"])
 def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
     def reply(system: str, asked: str, number: int) -> str:
         return before.format(draft=written("DRAFT")(system, asked, number)) + written(GOOD)(system, asked, number)

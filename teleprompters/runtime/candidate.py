@@ -40,7 +40,7 @@ def digest(*parts: object) -> str:
 def to_json(value: object) -> Json:
     """Return `value` as plain JSON data; what JSON cannot hold becomes its text."""
     if isinstance(value, dspy.Example):
-        value = value.toDict()
+        value = dict(value.items())
     result: Json = to_jsonable_python(_ordered(value), fallback=str, bytes_mode="base64")
     return result
 
@@ -363,7 +363,7 @@ class _Stored:
 
 
 def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
-    values = demo.toDict() if isinstance(demo, dspy.Example) else demo
+    values = dict(demo.items()) if isinstance(demo, dspy.Example) else demo  # `toDict` writes images as text
     if not isinstance(values, Mapping):
         raise ValueError(f"a demonstration must be a dspy.Example or a dict, got {type(demo).__name__}")
     return Demo.of({name: values[name] for name in signature.fields if name in values})
