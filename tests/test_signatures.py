@@ -32,7 +32,7 @@ LISTS = {
     "scored_instructions", "exemplars", "conditions",
 }  # fmt: skip
 TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
-    "step": int, "count": int, "support": list[int], "kind": signatures.Deviation,
+    "step": int, "count": int, "most_steps": int, "support": list[int], "kind": signatures.Deviation,
     "followed": signatures.Followed,
 }  # fmt: skip
 

@@ -131,7 +131,7 @@ async def check_label_free(run: Run) -> None:
         ValueError: If it does.
     """
     example = run.train[0]
-    labels = {name: v for name, v in example.toDict().items() if name not in example.inputs()}
+    labels = {name: v for name, v in example.items() if name not in example.inputs()}
     outcome = await run.judge(example.inputs(), labels)
     if isinstance(outcome, MetricError):
         raise ValueError(

@@ -87,7 +87,7 @@ class Host:
         self._frames = frames_of(run.student)
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
-            self._examples.setdefault(_named(example.inputs().toDict()), []).append(example)
+            self._examples.setdefault(_named(dict(example.inputs().items())), []).append(example)
         self._border = Border(run.gate, f"{run.seed}:{move}", timeout, self._note_refusal)
         self.optimizer = hosted(optimizer, "optimizer")
         self.program = copy_program(run.student)

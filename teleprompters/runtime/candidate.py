@@ -43,7 +43,7 @@ def digest(*parts: object) -> str:
 def to_json(value: object) -> Json:
     """Return `value` as plain JSON data: an array as lists; what JSON cannot hold, by its type and a content hash."""
     if isinstance(value, dspy.Example):
-        value = value.toDict()
+        value = dict(value.items())
     return _jsonable(_ordered(value))
 
 
@@ -386,7 +386,7 @@ class _Stored:
 
 
 def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
-    values = demo.toDict() if isinstance(demo, dspy.Example) else demo
+    values = dict(demo.items()) if isinstance(demo, dspy.Example) else demo  # `toDict` writes images as text
     if not isinstance(values, Mapping):
         raise ValueError(f"a demonstration must be a dspy.Example or a dict, got {type(demo).__name__}")
     return Demo.of({name: values[name] for name in signature.fields if name in values})

@@ -497,7 +497,7 @@ class Run:
             self._count_cost(key, sum(current.used.values(), Usage()))
             found = {
                 name: any(reaches(candidate.prompts[name].instructions, text) for text in texts)
-                for name in (unreached if texts else ())
+                for name in (sorted(unreached) if texts else ())
             }
             self._note_reached(found)
             self._store(key, outcome, current, found)
@@ -654,8 +654,8 @@ class Run:
     def _longest_input(self) -> int:
         """Return how many characters of one text a request has at most: instructions are always shown whole."""
         known = self.__dict__.get("guard")
-        longest = known.longest if known else longest_of([prompt.instructions for _, prompt in self.baseline])
-        return max(LONGEST_INPUT, 2 * longest)
+        longest = longest_of([prompt.instructions for _, prompt in self.baseline])
+        return max(LONGEST_INPUT, 2 * longest, 2 * known.longest if known else 0)
 
     def _unreached(self, candidate: Candidate) -> set[str]:
         """Return the predictors whose new instructions no request was seen to have until now."""

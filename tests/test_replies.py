@@ -1,0 +1,179 @@
+"""What comes back from the optimizer model: thinking, cut and refused replies, refused requests, options sent."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import dspy
+import pytest
+from dspy.lm15 import InvalidRequestError
+from replies_support import Engine, written
+
+from cuesmith.teleprompters import IterativeAPE
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.events import Event, Malformed
+from cuesmith.teleprompters.runtime.replies import is_refusal, reaches, strip_thinking
+
+GOOD = "BETTER: say the word."
+
+
+@pytest.mark.parametrize(("text", "answer"), [
+    ("<think>no</think>yes", "yes"), ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"),
+    ("◁think▷no◁/think▷yes", "yes"), ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
+    ("<THINK>no</THINK> yes", " yes"), ("[THINK]no[/THINK]yes", "yes"), ("<think>it never ends", ""), ("", ""),
+    ("what the template opened\n</think>\n\nyes", "\n\nyes"), ("hm</think>", ""),
+    ("<|channel|>analysis<|message|>no<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
+    ("yes", "yes"), ("Put your work into <think>...</think> tags.", "Put your work into <think>...</think> tags."),
+    ("Close it with </think> and go on.", "Close it with </think> and go on."),
+    ("a < b, thinking > c", "a < b, thinking > c"),
+])
+def test_thinking_is_taken_off_the_front(text: str, answer: str) -> None:
+    assert strip_thinking(text) == answer
+
+
+@pytest.mark.parametrize("text", [
+    "I'm sorry, but I can't help with that.", "I cannot assist with this request.", "Sorry, I am unable to comply.",
+    "I’m sorry, I won’t be able to provide instructions for this.", "As an AI language model, I cannot generate that."])
+def test_a_refusal_is_known(text: str) -> None:
+    assert is_refusal(text) and not is_refusal(f"Answer politely. If you must decline, say: {text}")
+
+
+@pytest.mark.parametrize("text", [
+    "Sort the words.", "I have three apples; count them.", "Say that you are sorry, then answer.", "",
+    "If you cannot, say so."])
+def test_an_instruction_is_no_refusal(text: str) -> None:
+    assert not is_refusal(text)
+
+
+def test_instructions_are_found_whatever_an_adapter_does_to_their_lines() -> None:
+    assert reaches("Do it.\n\nStep 1: a", "your objective is:\n        Do it.\n        \n        Step 1: a\n")
+    assert not reaches("Do it.", "Do that.")
+
+
+def compiled(optimizer: Engine, **lm: Any) -> tuple[Compilation, list[Malformed]]:
+    """Compile a student that is right only with `GOOD`."""
+    target = Engine(lambda system, asked, number: "[[ ## answer ## ]]\n" + (
+        re.findall(r"say (\w+)", asked)[-1] if "BETTER" in system else "none"))
+    events: list[Event] = []
+    data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
+    compiler = IterativeAPE(
+        lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=2,
+        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False, **lm),
+        initial=6, callbacks=[events.append])
+    with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
+        program = compiler.compile(dspy.Predict("question -> answer"), trainset=data)
+    found = program.compilation
+    assert isinstance(found, Compilation)
+    return found, [event for event in events if isinstance(event, Malformed)]
+
+
+@pytest.mark.parametrize(("reply", "kind"), [
+    (lambda s, u, n: (written(GOOD)(s, u, n), "length"), "cut"),
+    (lambda s, u, n: (written(GOOD)(s, u, n), "content_filter"), "refused"),
+    (written("I'm sorry, but I can't help with that."), "refused"),
+    (lambda s, u, n: "I cannot assist with this request.", "refused"),
+    (lambda s, u, n: "", "empty"),
+    (written(" "), "empty"),
+    (lambda s, u, n: "<think>" + written(GOOD)(s, u, n), "thinking only"),
+    (written("<think>it goes on"), "empty"),
+    (lambda s, u, n: "Here is some prose.", "unreadable"),
+])
+def test_a_reply_of_no_use_is_a_lost_draw(reply: Callable[[str, str, int], Any], kind: str) -> None:
+    found, lost = compiled(Engine(reply))
+    assert found.stopped_by is None and found.best.candidate == found.baseline.candidate
+    assert len(found.candidates) == 1 and lost and {event.kind for event in lost} == {kind}
+
+
+@pytest.mark.parametrize("before", [
+    "<think>{draft}</think>\n", "Sure.\n<think>{draft}</think>\n", "{draft}\n</think>\n"])
+def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
+    def reply(system: str, asked: str, number: int) -> str:
+        return before.format(draft=written("DRAFT")(system, asked, number)) + written(GOOD)(system, asked, number)
+
+    found, lost = compiled(Engine(reply))
+    assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
+
+
+def test_json_behind_thinking_is_read() -> None:
+    def reply(system: str, asked: str, number: int) -> str:
+        names = re.findall(r"fields: `(\w+)`", asked)
+        return f"<think>hm, {{}}</think>{json.dumps(dict.fromkeys(names, GOOD))}" if names else "no such format"
+
+    found, lost = compiled(Engine(reply))
+    assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
+
+
+def refusing(numbers: Sequence[int]) -> Engine:
+    def reply(system: str, asked: str, number: int) -> str:
+        if number in numbers:
+            raise InvalidRequestError("content_filter: the prompt was filtered")
+        return written(GOOD)(system, asked, number)
+
+    return Engine(reply)
+
+
+def test_a_refused_request_costs_its_draw() -> None:
+    found, lost = compiled(refusing(range(1, 4)))
+    assert found.stopped_by is None and found.best.candidate.prompts["self"].instructions == GOOD
+    assert [event.kind for event in lost] == ["invalid request"] * 3
+
+
+def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
+    data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
+    target, optimizer = Engine(lambda s, u, n: "[[ ## answer ## ]]\nnone"), refusing(range(1000))
+    compiler = IterativeAPE(
+        lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, initial=30,
+        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), max_in_flight=1)
+    with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
+        found = compiler.compile(dspy.Predict("question -> answer"), trainset=data).compilation
+    assert found.stopped_by == "configuration" and 8 <= len(optimizer.requests) < 30
+
+
+@pytest.mark.parametrize(("options", "sent"), [({}, None), ({"temperature": 0.0}, 1.0), ({"temperature": 0.7}, 0.7)])
+def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, float], sent: float | None) -> None:
+    engine = Engine(written(GOOD))
+    compiled(engine, **options)
+    assert {request.config.temperature for request in engine.requests} == {sent}
+
+
+@pytest.mark.parametrize("adapter", [dspy.XMLAdapter(), dspy.JSONAdapter()])
+def test_the_users_adapter_is_for_the_users_program(adapter: dspy.Adapter) -> None:
+    engine = Engine(written(GOOD))
+    with dspy.context(adapter=adapter):
+        compiled(engine)
+    assert all("[[ ## instruction ## ]]" in str(r.messages[-1].text) or "variation" in str(r.messages[-1].text)
+               for r in engine.requests) and not any("<instruction>" in str(r.system) for r in engine.requests)
+
+
+class Rebuilt(dspy.Module):  # type: ignore[misc]
+    """A program that says something else than its predictor does, or nothing at all."""
+
+    def __init__(self, how: str) -> None:
+        super().__init__()
+        self.how, self.say, self.never = how, dspy.Predict("question -> answer"), dspy.Predict("question -> hint")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        if self.how == "sound":
+            self.never(question=question)
+        if self.how == "replaced":
+            return dspy.Predict(self.say.signature.with_instructions("Fixed."))(question=question)
+        return self.say(question=question)
+
+
+@pytest.mark.parametrize(("how", "unseen"), [("sound", set()), ("uncalled", {"never"}), ("replaced", {"say", "never"})])
+def test_instructions_that_reach_no_prompt_are_found_out(how: str, unseen: set[str], tmp_path: Any) -> None:
+    data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
+    target = Engine(lambda system, asked, number: "[[ ## answer ## ]]\nx\n[[ ## hint ## ]]\ny")
+    notes = []
+    for _ in range(2):  # the second time from the journal
+        compiler = IterativeAPE(
+            lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=1,
+            optimizer_lm=dspy.LM("test/optimizer", engine=Engine(
+                lambda s, u, n: written(f"{GOOD} {n}")(s, u, n)), cache=False), initial=2)
+        with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
+            found = compiler.compile(Rebuilt(how), trainset=data, run_dir=tmp_path).compilation
+        notes.append({note for note in found.notes if getattr(note, "kind", "") == "unseen"})
+    assert notes[0] == notes[1] and {re.findall(r"'(\w+)'", note)[0] for note in notes[0]} == unseen
