@@ -1,7 +1,7 @@
 """What becomes of a compile when its provider fails, its process dies or its arguments change: measured from outside.
 
     python benchmarks/faults.py [--quick] [--compilers abo gepa ...] [--faults 503 ...] [--in-flight 1 8 64]
-                                [--no-peers] [--slots 12] [--json FILE]
+                                [--no-peers] [--slots 10] [--json FILE]
     python benchmarks/faults.py --kills 200 | --changes | --memory | --signals     [--json FILE]
 
 The table has a row for every fault, compiler and number of calls in flight. A provider on the loopback interface, in a
@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import functools
+import gc
 import hashlib
 import importlib
 import importlib.util
@@ -672,9 +673,10 @@ def cells(given: argparse.Namespace, compilers: Sequence[str]) -> list[Cell]:
     """Return the cells asked for."""
     named = [f for f in FAULTS if any(part.lower() in f.name.lower() for part in given.faults or [""])]
     faults = [f for f in named if not given.quick or f.name in QUICK]
-    peers = [] if given.no_peers else [*PEERS]
-    ours = [Cell(f, c, n) for f in faults for c in compilers for n in given.in_flight]
-    return ours + [Cell(f, c, 8) for f in faults for c in peers if not f.around]
+    sizes = given.in_flight or ([8] if given.quick or given.faults else [1, 8, 64])
+    every = given.in_flight or [8]
+    ours = [Cell(f, c, n) for f in faults for c in compilers for n in sizes if n in every or f.name in QUICK]
+    return ours + [Cell(f, c, 8) for f in faults for c in ([] if given.no_peers else PEERS) if not f.around]
 
 
 def table(given: argparse.Namespace, compilers: Sequence[str]) -> list[Row]:
@@ -1082,7 +1084,7 @@ def memory(given: argparse.Namespace) -> int:
     before, began = resident(), time.monotonic()
     watcher = threading.Thread(target=watch)
     watcher.start()
-    found = compiled(given.steps, 5)
+    found = compiled(16, 5)
     over.set()
     watcher.join()
     grown = max(peak[0], resident()) - before
@@ -1210,13 +1212,12 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="nine faults and four compilers at 8 in flight")
     parser.add_argument("--compilers", nargs="+", choices=[*COMPILERS], metavar="NAME", help="default: all")
     parser.add_argument("--faults", nargs="+", metavar="TEXT", help="those whose name has one of these in it")
-    parser.add_argument("--in-flight", type=int, nargs="+", help="default: 1 8 64")
+    parser.add_argument("--in-flight", type=int, nargs="+", help="default: 8, and 1 and 64 for the faults of --quick")
     parser.add_argument("--no-peers", action="store_true", help="without dspy's own optimizers")
-    parser.add_argument("--slots", type=int, default=16, help="cells at once: most of them wait")
+    parser.add_argument("--slots", type=int, default=10, help="cells at once: most of them wait")
     parser.add_argument("--kills", type=int, metavar="N")
     for mode in ("changes", "memory", "signals"):
         parser.add_argument(f"--{mode}", action="store_true")
-    parser.add_argument("--steps", type=int, default=20, help="of the search of --memory")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write every row here")
     parser.add_argument("--child", nargs=3, help=argparse.SUPPRESS)
     given = parser.parse_args()
@@ -1224,7 +1225,6 @@ def main() -> int:
         interrupted(*given.child)
         return 0
     logging.disable()
-    given.in_flight = given.in_flight or ([8] if given.quick else [1, 8, 64])
     quick = ("iterative-ape", "abo", "gepa", "mipro")
     names = given.compilers or [name for name in COMPILERS if not given.quick or name in quick]
     if given.changes or given.memory or given.signals:
@@ -1232,6 +1232,7 @@ def main() -> int:
     compilers = list(available(names))
     if given.kills:
         return int(kills(given, compilers) > 0)
+    gc.freeze()  # or the collector would copy the memory that the forks share
     rows = table(given, compilers)
     keep(given, [replace(row, needed={}) for row in rows])
     return int(show(rows) > 0)
