@@ -200,8 +200,7 @@ class Server:
 
     def lm(self, name: str) -> dspy.LM:
         """Return a `dspy.LM` that reaches this server."""
-        base = f"http://127.0.0.1:{self._port}/v1"
-        return dspy.LM(f"openai/{name}", api_base=base, api_key=KEY, cache=False)
+        return dspy.LM(f"openai/{name}", api_base=self.base, api_key=KEY, cache=False)
 
     def answer(self, body: Mapping[str, object]) -> tuple[int, object] | None:
         """Return status and body of the answer to one request; None to hang up."""
@@ -221,6 +220,25 @@ class Server:
         return 200, {"id": "1", "object": "chat.completion", "created": 1, "model": body.get("model"), "usage": usage,
                      "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
 
+    def respond(self, http: BaseHTTPRequestHandler, body: Mapping[str, object]) -> None:
+        """Answer one request over its connection."""
+        answer = self.answer(body) if self._server is not None else None
+        if answer is None:
+            http.close_connection = True
+            self.stop()
+            return
+        data = json.dumps(answer[1]).encode()
+        http.send_response(answer[0])
+        http.send_header("Content-Type", "application/json")
+        http.send_header("Content-Length", str(len(data)))
+        http.end_headers()
+        http.wfile.write(data)
+
+    @property
+    def base(self) -> str:
+        """Its `api_base`."""
+        return f"http://127.0.0.1:{self._port}/v1"
+
     def __enter__(self) -> Self:
         """Start serving; a stopped server comes back on the same port."""
         outer = self
@@ -229,18 +247,7 @@ class Server:
             protocol_version = "HTTP/1.1"
 
             def do_POST(self) -> None:
-                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-                answer = outer.answer(body) if outer._server is not None else None
-                if answer is None:
-                    self.close_connection = True
-                    outer.stop()
-                    return
-                data = json.dumps(answer[1]).encode()
-                self.send_response(answer[0])
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(data)))
-                self.end_headers()
-                self.wfile.write(data)
+                outer.respond(self, json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
 
             def log_message(self, *args: object) -> None:
                 pass
