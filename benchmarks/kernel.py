@@ -4,9 +4,9 @@
 
 Everything is measured in one process and one run, in alternating repeats, and given as the median over the
 repeats with the smallest and the largest. Overhead is against bare `dspy.Predict` in a loop with the same
-instant engine; it may be at most 0.3 ms a call. Utilisation is against the ideal of a 50 ms engine:
-calls x 50 ms / in flight. On a machine with other work, read the milliseconds of processor time, which is given
-beside the wall-clock time: other processes cannot add to it.
+instant engine; a whole run with a journal may have no more of it than `dspy.Evaluate` with as many threads.
+Utilisation is against the ideal of a 50 ms engine: calls x 50 ms / in flight. On a machine with other work, read the
+milliseconds of processor time, which are given beside the wall-clock time: other processes cannot add to them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
 
@@ -35,7 +36,8 @@ from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import score_program
 
-TARGET_MS = 0.3
+IN_FLIGHT = (1, 32)
+PUTS = 3200
 
 
 class Engine:
@@ -122,11 +124,11 @@ def overhead(calls: int, repeats: int) -> tuple[Rows, Rows]:
     """
     program, data = dspy.Predict("question -> answer"), examples(calls)
     works: dict[str, Callable[[], object]] = {"bare": lambda: bare(program, data)}
-    for n in (1, 32):
+    for n in IN_FLIGHT:
+        evaluate = dspy.Evaluate(devset=data, metric=metric, num_threads=n, display_progress=False)
+        works[f"dspy.Evaluate, {n} in flight"] = lambda e=evaluate: e(program)  # type: ignore[misc]
         works[f"score_program, {n} in flight"] = lambda n=n: score_program(program, data, metric, max_in_flight=n)  # type: ignore[misc]
         works[f"whole run with journal, {n} in flight"] = whole_run(program, data, n)
-    evaluate = dspy.Evaluate(devset=data, metric=metric, num_threads=1, display_progress=False)
-    works["dspy.Evaluate, 1 thread"] = lambda: evaluate(program)
     with dspy.context(lm=dspy.LM("cuesmith-bench/instant", engine=Engine(0.0), cache=False)):
         for work in works.values():
             work()  # warm
@@ -147,17 +149,23 @@ def _less_bare(rows: Rows) -> Rows:
     }
 
 
-def journal_rate(repeats: int) -> list[float]:
-    """Return puts a second of a body of half a kilobyte."""
+def journal_rate(repeats: int) -> Rows:
+    """Return, by name, puts a second of a body of half a kilobyte, from one thread and from many at once."""
 
-    def work() -> None:
-        with tempfile.TemporaryDirectory() as directory:
-            journal = Journal(Path(directory), {"a": "b"}, lambda text: text)
-            for i in range(2000):
-                journal.put("calls", f"key-{i}", {"outputs": ["x" * 400], "usage": {"calls": 1, "usd": 0.1}})
+    def work(threads: int) -> None:
+        def put(number: int) -> None:
+            for i in range(PUTS // threads):
+                journal.put("calls", f"{number}-{i}", {"outputs": ["x" * 400], "usage": {"calls": 1, "usd": 0.1}})
+
+        with tempfile.TemporaryDirectory() as directory, ThreadPoolExecutor(threads) as pool:
+            journal = Journal(Path(directory), {"a": "b"})
+            list(pool.map(put, range(threads)))
             journal.close()
 
-    return [2000 / seconds(work) for _ in range(repeats)]
+    return {
+        f"puts a second, {n} in flight": [PUTS / seconds(lambda n=n: work(n)) for _ in range(repeats)]  # type: ignore[misc]
+        for n in IN_FLIGHT
+    }
 
 
 def utilisation(repeats: int) -> dict[str, list[float]]:
@@ -196,15 +204,18 @@ def main() -> int:
     options = parser.parse_args()
     logging.getLogger("dspy").setLevel(logging.WARNING)
     cost, cpu = overhead(options.calls, options.repeats)
-    rate = {"journal puts a second": journal_rate(options.repeats)}
+    rate = journal_rate(options.repeats)
     used = utilisation(max(1, options.repeats // 2))
     show("Milliseconds a program call, wall clock: bare, and what each adds to it", cost, "ms")
     show("The same in processor time", cpu, "ms")
     show("Journal", rate, "/s")
     show("Share of the ideal throughput, 50 ms engine", used, "")
-    judged = {name: statistics.median(row) for name, row in cost.items() if name.startswith(("score", "whole"))}
-    holds = max(judged.values()) <= TARGET_MS
-    print(f"\nat most {TARGET_MS} ms a program call: {'holds' if holds else 'does not hold'}; load {os.getloadavg()}")
+    added = {name: statistics.median(row) for name, row in cost.items()}
+    holds = all(
+        added[f"whole run with journal, {n} in flight"] <= added[f"dspy.Evaluate, {n} in flight"] for n in IN_FLIGHT
+    )
+    verdict = "holds" if holds else "does not hold"
+    print(f"\na whole run with a journal adds no more than dspy.Evaluate: {verdict}; load {os.getloadavg()}")
     if options.json:
         options.json.write_text(
             json.dumps({"overhead_ms": cost, "overhead_cpu_ms": cpu, "journal": rate, "utilisation": used})

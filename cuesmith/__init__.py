@@ -12,13 +12,14 @@ if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.teleprompters.registry import compile
-    from cuesmith.teleprompters.runtime.compilation import Compilation
+    from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
 
 __all__ = [
     "Budget",
     "Compilation",
+    "CompileWarning",
     "EmbeddedLM",
     "Interrupted",
     "SimulatedOptimizer",
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Budget": "cuesmith.teleprompters.runtime.ledger",
     "Compilation": "cuesmith.teleprompters.runtime.compilation",
+    "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",

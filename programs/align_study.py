@@ -95,7 +95,7 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     from rich.console import Console
 
     from cuesmith.programs.alignment import findings, setup, study
-    from cuesmith.programs.progress import Progress
+    from cuesmith.teleprompters.runtime.progress import Progress
 
     _be_quiet()
     started, console = time.perf_counter(), Console(highlight=False)

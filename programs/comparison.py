@@ -255,6 +255,7 @@ def _compile(
         budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
         seed=settings.seed,
         callbacks=callbacks,
+        progress=False,
         **variant.options,
     )
     seconds = time.perf_counter() - start

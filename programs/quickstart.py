@@ -18,9 +18,9 @@ from rich.text import Text
 from cuesmith.programs import report
 from cuesmith.programs.comparison import Result, Row, Settings, Variant, forecast, models, read_task, run, why_missing
 from cuesmith.programs.evaluation import estimate
-from cuesmith.programs.progress import Progress
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
+from cuesmith.teleprompters.runtime.progress import Progress
 
 TINY = (
     "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "

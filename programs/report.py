@@ -15,32 +15,14 @@ from collections.abc import Iterable, Mapping
 from rich.text import Text
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
+from cuesmith.teleprompters.runtime.figures import describe_estimate as describe_estimate
+from cuesmith.teleprompters.runtime.figures import percent as percent
+from cuesmith.teleprompters.runtime.figures import usd as usd
+from cuesmith.teleprompters.runtime.figures import visible as visible
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
-
-
-def visible(text: str) -> str:
-    """Return text that is safe to print: control characters, except line ends and tabs, as escapes."""
-    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-
-
-def percent(share: float) -> str:
-    """A share in percent: ``83.2``; a dash where there is none."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
-
-
-def usd(amount: float | None) -> str:
-    """An amount of dollars; nothing for nothing, a word where the price is unknown."""
-    if amount is None:
-        return "price unknown"
-    return f"${amount:.4f}" if amount else ""
-
-
-def describe_estimate(estimate: Estimate95) -> str:
-    """A score in percent with its 95 % interval: ``83.2 [78.1, 87.3]``."""
-    return f"{percent(estimate.mean)} [{percent(estimate.low)}, {percent(estimate.high)}]"
 
 
 def describe_gain(gain: Gain) -> str:

@@ -182,8 +182,8 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
         RunFailed: If the embedder fails.
     """
     from cuesmith.programs.diagnosis.similarity import SimilarityError
-    from cuesmith.programs.progress import Progress
     from cuesmith.teleprompters.runtime.ledger import UnknownPrice
+    from cuesmith.teleprompters.runtime.progress import Progress
 
     chosen = study(settings.name)
     tasks, n = _tasks(settings, chosen), settings.n or chosen.n

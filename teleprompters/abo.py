@@ -10,13 +10,12 @@ import dspy
 
 from cuesmith.signatures import Deviation, ReviseStep, WriteSteps
 from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
-from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.demos import Behavior
+from cuesmith.teleprompters.search.demos import Behavior, Demonstration
 from cuesmith.teleprompters.search.deviations import Located, most_frequent
 from cuesmith.teleprompters.search.drafts import Draft, keep_drafts, outside_demonstrations
 from cuesmith.teleprompters.search.initial import made_from, task_inputs
@@ -25,7 +24,7 @@ from cuesmith.teleprompters.search.material import subsets
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
 from cuesmith.teleprompters.search.texts import step_list, text_field
-from cuesmith.teleprompters.search.working import Worked, demonstrate
+from cuesmith.teleprompters.search.working import demonstrate
 
 
 class ABO(PromptSearch):
@@ -94,7 +93,7 @@ class ABO(PromptSearch):
         batch = scene.minibatch(outside_demonstrations(parents, scene.material.evidence))
         ran = await scene.try_out([parent.candidate for parent in parents], batch)
         families = await asyncio.gather(*(
-            self._edit(scene, draft, on_batch, perfect=not on_select.failures(self.setting.threshold))
+            self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.setting.threshold))
             for (draft, on_select), on_batch in zip(beam, ran, strict=True)))
         return [child for family in families for child in family]
 
@@ -104,7 +103,7 @@ class ABO(PromptSearch):
         if name not in parent.behaviors:  # the student itself: it has no steps to edit
             return await self._write(scene, parent, [name], self.setting.branch)
         located = await locate(scene.run, parent.behaviors[name].steps, name, ran, salt=f"step {scene.step}",
-                               threshold=self.setting.threshold, most=self.errors)
+                               threshold=scene.setting.threshold, most=self.errors)
         ranking = most_frequent(located)
         if not ranking and (perfect or not self.demonstrations):
             return []  # nothing failed, or nothing can be said of why
@@ -126,15 +125,14 @@ class ABO(PromptSearch):
         if not steps:
             return None
         failing = [one.failure.example for one in (*first, *rest)]
-        worked = await self._work(scene, name, steps, failing, f"step {scene.step}, {i}", len(first))
-        demos = worked.demonstrations
+        demos = await self._work(scene, name, steps, failing, f"step {scene.step}, {i}", len(first))
         if steps == old.steps:  # what was shown before still follows these steps
-            new = {content_key(one.case.example) for one in demos}
-            kept = [one for one in old.demonstrations if content_key(one.case.example) not in new]
+            new = {question_key(one.case.example) for one in demos}
+            kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
             demos = (*demos, *kept)[: self.demos_per_predictor]
         seen = [*failing[: len(first)], *(one.case.example for one in demos)]
         return parent.change(scene.run, {name: Behavior(old.task, steps, demos)},
-                             made_from(move, seen, parent.candidate), worked.dropped)
+                             made_from(move, seen, parent.candidate))
 
     async def _revise(self, scene: Scene, steps: Sequence[str], located: Sequence[Located], i: int
                       ) -> tuple[str, ...]:
@@ -160,12 +158,11 @@ class ABO(PromptSearch):
     async def _write_one(self, scene: Scene, parent: Draft, names: Sequence[str],
                          examples: Sequence[dspy.Example], j: int) -> Draft:
         written = await asyncio.gather(*(self._behavior(scene, name, examples, j) for name in names))
-        behaviors = {name: one[0] for name, one in zip(names, written, strict=True) if one is not None}
-        dropped = [why for one in written if one is not None for why in one[1]]
-        return parent.change(scene.run, behaviors, made_from("write", examples, parent.candidate), dropped)
+        behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
+        return parent.change(scene.run, behaviors, made_from("write", examples, parent.candidate))
 
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
-                        ) -> tuple[Behavior, tuple[str, ...]] | None:
+                        ) -> Behavior | None:
         salt = f"write {scene.step}, {j}"
         replies = await scene.run.ask(WriteSteps, task_inputs(scene.run, scene.book, name, examples), salt=salt)
         steps = self._usable(scene, replies[0].get("steps")) if replies else ()
@@ -173,22 +170,21 @@ class ABO(PromptSearch):
             return None
         own = scene.run.baseline.prompts[name].instructions
         task = scene.guard.usable(name, text_field(replies[0], "task")) or scene.guard.pin(name, own)
-        worked = await self._work(scene, name, steps, (), salt)
-        return Behavior(task, steps, worked.demonstrations), worked.dropped
+        return Behavior(task, steps, await self._work(scene, name, steps, (), salt))
 
     async def _work(self, scene: Scene, name: str, steps: Sequence[str], failing: Sequence[dspy.Example],
-                    salt: str, first: int = 0) -> Worked:
+                    salt: str, first: int = 0) -> tuple[Demonstration, ...]:
         """Have demonstrations worked: on failing inputs before others, the `first` of them before the rest."""
         if not self.demonstrations:
-            return Worked()
-        workable = {content_key(example): example for example in scene.material.workable}
-        wanted = [[content_key(e) for e in failing[:first]], [content_key(e) for e in failing[first:]], [*workable]]
+            return ()
+        workable = {question_key(example): example for example in scene.material.workable}
+        wanted = [[question_key(e) for e in failing[:first]], [question_key(e) for e in failing[first:]], [*workable]]
         order: list[str] = []
         for k, keys in enumerate(wanted):
             order += scene.run.rng("demonstrate", name, salt, k).sample(keys, len(keys))
         known = (scene.book.case(name, workable[key]) for key in dict.fromkeys(order) if key in workable)
         cases = [case for case in known if case is not None][: self.demos_per_predictor]
-        return await demonstrate(scene.run, steps, cases, retries=self.retries, threshold=self.setting.threshold,
+        return await demonstrate(scene.run, steps, cases, retries=self.retries, threshold=scene.setting.threshold,
                                  salt=salt)
 
     def initial_calls(self) -> int:

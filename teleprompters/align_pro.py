@@ -163,7 +163,7 @@ class AlignPro(Compiler):
         else:
             last = await self._trained(run, frozen, untrained, field, rows, best)
         if run.alignment is not None and (verdict := run.alignment.verdict()):
-            run.note(verdict)
+            run.note(verdict, "alignment")
         return max([last, first], key=lambda scores: scores.mean).candidate
 
     async def _trained(

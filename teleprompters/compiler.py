@@ -7,8 +7,12 @@ from __future__ import annotations
 
 import inspect
 import os
+import sys
+import warnings
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict
 
@@ -18,13 +22,16 @@ from dspy.teleprompt import Teleprompter
 from cuesmith.teleprompters.runtime._dspy import is_free, language_models, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
-from cuesmith.teleprompters.runtime.compilation import Forecast, Plan
+from cuesmith.teleprompters.runtime.compilation import CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
+from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, takes
+from cuesmith.teleprompters.runtime.remarks import few_fresh
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.session import Job, Session, identity_of
+from cuesmith.teleprompters.runtime.session import Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples
 
 FRESH_EXAMPLES = 100
@@ -38,7 +45,8 @@ class Options(TypedDict, total=False):
     budget: Budget | None
     seed: int
     max_in_flight: int
-    callbacks: Sequence[Callback]
+    callbacks: Callback | Sequence[Callback]
+    progress: bool | None
     example_timeout: float | None
 
 
@@ -53,7 +61,9 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         budget: Hard caps over all roles; None for no cap.
         seed: Seeds every decision of the search.
         max_in_flight: Program runs and optimizer calls at once.
-        callbacks: Called with every event (`cuesmith.teleprompters.runtime.events`).
+        callbacks: Called with every event (`cuesmith.teleprompters.runtime.events`): a function, or several.
+        progress: Whether to show how far a compile is, on standard error if that is a terminal. None: unless there
+            are callbacks, which may show it themselves.
         example_timeout: Seconds one example or one optimizer call may take before it counts as missing; None
             waits for ever.
 
@@ -73,7 +83,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         budget: Budget | None = None,
         seed: int = 0,
         max_in_flight: int = 32,
-        callbacks: Sequence[Callback] = (),
+        callbacks: Callback | Sequence[Callback] = (),
+        progress: bool | None = None,
         example_timeout: float | None = 600.0,
     ) -> None:
         super().__init__()
@@ -86,10 +97,10 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         self.seed = whole("seed", seed, least=0)
         self.max_in_flight = whole("max_in_flight", max_in_flight, least=1)
         # Not `self.callbacks`: dspy takes an attribute of that name for a list of its own callback objects.
-        self.observers = tuple(callbacks)
-        for callback in self.observers:
-            if not callable(callback):
-                raise TypeError(f"callbacks has {callback!r}, which is not callable")
+        self.observers = _callbacks(callbacks)
+        if not isinstance(progress, bool | None):
+            raise TypeError(f"progress must be True, False or None, got {progress!r}")
+        self.progress = progress
         if example_timeout is not None and not example_timeout > 0:
             raise ValueError(f"example_timeout={example_timeout!r} must be a positive number of seconds, or None")
         self.example_timeout = example_timeout
@@ -194,9 +205,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         split = self._split(student, trainset, valset)
         task_lm, optimizer = self._models(student)
         metric = Metric(self.metric)
-        models = [lm.model for lm in (task_lm, optimizer) if lm is not None]
         identity = identity_of(
-            type(self).__name__, self._options(), self.seed, Candidate.of(student), split, metric, models
+            type(self).__name__, self._options(), self.seed, student, split, metric, task_lm, optimizer
         )
         job = Job(
             compiler=type(self).__name__,
@@ -217,7 +227,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         )
         lms = [optimizer, *language_models(student), *([task_lm] if task_lm else [])]
         check_prices(self.budget, lms)
-        return await Session(job, lms).compile()
+        notes = await self._preflight(student, metric, trainset, valset, len(split.fresh))
+        with _display(self.progress, bool(self.observers)) as display:
+            callbacks = self.observers if display is None else (display, *self.observers)
+            job = replace(job, notes=notes, callbacks=callbacks)
+            return await Session(job, lms).compile()
 
     def estimate(
         self, student: dspy.Module, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None
@@ -246,13 +260,35 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
             )
         self.check_student([name for name, _ in named_predictors(student)])
-        check_examples("trainset", trainset)
+        check_examples("trainset", trainset, student)
         if not trainset:
             raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")
         self.check_data(trainset)
         if valset is not None:
-            check_examples("valset", valset)
+            check_examples("valset", valset, student)
+        check_inputs(student, trainset=trainset, valset=valset)
         return split_examples(trainset, valset, seed=self.seed, n_select=self.scoring, n_fresh=FRESH_EXAMPLES)
+
+    async def _preflight(
+        self,
+        student: dspy.Module,
+        metric: Metric,
+        trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None,
+        n_fresh: int,
+    ) -> tuple[Note, ...]:
+        """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
+        gold = await check_gold(metric, trainset, student, self.success)
+        for note in gold:
+            if note.kind == "gold":
+                warnings.warn(note.text, CompileWarning, stacklevel=2)
+        few = few_fresh(n_fresh)
+        return (*check_inputs(student, trainset=trainset, valset=valset), *gold, *((few,) if few else ()))
+
+    @property
+    def success(self) -> float | None:
+        """The score that the search counts as a success; None if it asks for none."""
+        return None
 
     def _models(self, student: dspy.Module) -> tuple[dspy.BaseLM | None, dspy.BaseLM]:
         configured = dspy.settings.lm
@@ -265,7 +301,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     def _options(self) -> Mapping[str, object]:
         """Return what distinguishes this compiler's search from another's of its class."""
-        shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "example_timeout"}
+        shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "progress"}
+        shared |= {"example_timeout"}
         return {name: option for name, option in vars(self).items() if name not in shared}
 
 
@@ -283,8 +320,8 @@ def check_prices(budget: Budget, lms: Sequence[dspy.BaseLM]) -> None:
             )
 
 
-def check_examples(name: str, examples: Sequence[dspy.Example]) -> None:
-    """Raise one clear error if `examples` is not a sequence of examples with marked inputs.
+def check_examples(name: str, examples: Sequence[dspy.Example], student: dspy.Module) -> None:
+    """Raise one clear error if `examples` is not a sequence of examples with inputs marked, for `student`.
 
     Raises:
         TypeError: If it is no sequence, or holds something else.
@@ -300,7 +337,34 @@ def check_examples(name: str, examples: Sequence[dspy.Example]) -> None:
         except ValueError:
             marked = False
         if not marked:
-            raise ValueError(f"{name}[{i}] has no inputs marked: write dspy.Example(...).with_inputs('question')")
+            known = takes(student)
+            names = [field for field in known.fields if field in known.needed] or known.fields or ("question",)
+            inputs = ", ".join(map(repr, names))
+            raise ValueError(f"{name}[{i}] has no inputs marked: write dspy.Example(...).with_inputs({inputs})")
+
+
+def _display(wanted: bool | None, watched: bool) -> AbstractContextManager[Callback | None]:
+    """Return what shows a compile's progress; nothing where no person may be watching.
+
+    A terminal is asked for by itself: rich takes FORCE_COLOR, which many a build server sets, for one.
+    """
+    terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
+    if not terminal or not (not watched if wanted is None else wanted):
+        return nullcontext()
+    from cuesmith.teleprompters.runtime.progress import Progress  # and rich, only where something is drawn
+
+    return Progress()
+
+
+def _callbacks(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]:
+    several = (callbacks,) if callable(callbacks) else callbacks
+    if not isinstance(several, Iterable):
+        raise TypeError(f"callbacks={callbacks!r} must be a function that takes an event, or several of them")
+    several = tuple(several)
+    for callback in several:
+        if not callable(callback):
+            raise TypeError(f"callbacks has {callback!r}, which is not callable")
+    return several
 
 
 def _optimizer(model: dspy.BaseLM | str | None) -> dspy.BaseLM | None:

@@ -25,6 +25,7 @@ from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting
+from cuesmith.teleprompters.search.success import success_threshold
 from cuesmith.teleprompters.search.texts import LONGEST_INSTRUCTION
 
 Form = Literal["unified", "native"]
@@ -64,7 +65,8 @@ class PromptSearch(Compiler):
         init_examples: Examples shown for each of them.
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
         scoring: Selection examples that a candidate is scored on at most.
-        threshold: A score of at least this is a success.
+        threshold: A score of at least this is a success. None: 1.0 where the student's scores say that the metric
+            gives 0 to 1, else what the right answers of some examples score (`search/success.py`).
         racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:
             yes, unless the method needs every score (`RACING`).
         pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
@@ -105,6 +107,7 @@ class PromptSearch(Compiler):
     ) -> None:
         super().__init__(metric, **options)
         self.form: Form = _one_of("search", search, FORMS)
+        self.threshold = threshold
         given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
                  "minibatch": minibatch, "scoring": scoring, "threshold": threshold}
         numbers = {name: number for name, number in given.items() if number is not None}
@@ -131,16 +134,24 @@ class PromptSearch(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
-        material = Material.of(run, self.setting)
+        setting = self.setting if self.threshold is not None else replace(
+            self.setting, threshold=await success_threshold(run, self.setting.threshold))
+        run.threshold = setting.threshold
+        material = Material.of(run, setting)
         guard = Guard.of(material.evidence, [p.instructions for _, p in run.baseline],
                          self._pinned_by_name(run.baseline.names), self.longest)
-        book = await begin(run, self.setting, material)
-        scene = Scene(run, self.setting, material, book, guard, self.racing, self.next_predictor)
+        book = await begin(run, setting, material)
+        scene = Scene(run, setting, material, book, guard, self.racing, self.next_predictor)
         return await (self.native(scene) if self.form == "native" else self.unified(scene))
 
     async def native(self, scene: Scene) -> Candidate:
         """Search as the method's authors do; a beam search with other numbers unless the method says otherwise."""
         return await self.unified(scene)
+
+    @property
+    def success(self) -> float:
+        """The score that counts as a success, as far as it is known before the student is scored."""
+        return self.setting.threshold
 
     def initial_calls(self) -> int:
         """Return the optimizer calls that an initial prompt takes for each predictor."""

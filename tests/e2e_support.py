@@ -209,7 +209,7 @@ def result_of(compiled: dspy.Module) -> dict[str, object]:
             for role, u in sorted(c.spent.by_role.items())
         },
         "stopped_by": c.stopped_by,
-        "notes": list(c.notes),
+        "notes": [note for note in c.notes if note.kind != "identity"],  # only a run that is kept has one
     }
 
 

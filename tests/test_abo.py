@@ -20,9 +20,8 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.abo import ABO
-from cuesmith.teleprompters.runtime.candidate import Candidate, Demo
+from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, question_key
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.evidence import content_key
 from cuesmith.teleprompters.search.deviations import labelled
 
 SUM = FAMILIES["sum"]
@@ -177,7 +176,7 @@ def test_it_finds_steps_and_demonstrations_and_records_its_steps() -> None:
     prompt = found.best.candidate.prompts["predict"]
     parsed = parse_steps(prompt.instructions)
     assert parsed is not None and len(prompt.demos) == 2
-    selected = {content_key(example) for example in VALID}
+    selected = {question_key(example) for example in VALID}
     for demo in prompt.demos:
         solved = SUM.solve(str(demo["question"]))
         assert solved is not None and demo["answer"] == solved.answer
@@ -199,7 +198,7 @@ def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: str) -> N
     found = compile_with(abo(optimizer, steps=0, initial=1, retries=2, demos_per_predictor=3), Target()).compilation
     assert len(optimizer.named("WorkExample")) == 3 * 3
     assert not any(demos_of(trial.candidate) for trial in found.candidates) and moves(found)["write"] == 1
-    assert any("demonstration was dropped" in note for note in found.notes)
+    assert any(note.startswith("3 of 3 demonstrations dropped: ") for note in found.notes if note.kind == "dropped")
 
 
 def test_a_wrong_label_never_becomes_a_demonstration() -> None:

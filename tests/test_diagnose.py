@@ -130,7 +130,7 @@ def test_bad_input_is_one_line_and_2(
         directory.mkdir()
     elif missing != "folder":
         shutil.copytree(toy, directory)
-        (directory / {"record": "record.json", "journal": "journal.sqlite3"}[missing]).unlink()
+        (directory / {"record": "record.json", "journal": "journal.jsonl"}[missing]).unlink()
     assert run(directory, "--json") == 2
     captured = capsys.readouterr()
     assert captured.out == "" and captured.err.count("\n") == 1

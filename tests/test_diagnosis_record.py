@@ -8,7 +8,6 @@ import math
 import os
 import random
 import shutil
-import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from scipy import stats
 
 from cuesmith.programs.diagnosis.association import fisher_exact, holm, kappa, ratio, spearman, unpaired
 from cuesmith.programs.diagnosis.record import UNUSABLE, Record, RecordError, answer, passed
+from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, Scored, Step
@@ -105,23 +105,32 @@ def damaged(change: Callable[[dict[str, object]], None]) -> Callable[[Path], Non
 
 
 def journal_of_text(directory: Path) -> None:
-    (directory / "journal.sqlite3").write_text("not a database, but long enough to look like a file" * 100)
+    (directory / journal.FILE).write_text("not a journal, but long enough to look like a file\n" * 100)
 
 
-def journal_with(body: str) -> Callable[[Path], None]:
+def journal_with(body: dict[str, object]) -> Callable[[Path], None]:
     def do(directory: Path) -> None:
-        with sqlite3.connect(directory / "journal.sqlite3") as opened:
-            opened.execute("UPDATE outcomes SET body = ?", (body,))
-        opened.close()
+        with (directory / journal.FILE).open("rb") as file:
+            rows = list(journal.read(file, ""))
+        (directory / journal.FILE).unlink()
+        written = journal.Journal(directory, {})
+        for row in rows[1:]:
+            assert row.table != "outcomes" or written.put("outcomes", row.key, body)
+        written.close()
 
     return do
+
+
+def journal_changed(directory: Path) -> None:
+    path = directory / journal.FILE
+    path.write_bytes(path.read_bytes().replace(b'"score":0.0', b'"score":1.0'))
 
 
 @pytest.mark.parametrize(
     ("do", "said"),
     [
         (lambda d: (d / "record.json").unlink(), "has not finished"),
-        (lambda d: (d / "journal.sqlite3").unlink(), "journal is missing"),
+        (lambda d: (d / journal.FILE).unlink(), "journal is missing"),
         (lambda d: shutil.rmtree(d), "no such folder"),
         (lambda d: [p.unlink() for p in d.iterdir()], "no run in it"),
         (lambda d: (d / "record.json").write_text("{"), "not the record of a run"),
@@ -132,10 +141,11 @@ def journal_with(body: str) -> Callable[[Path], None]:
         (damaged(lambda r: r["candidates"][0]["scores"].pop()), "one score a selection example"),  # type: ignore[index]
         (damaged(lambda r: r["candidates"][0].update(prompts={"a": {}})), "not the record of a run"),  # type: ignore[index]
         (damaged(lambda r: r["fresh_scores"]["best"].pop()), "not in pairs"),  # type: ignore[index]
-        (journal_of_text, "not a journal"),
-        (journal_with("{}"), "not a journal"),
-        (journal_with('{"outcome": {"kind": "Other", "body": {}}}'), "not a journal"),
-        (journal_with("no JSON"), "not a journal"),
+        (journal_of_text, "not usable as a journal"),
+        (journal_with({}), "not a journal"),
+        (journal_with({"outcome": {"kind": "Other", "body": {}}}), "not a journal"),
+        (journal_with({"outcome": "text"}), "not a journal"),
+        (journal_changed, "is damaged"),
         (lambda d: (d / "record.json").write_text("[" * 100_000), "not the record of a run"),
     ],
 )

@@ -223,24 +223,3 @@ def test_other_numbers(answer: object) -> None:
 def test_what_is_no_finite_number_is_no_score(answer: object) -> None:
     with pytest.raises(BadScore, match="the metric returned"):
         read_judgement(answer)
-
-
-def test_identity_changes_with_the_code() -> None:
-    def make(source: str) -> str:
-        space: dict[str, Callable[..., float]] = {}
-        exec(f"def m(e, p): return {source}", space)
-        return Metric(space["m"]).identity
-
-    sources = [
-        "e.a == p.a",
-        "e.b == p.b",
-        "e.a != p.a",
-        "p.a in ('x', 'y')",
-        "p.a in ('x', 'z')",
-        "p.a in {'x', 'z', 'w'}",
-        "max(abs(v - 1) for v in p.a)",
-        "max(abs(v - 2) for v in p.a)",
-    ]
-    assert len({make(source) for source in sources}) == len(sources)
-    assert all(make(source) == make(source) for source in sources)
-    assert " at 0x" not in make("max(abs(v - 1) for v in p.a)") and " at 0x" not in Metric(_Judge()).identity

@@ -1,6 +1,7 @@
 """A cap and a kill change nothing in a result: it is the same at any concurrency, whenever the run was killed.
 
 States after a kill are made from the journal of a finished run: what it held after its first n calls.
+
 As a script it compiles once, to be killed: python tests/test_peers_resume.py NAME CALLS RUN_DIR LOG
 """
 
@@ -9,12 +10,10 @@ from __future__ import annotations
 import os
 import shutil
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import dspy
@@ -27,7 +26,7 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.journal import FILE
 
 OWN = ("iterative-ape", "apo", "abo")
-GIVEN = "held back for the report"
+CALL = b'["calls",'
 
 
 class Uneven(dspy.Module):  # type: ignore[misc]
@@ -90,23 +89,21 @@ class Case:
 
 
 def rows(run_dir: Path) -> int:
-    """Return how many replies the journal holds."""
-    with closing(sqlite3.connect(run_dir / FILE)) as db:
-        return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+    """Return how many calls the journal holds."""
+    return sum(line.startswith(CALL) for line in (run_dir / FILE).open("rb"))
 
 
-def killed(run_dir: Path, to: Path, n: int, *, given: bool) -> Path:
-    """Copy a finished run as it was after n calls, and whether it had `given` the search the report's share."""
+def killed(run_dir: Path, to: Path, n: int) -> Path:
+    """Copy a finished run as a kill after n calls would have left it: the journal is only appended to."""
     shutil.rmtree(to, ignore_errors=True)
     to.mkdir()
-    shutil.copy(run_dir / FILE, to)
-    with closing(sqlite3.connect(to / FILE)) as db, db:
-        later = [str(key) for (key,) in db.execute("SELECT key FROM calls ORDER BY rowid LIMIT -1 OFFSET ?", (n,))]
-        db.execute("DELETE FROM calls WHERE rowid NOT IN (SELECT rowid FROM calls ORDER BY rowid LIMIT ?)", (n,))
-        for (key,) in db.execute("SELECT key FROM outcomes").fetchall():
-            undone = not given if key.startswith(GIVEN) else any(call.startswith(f"{key}:") for call in later)
-            if undone:
-                db.execute("DELETE FROM outcomes WHERE key = ?", (key,))
+    left = n
+    with (run_dir / FILE).open("rb") as whole, (to / FILE).open("wb") as part:
+        for line in whole:
+            left -= line.startswith(CALL)
+            if left < 0:
+                break
+            part.write(line)
     return to
 
 
@@ -118,7 +115,7 @@ def check(case: Case, tmp_path: Path, in_flight: int) -> None:
     assert rows(run) == one
     for share in (0.1, 0.4, 0.7, 0.9, 1.0):
         n = int(one * share)
-        assert case.run(killed(run, tmp_path / "killed", n, given=share > 0.75), in_flight) == expected, f"{n} of {one}"
+        assert case.run(killed(run, tmp_path / "killed", n), in_flight) == expected, f"{n} of {one}"
         assert rows(tmp_path / "killed") == one
         assert case.calls == 0 or share < 1
 
@@ -145,9 +142,7 @@ def test_what_was_given_to_the_search_stays_given(tmp_path: Path) -> None:
     case, run = Case("gepa", Budget(calls=70)), tmp_path / "run"
     expected = case.run(run, 8)
     assert expected["best"] != Case("gepa", Budget(calls=30)).run(None, 8)["best"]
-    left = rows(run) - 3
-    assert case.run(killed(run, tmp_path / "given", left, given=True), 8) == expected
-    assert case.run(killed(run, tmp_path / "not given", left, given=False), 8) != expected
+    assert case.run(killed(run, tmp_path / "killed", rows(run) - 3), 8) == expected
 
 
 def test_other_caps_are_decided_anew(tmp_path: Path) -> None:

@@ -19,11 +19,11 @@ from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs import quickstart, report
 from cuesmith.programs.comparison import BadInput, Result, RunFailed, Settings, Variant, forecast, read_task, run
 from cuesmith.programs.evaluation import compare, estimate, evaluate
-from cuesmith.programs.progress import Progress
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.events import EffectDone, Retried, RunStarted, Stopped
+from cuesmith.teleprompters.runtime.progress import Progress
 from cuesmith.teleprompters.runtime.statistics import Gain
 
 SETTINGS = Settings(task="max", compilers=("iterative-ape",), test_size=30)

@@ -6,10 +6,8 @@ import json
 import os
 import random
 import signal
-import sqlite3
 import time
 from collections import Counter
-from contextlib import closing
 from pathlib import Path
 
 import dspy
@@ -17,7 +15,7 @@ import pytest
 from e2e_support import Nursery, ToyEngine, result_of, toy_compile, toy_lm
 
 from cuesmith import Budget
-from cuesmith.teleprompters.runtime.journal import FILE, JournalError
+from cuesmith.teleprompters.runtime.journal import FILE, JournalError, read
 
 IN_FLIGHT = 8
 
@@ -48,8 +46,8 @@ def lines(log: Path) -> int:
 
 def journalled(run_dir: Path) -> int:
     """Return how many replies the journal holds (read after the kill)."""
-    with closing(sqlite3.connect(run_dir / FILE)) as db:
-        return int(db.execute("SELECT count(*) FROM calls").fetchone()[0])
+    with (run_dir / FILE).open("rb") as file:
+        return sum(row.table == "calls" for row in read(file, ""))
 
 
 def kill_and_resume(tmp_path: Path, kills: int) -> None:

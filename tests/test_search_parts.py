@@ -9,10 +9,9 @@ import dspy
 import pytest
 
 from cuesmith.signatures import parse_steps
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, question_key
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
-    content_key,
     describe_task,
     gold,
     has_reasoning,
@@ -191,10 +190,10 @@ def test_no_demonstration_is_made_of_a_selected_or_watched_question() -> None:
     train = [example(f"q{k}") for k in range(12)] + [example("Q1 "), example("s0"), example("q2", "other")]
     run = Examples(train, [example("S0", "2"), example("s1")], dspy.Predict("question -> answer"))
     material = Material.of(run, Setting())  # type: ignore[arg-type]
-    keys = [content_key(e) for e in material.evidence]
-    assert sorted(keys) == sorted(f"question: q{k}" for k in range(12))
+    keys = [question_key(e) for e in material.evidence]
+    assert sorted(keys) == sorted(question_key(example(f"q{k}")) for k in range(12))
     assert len(material.watched) == 4 and {*material.watched, *material.workable} == {*material.evidence}
-    assert not {*map(content_key, material.watched)} & {*map(content_key, material.workable)}
+    assert not {*map(question_key, material.watched)} & {*map(question_key, material.workable)}
 
 
 def test_a_single_example_is_evidence_but_no_demonstration() -> None:

@@ -120,3 +120,29 @@ def test_the_same_values_with_other_inputs_are_another_example() -> None:
     one, two = dspy.Example(q="1", a="2").with_inputs("q"), dspy.Example(q="1", a="2").with_inputs("a")
     split = split_examples([one, two], None, seed=0, n_select=5, n_fresh=5)
     assert len(split.train) == len(split.select) == 1 and split.train[0] is not split.select[0]
+
+
+def test_no_two_sets_share_a_question_whatever_case_space_and_label() -> None:
+    def asked(text: str, label: str) -> dspy.Example:
+        return dspy.Example(q=text, a=label).with_inputs("q")
+
+    def questions(part: tuple[dspy.Example, ...]) -> set[str]:
+        return {" ".join(e.q.casefold().split()) for e in part}
+
+    twice = [asked(f"Is {i} even?", "yes") for i in range(20)] + [asked(f" is  {i} EVEN?", "no") for i in range(20)]
+    split = split_examples(twice, None, seed=0, n_select=50, n_fresh=100)
+    parts = [questions(part) for part in (split.train, split.select, split.fresh)]
+    assert [len(part) for part in parts] == [len(split.train), len(split.select), len(split.fresh)] == [8, 7, 5]
+    assert len(set.union(*parts)) == 20
+    assert split.notes == ("20 of the 40 training examples ask what another one asks, and are not used.",)
+    assert split == split_examples(twice[::-1], None, seed=0, n_select=50, n_fresh=100)
+    val = [asked("IS 3 EVEN?", "no"), asked("is 30 even?", "yes"), asked("Is 30  even?", "no"), asked("31?", "no")]
+    valid = split_examples(twice[:20], val, seed=0, n_select=50, n_fresh=100)
+    assert len(valid.train) == 20 and questions((*valid.select, *valid.fresh)) == {"is 30 even?", "31?"}
+    assert len(valid.select) == len(valid.fresh) == 1 and "2 of the 4 validation examples" in valid.notes[0]
+
+
+def test_documents_with_a_common_frame_are_different_questions() -> None:
+    frame = [dspy.Example(q="a" * 2500 + str(i) + "z" * 2500, a="x").with_inputs("q") for i in range(20)]
+    split = split_examples(frame, None, seed=0, n_select=50, n_fresh=100)
+    assert (len(split.train), len(split.select), len(split.fresh)) == (8, 7, 5) and split.notes == ()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sqlite3
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
-from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
+from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, text_of
 from cuesmith.teleprompters.runtime.outcomes import (
     Outcome,
@@ -83,7 +82,7 @@ class Record:
         fresh_best: The best's, on the same ones.
         gain: As the compile reported it.
         stopped_by: The cap or the circuit that ended the search; None if it ran to its end.
-        notes: What the compile had to say.
+        notes: What the compile had to say, each with its kind.
         outcomes: Candidate id -> example id -> what became of the run.
     """
 
@@ -101,7 +100,7 @@ class Record:
     fresh_best: tuple[float | None, ...] = field(repr=False)
     gain: Gain | None
     stopped_by: str | None
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(repr=False)
 
     @classmethod
@@ -134,7 +133,7 @@ class Record:
             fresh_best=tuple(fresh.get("best") or ()),
             gain=stored.gain,
             stopped_by=stored.stopped_by,
-            notes=tuple(stored.notes),
+            notes=tuple(_note(note) for note in stored.notes),
             outcomes={own.get(known, known): rows for known, rows in _outcomes(directory).items()},
         )
 
@@ -203,6 +202,12 @@ class _Candidate:
 
 
 @dataclass
+class _Note:
+    kind: str
+    text: str
+
+
+@dataclass
 class _Stored:
     format: int
     compiler: str
@@ -216,7 +221,12 @@ class _Stored:
     fresh_scores: dict[str, list[float | None] | None]
     gain: Gain | None
     stopped_by: str | None
-    notes: list[str]
+    notes: list[_Note | str]
+
+
+def _note(stored: _Note | str) -> Note:
+    """Return a note; records of the first version have sentences without a kind."""
+    return Note("search", stored) if isinstance(stored, str) else Note(stored.kind, stored.text)
 
 
 def _stored(directory: Path) -> _Stored:
@@ -297,31 +307,28 @@ def _outcomes(directory: Path) -> dict[str, dict[str, Outcome]]:
     """Read the journal, without locking or changing it.
 
     Raises:
-        RecordError: If it is missing, damaged or in use.
+        RecordError: If it is missing or damaged.
     """
     path = directory / journal.FILE
     if not path.is_file():
         raise RecordError(f"{directory}: the run's journal is missing (no {journal.FILE})")
-    # A journal that was closed has no write-ahead log: then nothing needs to be written to read it.
-    ended = not path.with_name(f"{path.name}-wal").exists()
     found: dict[str, dict[str, Outcome]] = {}
     try:
-        opened = sqlite3.connect(f"{path.resolve().as_uri()}?mode=ro{'&immutable=1' if ended else ''}", uri=True)
-        try:
-            for candidate, example, outcome in _rows(opened.execute("SELECT key, body FROM outcomes")):
-                found.setdefault(candidate, {})[example] = outcome
-        finally:
-            opened.close()
-    except (sqlite3.Error, ValueError, KeyError, RecursionError) as error:
+        with path.open("rb") as file:
+            for row in journal.read(file, str(path)):
+                if (match := _KEY.fullmatch(row.key)) and row.table == "outcomes":
+                    found.setdefault(match[1], {})[match[2]] = _outcome(row)
+    except journal.JournalError as error:
+        raise RecordError(str(error)) from None
+    except OSError as error:
+        raise RecordError(f"{path}: {error.strerror or error}") from None
+    except (ValueError, KeyError, RecursionError) as error:
         raise RecordError(f"{path}: not a journal that can be read ({' '.join(str(error).split())[:200]})") from None
     return found
 
 
-def _rows(rows: Iterator[tuple[str, str]]) -> Iterator[tuple[str, str, Outcome]]:
-    body: TypeAdapter[dict[str, object]] = TypeAdapter(dict[str, object])
-    for key, text in rows:
-        if match := _KEY.fullmatch(str(key)):
-            outcome = body.validate_python(json.loads(text))["outcome"]
-            if not isinstance(outcome, dict):
-                raise ValueError(f"the outcome of {key} is no object")
-            yield match[1], match[2], outcome_from_json(outcome)
+def _outcome(row: journal.Row) -> Outcome:
+    outcome = row.body["outcome"]
+    if not isinstance(outcome, dict):
+        raise ValueError(f"the outcome of {row.key} is no object")
+    return outcome_from_json(outcome)

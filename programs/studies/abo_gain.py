@@ -64,7 +64,7 @@ async def _measure(run: Run, into: dict[str, float]) -> None:
         into |= {"student": student.mean, "unusable": _unusable(student)}
     written = await write_steps(run, 0)
     if written is None:
-        run.note("The optimizer's steps could not be used: nothing is known of how they are followed.")
+        run.note("The optimizer's steps could not be used: nothing is known of how they are followed.", "dropped")
         return
     into["steps"] = float(len(written[1]))
     base = run.baseline

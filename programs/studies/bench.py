@@ -20,14 +20,16 @@ from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import Outcome
+from cuesmith.teleprompters.runtime.remarks import OF_A_COMPILE
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session, identity_of
+from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split
 
 __all__ = ["Bench", "Experiment", "Findings", "Study", "by_example"]
@@ -123,7 +125,7 @@ class Bench:
         self.callbacks = tuple(callbacks)
         self.spent = Spent()
         self.stopped_by: str | None = None
-        self.notes: list[str] = []
+        self.notes: list[Note] = []
         self._budget = budget or Budget()
         check_prices(self._budget, [target, optimizer])
 
@@ -146,7 +148,6 @@ class Bench:
             return
         student, metric = self.student(task), Metric(task.metric)
         split = Split(tuple(task.train), tuple(task.validation), ())
-        models = [self.target.model, self.optimizer.model]
         kept: list[Run] = []
 
         async def search(run: Run) -> Candidate:
@@ -168,7 +169,9 @@ class Bench:
             timeout=600.0,
             callbacks=self.callbacks,
             run_dir=self._folder(name),
-            identity=identity_of(f"study {name}", {}, self.seed, Candidate.of(student), split, metric, models),
+            identity=identity_of(
+                f"study {name}", {}, self.seed, student, split, metric, self.target, self.optimizer
+            ),
             forecast=Forecast(0, 0, 0),
         )
         with dspy.context(lm=self.target):
@@ -180,7 +183,8 @@ class Bench:
                     raise
             finally:
                 self._count(session.ledger.spent(), session.gate.stopped_by)
-        self.notes += [note for run in kept for note in run.notes if note not in (*self.notes, *_OF_A_COMPILE)]
+        said = (note for run in kept for note in run.notes if note.kind not in OF_A_COMPILE)
+        self.notes = list(dict.fromkeys([*self.notes, *said]))
 
     def compile(self, name: str, task: Task, compiler: str, *, share: float = 1.0, **options: object
                 ) -> dspy.Module | None:
@@ -207,7 +211,7 @@ class Bench:
                 compiled = compile(
                     self.student(task), compiler, metric=task.metric, trainset=task.train, valset=task.validation,
                     run_dir=self._folder(name), optimizer_lm=self.optimizer, budget=left, seed=self.seed,
-                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, **options)
+                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, progress=False, **options)
         except CompileError as error:
             self._count(error.spent, error.stopped_by)
             if error.stopped_by not in CAPS:
@@ -264,10 +268,3 @@ async def by_example(run: Run, candidates: Sequence[Candidate], examples: Sequen
         if error is not None:
             raise error
 
-
-_OF_A_COMPILE = (
-    "No gain is reported: there were too few examples to keep some fresh.",
-    "Nothing scored above the student: it is returned unchanged.",
-    "The gain was not measured on fresh examples: the selection score is optimistic.",
-)
-"""What a session notes of every compile, and what means nothing of a study."""

@@ -124,7 +124,7 @@ async def _experiment(run: Run, label: str, n: int, seen: _Seen) -> None:
     work = []
     for j, one in enumerate(written):
         if one is None:
-            run.note("A reply had no steps that can be used: its prompts are missing.")
+            run.note("A reply had no steps that can be used: its prompts are missing.", "dropped")
             continue
         size = min(EXAMPLES, len(pool))
         examples = [pool[(j * size + i) % len(pool)] for i in range(size)]

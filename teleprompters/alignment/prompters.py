@@ -171,10 +171,12 @@ async def trained(
         curve.add(event)
         frozen.on_loop(lambda: run.tell(event))
         if goal is not None and curve.has_reached(goal, training.kl_coefficient):
-            frozen.on_loop(lambda: run.note(f"Training ended after {step.step} steps: nothing is left to gain."))
+            left = f"Training ended after {step.step} steps: nothing is left to gain."
+            frozen.on_loop(lambda: run.note(left, "training"))
             return True
         if not run.affords(training.batch_size + spare):
-            frozen.on_loop(lambda: run.note(f"Training ended after {step.step} steps: the rest of the budget is kept."))
+            kept = f"Training ended after {step.step} steps: the rest of the budget is kept."
+            frozen.on_loop(lambda: run.note(kept, "training"))
             return True
         return False
 

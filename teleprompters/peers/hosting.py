@@ -39,7 +39,6 @@ from cuesmith.teleprompters.runtime.outcomes import (
     value,
 )
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED
 
 T = TypeVar("T")
 
@@ -199,7 +198,8 @@ class Host:
         if effect.get() is not self._border.judge:
             lost = is_outage(error) and not isinstance(error, ContextWindowExceededError)
             reason = self._reason(error)
-            outcome = ProviderFailure(reason) if lost else ParseFailure(f"{PROGRAM_RAISED}{reason}")
+            raised = ParseFailure(f"the program raised {reason}", raised=True)
+            outcome = ProviderFailure(reason) if lost else raised
             for example in self._examples.get(_named(inputs), ()):
                 self._observe(getattr(self._now, "candidate", None), example, outcome)
 
@@ -229,7 +229,9 @@ class Host:
         if candidate != self._run.baseline:
             self.candidates.setdefault(candidate.id, candidate)
         if value(outcome) is None:
-            self._run.note("dspy's optimizer counted as 0 what has no score: the metric or the provider failed.")
+            self._run.note(
+                "dspy's optimizer counted as 0 what has no score: the metric or the provider failed.", "missing"
+            )
         self._run.observe(candidate, example, outcome)
 
     def turns(self) -> _Turns:
@@ -237,7 +239,9 @@ class Host:
         return _Turns(self._border)
 
     def _note_refusal(self, error: Exception) -> None:
-        self._run.note(f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).")
+        self._run.note(
+            f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).", "refused"
+        )
 
 
 class _Sight(BaseCallback):  # type: ignore[misc]

@@ -115,7 +115,10 @@ class Peer(Compiler):
         enough = max((len(values) for _, values in tried), default=0) / 2
         best = max(((mean(v), -c.size, c.id, c) for c, v in tried if v and len(v) >= enough), default=None)
         if best is not None:
-            run.note("Stopped half way: the best on training examples until then was scored on selection examples.")
+            run.note(
+                "Stopped half way: the best on training examples until then was scored on selection examples.",
+                "stopped",
+            )
             await run.score([best[-1]], run.select)
 
     def _left_by(self, error: Exception, run: Run, host: Host) -> Candidate:
@@ -126,17 +129,25 @@ class Peer(Compiler):
             any(v is not None for v in run.known(c, run.select)) for c in host.candidates.values()
         ):
             raise CompileError(f"dspy's {type(self).__name__} failed before it scored a candidate: {reason}") from error
-        run.note(f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.")
+        run.note(
+            f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.",
+            "failed",
+        )
         return run.best_so_far()
 
     def _read(self, program: dspy.Module, run: Run) -> Candidate:
         found = Candidate.of(program)
         if set(found.names) != set(run.baseline.names):
-            run.note(f"{type(self).__name__} changed which predictors the program has: its result cannot be held.")
+            run.note(
+                f"{type(self).__name__} changed which predictors the program has: its result cannot be held.", "changed"
+            )
             return run.best_so_far()
         found = replace(found, origin=Origin(self.MOVE, (run.baseline.id,)))
         if _beyond_prompts(program) != _beyond_prompts(run.student):
-            run.note(f"{type(self).__name__} changed more than instructions and demonstrations: only those are kept.")
+            run.note(
+                f"{type(self).__name__} changed more than instructions and demonstrations: only those are kept.",
+                "changed",
+            )
         return found if found != run.baseline else run.baseline
 
     def check_program(self, student: dspy.Module) -> None:

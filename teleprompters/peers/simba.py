@@ -82,7 +82,8 @@ class SIMBA(Peer):
         """Run dspy.SIMBA to its end."""
         bsize = min(self.bsize, len(run.train))
         if bsize < self.bsize:
-            run.note(f"SIMBA's minibatches have {bsize} examples instead of {self.bsize}: there are no more.")
+            short = f"SIMBA's minibatches have {bsize} examples instead of {self.bsize}: there are no more."
+            run.note(short, "examples")
         optimizer = dspy.SIMBA(
             metric=host.score_with_feedback,
             bsize=bsize,

@@ -112,7 +112,7 @@ class PaidCall(BaseException):
     """A model was called where none may be. Not an `Exception`: no metric may swallow it."""
 
 
-_forbidden: ContextVar[bool] = ContextVar("cuesmith_forbidden", default=False)
+_forbidden: ContextVar[list[str] | None] = ContextVar("cuesmith_forbidden", default=None)
 
 
 class _Door:
@@ -147,8 +147,9 @@ class _Door:
             PaidCall: Within `no_calls`.
             RunStopped: If nobody waits any more for the effect that this thread works for.
         """
-        if _forbidden.get():
-            raise PaidCall("a model is called where no call may be paid for")
+        if (tried := _forbidden.get()) is not None:
+            tried.append("a model is called where no call may be paid for")
+            raise PaidCall(tried[-1])
         current = effect.get()
         if current is not None and current.gate is not None:
             if current.abandoned:
@@ -185,12 +186,17 @@ door = _Door()
 
 
 @contextmanager
-def no_calls() -> Iterator[None]:
-    """Let no model be called within: a call raises `PaidCall`."""
+def no_calls() -> Iterator[list[str]]:
+    """Let no model be called within: a call raises `PaidCall`.
+
+    Yields:
+        What was tried: a bare `except` swallows even that.
+    """
     door.open(None)
-    token = _forbidden.set(True)
+    tried: list[str] = []
+    token = _forbidden.set(tried)
     try:
-        yield
+        yield tried
     finally:
         _forbidden.reset(token)
         door.close(None)
@@ -210,10 +216,10 @@ def _execute(lm: Any, call: Any) -> CallResult:
     if place is None:
         return _real_execute(lm, call)
     gate, current = place
-    gate.redactor.learn(lm)
+    gate.redactor.learn(lm, call.kwargs)
     request = _request(lm, call, current)
     with current.around(lm, request):
-        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call), current)
+        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call, gate), current)
     return result
 
 
@@ -222,11 +228,11 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     if place is None:
         return await _real_aexecute(lm, call)
     gate, current = place
-    gate.redactor.learn(lm)
+    gate.redactor.learn(lm, call.kwargs)
     request = _request(lm, call, current)
 
     async def send() -> Reply:
-        return _reply(await _real_aexecute(lm, call), lm, call)
+        return _reply(await _real_aexecute(lm, call), lm, call, gate)
 
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
@@ -279,7 +285,7 @@ def _loaded(stored: object) -> CallResult:
     return CallResult(responses, attributes(stored["outputs"]), {}, None, raw, stored["model"], True)
 
 
-def _reply(result: CallResult, lm: Any, call: Any) -> Reply:
+def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
     finish, free = _finish(result), is_free(lm)
     hit = result.cache_hit
     cost = 0.0 if free else result.cost
@@ -298,6 +304,9 @@ def _reply(result: CallResult, lm: Any, call: Any) -> Reply:
     stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model}
     if call.request is not None and result.responses:
         stored["responses"] = [response_to_dict(each, include_provider_data=True) for each in result.responses]
+    kept = gate.redactor.reply(stored)
+    if kept is not stored:  # the provider has echoed a key: nobody sees it, now or on resume
+        result, stored = _loaded(kept), kept
     return Reply(result, usage, hit or cost is not None, stored, finish)
 
 
@@ -343,10 +352,10 @@ def _overridden(method: Any) -> Any:
             if place is None:
                 return await method(self, *args, **options)
             gate, current = place
-            gate.redactor.learn(self)
+            gate.redactor.learn(self, options)
 
             async def send() -> Reply:
-                return _own_reply(await method(self, *args, **options), self)
+                return _own_reply(await method(self, *args, **options), self, gate)
 
             return await gate.acall(_own_request(self, args, options, current), send, current)
 
@@ -359,9 +368,9 @@ def _overridden(method: Any) -> Any:
         if place is None:
             return method(self, *args, **options)
         gate, current = place
-        gate.redactor.learn(self)
+        gate.redactor.learn(self, options)
         request = _own_request(self, args, options, current)
-        return gate.call(request, lambda: _own_reply(method(self, *args, **options), self), current)
+        return gate.call(request, lambda: _own_reply(method(self, *args, **options), self, gate), current)
 
     called.cuesmith_door = True  # type: ignore[attr-defined]
     return called
@@ -373,13 +382,17 @@ def _own_request(lm: Any, args: Sequence[object], options: Mapping[str, Any], cu
     return Request(model, (args, plainly), 1, None, False, is_free(lm), current.role_of(lm), id(lm), attributes)
 
 
-def _own_reply(answer: Any, lm: Any) -> Reply:
+def _own_reply(answer: Any, lm: Any, gate: Gate) -> Reply:
     counts = plain(dict(value(answer, "usage", None) or {})) if not isinstance(answer, list) else {}
     cost = 0.0 if is_free(lm) else getattr(answer, "_hidden_params", {}).get("response_cost")
     stored = plain(answer)
     choices = value(answer, "choices", ()) if not isinstance(answer, list) else ()
     finish = tuple(str(value(each, "finish_reason", "stop")) for each in choices or ())
-    return Reply(answer, _usage(counts, cost, calls=1), cost is not None, stored if _is_json(stored) else None, finish)
+    usage = _usage(counts, cost, calls=1)
+    if not _is_json(stored):
+        return Reply(answer, usage, cost is not None, None, finish)
+    kept = gate.redactor.reply(stored)
+    return Reply(answer if kept is stored else attributes(kept), usage, cost is not None, kept, finish)
 
 
 def _is_json(data: object) -> bool:
@@ -395,6 +408,7 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
     if place is None:
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate, current = place
+    gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
     if isinstance(model, str):
         return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
@@ -406,6 +420,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     if place is None:
         return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate, current = place
+    gate.redactor.learn(model, options)
 
     async def send() -> Reply:
         if not isinstance(model, str):
@@ -439,22 +454,27 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-def _within(carried: Effect | None, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
-    """Do a thread's work on behalf of the effect that it was begun for."""
-    token = effect.set(carried)
+Carried = tuple[Effect | None, list[str] | None]
+"""What a thread takes over: the effect that it works for, and whether calls are forbidden."""
+
+
+def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
+    """Do a thread's work on behalf of whom it was begun for."""
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1])
     try:
         return work(*args, **options)
     finally:
-        effect.reset(token)
+        effect.reset(tokens[0])
+        _forbidden.reset(tokens[1])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get()
-    if carried is not None and not isinstance(thread, threading._DummyThread):
+    carried = effect.get(), _forbidden.get()
+    if carried != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
         def within() -> None:
-            with suppress(RunStopped):  # its run is told elsewhere
+            with suppress(RunStopped, PaidCall):  # who began it is told elsewhere
                 _within(carried, run)
 
         thread.run = within  # type: ignore[method-assign]
@@ -462,7 +482,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, effect.get(), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get()), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

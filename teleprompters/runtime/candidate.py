@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,10 +17,11 @@ from types import MappingProxyType
 from typing import Any, TypeAlias
 
 import dspy
-from pydantic import TypeAdapter, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime._dspy import copy_program, named_predictors
+from cuesmith.teleprompters.runtime.fingerprint import fingerprint
 
 Json: TypeAlias = "str | int | float | bool | list[Json] | dict[str, Json] | None"
 
@@ -28,30 +30,50 @@ _PLAIN = (str, int, float, bool, type(None))
 
 
 def digest(*parts: object) -> str:
-    """Return a 16-hex-digit content hash of JSON-serialisable parts."""
-    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+    """Return a 16-hex-digit content hash of JSON data; what else is in it counts by a content hash of its own."""
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=_hashed)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
 
 
 def to_json(value: object) -> Json:
-    """Return `value` as plain JSON data; what JSON cannot hold becomes its text."""
+    """Return `value` as plain JSON data: an array as lists; what JSON cannot hold, by its type and a content hash."""
     if isinstance(value, dspy.Example):
         value = value.toDict()
-    result: Json = to_jsonable_python(_ordered(value), fallback=str, bytes_mode="base64")
+    result: Json = to_jsonable_python(_ordered(value), fallback=_stand_in, bytes_mode="base64")
     return result
+
+
+def _hashed(value: object) -> dict[str, str]:
+    return {"fingerprint": fingerprint(value)}
+
+
+def _stand_in(value: Any) -> object:
+    kind = type(value)
+    if kind.__module__.partition(".")[0] == "numpy" and hasattr(value, "tolist"):
+        return value.tolist()
+    return f"<{kind.__qualname__.rpartition('.')[2]} {fingerprint(value)}>"
 
 
 def _ordered(value: object) -> object:
     """Put sets in an order: theirs differs from process to process, and a content hash must not."""
     match value:
         case set() | frozenset():
-            return sorted((_ordered(v) for v in value), key=repr)
+            return [_ordered(v) for v in sorted(value, key=lambda v: repr(v) if type(v) in _PLAIN else fingerprint(v))]
         case dict():
             return {name: _ordered(v) for name, v in value.items()}
         case list() | tuple():
             return [_ordered(v) for v in value]
+        case BaseModel():
+            dumped = value.model_dump()
+            return _ordered(dumped) if _holds_set(dumped) else value
         case _:
             return value
+
+
+def _holds_set(value: object) -> bool:
+    if isinstance(value, dict):
+        return any(map(_holds_set, value.values()))
+    return isinstance(value, set | frozenset) or (isinstance(value, list | tuple) and any(map(_holds_set, value)))
 
 
 @dataclass(frozen=True)
@@ -323,11 +345,40 @@ def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
 
 
 def example_id(example: dspy.Example) -> str:
-    """Return the content hash of an example: its values and which of them are inputs, 16 hex digits."""
-    inputs = sorted(example.inputs().keys())
-    values = example.toDict()
-    plain = all(type(value) in _PLAIN for value in values.values())
-    return digest(values if plain else to_json(values), inputs)
+    """Return the content hash of an example: its full values and which of them are inputs, 16 hex digits."""
+    return digest(_full(dict(example.items())), sorted(example.inputs().keys()))
+
+
+def question_key(example: dspy.Example) -> str:
+    """Return what makes two examples the same one: the full inputs, case and white space aside, labels aside."""
+    return digest({name: _folded(to_json(value)) for name, value in example.inputs().items()})
+
+
+def _full(value: object) -> object:
+    """Return JSON data as it is, and a content hash in place of every other value."""
+    if type(value) in _PLAIN:
+        return value
+    if type(value) in (list, tuple):
+        return [_full(v) for v in value]  # type: ignore[attr-defined]
+    if type(value) is dict and all(type(name) is str for name in value):
+        return {name: _full(v) for name, v in value.items()}
+    return _hashed(value)
+
+
+def _folded(value: Json) -> Json:
+    match value:
+        case str():
+            return _plain(value)
+        case list():
+            return [_folded(v) for v in value]
+        case dict():
+            return {_plain(name): _folded(v) for name, v in value.items()}
+        case _:
+            return _plain(str(value))
+
+
+def _plain(text: str) -> str:
+    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 class ExampleIds:

@@ -43,6 +43,10 @@ class Note(str):
         return str(self)
 
 
+class CompileWarning(UserWarning):
+    """A compile cannot do what it is for, as when no reply of the optimizer can be used; its notes say so too."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """Upper bounds of what a search asks for.

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from cuesmith.teleprompters.runtime.ledger import Role, Spent
 
 if TYPE_CHECKING:
-    from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, StepRecord
+    from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Note, StepRecord
 
 logger = logging.getLogger("cuesmith")
 
@@ -116,10 +116,24 @@ class Missing:
 
 @dataclass(frozen=True)
 class Malformed:
-    """A draw of the optimizer model could not be used and was left out."""
+    """A draw of the optimizer model could not be used and was left out.
+
+    Attributes:
+        signature: The request's name.
+        reason: What was wrong.
+        kind: In a word or two, as remarks count them: "unreadable", "cut", "refused", ...
+    """
 
     signature: str
     reason: str
+    kind: str = "unreadable"
+
+
+@dataclass(frozen=True)
+class Noted:
+    """The run has something to say, once; the compilation has all of it in `notes`."""
+
+    note: Note
 
 
 @dataclass(frozen=True)
@@ -146,6 +160,7 @@ Event: TypeAlias = (
     | Retried
     | Missing
     | Malformed
+    | Noted
     | Stopped
     | RunFinished
 )

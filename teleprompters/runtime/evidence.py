@@ -61,7 +61,7 @@ def has_reasoning(signature: type[dspy.Signature]) -> bool:
 
 def gold(example: dspy.Example, signature: type[dspy.Signature]) -> dict[str, object]:
     """Return the labels of an example that `signature` has as answers; all labels where it has none of them."""
-    labels = {str(name): value for name, value in example.labels().items()}
+    labels = labels_of(example)
     own = {name: labels[name] for name in answer_fields(signature) if name in labels}
     return own or labels
 
@@ -71,9 +71,9 @@ def inputs_of(example: dspy.Example) -> dict[str, object]:
     return {str(name): value for name, value in example.inputs().items()}
 
 
-def content_key(example: dspy.Example) -> str:
-    """Return what makes two examples the same question: the inputs, up to case and white space."""
-    return " ".join(render_fields(dict(sorted(inputs_of(example).items()))).casefold().split())
+def labels_of(example: dspy.Example) -> dict[str, object]:
+    """Return what of an example is no input: the right answers, and what else its metric reads."""
+    return {str(name): value for name, value in example.labels().items()}
 
 
 def shown_example(inputs: Mapping[str, object], outputs: Mapping[str, object]) -> str:

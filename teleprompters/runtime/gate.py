@@ -434,7 +434,10 @@ class Gate:
     def _recall(self, key: str, current: Effect, role: Role) -> object:
         """Return what the journal holds of the reply, or None."""
         assert self.journal is not None
-        body = self.journal.get("calls", key)
+        try:
+            body = self.journal.get("calls", key)
+        except JournalError as error:
+            raise self.stop("journal", str(error)) from None
         if body is None or body["outputs"] is None:
             return None
         usage, finish = body["usage"], body["finish"]
@@ -461,7 +464,7 @@ class Gate:
         try:
             self.journal.put("calls", key, {"outputs": stored, "usage": used, "role": role, "finish": list(finish)})
         except JournalError as error:
-            raise self.stop("journal", str(error)) from error
+            raise self.stop("journal", str(error)) from None
 
     def _size(self, request: Request) -> int:
         """Return about how many tokens a request has, if that matters."""
@@ -543,7 +546,7 @@ class Gate:
         for kind, by in STOPPING:
             if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
                 current.stopped = True
-                raise self.stop(by, str(error)) from error
+                raise self.stop(by, str(error)) from None
         transient = _is_transient(error)
         if not transient or attempt >= self._retries(error):
             self._give_up(error, transient, request, current)

@@ -1,175 +1,349 @@
 """The journal of a run: what completed is on disk before anything is built on it.
 
-SQLite in WAL mode: a process killed at any moment loses nothing that a call to `put` returned for. Two
-tables of JSON bodies: `calls` (replies of language models) and `outcomes` (program runs on examples), both
-keyed by content hashes, so that a resumed run finds what it asks for whatever the order. Requests, keys and
-headers are never written. Source: ours; measured in benchmarks/kernel.py.
+One file that is only appended to, a line of JSON a body: `["calls", KEY, BODY, CHECKSUM]`. `put` returns when the
+operating system has the line, so a process killed at any moment loses nothing that `put` returned for. A checksum
+covers the line, its place in the file and the file's own random number: a line that was changed, moved, doubled, taken
+out or brought in from elsewhere is noticed when the file is opened, so that what is read is always the beginning of
+what was written, as if the process had been killed there. The last line without its end is that kill, and is dropped.
+Source: ours; measured in benchmarks/kernel.py.
 """
 
 from __future__ import annotations
 
 import contextlib
+import errno
+import fcntl
+import hashlib
 import json
-import sqlite3
+import os
+import re
+import stat
 import threading
+import weakref
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import BinaryIO, Literal
 
 import pydantic_core
 
-from cuesmith.teleprompters.runtime.redaction import redacted
-
 Table = Literal["calls", "outcomes"]
 
-FILE = "journal.sqlite3"
-_ESCAPES = (("\\n", "\n"), ("\\t", "\t"), ("\\r", "\r"), ('\\"', '"'), ("\\b", " "), ("\\f", " "), ("\\u00", " "))
+FILE = "journal.jsonl"
+FORMAT = 1
+_MAGIC = b'["cuesmith journal '
+_HEAD = re.compile(re.escape(_MAGIC) + rb'(\d+)","[0-9a-f]{16}",')
+_ROW = re.compile(rb'\["(calls|outcomes|volatile|cuesmith journal \d+)","((?:[^"\\]|\\.)*)",')
+_TAIL = len(',"0123456789abcdef"]\n')
 _SOON = 64
 """Bodies that `put_soon` keeps back at most."""
+_NAMED = 5
+"""Differing parts that a refusal names at most."""
 
 
 class JournalError(ValueError):
-    """The run directory cannot be used: it is in use, damaged, or holds a run of something else."""
+    """The run directory cannot be used (in use, full, read-only, damaged, of another run); the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A line of a journal whose checksum holds; the first line's table is the file's format, its body the identity."""
+
+    table: str
+    key: str
+    start: int
+    line: bytes
+
+    @property
+    def body(self) -> dict[str, object]:
+        """The stored body."""
+        body: dict[str, object] = json.loads(self.line)[2]
+        return body
+
+
+def read(file: BinaryIO, where: str) -> Iterator[Row]:
+    """Yield the rows of a journal in the order in which they were written.
+
+    Args:
+        file: The journal, opened for reading bytes.
+        where: Its name for error messages.
+
+    Raises:
+        JournalError: At the first line that is not as it was written.
+    """
+    run, start = b"", 0
+    for line in file:
+        whole = line.endswith(b"\n")
+        if not start:
+            _require_journal(line, whole, where)
+        if not whole:
+            return
+        row = _ROW.match(line)
+        if row is None or line[-_TAIL:] != _tail(line[:-_TAIL], run, start):
+            raise JournalError(_damaged(where, start))
+        yield Row(row[1].decode(), _text(row[2]), start, line)
+        run = run or bytes.fromhex(row[2].decode())
+        start += len(line)
+
+
+def _require_journal(line: bytes, whole: bool, where: str) -> None:
+    head = _HEAD.match(line)
+    if head is not None and int(head[1]) != FORMAT:
+        raise JournalError(
+            f"{where} has format {int(head[1])} of the journal, this version has {FORMAT}: give a new directory"
+        )
+    if head is None and (whole or not (line.startswith(_MAGIC) or _MAGIC.startswith(line))):
+        raise JournalError(f"{where} is not usable as a journal: {FILE} is something else. Give a new directory")
+
+
+def _damaged(where: str, start: int) -> str:
+    return f"{where} is damaged ({FILE}, byte {start:,}): restore it from a copy, or give a new directory"
+
+
+def _text(quoted: bytes) -> str:
+    return str(json.loads(b'"%s"' % quoted)) if b"\\" in quoted else quoted.decode()
+
+
+def _tail(content: bytes, run: bytes, start: int) -> bytes:
+    checksum = hashlib.blake2b(content, digest_size=8, salt=run, person=start.to_bytes(8, "big"))
+    return b',"%s"]\n' % checksum.hexdigest().encode()
 
 
 class Journal:
-    """An append-only store of completed effects in a run directory.
+    """An append-only store of completed effects in a run directory. Thread-safe.
 
     Args:
         run_dir: The directory; made if it does not exist.
-        identity: What the run is a run of (compiler, options, seed, student, data). A directory that holds
-            a run of something else is refused.
-        redact: Applied to every body before it is written.
+        identity: What the run is a run of: readable name of a part -> its digest. A directory that holds a run of
+            something else is refused.
 
     Raises:
-        JournalError: If another process has the directory open, or it holds another run, or is no journal.
+        JournalError: If the directory cannot be written, another process has it open, it holds another run or
+            something else, or any part of it is not as it was written.
     """
 
-    def __init__(self, run_dir: Path, identity: Mapping[str, str], redact: Callable[[str], str]) -> None:
-        self._redact = redact
+    def __init__(self, run_dir: Path, identity: Mapping[str, str]) -> None:
+        self._where = f"run_dir {str(run_dir)!r}"
         self._lock = threading.Lock()
-        self._soon: deque[tuple[Table, str, str]] = deque()
-        opened = contextlib.ExitStack()
+        self._waiting: deque[tuple[str, str, bytes]] = deque()
+        self._places: dict[str, dict[str, tuple[int, int]]] = {"calls": {}, "outcomes": {}, "volatile": {}}
+        self._run, self._end, self._failed = b"", 0, ""
+        self._file = self._opened(run_dir)
+        try:
+            self._load(identity)
+        except BaseException:
+            self.close()
+            raise
+        _OPEN.add(self)
+
+    def _opened(self, run_dir: Path) -> int:
         try:
             run_dir.mkdir(parents=True, exist_ok=True)
-            self._db = sqlite3.connect(run_dir / FILE, check_same_thread=False, isolation_level=None, timeout=1.0)
-            opened.callback(self._db.close)
-            self._open(run_dir)
-            self._known = {table: self._rows(table) for table in ("calls", "outcomes")}
-        except sqlite3.OperationalError as error:
-            opened.close()
+            file = os.open(run_dir / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+            try:
+                if not stat.S_ISREG(os.fstat(file).st_mode):
+                    raise OSError(errno.EINVAL, f"{FILE} is not a regular file")
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill frees it
+            except BaseException:
+                os.close(file)
+                raise
+        except BlockingIOError as error:
             raise JournalError(
-                f"run_dir {str(run_dir)!r} cannot be opened ({error}): is another process "
-                "compiling into it? Give each run its own directory"
+                f"{self._where} is in use: is another process compiling into it? Give each run its own directory"
             ) from error
-        except (sqlite3.DatabaseError, OSError) as error:
-            opened.close()
-            raise JournalError(f"run_dir {str(run_dir)!r} is not usable as a journal: {error}") from error
-        self._check_identity(run_dir, identity)
+        except (OSError, ValueError) as error:  # a ValueError is a path with a null byte
+            raise self._unusable(error) from error
+        return file
 
-    def _open(self, run_dir: Path) -> None:
-        # An exclusive lock held for the connection's life keeps a second process out; kill -9 drops it.
-        for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=NORMAL"):
-            self._db.execute(f"PRAGMA {pragma}")
-        for table in ("meta", "calls", "outcomes"):
-            # No index: this process alone has the file open and knows all keys, and a write is twice as fast.
-            self._db.execute(f"CREATE TABLE IF NOT EXISTS {table} (key TEXT NOT NULL, body TEXT NOT NULL)")
+    def _unusable(self, error: Exception) -> JournalError:
+        said = " ".join(str(getattr(error, "strerror", None) or error).split())
+        return JournalError(f"{self._where} is not usable as a journal: {said}. Give another directory")
 
-    def _rows(self, table: str) -> dict[str, int]:
-        return {str(key): int(row) for row, key in self._db.execute(f"SELECT rowid, key FROM {table}")}
+    def _load(self, identity: Mapping[str, str]) -> None:
+        stored: dict[str, object] | None = None
+        try:
+            with open(self._file, "rb", closefd=False) as file:
+                for row in read(file, self._where):
+                    if stored is None:
+                        self._run, stored = bytes.fromhex(row.key), row.body
+                    else:
+                        self._places.setdefault(row.table, {}).setdefault(row.key, (row.start, len(row.line)))
+                    self._end = row.start + len(row.line)
+            if stored is not None:
+                self._require_same(stored, identity)
+            os.ftruncate(self._file, self._end)  # what follows is a line without its end
+        except OSError as error:
+            raise self._unusable(error) from error
+        if stored is None:
+            table, run = f"cuesmith journal {FORMAT}", os.urandom(8)
+            head = _content(table, run.hex(), identity)
+            assert head is not None, "an identity is text"
+            self._append([(table, run.hex(), head)])
+            self._run = run
 
-    def _check_identity(self, run_dir: Path, identity: Mapping[str, str]) -> None:
-        stored = {str(k): str(v) for k, v in self._db.execute("SELECT key, body FROM meta")}
-        if not stored:
-            self._db.execute("BEGIN")  # all of it or nothing: half an identity would refuse its own run
-            self._db.executemany("INSERT INTO meta VALUES (?, ?)", list(identity.items()))
-            self._db.execute("COMMIT")
-            return
-        differing = sorted(k for k in {*stored, *identity} if stored.get(k) != identity.get(k))
+    def _require_same(self, stored: Mapping[str, object], identity: Mapping[str, str]) -> None:
+        names = {*stored, *identity} - {*self._places["volatile"]}
+        differing = [" ".join(n.split()) for n in sorted(names) if stored.get(n) != identity.get(n)]
         if differing:
-            self.close()
+            more = f" and {len(differing) - _NAMED} more" if len(differing) > _NAMED else ""
             raise JournalError(
-                f"run_dir {str(run_dir)!r} holds a run that differs in: {', '.join(differing)}. "
+                f"{self._where} holds a run that differs in: {', '.join(differing[:_NAMED])}{more}. "
                 "Resume it with the same arguments, or give a new directory"
             )
 
     @property
     def resumed(self) -> bool:
         """Whether the directory held completed effects when it was opened, or holds some now."""
-        return any(self._known.values())
+        return bool(self._places["calls"] or self._places["outcomes"])
+
+    def volatile(self, names: Iterable[str]) -> None:
+        """Say which parts of the identity a run changes by itself: they are not compared when it is resumed.
+
+        Raises:
+            JournalError: As `put`.
+        """
+        self._write(*(("volatile", name, _content("volatile", name, {})) for name in sorted(names)))
 
     def get(self, table: Table, key: str) -> dict[str, object] | None:
-        """Return the body stored under `key`, or None."""
-        number = self._known[table].get(key)  # without the lock: most keys are new, and writers hold it long
-        if number is None:
-            return None
-        with self._lock:
-            row = self._db.execute(f"SELECT body FROM {table} WHERE rowid = ?", (number,)).fetchone()
-        body: dict[str, object] = json.loads(row[0])
-        return body
+        """Return the body stored under `key`, or None; a closed journal has none.
+
+        Raises:
+            JournalError: If it has been changed on disk since the journal was opened.
+        """
+        place = self._places[table].get(key)  # without the lock: most keys are new
+        return None if place is None else self._body(*place)
 
     def bodies(self, table: Table) -> Iterator[dict[str, object]]:
-        """Yield every body of a table, in no particular order."""
-        with self._lock:
-            rows = self._db.execute(f"SELECT body FROM {table}").fetchall()
-        for (text,) in rows:
-            body: dict[str, object] = json.loads(text)
-            yield body
+        """Yield every body of a table, in the order of writing.
 
-    def put(self, table: Table, key: str, body: Mapping[str, object]) -> None:
-        """Store a body; it survives a kill once this returns. A key that is there already keeps its body."""
-        self._write((table, key, self._text(body)))
+        Raises:
+            JournalError: As `get`.
+        """
+        for place in list(self._places[table].values()):
+            body = self._body(*place)
+            if body is not None:
+                yield body
+
+    def _body(self, start: int, size: int) -> dict[str, object] | None:
+        with self._lock:
+            if self._file < 0:
+                return None
+            try:
+                line = os.pread(self._file, size, start)
+            except OSError as error:
+                raise self._unusable(error) from error
+        if line[-_TAIL:] != _tail(line[:-_TAIL], self._run, start):
+            raise JournalError(_damaged(self._where, start))
+        return Row("", "", start, line).body
+
+    def put(self, table: Table, key: str, body: Mapping[str, object]) -> bool:
+        """Store a body; it survives a kill once this returns. A key that is there already keeps its body.
+
+        Returns:
+            Whether it is stored: not if the journal is closed, or in a process forked from the run's, or if the body
+            has no form in JSON.
+
+        Raises:
+            JournalError: If it cannot be written, the disk being full for instance, or an earlier one could not.
+        """
+        content = _content(table, key, body)
+        return content is not None and self._write((table, key, content))
 
     def put_soon(self, table: Table, key: str, body: Mapping[str, object]) -> None:
-        """Store a body with the next `put` or `flush`: half the disk writes for what need not survive by itself."""
-        self._soon.append((table, key, self._text(body)))
-        if len(self._soon) >= _SOON:
-            self.flush()
+        """Store a body with the next `put` or `flush`: fewer writes for what need not survive by itself.
+
+        Raises:
+            JournalError: As `put`.
+        """
+        content = _content(table, key, body)
+        if content is not None:
+            self._waiting.append((table, key, content))
+        if self._failed or len(self._waiting) >= _SOON:
+            self._write()
 
     def flush(self) -> None:
-        """Write what `put_soon` has kept back."""
+        """Write what `put_soon` has kept back.
+
+        Raises:
+            JournalError: As `put`.
+        """
         self._write()
 
-    def _text(self, body: Mapping[str, object]) -> str:
-        text = _json(body)
-        seen = _plain(text)  # one look at all texts; rewriting each is for the rare case
-        return text if self._redact(seen) == seen else _json(redacted(dict(body), self._redact))
-
-    def _write(self, *rows: tuple[Table, str, str]) -> None:
+    def _write(self, *rows: tuple[str, str, bytes | None]) -> bool:
+        """Write what waits: whoever has the lock writes for all who wait for it."""
+        self._waiting.extend((table, key, content) for table, key, content in rows if content is not None)
         with self._lock:
-            batch = [self._soon.popleft() for _ in range(len(self._soon))] + list(rows)
-            if not batch:
-                return
-            if len(batch) > 1:
-                self._db.execute("BEGIN")
-            for table, key, text in batch:
-                if key not in self._known[table]:
-                    added = self._db.execute(f"INSERT INTO {table} VALUES (?, ?)", (key, text))
-                    self._known[table][key] = added.lastrowid or 0
-            if len(batch) > 1:
-                self._db.execute("COMMIT")
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            if self._file < 0:
+                return False
+            if self._failed:
+                raise JournalError(self._failed)
+            self._append(batch)
+        return True
+
+    def _append(self, batch: Iterable[tuple[str, str, bytes]]) -> None:
+        lines, places, end = [], {}, self._end
+        for table, key, content in batch:
+            if (table, key) not in places and key not in self._places.get(table, ()):
+                lines.append(content + _tail(content, self._run, end))
+                places[table, key] = (end, len(lines[-1]))
+                end += len(lines[-1])
+        try:
+            _write_all(self._file, b"".join(lines))
+        except BaseException as error:
+            with contextlib.suppress(OSError):  # else the next session drops the line that has no end
+                os.ftruncate(self._file, self._end)
+            why = error.strerror if isinstance(error, OSError) else type(error).__name__
+            self._failed = (
+                f"{self._where} cannot be written ({why}): make room there and run the same command again; what was "
+                "paid until then is kept"
+            )
+            if not isinstance(error, OSError):
+                raise
+            raise JournalError(self._failed) from error
+        self._end = end
+        for (table, key), place in places.items():
+            self._places.setdefault(table, {})[key] = place
 
     def close(self) -> None:
-        """Close the files; a closed journal can be opened by another process."""
-        self._write()
+        """Let the directory go; another process can open it. Later puts are not stored. Never raises."""
+        if not self._failed:
+            with contextlib.suppress(JournalError):
+                self._write()
         with self._lock:
-            self._db.close()
+            file, self._file = self._file, -1
+            if file >= 0:
+                with contextlib.suppress(OSError):
+                    os.close(file)
 
 
-def _json(body: object) -> str:
+_OPEN: weakref.WeakSet[Journal] = weakref.WeakSet()
+
+
+def _leave_to_parent() -> None:
+    """In a forked process: two that append would damage the file, and the copied lock may be held for ever."""
+    for journal in list(_OPEN):
+        journal._lock = threading.Lock()
+        journal._failed = ""
+        journal._waiting.clear()
+        journal.close()
+
+
+os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def _write_all(file: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(file, data) :]
+
+
+def _content(table: str, key: str, body: Mapping[str, object]) -> bytes | None:
+    """Return the line up to its checksum, or None if JSON has no form for it."""
     try:
-        return pydantic_core.to_json(body, inf_nan_mode="constants").decode()
-    except pydantic_core.PydanticSerializationError:  # half a surrogate pair
-        return json.dumps(body, ensure_ascii=True, separators=(",", ":"))
-
-
-def _plain(text: str) -> str:
-    """Undo JSON's escapes, roughly: a secret that stands in a value stands here too, with no letter put before it."""
-    if "\\" not in text:
-        return text
-    single = text.replace("\\\\", "\\")
-    plain = single
-    for escape, character in _ESCAPES:
-        plain = plain.replace(escape, character)
-    return plain if single == text else f"{plain}\0{single}"
+        try:
+            return pydantic_core.to_json([table, key, body], inf_nan_mode="constants")[:-1]
+        except ValueError:  # half a surrogate pair, or deeper than pydantic goes
+            return json.dumps([table, key, body], separators=(",", ":")).encode()[:-1]
+    except (TypeError, ValueError, RecursionError):
+        return None

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from types import CodeType
 from typing import TypeAlias
 
 import dspy
@@ -59,26 +58,6 @@ class Metric:
         """
         answer = self.function(*self.arguments(example, prediction))
         return read_judgement(await answer if inspect.isawaitable(answer) else answer)
-
-    @property
-    def identity(self) -> str:
-        """A text that changes when the metric's code does, for recognising a run."""
-        code = getattr(self.function, "__code__", None)
-        name = (
-            f"{getattr(self.function, '__module__', '')}.{getattr(self.function, '__qualname__', type(self.function))}"
-        )
-        return name if code is None else f"{name}:{_text(code)}"
-
-
-def _text(part: object) -> str:
-    """Return a text of code or of a constant in it that is the same in every process."""
-    if isinstance(part, CodeType):
-        return f"{part.co_code.hex()}{part.co_names}[{','.join(_text(c) for c in part.co_consts)}]"
-    if isinstance(part, frozenset):
-        return f"{{{','.join(sorted(_text(c) for c in part))}}}"
-    if isinstance(part, tuple):
-        return f"({','.join(_text(c) for c in part)})"
-    return repr(part)
 
 
 def _arity(function: MetricFunction) -> int:

@@ -54,12 +54,14 @@ class ParseFailure:
         reason: What was wrong with the reply.
         response: The reply itself, as far as it is known.
         trace: The predictor calls before it.
+        raised: Whether it was the program's own code that raised.
         cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
     """
 
     reason: str
     response: str = ""
     trace: tuple[Step, ...] = ()
+    raised: bool = False
     cut: int = 0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +13,7 @@ import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, Json, to_json
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.redaction import redacted
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
@@ -27,10 +29,22 @@ def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[
         directory: The run directory.
         record: What `record_of` returned.
         redact: Takes keys out of a text.
+
+    Raises:
+        JournalError: If it cannot be written; an older one stays then.
     """
     partial = directory / f"{FILE}.new"
-    partial.write_text(json.dumps(redacted(record, redact), ensure_ascii=True), "utf-8")
-    os.replace(partial, directory / FILE)
+    text = json.dumps(redacted(record, redact), ensure_ascii=True)
+    try:
+        partial.write_text(text, "utf-8")
+        os.replace(partial, directory / FILE)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise JournalError(
+            f"run_dir {str(directory)!r}: {FILE} cannot be written ({error.strerror or error}): make room there and "
+            "run the same command again; nothing is paid twice"
+        ) from error
 
 
 def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: ExampleIds) -> dict[str, Json]:
@@ -78,7 +92,7 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
         "fresh_scores": {"baseline": on_fresh(c.baseline.candidate), "best": on_fresh(c.best.candidate)},
         "gain": None if c.gain is None else asdict(c.gain),
         "stopped_by": c.stopped_by,
-        "notes": list(c.notes),
+        "notes": [{"kind": note.kind, "text": note.text} for note in c.notes],
         "spent": {
             role: {
                 "calls": used.calls,

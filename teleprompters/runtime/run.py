@@ -12,6 +12,7 @@ import functools
 import hashlib
 import math
 import random
+from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Malformed,
     Missing,
+    Noted,
     SpentChanged,
     StepDone,
     Stream,
@@ -68,6 +70,13 @@ class Run:
         select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
             report are in neither and stay hidden.
         predictors: Name -> the student's predictor, for reading its signature.
+        asked: Draws of the optimizer model that came back.
+        lost: Those of them that could not be used.
+        drafts: Prompts that were read out of the others.
+        dropped: Why some of these may not be used -> how many.
+        worked: Examples that the optimizer was to work as demonstrations.
+        unworked: Why some became none -> how many.
+        threshold: The score from which on the search counts an answer as a success; None if it asks for none.
         directory: Where the run keeps what survives it; None if it keeps nothing.
         most_calls: The most calls that a program run has made until now.
         alignment: What a prompter's training came to, for the compilation; None without one.
@@ -96,6 +105,10 @@ class Run:
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(student)))
         self.steps: list[StepRecord] = []
         self.notes: list[Note] = []
+        self.asked, self.lost = 0, list[Malformed]()
+        self.drafts, self.dropped = 0, Counter[str]()
+        self.worked, self.unworked = 0, Counter[str]()
+        self.threshold: float | None = None
         self.directory = directory
         self.alignment: Alignment | None = None
         self._scorer = scorer
@@ -105,6 +118,7 @@ class Run:
         self._stream = stream
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
+        self._settled: dict[str, Outcome] = {}  # a finished task holds its whole context: thousands are a hundred MB
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
         self.most_calls = len(self.predictors)
@@ -125,6 +139,7 @@ class Run:
         """
         if text not in self.notes:
             self.notes.append(Note(kind, text))
+            self._stream.emit(Noted(self.notes[-1]))
 
     async def ask(
         self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, salt: str = ""
@@ -252,7 +267,7 @@ class Run:
 
     def _reward(
         self, candidate: Candidate, example: dspy.Example, rewritten: Mapping[str, str], draw: int
-    ) -> asyncio.Task[Outcome]:
+    ) -> asyncio.Future[Outcome]:
         key = f"reward:{self._score_key(candidate, example)}:{digest(dict(rewritten))}:{draw}"
         return self._once(key, lambda: self._score_once(candidate, example, key, rewritten, draw))
 
@@ -264,9 +279,7 @@ class Run:
         """
         self._check_open()
         key = f"judge:{digest(to_json(dict(outputs)))}:{self._id(example)}"
-        if key not in self._outcomes:
-            self._outcomes[key] = asyncio.create_task(self._judge_once(example, outputs, key))
-        return (await _all([self._outcomes[key]]))[0]
+        return (await _all([self._once(key, lambda: self._judge_once(example, outputs, key))]))[0]
 
     @property
     def gate(self) -> Gate:
@@ -281,14 +294,10 @@ class Run:
 
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
-
-        async def known() -> Outcome:
-            return outcome
-
         self._candidates.setdefault(candidate.id, candidate)
         key = self._score_key(candidate, example)
         if key not in self._outcomes:
-            self._outcomes[key] = asyncio.create_task(known())
+            self._settled.setdefault(key, outcome)
         self._emit("target", candidate.id, self._id(example), outcome)
         self._stream.emit(SpentChanged(self._gate.ledger.spent()))
 
@@ -344,7 +353,20 @@ class Run:
 
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
-        return tuple(self._value(candidate, example) for example in examples)
+        found = (self.outcome_of(candidate, example) for example in examples)
+        return tuple(None if outcome is None else value(outcome) for outcome in found)
+
+    @property
+    def ran(self) -> tuple[Outcome, ...]:
+        """What became of every program run until now, in no order that means anything."""
+        done = {key: task.result() for key, task in list(self._outcomes.items()) if _is_settled(task)}
+        return tuple(o for key, o in {**self._settled, **done}.items() if not key.startswith("judge:"))
+
+    def outcome_of(self, candidate: Candidate, example: dspy.Example) -> Outcome | None:
+        """Return what became of a candidate on an example, as far as it is known now."""
+        key = self._score_key(candidate, example)
+        task = self._outcomes.get(key)
+        return task.result() if task is not None and _is_settled(task) else self._settled.get(key)
 
     def tell(self, event: TrainingStepDone) -> None:
         """Emit an event of a compiler's own work. Called on the search's event loop."""
@@ -392,22 +414,37 @@ class Run:
     def _score_key(self, candidate: Candidate, example: dspy.Example) -> str:
         return f"{candidate.id}:{self._id(example)}"
 
-    def _value(self, candidate: Candidate, example: dspy.Example) -> float | None:
-        task = self._outcomes.get(self._score_key(candidate, example))
-        return value(task.result()) if task is not None and _is_settled(task) else None
-
-    def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Task[Outcome]:
+    def _outcome(self, candidate: Candidate, example: dspy.Example, draw: int = 0) -> asyncio.Future[Outcome]:
         key = self._score_key(candidate, example)
         if draw:
             key = f"again:{key}:{draw}"
         return self._once(key, lambda: self._score_once(candidate, example, key, draw=draw))
 
-    def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Task[Outcome]:
-        """Return the effect of that key, begun now unless it is under way or has a result to keep."""
+    def _once(self, key: str, make: Callable[[], Coroutine[object, object, Outcome]]) -> asyncio.Future[Outcome]:
+        """Return the effect of that key, begun now unless it is under way or has a result to keep.
+
+        A provider's failure is not kept: it may have passed.
+        """
         task = self._outcomes.get(key)
-        if task is None or (task.done() and not _is_kept(task)):
-            task = self._outcomes[key] = asyncio.create_task(make())
+        if task is not None and not task.done():
+            return task
+        if task is not None:
+            self._settle(key, task)
+        outcome = self._settled.get(key)
+        if outcome is not None and not isinstance(outcome, ProviderFailure):
+            known: asyncio.Future[Outcome] = asyncio.get_running_loop().create_future()
+            known.set_result(outcome)
+            return known
+        task = self._outcomes[key] = asyncio.create_task(make())
+        task.add_done_callback(functools.partial(self._settle, key))
         return task
+
+    def _settle(self, key: str, task: asyncio.Task[Outcome]) -> None:
+        """Keep what a finished task has found, in place of the task."""
+        if self._outcomes.get(key) is task:
+            del self._outcomes[key]
+            if _is_settled(task):
+                self._settled[key] = task.result()
 
     async def _score_once(
         self,
@@ -423,6 +460,7 @@ class Run:
         else:
             current = Effect(key, "target", self._gate, "reward" if key.startswith("reward:") else "judge")
             outcome = await self._scorer.run(candidate, example, current, rewritten=rewritten, draw=draw)
+            outcome = self._gate.redactor.reply(outcome)  # a metric's feedback may repeat a key
             self._count_cost(key, sum(current.used.values(), Usage()))
             self._store(key, outcome, current)
         self._emit("target", candidate.id, self._id(example), outcome)
@@ -450,25 +488,27 @@ class Run:
             if current.stopped:
                 raise RunStopped(self._gate.stopped_by or "stopped")
         except LMInvalidRequestError as error:
-            self._malformed(signature, error)
+            self._malformed(signature, error, "invalid request")
         except LMError as error:
-            raise self._gate.stop("outage", f"the optimizer model failed: {error}") from error
+            raise self._gate.stop("outage", f"the optimizer model failed: {error}") from None
         except UnknownPrice:
             raise
         except TimeoutError as error:
             current.abandoned = True
             self._gate.note_timeout(None)
-            self._malformed(signature, error)
+            self._malformed(signature, error, "timed out")
         except Exception as error:
-            self._malformed(signature, error)
+            self._malformed(signature, error, "cut" if current.cut else "unreadable")
+        self.asked += 1
         self._emit("optimizer", None, None, None)
         assert reply is None or isinstance(reply, dspy.Prediction)
         return reply
 
-    def _malformed(self, signature: type[dspy.Signature], error: Exception) -> None:
-        """Tell of a draw that could not be used."""
+    def _malformed(self, signature: type[dspy.Signature], error: Exception, kind: str) -> None:
+        """Tell of a draw that could not be used, and count it."""
         reason = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
-        self._stream.emit(Malformed(signature.__name__, reason))
+        self.lost.append(Malformed(signature.__name__, reason, kind))
+        self._stream.emit(self.lost[-1])
 
     def _store(self, key: str, outcome: Outcome, current: Effect) -> None:
         if self._journal is not None and isinstance(outcome, Scored | ParseFailure):
@@ -482,7 +522,7 @@ class Run:
         try:
             write()
         except JournalError as error:
-            raise self._gate.stop("journal", str(error)) from error
+            raise self._gate.stop("journal", str(error)) from None
 
     def _recall(self, key: str, stored: Mapping[str, object]) -> Outcome:
         body, used = stored["outcome"], stored["used"]
@@ -513,25 +553,18 @@ class Run:
     def _report_missing(self, scores: Scores) -> None:
         failed = [o for o in scores.outcomes if isinstance(o, ProviderFailure | MetricError)]
         if failed:
-            reason = failed[0].reason
-            self._stream.emit(Missing(scores.candidate.id, len(failed), reason))
-            self.note(f"Some program runs have no score and were compared without ({reason}).")
+            self._stream.emit(Missing(scores.candidate.id, len(failed), failed[0].reason))
 
 
 def _is_settled(task: asyncio.Task[Outcome]) -> bool:
     return task.done() and not task.cancelled() and task.exception() is None
 
 
-def _is_kept(task: asyncio.Task[Outcome]) -> bool:
-    """Whether an outcome need not be asked for again: a provider's failure may have passed."""
-    return _is_settled(task) and not isinstance(task.result(), ProviderFailure)
-
-
 def _estimate(scores: Scores) -> Estimate95:
     return estimate95([v for v in scores.values if v is not None])
 
 
-async def _all(tasks: Sequence[asyncio.Task[T]]) -> list[T]:
+async def _all(tasks: Sequence[asyncio.Future[T]]) -> list[T]:
     """Wait for all tasks, so that what is in flight is kept, and only then raise the first failure."""
     if tasks:
         await asyncio.wait(tasks)

@@ -42,8 +42,6 @@ Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]
 _GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 
-PROGRAM_RAISED = "the program raised "
-
 
 @dataclass(frozen=True)
 class Bound:
@@ -122,6 +120,11 @@ class Scorer:
             KeyError: If the prompter is not known.
         """
         return self._front(candidate, candidate.bind(self._student))
+
+    def ran(self, candidate: Candidate) -> dspy.Module | None:
+        """Return the copy of the student that has run as `candidate`, as the runs have left it; None if none has."""
+        bound = self._bound.get(candidate.id)
+        return None if bound is None else bound.program
 
     def _front(self, candidate: Candidate, program: dspy.Module) -> dspy.Module:
         return self._fronts[candidate.prompter](program) if candidate.prompter else program
@@ -265,7 +268,7 @@ class Scorer:
             case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
-                return ParseFailure(f"{PROGRAM_RAISED}{reason}", "", steps)
+                return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
 
     def _metric_failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):

@@ -7,27 +7,31 @@ fresh examples, and a share of every cap is kept for the report on them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import threading
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, digest
-from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast, Note, Report
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
+from cuesmith.teleprompters.runtime.identity import Identity
 from cuesmith.teleprompters.runtime.interruption import current
-from cuesmith.teleprompters.runtime.journal import Journal
+from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
-from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scores
+from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.record import record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import PROGRAM_RAISED, Scorer
+from cuesmith.teleprompters.runtime.scoring import Scorer
 from cuesmith.teleprompters.runtime.splitting import Split
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 from cuesmith.teleprompters.runtime.throttle import Throttle
@@ -77,6 +81,7 @@ class Job:
         run_dir: Where the journal goes; None keeps none.
         identity: What the run is a run of.
         forecast: Upper bounds.
+        notes: What was found before the first call.
     """
 
     compiler: str
@@ -92,8 +97,9 @@ class Job:
     timeout: float | None
     callbacks: Sequence[Callback]
     run_dir: Path | None
-    identity: Mapping[str, str]
+    identity: Identity
     forecast: Forecast
+    notes: tuple[Note, ...] = ()
 
 
 class Session:
@@ -111,7 +117,7 @@ class Session:
         self.job = job
         redactor = self._redactor = Redactor(lms)
         self.stream = Stream(job.callbacks)
-        self.journal = Journal(job.run_dir, job.identity, redactor) if job.run_dir is not None else None
+        self.journal = Journal(job.run_dir, job.identity.parts) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
         self.throttle = Throttle(job.max_in_flight)
         self.gate = Gate(
@@ -199,7 +205,7 @@ class Session:
             record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
             try:
                 write_record(self.job.run_dir, record, self._redactor)
-            except OSError as error:
+            except (OSError, JournalError) as error:
                 note = Note("record", f"The run's record could not be written: {error}.")
                 compilation = replace(compilation, notes=(*compilation.notes, note))
         self.stream.emit(RunFinished(compilation))
@@ -212,12 +218,14 @@ class Session:
         self.gate.close()
         self.scorer.close()
         if self.journal is not None:
+            with contextlib.suppress(JournalError):  # a full disk is no reason to lose the result
+                self.journal.volatile(self.job.identity.changed(self.scorer.ran(self.run.baseline)))
             self.journal.close()
 
     def _announce(self) -> None:
         job, split = self.job, self.job.split
-        for note in split.notes:
-            self.run.note(note)
+        if self.journal is not None and job.identity.unread:
+            self.run.note(job.identity.unread, kind="identity")
         self.stream.emit(
             RunStarted(
                 job.compiler,
@@ -230,6 +238,8 @@ class Session:
                 job.forecast,
             )
         )
+        for note in (*split.notes, *job.notes):
+            self.run.note(note.text, note.kind)
 
     async def _searched(self) -> Candidate:
         run, found = self.run, None
@@ -262,9 +272,7 @@ class Session:
             assert isinstance(first, ProviderFailure | MetricError)
             who = "the metric failed" if isinstance(first, MetricError) else "the provider failed"
             raise CompileError(f"{who} on all {len(scores.outcomes)} examples; the first: {first.reason}")
-        raised = [
-            o.reason for o in scores.outcomes if isinstance(o, ParseFailure) and o.reason.startswith(PROGRAM_RAISED)
-        ]
+        raised = [o.reason for o in scores.outcomes if isinstance(o, ParseFailure) and o.raised]
         if len(raised) == len(scores.outcomes):
             raise CompileError(f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it")
 
@@ -326,10 +334,10 @@ class Session:
         """Score the baseline and the best on the fresh examples, with what is left of the budget."""
         fresh, by = self.job.split.fresh, self.gate.stopped_by
         if not fresh or (by is not None and by not in CAPS):
-            self.run.note(
-                "No gain is reported: "
-                + ("there were too few examples to keep some fresh." if not fresh else f"the run was stopped by {by}.")
-            )
+            if not fresh:
+                self.run.note("No gain is reported: there were too few examples to keep some fresh.", "unmeasured")
+            else:
+                self.run.note(f"No gain is reported: the run was stopped by {by}.", "stopped")
             return None
         if best == self.run.baseline:
             return Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
@@ -340,7 +348,7 @@ class Session:
             await self.run.score_pairwise([self.run.baseline, best], fresh)
         except RunStopped as stop:
             by = self.gate.stopped_by or stop.by
-            self.run.note(f"Stopped by {by}, which left fresh scores for only a part of the examples.", kind="gain")
+            self.run.note(f"Stopped by {by}, which left fresh scores for only a part of the examples.", kind="partial")
         gain = paired_gain(self.run.known(self.run.baseline, fresh), self.run.known(best, fresh))
         return gain if gain.n else None
 
@@ -348,7 +356,7 @@ class Session:
         job, run, by = self.job, self.run, self.gate.stopped_by
         if by is not None:
             run.note(f"The search was stopped by {by}: {self.gate.reason}", kind="stopped")
-        run.note(_verdict(best == run.baseline, gain))
+        self._remark(best, gain)
         return Compilation(
             compiler=job.compiler,
             baseline=self._report(run.baseline),
@@ -363,6 +371,45 @@ class Session:
             alignment=run.alignment,
         )
 
+    def _remark(self, best: Candidate, gain: Gain | None) -> None:
+        """Note what the run has to say of itself; its result comes last."""
+        run, seen = self.run, self._seen()
+        notes = [*remarks(seen), self._verdict(best, gain, seen)]
+        for note in notes:
+            run.note(self._redactor(note.text), note.kind)
+        if seen.asked and len(seen.lost) == seen.asked:
+            warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
+
+    def _verdict(self, best: Candidate, gain: Gain | None, seen: Seen) -> Note:
+        run, fresh = self.run, self.job.split.fresh
+        if best == run.baseline:
+            if any(trial.candidate != run.baseline for trial in run.trials()):
+                return verdict(True, gain)
+            used = self.ledger.spent().by_role.get("optimizer")
+            return nothing_tried(seen, self.gate.stopped_by, used.calls if used else 0)
+        pairs = zip(run.known(run.baseline, fresh), run.known(best, fresh), strict=True)
+        both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        unit = points([score for pair in both for score in pair])
+        return verdict(False, gain, needed([b - a for a, b in both], unit))
+
+    def _seen(self) -> Seen:
+        run, split = self.run, self.job.split
+        judged = ((example, run.outcome_of(run.baseline, example)) for example in split.select)
+        candidates = [run.baseline, *(trial.candidate for trial in run.trials())]
+        evidence = {c.id: [v for v in run.known(c, split.train) if v is not None] for c in candidates}
+        return Seen(
+            asked=run.asked,
+            lost=tuple(run.lost),
+            drafts=run.drafts,
+            dropped=run.dropped,
+            worked=run.worked,
+            unworked=run.unworked,
+            ran=run.ran,
+            evidence=[v for scores in evidence.values() for v in scores],
+            threshold=run.threshold,
+            shown=next(((e, o) for e, o in judged if isinstance(o, Scored)), None),
+        )
+
     def _report(self, candidate: Candidate) -> Report:
         return Report(
             candidate, self._estimate(candidate, self.job.split.select), self._estimate(candidate, self.job.split.fresh)
@@ -371,16 +418,6 @@ class Session:
     def _estimate(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Estimate95 | None:
         values = [v for v in self.run.known(candidate, examples) if v is not None]
         return estimate95(values) if values else None
-
-
-def _verdict(unchanged: bool, gain: Gain | None) -> str:
-    if unchanged:
-        return "Nothing scored above the student: it is returned unchanged."
-    if gain is None:
-        return "The gain was not measured on fresh examples: the selection score is optimistic."
-    if gain.significant:
-        return f"The gain on fresh examples is significant (n = {gain.n})."
-    return f"No significant gain on fresh examples (n = {gain.n}, p = {gain.p_value:.2g})."
 
 
 def _is_cancelled() -> bool:
@@ -395,24 +432,3 @@ def _positive(value: float | None) -> float | None:
 
 def _whole(value: float | None) -> int | None:
     return math.ceil(value) if value else None
-
-
-def identity_of(
-    compiler: str,
-    options: Mapping[str, object],
-    job_seed: int,
-    student: Candidate,
-    split: Split,
-    metric: Metric,
-    models: Sequence[str],
-) -> dict[str, str]:
-    """Return what makes a run the run it is; a journal is resumed only by the same."""
-    return {
-        "compiler": compiler,
-        "options": repr(sorted(options.items())),
-        "seed": str(job_seed),
-        "student": student.id,
-        "metric": digest(metric.identity),
-        "models": " ".join(models),
-        "examples": digest(*([split.ids(e) for e in part] for part in (split.train, split.select, split.fresh))),
-    }

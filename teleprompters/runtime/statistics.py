@@ -13,9 +13,10 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate95", "Gain", "estimate95", "paired_gain"]
+__all__ = ["Estimate95", "Gain", "estimate95", "paired_gain", "pairs_to_show"]
 
 _Z = NormalDist().inv_cdf(0.975)
+_Z_POWER = NormalDist().inv_cdf(0.8)
 _EXACT_STATES = 50_000
 _SIGN_FLIPS = 10_000
 _TOLERANCE = 1e-9
@@ -120,6 +121,25 @@ def paired_gain(baseline: Sequence[float | None], best: Sequence[float | None], 
     if p_value is None:
         p_value = _random_sign_flip(differences, seed)
     return Gain(float(differences.mean()), low, high, p_value, len(pairs))
+
+
+def pairs_to_show(gain: float, differences: Sequence[float] = ()) -> int:
+    """Return how many paired examples show a gain, by a two-sided test at 5 %, in 8 of 10 studies of that size.
+
+    The spread of the differences decides: that of the given ones, but for scores of 0 and 1, and for fewer than ten
+    pairs, at least the one of the luckiest case, in which no answer becomes worse. Never fewer than six: no sign-flip
+    test of fewer comes below 5 %. Source: the normal approximation of a paired test's power (Miettinen 1968 for
+    0 and 1); the luckiest case as the least is ours.
+
+    Args:
+        gain: Above 0, in the unit of the scores; that unit is 1 where no differences are given.
+        differences: Of a pilot, one a pair.
+    """
+    seen = np.array(differences, dtype=float)
+    spread = float(seen.var(ddof=1)) if len(seen) > 1 else 0.0
+    if len(seen) < 10 or bool(np.isin(seen, (-1.0, 0.0, 1.0)).all()):
+        spread = max(spread, gain * (1 - gain))
+    return max(6, math.ceil((_Z + _Z_POWER) ** 2 * spread / gain**2))
 
 
 def _is_binary(values: NDArray[np.float64]) -> bool:

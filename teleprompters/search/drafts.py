@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
-from cuesmith.teleprompters.runtime.evidence import content_key
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, question_key
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.demos import Behavior
@@ -22,23 +21,20 @@ class Draft:
     Attributes:
         candidate: The prompts.
         behaviors: Predictor name -> behaviour; a predictor that still has the student's prompt is not in it.
-        dropped: Why demonstrations that were to be in it are not.
     """
 
     candidate: Candidate
     behaviors: Mapping[str, Behavior]
-    dropped: tuple[str, ...] = ()
 
-    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin, dropped: Iterable[str] = ()
-               ) -> Draft:
+    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin) -> Draft:
         """Return a draft with other behaviours for some predictors."""
         prompts = {name: behavior.prompt(run.predictors[name].signature) for name, behavior in behaviors.items()}
         candidate = Candidate({**self.candidate.prompts, **prompts}, origin)
-        return Draft(candidate, {**self.behaviors, **behaviors}, tuple(dropped))
+        return Draft(candidate, {**self.behaviors, **behaviors})
 
     def shows(self) -> set[str]:
         """Return the contents of the examples that are its demonstrations."""
-        return {content_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
+        return {question_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
 
 
 class Kept(tuple[tuple[Draft, Scores], ...]):
@@ -56,12 +52,10 @@ class Kept(tuple[tuple[Draft, Scores], ...]):
 
 
 async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
-    """Compare the drafts and keep the best, as `Scene.keep`; note why demonstrations were dropped."""
+    """Compare the drafts and keep the best, as `Scene.keep`."""
     by_id: dict[str, Draft] = {}
     for draft in pool:
         by_id.setdefault(draft.candidate.id, draft)
-        for why in draft.dropped:
-            scene.run.note(f"A demonstration was dropped: {why}.")
     beam = await scene.keep(draft.candidate for draft in pool)
     return Kept((by_id[scores.candidate.id], scores) for scores in beam)
 
@@ -69,4 +63,4 @@ async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
 def outside_demonstrations(drafts: Sequence[Draft], examples: Sequence[dspy.Example]) -> list[dspy.Example]:
     """Return the examples that none of the drafts demonstrates; all of them if there is no other."""
     shown: set[str] = set().union(*(draft.shows() for draft in drafts))
-    return [example for example in examples if content_key(example) not in shown] or list(examples)
+    return [example for example in examples if question_key(example) not in shown] or list(examples)

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 import dspy
 from pydantic import TypeAdapter, ValidationError
 
-from cuesmith.teleprompters.runtime.candidate import example_id
+from cuesmith.teleprompters.runtime.candidate import example_id, question_key
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
-    content_key,
     gold,
     inputs_of,
     shown_example,
@@ -45,10 +44,10 @@ class Material:
     @classmethod
     def of(cls, run: Run, setting: Setting) -> Material:
         """Share out the run's training examples; two with the same inputs count as one."""
-        selected = {content_key(example) for example in run.select}
+        selected = {question_key(example) for example in run.select}
         unique: dict[str, dspy.Example] = {}
         for example in run.train:
-            unique.setdefault(content_key(example), example)
+            unique.setdefault(question_key(example), example)
         clean = [example for key, example in unique.items() if key not in selected]
         run.rng("material").shuffle(clean)
         k = setting.watched(len(clean))

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from cuesmith.signatures import WorkExample
 from cuesmith.teleprompters.runtime.evidence import render_fields
@@ -16,19 +15,12 @@ from cuesmith.teleprompters.search.material import Case
 from cuesmith.teleprompters.search.texts import text_field
 
 
-class Worked(NamedTuple):
-    """Demonstrations that passed, in the order of their cases, and why others were dropped."""
-
-    demonstrations: tuple[Demonstration, ...] = ()
-    dropped: tuple[str, ...] = ()
-
-
 async def demonstrate(run: Run, steps: Sequence[str], cases: Sequence[Case], *, retries: int, threshold: float,
-                      salt: str) -> Worked:
-    """Have each case worked by following the steps.
+                      salt: str) -> tuple[Demonstration, ...]:
+    """Have each case worked by following the steps, and return the demonstrations in the order of their cases.
 
     A demonstration is kept only if its outputs earn the metric on its own example, its work carries every
-    step's label in order, and the last step ends in the outputs.
+    step's label in order, and the last step ends in the outputs. The run counts the others by what is wrong with them.
 
     Args:
         run: The run.
@@ -39,8 +31,9 @@ async def demonstrate(run: Run, steps: Sequence[str], cases: Sequence[Case], *, 
         salt: Separates draws on the same steps and cases.
     """
     found = await asyncio.gather(*(_work(run, steps, case, retries, threshold, salt) for case in cases))
-    return Worked(tuple(one for one in found if isinstance(one, Demonstration)),
-                  tuple(one for one in found if isinstance(one, str)))
+    run.worked += len(found)
+    run.unworked.update(one for one in found if isinstance(one, str))
+    return tuple(one for one in found if isinstance(one, Demonstration))
 
 
 async def _work(run: Run, steps: Sequence[str], case: Case, retries: int, threshold: float, salt: str

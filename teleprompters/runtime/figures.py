@@ -1,0 +1,32 @@
+"""How single figures and untrusted texts are written for a person: a share, an amount, a score with its interval.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import math
+
+from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+
+def visible(text: str) -> str:
+    """Return text that is safe to print: control characters, except line ends and tabs, as escapes."""
+    return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def percent(share: float) -> str:
+    """A share in percent: ``83.2``; a dash where there is none."""
+    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+
+
+def usd(amount: float | None) -> str:
+    """An amount of dollars; nothing for nothing, a word where the price is unknown."""
+    if amount is None:
+        return "price unknown"
+    return f"${amount:.4f}" if amount else ""
+
+
+def describe_estimate(estimate: Estimate95) -> str:
+    """A score in percent with its 95 % interval: ``83.2 [78.1, 87.3]``."""
+    return f"{percent(estimate.mean)} [{percent(estimate.low)}, {percent(estimate.high)}]"

@@ -1,0 +1,268 @@
+"""What can be known to be wrong before the first paid call: inputs that do not fit, a metric that refuses the truth.
+
+Nothing here calls a model. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import inspect
+import re
+import threading
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+import dspy
+from dspy.adapters.utils import annotation_allows_none
+from pydantic_core import PydanticUndefined
+
+from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
+from cuesmith.teleprompters.runtime.compilation import Note
+from cuesmith.teleprompters.runtime.evidence import labels_of
+from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.remarks import listed
+
+PATIENCE = 2.0
+"""Seconds that the metric has for a gold answer. Ours."""
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What a program can be called with.
+
+    Attributes:
+        fields: The names that it knows, in order; empty if it tells none.
+        needed: Those that it cannot do without.
+        open: Whether it takes others as well.
+        certain: Whether that is certain; else it is what its only predictor takes, which its code may fill otherwise.
+    """
+
+    fields: tuple[str, ...] = ()
+    needed: frozenset[str] = frozenset()
+    open: bool = True
+    certain: bool = False
+
+
+def takes(program: dspy.Module) -> Takes:
+    """Return what a program can be called with, by its `forward` or, where that takes anything, by its signature."""
+    if type(program).__call__ not in (dspy.Module.__call__, dspy.Predict.__call__):
+        return Takes()
+    try:
+        name = "forward" if hasattr(type(program), "forward") else "aforward"
+        forward = object.__getattribute__(program, name)  # dspy warns of whoever asks for it in the common way
+        parameters = inspect.signature(forward, follow_wrapped=False).parameters.values()
+    except (AttributeError, TypeError, ValueError):
+        return Takes()
+    named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+    fields = tuple(p.name for p in named)
+    required = frozenset(p.name for p in named if p.default is p.empty)
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        return Takes(fields, required, open=False, certain=True)
+    inner = _inner(program)
+    if inner is not None:  # dspy's own: what it is called with goes to its signature
+        own = _takes_of(inner)
+        return Takes((*fields, *own.fields), required | own.needed, certain=True)
+    predictors = named_predictors(program)
+    if fields or len(predictors) != 1:
+        return Takes(fields, required, certain=bool(fields))
+    return _takes_of(predictors[0][1].signature)
+
+
+def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) -> tuple[Note, ...]:
+    """Compare the marked inputs of all examples with what the program takes.
+
+    Args:
+        program: The student.
+        **sets: Name -> examples, each with its inputs marked; None if there are none.
+
+    Returns:
+        What may be meant so.
+
+    Raises:
+        ValueError: If the program cannot work on one.
+    """
+    known, notes = takes(program), dict[str, Note]()
+    for name, examples in sets.items():
+        seen: set[tuple[frozenset[str], frozenset[str]]] = set()
+        for i, example in enumerate(examples or ()):
+            marked, keys = frozenset(example.inputs().keys()), frozenset(example.keys())
+            if (marked, keys) in seen:
+                continue
+            seen.add((marked, keys))
+            if (wrong := _misfit(f"{name}[{i}]", program, known, marked, keys)) is not None:
+                if not wrong.may_be_meant:
+                    raise ValueError(wrong.text)
+                notes.setdefault("inputs", Note("inputs", wrong.text))
+    return tuple(notes.values())
+
+
+@dataclass(frozen=True)
+class _Misfit:
+    text: str
+    may_be_meant: bool
+
+
+def _misfit(where: str, program: dspy.Module, known: Takes, marked: frozenset[str], keys: frozenset[str]
+            ) -> _Misfit | None:
+    missing = [field for field in known.fields if field in known.needed - marked]
+    unknown = sorted(marked - set(known.fields)) if known.fields or not known.open else []
+    if not missing and (known.open or not unknown):
+        return None
+    absent = [field for field in missing if field not in keys]
+    wanted = [field for field in known.fields if field in known.needed or field in marked or field in keys]
+    mark = f".with_inputs({', '.join(map(repr, wanted))})" if wanted else ".with_inputs() of what it takes"
+    if absent and unknown:
+        mend = f"rename {_names(unknown)} to {_names(absent)}, and mark the inputs by {mark}"
+    elif absent:
+        mend = f"the example has no {_names(absent)}"
+    else:
+        mend = f"mark the inputs by {mark}"
+    text = (
+        f"{where} has {_names(sorted(marked))} marked as input, but {_described(program)} takes "
+        f"{_names(known.fields) or 'no input'}: {mend}"
+    )
+    # A field that the examples do not have at all, beside others that fit, may be left out on purpose.
+    left_out = known.open and not unknown and absent == missing and bool(marked & set(known.fields))
+    guessed = not known.certain
+    if guessed and marked & set(known.fields):
+        return None
+    return _Misfit(text, left_out or guessed)
+
+
+def _inner(program: dspy.Module) -> type[dspy.Signature] | None:
+    """Return the signature that one of dspy's own modules is called by; None for a program of the user's."""
+    while type(program).__module__.split(".")[0] == "dspy":
+        signature = getattr(program, "signature", None)
+        if isinstance(signature, type) and issubclass(signature, dspy.Signature):
+            return signature
+        held = getattr(program, "module", None)  # BestOfN, Refine
+        if not isinstance(held, dspy.Module):
+            predictors = named_predictors(program)
+            found: type[dspy.Signature] | None = predictors[0][1].signature if len(predictors) == 1 else None
+            return found
+        program = held
+    return None
+
+
+def _takes_of(signature: type[dspy.Signature]) -> Takes:
+    fields = signature.input_fields
+    needed = (n for n, info in fields.items() if info.default is PydanticUndefined and _must_be(info.annotation))
+    return Takes(tuple(fields), frozenset(needed))
+
+
+def _must_be(annotation: object) -> bool:
+    history = isinstance(annotation, type) and issubclass(annotation, dspy.History)
+    return not history and not annotation_allows_none(annotation)
+
+
+def _described(program: dspy.Module) -> str:
+    return f"the program ({type(program).__name__})"
+
+
+def _names(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
+async def check_gold(
+    metric: Metric, examples: Sequence[dspy.Example], program: dspy.Module, threshold: float | None
+) -> tuple[Note, ...]:
+    """Ask the metric what it gives to the right answer of an example: it should not refuse it.
+
+    It is called once, and at most three times if something seems wrong; never where it calls a model, raises, takes
+    more than `PATIENCE` seconds, or where the examples have no labels.
+
+    Args:
+        metric: The judge.
+        examples: As given; one with labels is taken.
+        program: The student, for the names of its outputs.
+        threshold: The score that a search counts as a success; None if it asks for none.
+    """
+    labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := labels_of(e))]
+    if not labelled:
+        return ()
+    i, example, labels = labelled[0]
+    score = await _judged(metric, example, labels)
+    if isinstance(score, AttributeError):
+        return tuple(_unknown_field(score, program, labelled))
+    if score is None or (score > 0.0 and (threshold is None or score >= threshold)):
+        return ()
+    if score > 0.0:
+        return (Note("threshold", f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no "
+                                  f"answer scores more, give threshold={score:g}."),)
+    other = next((each for _, _, each in labelled[1:] if each != labels), None)
+    if other is not None:  # of a loss, 0 is the best
+        wrong = await _judged(metric, example, other)
+        if isinstance(wrong, float) and wrong < score:
+            return ()
+    return (Note("gold", f"{_said(i, labels, score)}: does it compare what it should, and are the labels what the "
+                         "program is to answer?"),)
+
+
+def _said(i: int, labels: Mapping[str, object], score: float) -> str:
+    return f"The metric gives the right answer of example {i} ({listed(labels)}) the score {score:g}"
+
+
+def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequence[tuple[int, dspy.Example, object]]
+                   ) -> Iterator[Note]:
+    """Yield a note if what the metric reads is no field of what it reads it from."""
+    found = re.fullmatch(r"'(Prediction|Example)' object has no attribute '(\w+)'", str(error))
+    if found is None:
+        return
+    kind, field = found.groups()
+    fields = {name for _, example, _ in labelled for name in example.toDict()}
+    if kind == "Prediction":
+        if _inner(program) is None:
+            return  # its code may answer by names of its own
+        fields |= {name for _, p in named_predictors(program) for name in p.signature.output_fields}
+    if field not in fields:
+        what = "a prediction" if kind == "Prediction" else "an example"
+        yield Note("gold", f"The metric reads {field!r} of {what}, which has none: there are {_names(sorted(fields))}.")
+
+
+async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, object]
+                  ) -> float | AttributeError | None:
+    """Return the score of given outputs, or why there is none where that is known; None where it cannot be asked."""
+    answer = dspy.Prediction(**labels)
+    with dspy.context(trace=None), no_calls() as tried:
+        judging = _awaited(metric, example, answer) if metric.is_async else _in_thread(metric, example, answer)
+        try:
+            score = await asyncio.wait_for(judging, PATIENCE)
+        except TimeoutError:
+            return None
+    return None if tried else score
+
+
+async def _awaited(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
+    try:
+        return (await metric.acall(example, answer))[0]
+    except AttributeError as error:
+        return error
+    except (Exception, PaidCall):
+        return None
+
+
+async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
+    """Judge in a thread that nobody waits for at the end, should it hang."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[float | AttributeError | None] = loop.create_future()
+
+    def tell(score: float | AttributeError | None) -> None:
+        if not done.done():
+            done.set_result(score)
+
+    def judge() -> None:
+        score: float | AttributeError | None = None
+        try:
+            score = metric.call(example, answer)[0]
+        except AttributeError as error:
+            score = error
+        except BaseException:  # of its own thread: whatever it is, there is no score
+            pass
+        with suppress(RuntimeError):  # the loop is gone
+            loop.call_soon_threadsafe(tell, score)
+
+    context = contextvars.copy_context()
+    threading.Thread(target=context.run, args=(judge,), daemon=True, name="cuesmith-preflight").start()
+    return await done
