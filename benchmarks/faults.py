@@ -1150,7 +1150,7 @@ def signals(given: argparse.Namespace) -> int:
                 time.sleep(0.01)
             command = [sys.executable, __file__, "--child", way, f"http://127.0.0.1:{port.value}/v1", f"{directory}/run"]
             with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-                while not log.exists() or log.read_text().count('"fault"') < 24 and child.poll() is None:
+                while not log.exists() or (log.read_text().count('"fault"') < 24 and child.poll() is None):
                     time.sleep(0.05)
                 time.sleep(0.5)
                 sent = time.monotonic()

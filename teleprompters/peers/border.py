@@ -21,12 +21,12 @@ from types import new_class
 from typing import TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError, LMInvalidRequestError
+from dspy.utils.exceptions import LMInvalidRequestError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK, draw
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import digest
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, effect
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, effect, is_outage
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice
 
 T = TypeVar("T")
@@ -151,7 +151,9 @@ class Border:
         except LMInvalidRequestError as error:
             self._on_refused(error)
             raise
-        except (LMError, OSError) as error:
+        except Exception as error:
+            if not is_outage(error):  # the model's own code failed, as a program's may
+                raise
             raise self.gate.stop("outage", f"the provider failed: {error}") from error
         finally:
             draw.reset(drawn)

@@ -20,7 +20,7 @@ from typing import Any, TypeVar, get_args
 
 import dspy
 from dspy.utils.callback import BaseCallback
-from dspy.utils.exceptions import ContextWindowExceededError, LMError
+from dspy.utils.exceptions import ContextWindowExceededError
 from dspy.utils.parallelizer import ParallelExecutor
 
 from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
@@ -28,7 +28,7 @@ from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.frames import frames_of, restore
-from cuesmith.teleprompters.runtime.gate import effect
+from cuesmith.teleprompters.runtime.gate import effect, is_outage
 from cuesmith.teleprompters.runtime.ledger import Cap
 from cuesmith.teleprompters.runtime.metric import Metric, read_judgement
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -173,7 +173,7 @@ class Host:
             answer = metric.function(*(example, prediction, *more)[: metric.arity])
             score, feedback = read_judgement(self._awaited(answer) if inspect.isawaitable(answer) else answer)
         except Exception as error:
-            kind = ProviderFailure if isinstance(error, LMError) else MetricError
+            kind = ProviderFailure if is_outage(error) else MetricError
             self._observe(ran, example, kind(self._reason(error)))
             raise
         finally:
@@ -199,7 +199,7 @@ class Host:
     def raised(self, inputs: Mapping[str, object], error: Exception) -> None:
         """Note that the program which began in this thread raised."""
         if effect.get() is not self._border.judge:
-            lost = isinstance(error, LMError | OSError) and not isinstance(error, ContextWindowExceededError)
+            lost = is_outage(error) and not isinstance(error, ContextWindowExceededError)
             reason = self._reason(error)
             raised = ParseFailure(f"the program raised {reason}", raised=True)
             outcome = ProviderFailure(reason) if lost else raised

@@ -409,6 +409,7 @@ class Gate:
         if current.texts is not None:
             current.texts.append(request_text(*request.parts[:2]))
         if key is not None and (body := self._recall(key, current, role)) is not None:
+            self.ledger.foresee(role, self._size(request))
             return request.load(body)
         for attempt in range(self.max_retries + 1):
             place = yield from self._admission(role, request, current)
@@ -465,15 +466,19 @@ class Gate:
         except JournalError as error:
             raise self.stop("journal", str(error)) from None
 
+    def _size(self, request: Request) -> int:
+        """Return about how many tokens a request has, if that matters."""
+        budget = self.ledger.budget
+        sized = budget.tokens is not None or budget.usd is not None
+        return len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
+
     def _admission(self, role: Role, request: Request, current: Effect) -> Generator[Wait, object, Admission]:
         outer = admission.get()
         depth = 0 if outer is None else outer.depth + 1
         if outer is not None and not outer.taken and not self._halt.is_set():
             outer.taken = True
             return Admission(outer.ticket, depth)
-        budget = self.ledger.budget
-        sized = budget.tokens is not None or budget.usd is not None
-        size = len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
+        size = self._size(request)
         reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
         waiter, final = object(), False
         try:

@@ -136,6 +136,9 @@ class Ledger:
     Args:
         budget: The caps.
         clock: Seconds, monotonic.
+
+    Attributes:
+        largest: The most that was reserved for one call, once it was known what calls use.
     """
 
     def __init__(self, budget: Budget, clock: Callable[[], float] = time.monotonic) -> None:
@@ -147,6 +150,7 @@ class Ledger:
         self._open: list[Ticket] = []
         self._worst: dict[str, Usage] = {}
         self._held = Budget()
+        self.largest = Usage(calls=1)
 
     @property
     def seconds(self) -> float:
@@ -202,20 +206,35 @@ class Ledger:
             for it may give back what it reserved.
         """
         with self._lock:
-            worst = self._worst.get(role)
+            each = self._foreseen(role, prompt)
             ticket = Ticket(role, calls, tokens, 0.0, may_hit)
-            if worst is not None:
-                each = max(1.25 * worst.tokens, prompt + 1.25 * worst.output_tokens)
-                growth = each / worst.tokens if worst.tokens else 1.25
-                ticket = Ticket(role, calls, math.ceil(each) * calls, growth * (worst.usd or 0.0) * calls, may_hit)
+            if each is not None:
+                ticket = Ticket(role, calls, each.tokens * calls, (each.usd or 0.0) * calls, may_hit)
             cap = self._refused_by(ticket)
-            probing = self.budget.usd is not None and worst is None and any(t.role == role for t in self._open)
+            probing = self.budget.usd is not None and each is None and any(t.role == role for t in self._open)
             if cap is None and not probing:
                 self._open.append(ticket)
                 return ticket
             if probing or (cap != "seconds" and self._may_come_back(cap)):
                 return None
             return cap
+
+    def foresee(self, role: Role, prompt: int) -> None:
+        """Note a call that is answered without being sent: `largest` is then what it is where it was sent."""
+        with self._lock:
+            self._foreseen(role, prompt)
+
+    def _foreseen(self, role: Role, prompt: int) -> Usage | None:
+        """Return the most that a call may use, by those that were settled; None as long as none was."""
+        worst = self._worst.get(role)
+        if worst is None:
+            return None
+        tokens = max(1.25 * worst.tokens, prompt + 1.25 * worst.output_tokens)
+        growth = tokens / worst.tokens if worst.tokens else 1.25
+        each = Usage(1, math.ceil(tokens), usd=growth * (worst.usd or 0.0))
+        most = self.largest
+        self.largest = Usage(1, max(most.tokens, each.tokens), usd=max(most.usd or 0.0, each.usd or 0.0))
+        return each
 
     def _refused_by(self, ticket: Ticket) -> Cap | None:
         used, budget, held = sum(self._used.values(), Usage()), self.budget, self._held
@@ -245,16 +264,22 @@ class Ledger:
             self._open.remove(ticket)
             self._used[ticket.role] = self._used.get(ticket.role, Usage()) + usage
             if usage.calls and answered:
-                worst = self._worst.get(ticket.role, Usage())
-                per = max(1, usage.calls)
-                self._worst[ticket.role] = replace(
-                    worst,
-                    input_tokens=max(worst.input_tokens, math.ceil(usage.input_tokens / per)),
-                    output_tokens=max(worst.output_tokens, math.ceil(usage.output_tokens / per)),
-                    usd=max(worst.usd or 0.0, (usage.usd or 0.0) / per),
-                )
+                self._learn(ticket.role, usage)
+
+    def _learn(self, role: Role, usage: Usage) -> None:
+        """Keep what the largest calls of a role used."""
+        worst, per = self._worst.get(role, Usage()), max(1, usage.calls)
+        self._worst[role] = replace(
+            worst,
+            input_tokens=max(worst.input_tokens, math.ceil(usage.input_tokens / per)),
+            output_tokens=max(worst.output_tokens, math.ceil(usage.output_tokens / per)),
+            usd=max(worst.usd or 0.0, (usage.usd or 0.0) / per),
+        )
 
     def replay(self, role: Role, usage: Usage) -> None:
         """Count a call that an earlier session of the run made and its journal has answered now."""
         with self._lock:
             self._used[role] = self._used.get(role, Usage()) + replace(usage, replayed=usage.calls)
+            if usage.tokens:
+                self._learn(role, usage)
+                self._foreseen(role, 0)

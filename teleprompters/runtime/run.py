@@ -95,7 +95,7 @@ class Run:
         unworked: Why some became none -> how many.
         threshold: The score from which on the search counts an answer as a success; None if it asks for none.
         directory: Where the run keeps what survives it; None if it keeps nothing.
-        most_used: The most of each that a program run has used until now.
+        most_calls: The most calls that a program run has made until now.
         alignment: What a prompter's training came to, for the compilation; None without one.
     """
 
@@ -138,7 +138,7 @@ class Run:
         self._settled: dict[str, Outcome] = {}  # a finished task holds its whole context: thousands are a hundred MB
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._costs: dict[str, Usage] = {}
-        self.most_used = Usage(calls=len(self.predictors))
+        self.most_calls = len(self.predictors)
         self._id = ids
         self._over = False
         self._heard = False
@@ -580,13 +580,8 @@ class Run:
         return outcome_from_json(body)
 
     def _count_cost(self, key: str, used: Usage) -> None:
-        self._costs[key], most = used, self.most_used
-        self.most_used = Usage(
-            max(most.calls, used.calls),
-            max(most.input_tokens, used.input_tokens),
-            max(most.output_tokens, used.output_tokens),
-            max(most.usd or 0.0, used.usd or 0.0),
-        )
+        self._costs[key] = used
+        self.most_calls = max(self.most_calls, used.calls)
 
     def _emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
         if not self._stream.watched:

@@ -24,7 +24,7 @@ from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.identity import Identity
 from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, Usage
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.record import record_of, write_record
@@ -142,7 +142,7 @@ class Session:
             directory=job.run_dir,
         )
         if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
-            self.throttle.fits = self._fits
+            self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.run.most_calls)
         self._holding = False
         self._releasing = threading.Lock()
         self._search: asyncio.Future[Candidate] | None = None
@@ -307,14 +307,6 @@ class Session:
             )
             self._holding = True
             self.gate.release = self._release
-
-    def _fits(self, runs: int) -> bool:
-        """Whether the caps, less what is held, last for so many runs like the largest: of tokens, with the margin that
-        the ledger reserves for each call.
-        """
-        most = self.run.most_used
-        margin = Usage(most.calls, math.ceil(1.25 * most.input_tokens), math.ceil(1.25 * most.output_tokens))
-        return self.ledger.affords(replace(margin, usd=1.25 * (most.usd or 0.0)), runs)
 
     def _release(self) -> bool | None:
         """Give the search what is held for the report, if so far there is nothing to report on.
