@@ -15,7 +15,8 @@ from replies_support import Engine, written
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import Event, Malformed
-from cuesmith.teleprompters.runtime.replies import is_refusal, reaches, strip_thinking
+from cuesmith.teleprompters.runtime.replies import is_refusal, reaches
+from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
 GOOD = "BETTER: say the word."
 

@@ -19,8 +19,8 @@ from replies_support import Engine, written
 
 from cuesmith.teleprompters import ABO, Compiler, IterativeAPE
 from cuesmith.teleprompters.peers.copro import COPRO
-from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, to_json, typed
-from cuesmith.teleprompters.runtime.evidence import content_key, describe_task, render_fields, text_of
+from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, question_key, to_json, typed
+from cuesmith.teleprompters.runtime.evidence import describe_task, render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import Guard
 
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG" * 15_000).decode()
@@ -91,7 +91,7 @@ def test_a_picture_by_its_address_is_shown() -> None:
 
 def test_examples_with_other_pictures_are_other_questions() -> None:
     pictures = [dspy.Image(url="data:image/png;base64," + base64.b64encode(bytes([k]) * 9000).decode()) for k in (1, 2)]
-    keys = {content_key(dspy.Example(picture=p, answer="a").with_inputs("picture")) for p in pictures}
+    keys = {question_key(dspy.Example(picture=p, answer="a").with_inputs("picture")) for p in pictures}
     assert len(keys) == 2
 
 
