@@ -199,11 +199,17 @@ def test_replies_that_cannot_be_used_are_counted_and_no_votes() -> None:
 
 
 @pytest.mark.parametrize(("said", "known"), [("A", True), (" b.", True), ("name: C", True), ("**A**", True),
-                                             ("D", False), ("A or B", False), ("the first", False), ("", False)])
+                                             ("D", False), ("A or B", False), ("the first", False)])
 def test_a_condition_has_to_be_one_of_the_names(said: str, known: bool) -> None:
     judge = ConditionJudge(Inquiry(toy_lm(ToyEngine(reply=lambda s, u, d: reply(condition=said)))))
     guess = judge("feedback", {"one": "1", "two": "2", "three": "3"})
     assert (guess in ("one", "two", "three")) if known else guess is None
+
+
+def test_a_condition_that_is_blank_is_no_reply() -> None:
+    judge = ConditionJudge(Inquiry(toy_lm(ToyEngine(reply=lambda s, u, d: reply(condition="")))))
+    with pytest.raises(JudgeFailed, match="none of 1 replies could be used; the first: the reply is empty"):
+        judge("feedback", {"one": "1", "two": "2", "three": "3"})
 
 
 def test_feedback_without_a_guess_does_not_count() -> None:

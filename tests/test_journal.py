@@ -397,7 +397,7 @@ EDITS: dict[str, Callable[[list[bytes]], list[bytes]]] = {
     "count": lambda lines: [b"".join(lines).replace(b'"calls":1', b'"calls":0', 1)],
     "key": lambda lines: [b"".join(lines).replace(b'["outcomes","', b'["outcomes","0', 1)],
     "table": lambda lines: [b"".join(lines).replace(b'["calls",', b'["outcomes",', 1)],
-    "identity": lambda lines: [re.sub(rb'"seed":"(\d+)', rb'"seed":"1\1', b"".join(lines), count=1)],
+    "identity": lambda lines: [re.sub(rb'"seed":"(\w)', rb'"seed":"x\1', b"".join(lines), count=1)],
     "bodies swapped": _swapped_bodies,
     "line doubled": lambda lines: [*lines[:9], lines[8], *lines[9:]],
     "line doubled at the end": lambda lines: [*lines, lines[8]],

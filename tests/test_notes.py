@@ -104,7 +104,7 @@ def kinds(found: Compilation) -> dict[str, str]:
 def test_an_optimizer_that_refuses_is_no_search_that_found_nothing(kind: type) -> None:
     found = compiled(kind, refuses)
     said = kinds(found)
-    assert re.match(r"0 of (\d+) optimizer replies could be used: \1 unreadable; the first: Adapter", said["replies"])
+    assert re.match(r"0 of (\d+) optimizer replies could be used: \1 refused; the first: Adapter", said["replies"])
     assert said["verdict"].startswith("Nothing was tried") and "not one of" in said["verdict"]
     assert not any("Nothing scored above" in note for note in found.notes) and len(found.candidates) == 1
 
@@ -124,7 +124,7 @@ def test_some_replies_that_cannot_be_used_are_counted_and_leave_the_verdict() ->
     good = writes("plain")
     found = compiled(IterativeAPE, lambda s, u, n: refuses(s, u, n) if n <= 2 else good(s, u, n), max_in_flight=1)
     said = kinds(found)
-    assert re.match(r"\d+ of \d+ optimizer replies could be used: 1 unreadable; ", said["replies"])
+    assert re.match(r"\d+ of \d+ optimizer replies could be used: 1 refused; ", said["replies"])
     assert said["verdict"] == "Nothing scored above the student: it is returned unchanged."
 
 

@@ -62,8 +62,8 @@ def test_a_key_revoked_in_mid_run(
     for text in (repr(compilation), repr(events), logged):
         assert KEY not in text
     assert KEY.encode() not in everything(tmp_path)
-    with Provider() as healthy:
-        resumed = toy_compile(healthy.lm(), run_dir=tmp_path, max_in_flight=in_flight, **small)
+    with Provider(port=provider.port) as healthy:  # another address would be another run
+        resumed = toy_compile(healthy.lm(engine=engine), run_dir=tmp_path, max_in_flight=in_flight, **small)
         assert resumed.compilation.stopped_by is None
         assert healthy.calls + 30 == whole.spent.total.calls, "no call that was answered is repeated"
     assert Candidate.of(resumed) == whole.best.candidate and resumed.compilation.gain == whole.gain

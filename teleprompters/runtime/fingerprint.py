@@ -572,7 +572,7 @@ class _Reader:
         self._options(getattr(lm, "kwargs", {}), name)
         engines = [self._engine(getattr(lm, spec, None)) for spec in ("_engine_spec", "_async_engine_spec")]
         self._part(f"engine{_of(name)}", *engines)
-        left_out = _LM_BASE | (_LM_PLUMBING if isinstance(lm, dspy.LM) else set())
+        left_out = _LM_BASE | (_LM_PLUMBING if hasattr(lm, "_engine_spec") else set())
         self._attributes({k: v for k, v in vars(lm).items() if not _names_key(k)}, name, left_out)
 
     def _engine(self, engine: object) -> object:

@@ -332,8 +332,8 @@ def _held(owner: object, depth: int = 3) -> Iterator[str]:
         reaches = isinstance(value, dspy.BaseLM) or hasattr(value, "complete") or not callable(value)
         if depth and reaches and _REACHING.search(name):
             yield from _held(value, depth - 1)
-    if isinstance(owner, dspy.LM):
-        for provider in owner._providers:  # declared by dspy.lm15.register_provider
+    if isinstance(owner, dspy.BaseLM):
+        for provider in getattr(owner, "_providers", ()):  # declared by dspy.lm15.register_provider
             yield from _secrets("headers", dict(provider.definition.access.headers))
             yield from _secrets("key", provider.definition.placeholder_key)
             for variable in provider.definition.access.env_keys:
