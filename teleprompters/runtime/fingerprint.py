@@ -8,6 +8,7 @@ version (`origins`). What has no content that could be read (a lock, a socket) i
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import contextvars
 import copyreg
@@ -20,11 +21,13 @@ import logging
 import re
 import struct
 import sys
+import threading
 import types
 import typing
 import weakref
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
+from concurrent import futures
 from typing import Any
 
 import dspy
@@ -98,6 +101,8 @@ _FLAGS = 0xFFFF
 _SLOTS = (types.MemberDescriptorType, types.GetSetDescriptorType)
 _BY_NAME = (*_SLOTS, types.WrapperDescriptorType, types.MethodDescriptorType, types.ClassMethodDescriptorType)
 _CONTAINERS = (dict, list, tuple, set, frozenset, str, int, float, complex, bytes, bytearray)
+_AT_WORK = (asyncio.AbstractEventLoop, asyncio.Future, futures.Executor, futures.Future, threading.Thread)
+"""What works for a program while it runs, and is no part of its content."""
 _WEAK = (weakref.WeakKeyDictionary, weakref.WeakValueDictionary, weakref.WeakSet)
 
 
@@ -158,6 +163,7 @@ class _Reader:
         self._waiting: deque[tuple[object, Callable[[], None]]] = deque()
         self._open: dict[int, int] = {}
         self._done: dict[int, tuple[object, bytes]] = {}
+        self._kept_by_none: dict[int, tuple[object, bytes]] = {}
         self._loops = 0
         self._ranked = ranked
         self._here = ""
@@ -368,6 +374,9 @@ class _Reader:
         kind = type(value)
         if isinstance(value, _WEAK):
             return self._all("weak", kind)
+        if isinstance(value, _AT_WORK) or id(value) in self._kept_by_none:
+            self._unreadable(value)
+            return self._kept_by_none.get(id(value), (value, self._all("made", kind)))[1]
         before = self._mark()
         try:
             reduced = _reduced(value)
@@ -387,6 +396,7 @@ class _Reader:
         for place in list(self.unread)[before[0] :]:
             del self.unread[place]
         self._unreadable(value)
+        self._kept_by_none[id(value)] = (value, found)  # in a net of such objects each would be read again and again
         return found
 
     def _mark(self) -> tuple[int, int, int, int]:
