@@ -38,9 +38,10 @@ from cuesmith.teleprompters.runtime.gate import (
     Request,
     admission,
     effect,
+    hired,
     public_options,
 )
-from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Usage
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
 
@@ -272,7 +273,7 @@ def _request(lm: Any, call: Any, current: Effect) -> Request:
         limit if isinstance(limit, int) else None,
         bool(call.cache),
         is_free(lm),
-        current.role_of(lm),
+        _role(lm, current),
         id(lm if caller is None else caller),
         _loaded,
     )
@@ -385,7 +386,7 @@ def _overridden(method: Any) -> Any:
 def _own_request(lm: Any, args: Sequence[object], options: Mapping[str, Any], current: Effect) -> Request:
     plainly = public_options({**(getattr(lm, "kwargs", None) or {}), **options})
     model = str(getattr(lm, "model", type(lm).__name__))
-    return Request(model, (args, plainly), 1, None, False, is_free(lm), current.role_of(lm), id(lm), attributes)
+    return Request(model, (args, plainly), 1, None, False, is_free(lm), _role(lm, current), id(lm), attributes)
 
 
 def _own_reply(answer: Any, lm: Any, gate: Gate) -> Reply:
@@ -414,11 +415,13 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
     if place is None:
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate, current = place
+    if not isinstance(model, str):
+        gate.unseen.add(_FUNCTION)
+        with _embedding():
+            return _real_embed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
-    if isinstance(model, str):
-        return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
-    return gate.call(request, lambda: _vectors(model(batch_inputs, **options), Usage(calls=1)), current)
+    return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
 
 
 async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
@@ -426,20 +429,41 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     if place is None:
         return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate, current = place
+    if not isinstance(model, str):
+        gate.unseen.add(_FUNCTION)
+        with _embedding():
+            return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
 
     async def send() -> Reply:
-        if not isinstance(model, str):
-            return _vectors(model(batch_inputs, **options), Usage(calls=1))
         return _embedded(await _litellm.load().aembedding(model, batch_inputs, **options))
 
     return await gate.acall(_embedding_request(model, batch_inputs, options), send, current)
 
 
-def _embedding_request(model: Any, batch: Sequence[str], options: Mapping[str, Any]) -> Request:
-    name = model if isinstance(model, str) else getattr(model, "__qualname__", type(model).__qualname__)
-    parts = (tuple(batch), public_options(options))
-    return Request(name, parts, 1, 0, False, not isinstance(model, str), "embedder", name, _vectors_of)
+def _embedding_request(model: str, batch: Sequence[str], options: Mapping[str, Any]) -> Request:
+    return Request(
+        model, (tuple(batch), public_options(options)), 1, 0, False, False, "embedder", model, _vectors_of
+    )  # fmt: skip
+
+
+_FUNCTION = "an embedder that is a function (what it calls past dspy is neither capped nor counted)"
+_embeds: ContextVar[bool] = ContextVar("cuesmith_embeds", default=False)
+
+
+@contextmanager
+def _embedding() -> Iterator[None]:
+    """Let models that are called within be called for an embedder."""
+    token = _embeds.set(True)
+    try:
+        yield
+    finally:
+        _embeds.reset(token)
+
+
+def _role(lm: Any, current: Effect) -> Role:
+    return "embedder" if _embeds.get() else current.role_of(lm)
+
 
 
 def _embedded(response: Any) -> Reply:
@@ -460,23 +484,24 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-Carried = tuple[Effect | None, list[str] | None]
-"""What a thread takes over: the effect that it works for, and whether calls are forbidden."""
+Carried = tuple[Effect | None, list[str] | None, bool]
+"""What a thread takes over: the effect that it works for, whether calls are forbidden, and whether it is `hired`."""
 
 
 def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Do a thread's work on behalf of whom it was begun for."""
-    tokens = effect.set(carried[0]), _forbidden.set(carried[1])
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1]), hired.set(carried[2])
     try:
         return work(*args, **options)
     finally:
         effect.reset(tokens[0])
         _forbidden.reset(tokens[1])
+        hired.reset(tokens[2])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get(), _forbidden.get()
-    if carried != (None, None) and not isinstance(thread, threading._DummyThread):
+    carried = effect.get(), _forbidden.get(), True
+    if carried[:2] != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
         def within() -> None:
@@ -488,7 +513,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, (effect.get(), _forbidden.get()), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get(), False), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

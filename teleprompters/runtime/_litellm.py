@@ -62,6 +62,7 @@ def _watcher_of(leads_to: Any) -> Any:
             gate, current = place
             self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
             current.replayable = False
+            gate.unseen.add("calls of LiteLLM past dspy (counted and capped, but a resumed run may pay for them again)")
             ticket = gate.admit_foreign(str(model), messages, current)
             self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)
 

@@ -376,7 +376,8 @@ class _Reader:
             return self._all("weak", kind)
         if isinstance(value, _AT_WORK) or id(value) in self._kept_by_none:
             self._unreadable(value)
-            return self._kept_by_none.get(id(value), (value, self._all("made", kind)))[1]
+            known = self._kept_by_none.get(id(value))
+            return self._all("made", kind) if known is None else known[1]
         before = self._mark()
         try:
             reduced = _reduced(value)
@@ -391,8 +392,8 @@ class _Reader:
             pass
         self._back_to(before)
         data = getattr(value, "__dict__", {})
-        known = {name: data.get(name, data.get(f"_{name}")) for name in sorted(_parameters(kind))}
-        found = self._all("made", kind, known)
+        given = {name: data.get(name, data.get(f"_{name}")) for name in sorted(_parameters(kind))}
+        found = self._all("made", kind, given)
         for place in list(self.unread)[before[0] :]:
             del self.unread[place]
         self._unreadable(value)

@@ -193,6 +193,9 @@ class Admission:
     taken: bool = False
 
 
+hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
+"""Whether this thread is one that a program has begun by itself."""
+
 admission: ContextVar[Admission | None] = ContextVar("cuesmith_admission", default=None)
 """The call that is being sent in this context."""
 
@@ -246,6 +249,7 @@ class Gate:
 
     Attributes:
         stray: The effect of calls that no effect of the run makes, such as those of threads begun before it.
+        unseen: What the door sees only in part, in words.
         stopped_by: What has stopped the run; None while nothing has.
         reason: Why, in words.
     """
@@ -268,6 +272,7 @@ class Gate:
         self.reason = ""
         self.stopped_by: str | None = None
         self.stray = Effect("stray", "other", self)
+        self.unseen: set[str] = set()
         self._on_retry = on_retry
         self._halt = threading.Event()
         self._closed = False
@@ -311,8 +316,6 @@ class Gate:
     def check(self, current: Effect | None = None) -> None:
         """Raise `RunStopped` if the door is closed, to all or to this effect."""
         if self._halt.is_set() or (current is not None and current.abandoned):
-            if current is not None:
-                current.stopped = True
             raise RunStopped(self.stopped_by or "stopped")
 
     def note_timeout(self, seconds: float | None) -> None:
@@ -332,13 +335,16 @@ class Gate:
 
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
         """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
-        protocol = self._protocol(request, current or effect.get() or self.stray)
+        current = current or effect.get() or self.stray
+        protocol = self._protocol(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
                 action = protocol.send(answer)
             except StopIteration as done:
                 return done.value
+            except RunStopped as stop:
+                raise _refusal(current, stop) from None
             answer = None
             if isinstance(action, Wait):
                 self._halt.wait(action.seconds)
@@ -355,13 +361,16 @@ class Gate:
         self, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect | None = None
     ) -> object:
         """Make one call from a coroutine. Arguments and result are those of `call`."""
-        protocol = self._protocol(request, current or effect.get() or self.stray)
+        current = current or effect.get() or self.stray
+        protocol = self._protocol(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
                 action = protocol.send(answer)
             except StopIteration as done:
                 return done.value
+            except RunStopped as stop:
+                raise _refusal(current, stop) from None
             answer = None
             if isinstance(action, Wait):
                 await self._pause(action.seconds)
@@ -387,6 +396,8 @@ class Gate:
             except StopIteration as done:
                 place: Admission = done.value
                 return place.ticket
+            except RunStopped as stop:
+                raise _refusal(current, stop) from None
 
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
@@ -490,7 +501,6 @@ class Gate:
                 if answer is None:
                     yield Wait(0.005)
                 elif final:
-                    current.stopped = True
                     raise self.stop(answer, f"the budget's cap on {answer} is reached")
                 else:
                     self._at_cap.add(waiter)
@@ -541,15 +551,18 @@ class Gate:
         self, error: BaseException, attempt: int, place: Admission, request: Request, current: Effect
     ) -> float:
         """Return the seconds to wait before the next attempt, or raise what ends the call or the run."""
-        if not isinstance(error, Exception) or place.taken:
+        if not isinstance(error, Exception):
+            raise error
+        if place.taken:  # its inner calls were tried again, and what they met is known
+            if not place.depth and is_outage(error):
+                current.failure = current.failure or self.redactor(f"{type(error).__name__}: {error}")[:400]
             raise error
         for kind, by in STOPPING:
             if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
-                current.stopped = True
                 raise self.stop(by, str(error)) from None
         transient = _is_transient(error)
         if not transient or attempt >= self._retries(error):
-            self._give_up(error, transient, request, current)
+            self._give_up(error, transient, place, request, current)
             raise error
         hint = getattr(error, "retry_after", None)
         if isinstance(error, LMRateLimitError):
@@ -564,13 +577,19 @@ class Gate:
         unreached = not self._answered and not isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
         return min(2, self.max_retries) if unreached else self.max_retries
 
-    def _give_up(self, error: Exception, transient: bool, request: Request, current: Effect) -> None:
-        """Note that a call has failed for good, so that its effect cannot pass for one that was answered."""
+    def _give_up(
+        self, error: Exception, transient: bool, place: Admission, request: Request, current: Effect
+    ) -> None:
+        """Note that a call has failed for good, so that its effect cannot pass for one that was answered.
+
+        A call that another model makes has failed for good only if that model does: it may have a second one to ask.
+        """
         reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
         if isinstance(error, LMInvalidRequestError):
             current.refused[request.caller] = reason
         elif transient or isinstance(error, LMError):
-            current.failure = current.failure or reason
+            if not place.depth:
+                current.failure = current.failure or reason
             if not isinstance(error, EmptyReply | FilteredReply):
                 self._note_outage(reason)
 
@@ -591,6 +610,19 @@ def request_text(prompt: object, messages: object) -> str:
 
 def _list(value: object) -> list[object]:
     return list(value) if isinstance(value, list | tuple) else []
+
+
+class Refused(RuntimeError):
+    """A call was not sent, for the run is stopped: what a thread of the program's own is told.
+
+    `RunStopped` is no `Exception`, and would end such a thread without a word to whoever waits for its result.
+    """
+
+
+def _refusal(current: Effect, stop: RunStopped) -> BaseException:
+    """Mark the effect, whose result can mean nothing any more, and return what to raise in this thread."""
+    current.stopped = True
+    return Refused(f"the run is stopped ({stop})") if hired.get() else stop
 
 
 def is_outage(error: BaseException | None) -> bool:

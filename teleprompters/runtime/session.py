@@ -354,6 +354,8 @@ class Session:
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
         job, run, by = self.job, self.run, self.gate.stopped_by
+        if self.gate.unseen:
+            run.note(f"Seen only in part: {'; '.join(sorted(self.gate.unseen))}.", kind="uncounted")
         if by is not None:
             run.note(f"The search was stopped by {by}: {self.gate.reason}", kind="stopped")
         self._remark(best, gain)
