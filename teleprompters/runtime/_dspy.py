@@ -41,7 +41,7 @@ from cuesmith.teleprompters.runtime.gate import (
     hired,
     public_options,
 )
-from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Usage
+from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
 
@@ -273,7 +273,7 @@ def _request(lm: Any, call: Any, current: Effect) -> Request:
         limit if isinstance(limit, int) else None,
         bool(call.cache),
         is_free(lm),
-        _role(lm, current),
+        current.role_of(lm),
         id(lm if caller is None else caller),
         _loaded,
     )
@@ -386,7 +386,7 @@ def _overridden(method: Any) -> Any:
 def _own_request(lm: Any, args: Sequence[object], options: Mapping[str, Any], current: Effect) -> Request:
     plainly = public_options({**(getattr(lm, "kwargs", None) or {}), **options})
     model = str(getattr(lm, "model", type(lm).__name__))
-    return Request(model, (args, plainly), 1, None, False, is_free(lm), _role(lm, current), id(lm), attributes)
+    return Request(model, (args, plainly), 1, None, False, is_free(lm), current.role_of(lm), id(lm), attributes)
 
 
 def _own_reply(answer: Any, lm: Any, gate: Gate) -> Reply:
@@ -417,8 +417,7 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
     gate, current = place
     if not isinstance(model, str):
         gate.unseen.add(_FUNCTION)
-        with _embedding():
-            return _real_embed(model, batch_inputs, caching=caching, **options)
+        return _real_embed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
     return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
@@ -431,8 +430,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     gate, current = place
     if not isinstance(model, str):
         gate.unseen.add(_FUNCTION)
-        with _embedding():
-            return await _real_aembed(model, batch_inputs, caching=caching, **options)
+        return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
 
     async def send() -> Reply:
@@ -448,22 +446,6 @@ def _embedding_request(model: str, batch: Sequence[str], options: Mapping[str, A
 
 
 _FUNCTION = "an embedder that is a function (what it calls past dspy is neither capped nor counted)"
-_embeds: ContextVar[bool] = ContextVar("cuesmith_embeds", default=False)
-
-
-@contextmanager
-def _embedding() -> Iterator[None]:
-    """Let models that are called within be called for an embedder."""
-    token = _embeds.set(True)
-    try:
-        yield
-    finally:
-        _embeds.reset(token)
-
-
-def _role(lm: Any, current: Effect) -> Role:
-    return "embedder" if _embeds.get() else current.role_of(lm)
-
 
 
 def _embedded(response: Any) -> Reply:

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
-from cuesmith.teleprompters.runtime.ledger import Ticket, Usage
+from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
 
 _lock = threading.Lock()
 _watcher: Any = None
@@ -63,7 +63,8 @@ def _watcher_of(leads_to: Any) -> Any:
             self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
             current.replayable = False
             gate.unseen.add("calls of LiteLLM past dspy (counted and capped, but a resumed run may pay for them again)")
-            ticket = gate.admit_foreign(str(model), messages, current)
+            role: Role = "embedder" if "embedding" in str(kwargs.get("call_type")) else current.role
+            ticket = gate.admit_foreign(str(model), messages, current, role)
             self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)
 
         def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:

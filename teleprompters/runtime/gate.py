@@ -383,13 +383,13 @@ class Gate:
             finally:
                 admission.reset(token)
 
-    def admit_foreign(self, model: str, parts: object, current: Effect) -> Ticket:
+    def admit_foreign(self, model: str, parts: object, current: Effect, role: Role) -> Ticket:
         """Admit a call that is about to be sent past the door, from the thread that sends it; settled when it is over.
 
         Raises:
             RunStopped: If it may not be sent.
         """
-        asking = self._admission(current.role, Request(model, (parts,), 1, None, False, False), current)
+        asking = self._admission(role, Request(model, (parts,), 1, None, False, False), current)
         while True:
             try:
                 self._halt.wait(next(asking).seconds)
