@@ -381,10 +381,12 @@ def an_embedder(world: World) -> Any:
 
 @case
 def an_embedder_that_is_a_function(world: World) -> Any:
+    base = world.server.base
+
     def embed(texts: Sequence[str]) -> Any:
         import litellm
 
-        found = litellm.embedding(model="openai/embedder", input=texts, api_base=world.server.base, api_key=KEY)
+        found = litellm.embedding(model="openai/embedder", input=texts, api_base=base, api_key=KEY)
         return np.array([row["embedding"] for row in found.data])
 
     return Program(lambda self, question: self.kept.embed([question]) is not None and self.say(question=question),

@@ -416,7 +416,7 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate, current = place
     if not isinstance(model, str):
-        gate.unseen.add(_FUNCTION)
+        gate.note_unseen(_FUNCTION)
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
@@ -429,7 +429,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
         return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate, current = place
     if not isinstance(model, str):
-        gate.unseen.add(_FUNCTION)
+        gate.note_unseen(_FUNCTION)
         return await _real_aembed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
 

@@ -16,6 +16,7 @@ from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
 
 _lock = threading.Lock()
 _watcher: Any = None
+_PAST = "calls of LiteLLM past dspy (capped and counted, but a resumed run may pay for them again)"
 
 
 def load() -> Any:
@@ -62,7 +63,7 @@ def _watcher_of(leads_to: Any) -> Any:
             gate, current = place
             self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
             current.replayable = False
-            gate.unseen.add("calls of LiteLLM past dspy (counted and capped, but a resumed run may pay for them again)")
+            gate.note_unseen(_PAST)
             role: Role = "embedder" if "embedding" in str(kwargs.get("call_type")) else current.role
             ticket = gate.admit_foreign(str(model), messages, current, role)
             self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)

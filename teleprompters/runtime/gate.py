@@ -399,6 +399,13 @@ class Gate:
             except RunStopped as stop:
                 raise _refusal(current, stop) from None
 
+    def note_unseen(self, what: str) -> None:
+        """Note what the door sees only in part; a resumed run says it too."""
+        if what not in self.unseen:
+            self.unseen.add(what)
+            if self.journal is not None:
+                self._keep(f"unseen:{what}", "other", None, Usage(), unseen=what)
+
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
         self.ledger.settle(ticket, usage, answered=not failure)
@@ -462,10 +469,12 @@ class Gate:
         """Count all that earlier sessions of the run paid, before anything is sent: its caps are the run's."""
         for body in journal.bodies("calls"):
             role, usage = body["role"], body["usage"]
+            if isinstance(unseen := body.get("unseen"), str):
+                self.unseen.add(unseen)
             assert role in get_args(Role) and isinstance(usage, dict)
             self.ledger.replay(cast(Role, role), Usage(**usage))
 
-    def _keep(self, key: str, role: Role, reply: Reply | None, usage: Usage) -> None:
+    def _keep(self, key: str, role: Role, reply: Reply | None, usage: Usage, **more: str) -> None:
         """Journal a call; without a reply, or one that cannot be kept, it is only counted by a resumed run."""
         assert self.journal is not None
         used = {name: getattr(usage, name) for name in _KEPT_USAGE}
@@ -473,7 +482,8 @@ class Gate:
         if stored is None:
             key = f"{key}#{uuid.uuid4().hex}"
         try:
-            self.journal.put("calls", key, {"outputs": stored, "usage": used, "role": role, "finish": list(finish)})
+            body = {"outputs": stored, "usage": used, "role": role, "finish": list(finish), **more}
+            self.journal.put("calls", key, body)
         except JournalError as error:
             raise self.stop("journal", str(error)) from None
 
