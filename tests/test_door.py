@@ -19,6 +19,7 @@ import multiprocessing.pool
 import threading
 import time
 import types
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -116,6 +117,10 @@ def replies(answer: Callable[[Sent], str] = by_rule) -> Callable[[Sent], str]:
     return reply
 
 
+BEFORE: weakref.WeakKeyDictionary[World, int] = weakref.WeakKeyDictionary()
+"""How many requests the server had before each case. Not an attribute: programs reach their world."""
+
+
 class World:
     """The models of one case, and what they were asked."""
 
@@ -123,7 +128,7 @@ class World:
         self.answer: Callable[[Sent], str] = by_rule
         self.engine, self.server = Engine(replies(lambda sent: self.answer(sent))), server
         self.others: list[str] = []
-        self._before = len(server.asked)
+        BEFORE[self] = len(server.asked)
 
     def lm(self, name: str, **options: Any) -> dspy.LM:
         """Return a model of that name in this process."""
@@ -137,13 +142,13 @@ class World:
         """Forget what the making of a program has asked."""
         self.engine.sent.clear()
         self.others.clear()
-        self._before = len(self.server.asked)
+        BEFORE[self] = len(self.server.asked)
 
     @property
     def asked(self) -> Counter[str]:
         """How often each model was asked."""
         inside = (str(sent.request.model).split("/")[-1] for sent in self.engine.sent if sent.request is not None)
-        return Counter([*inside, *self.server.asked[self._before :], *self.others])
+        return Counter([*inside, *self.server.asked[BEFORE[self] :], *self.others])
 
     @property
     def by_role(self) -> Mapping[str, int]:
@@ -409,7 +414,7 @@ def nearest_examples(world: World) -> Any:
 
 @case
 def the_same_pool_always(world: World) -> Any:
-    pool = ThreadPoolExecutor(2)
+    pool = ThreadPoolExecutor(2, thread_name_prefix="kept")
     return with_own_model(world, lambda self, asks: list(pool.map(lambda q: self.say(question=q), asks)))
 
 
@@ -709,7 +714,7 @@ def a_judge_by_litellm(world: World) -> Any:
 
 @case
 def a_judge_in_a_thread(world: World) -> Any:
-    pool, lm = ThreadPoolExecutor(2), judge(world)
+    pool, lm = ThreadPoolExecutor(2, thread_name_prefix="kept"), judge(world)
     return lambda example, prediction, trace=None: pool.submit(helped, lm, example, prediction).result()
 
 

@@ -301,15 +301,14 @@ def test_a_long_prompt_can_be_rewritten(longest: int | None, used: bool) -> None
     assert any(rules in "\n".join(str(m.text) for m in r.messages) for r in optimizer.requests), "shown in part"
 
 
-@pytest.mark.parametrize(("most", "used"), [(2, False), (3, True), (12, True)])
-def test_the_optimizer_is_told_how_many_steps_there_may_be(most: int, used: bool) -> None:
+@pytest.mark.parametrize(("most", "used"), [(2, False), (3, True)])
+def test_steps_that_are_too_many_are_refused_and_never_cut(most: int, used: bool) -> None:
     optimizer = Engine(lambda s, u, n: '[[ ## task ## ]]\nt\n[[ ## steps ## ]]\n["Read.", "Write BETTER.", "Say."]')
     target = Engine(lambda s, u, n: "[[ ## answer ## ]]\nno")
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
     compiler = ABO(right, max_steps=most, steps=0, initial=1, demonstrations=False, **options(optimizer))
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         found = compiler.compile(dspy.Predict("question -> answer"), trainset=data).compilation
-    asked = str(optimizer.requests[0].messages[-1].text)
-    assert f"[[ ## most_steps ## ]]\n{most}" in asked and "8" not in str(optimizer.requests[0].system)
     texts = [trial.candidate.prompts["self"].instructions for trial in found.candidates[1:]]
     assert ["Step 3: Say." in text for text in texts] == [True] * used
+    assert used or any("too many steps" in note for note in found.notes if note.kind == "dropped")

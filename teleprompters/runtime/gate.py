@@ -283,6 +283,7 @@ class Gate:
         self._last_sign = time.monotonic()
         self._sent: dict[Admission, float] = {}
         self._at_cap: set[object] = set()
+        self._foreign = 0
         if journal is not None:
             self._recount(journal)
 
@@ -389,6 +390,7 @@ class Gate:
         Raises:
             RunStopped: If it may not be sent.
         """
+        self._foreign += 1
         asking = self._admission(role, Request(model, (parts,), 1, None, False, False), current)
         while True:
             try:
@@ -397,7 +399,14 @@ class Gate:
                 place: Admission = done.value
                 return place.ticket
             except RunStopped as stop:
+                self._foreign -= 1
                 raise _refusal(current, stop) from None
+
+    async def settled(self, patience: float = 1.0) -> None:
+        """Wait until calls that were sent past the door have told what they used, which they do a little late."""
+        end = time.monotonic() + patience
+        while self._foreign > 0 and time.monotonic() < end:
+            await asyncio.sleep(0.005)
 
     def note_unseen(self, what: str) -> None:
         """Note what the door sees only in part; a resumed run says it too."""
@@ -409,6 +418,7 @@ class Gate:
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
         self.ledger.settle(ticket, usage, answered=not failure)
+        self._foreign -= 1
         current.add(ticket.role, usage)
         if failure:
             current.failure = current.failure or self.redactor(failure)[:400]

@@ -162,6 +162,7 @@ class Session:
             self._announce()
             best = await self._searched()
             gain = await self._reported(best)
+            await self.gate.settled()
             return self._finished(best, gain)
         except asyncio.CancelledError:
             await self._wind_up()
