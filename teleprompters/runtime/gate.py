@@ -186,11 +186,13 @@ class Admission:
         ticket: What is reserved.
         depth: How many calls it is made within.
         taken: Whether an inner call has taken it, and counts in its stead.
+        lost: Whether the call was counted before it came back, as one that nobody waits for.
     """
 
     ticket: Ticket
     depth: int = 0
     taken: bool = False
+    lost: bool = False
 
 
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
@@ -277,8 +279,8 @@ class Gate:
         self._halt = threading.Event()
         self._closed = False
         self._jitter = random.Random()
-        self._failures_in_a_row = 0
-        self._answered = False
+        self._failures_in_a_row: Counter[str] = Counter()
+        self._answered: set[str] = set()
         self._slowest = 0.0
         self._last_sign = time.monotonic()
         self._sent: dict[Admission, float] = {}
@@ -321,7 +323,7 @@ class Gate:
 
     def note_timeout(self, seconds: float | None) -> None:
         """Note that an effect was given up: a provider that hangs is as good as one that is down."""
-        self._note_outage(f"no answer within {seconds} s", in_a_row=FEW)
+        self._note_outage(f"no answer within {seconds} s")
 
     def check_silence(self) -> None:
         """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
@@ -443,9 +445,12 @@ class Gate:
             place = yield from self._admission(role, request, current)
             self._sent[place] = began = time.monotonic()
             answer = yield Send(place)
-            del self._sent[place]
+            self._sent.pop(place, None)
+            if place.lost:
+                self.check(current)
+                raise RunStopped(self.stopped_by or "stopped")
             if isinstance(answer, Reply):
-                self._heard(time.monotonic() - began)
+                self._heard(request.model, time.monotonic() - began)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
             assert isinstance(answer, BaseException)
@@ -453,9 +458,10 @@ class Gate:
             yield Wait(self._after_failure(answer, attempt, place, request, current))
         raise AssertionError("the last attempt returns or raises")
 
-    def _heard(self, seconds: float) -> None:
-        self._answered = True
-        self._failures_in_a_row = 0
+    def _heard(self, model: str, seconds: float) -> None:
+        self._answered.add(model)
+        self._failures_in_a_row.pop(model, None)
+        self._failures_in_a_row.pop("", None)
         self._last_sign = time.monotonic()
         self._slowest = max(self._slowest, seconds)
 
@@ -581,7 +587,7 @@ class Gate:
             if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
                 raise self.stop(by, str(error)) from None
         transient = _is_transient(error)
-        if not transient or attempt >= self._retries(error):
+        if not transient or attempt >= self._retries(request.model, error):
             self._give_up(error, transient, place, request, current)
             raise error
         hint = getattr(error, "retry_after", None)
@@ -592,10 +598,10 @@ class Gate:
         self._on_retry(self.redactor(f"{type(error).__name__}: {error}"), delay, attempt + 1)
         return delay
 
-    def _retries(self, error: Exception) -> int:
+    def _retries(self, model: str, error: Exception) -> int:
         """How often to try again: where nothing was ever reached, an address is likelier wrong than busy."""
-        unreached = not self._answered and not isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
-        return min(2, self.max_retries) if unreached else self.max_retries
+        heard = model in self._answered or isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
+        return self.max_retries if heard else min(2, self.max_retries)
 
     def _give_up(
         self, error: Exception, transient: bool, place: Admission, request: Request, current: Effect
@@ -611,13 +617,27 @@ class Gate:
             if not place.depth:
                 current.failure = current.failure or reason
             if not isinstance(error, EmptyReply | FilteredReply):
-                self._note_outage(reason)
+                self._note_outage(reason, request.model)
 
-    def _note_outage(self, reason: str, in_a_row: int | None = None) -> None:
-        """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest."""
-        self._failures_in_a_row += 1
-        if self._failures_in_a_row >= (in_a_row or (max(FEW, self.throttle.maximum) if self._answered else FEW)):
-            self.stop("outage", f"{self._failures_in_a_row} calls in a row failed after retries; the last: {reason}")
+    def _note_outage(self, reason: str, model: str = "") -> None:
+        """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest.
+
+        Each model is counted by itself: a judge may be down while the target is well.
+        """
+        self._failures_in_a_row[model] += 1
+        failed = self._failures_in_a_row[model]
+        if failed >= (max(FEW, self.throttle.maximum) if model in self._answered else FEW):
+            self.stop("outage", f"{failed} calls in a row failed after retries; the last: {reason}")
+
+    def count_lost(self) -> None:
+        """Count the calls that have been sent and not come back: they may be paid for, and nobody waits for them."""
+        for place in list(self._sent):
+            if not place.taken and not place.lost:
+                place.lost = True
+                usage = Usage(calls=place.ticket.calls, usd=0.0)
+                self.ledger.settle(place.ticket, usage, answered=False)
+                if self.journal is not None:
+                    self._keep("lost", place.ticket.role, None, usage)
 
 
 def request_text(prompt: object, messages: object) -> str:

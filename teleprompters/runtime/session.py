@@ -201,6 +201,7 @@ class Session:
         interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept}To go on: {go_on}."
 
     def _finished(self, best: Candidate, gain: Gain | None) -> dspy.Module:
+        self.gate.count_lost()
         compilation = self._compilation(best, gain)
         if self.job.run_dir is not None:
             record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
@@ -280,6 +281,7 @@ class Session:
     def _require_any(self) -> None:
         """Raise if the run stopped before anything had a score."""
         if not any(v is not None for v in self.run.known(self.run.baseline, self.run.select)):
+            self.gate.count_lost()
             raise CompileError(
                 f"stopped by {self.gate.stopped_by} before anything could be scored: {self.gate.reason}",
                 stopped_by=self.gate.stopped_by,
