@@ -1,0 +1,223 @@
+"""A run that cannot go on ends in seconds: providers that hang, are silent or send rubbish, Ctrl-C and SIGTERM."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import dspy
+import pytest
+from e2e_support import Answer, Provider, ToyEngine, exact, toy_compile, toy_lm, words
+
+from cuesmith.teleprompters import IterativeAPE
+from cuesmith.teleprompters.runtime import gate as gates
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
+from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.session import CompileError
+
+
+class Hanging:
+    """An intercept that never answers from one request on, until it is let go."""
+
+    def __init__(self, after: int) -> None:
+        self.after, self.go = after, threading.Event()
+
+    def __call__(self, nth: int, body: Mapping[str, object]) -> Answer | None:
+        """Hang, or let the request be answered."""
+        if nth > self.after:
+            self.go.wait(60)
+        return None
+
+
+@pytest.mark.parametrize("in_flight", [4, 32])
+def test_a_provider_that_hangs_is_an_outage(in_flight: int) -> None:
+    hanging, threads = Hanging(20), threading.active_count()
+    with Provider(hanging) as provider:
+        began = time.monotonic()
+        found: Compilation = toy_compile(provider.lm(), max_in_flight=in_flight, example_timeout=0.5).compilation
+        took, sent = time.monotonic() - began, provider.calls
+        hanging.go.set()
+        time.sleep(1.0)
+        assert provider.calls == sent, "sent after the return"
+    assert found.stopped_by == "outage" and took < 15
+    assert any("no answer within 0.5 s" in note for note in found.notes if note.kind == "stopped")
+    assert found.spent.total.calls == sent, "what never came back is counted too"
+    assert all(value in (0.0, 1.0) for trial in found.candidates for value in trial.scores if value is not None)
+    assert threading.active_count() <= threads + 2 * in_flight + 8
+
+
+def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "PATIENCE", 0.5)
+    hanging = Hanging(20)
+    with Provider(hanging) as provider:
+        began = time.monotonic()
+        found: Compilation = toy_compile(provider.lm(), max_in_flight=8).compilation  # 600 s an example
+        hanging.go.set()
+    assert found.stopped_by == "outage" and time.monotonic() - began < 15
+    assert any("none was answered for" in note for note in found.notes)
+
+
+def test_nothing_is_sent_after_an_error() -> None:
+    def busy(nth: int, body: Mapping[str, object]) -> Answer | None:
+        time.sleep(1.0)
+        return 503, {}, {"error": {"message": "busy", "type": "server_error", "code": "busy"}}
+
+    with Provider(busy) as provider:
+        with pytest.raises(CompileError, match="stopped by outage before anything could be scored") as caught:
+            toy_compile(provider.lm(), max_in_flight=4, example_timeout=0.4)
+        sent = provider.calls
+        assert caught.value.stopped_by == "outage" and caught.value.spent.total.calls == sent
+        time.sleep(2.5)
+        assert provider.calls == sent
+
+
+def test_an_address_where_nobody_listens_is_told_in_seconds() -> None:
+    began = time.monotonic()
+    nobody = dspy.LM("openai/toy", api_base="http://127.0.0.1:9/v1", api_key="sk-0123456789", cache=False)
+    with pytest.raises(CompileError, match="refused"):
+        toy_compile(nobody)
+    assert time.monotonic() - began < 15
+
+
+def test_replies_that_cannot_be_read_are_tried_again() -> None:
+    def rubbish(nth: int, body: Mapping[str, object]) -> Answer | None:
+        return (200, {"Content-Type": "text/html"}, "<html>") if 10 < nth <= 24 else None
+
+    with Provider() as well, Provider(rubbish) as ill:
+        whole = toy_compile(well.lm(), max_in_flight=2).compilation
+        found = toy_compile(ill.lm(), max_in_flight=2).compilation
+    assert found.stopped_by is None and found.gain == whole.gain
+    assert [t.scores for t in found.candidates] == [t.scores for t in whole.candidates]
+
+
+@pytest.mark.parametrize("choices", [[], None, [{"index": 0, "finish_reason": "stop", "message": {"content": None}}],
+                                     [{"index": 0, "finish_reason": "content_filter", "message": {"content": None}}]])
+@pytest.mark.parametrize("engine", ["auto", "litellm"])
+def test_a_reply_without_content_is_no_zero(choices: list[object] | None, engine: str) -> None:
+    def empty(nth: int, body: Mapping[str, object]) -> Answer | None:
+        return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "toy",
+                         **({} if choices is None else {"choices": choices}),
+                         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}  # fmt: skip
+
+    with Provider(empty) as provider, pytest.MonkeyPatch.context() as quick:
+        quick.setattr(gates, "BACKOFF", 0.001)
+        scores = score_program(dspy.Predict("question -> answer"), words(3), exact, lm=provider.lm(engine=engine))
+    assert scores.n == 0 and all(isinstance(outcome, ProviderFailure) for outcome in scores.outcomes)
+
+
+def test_a_cut_reply_is_told_from_a_wrong_one() -> None:
+    def cut(nth: int, body: Mapping[str, object]) -> Answer | None:
+        message = {"role": "assistant", "content": "[[ ## answer ## ]]\nw0 and"}
+        return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "toy",
+                         "choices": [{"index": 0, "finish_reason": "length", "message": message}],
+                         "usage": {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}}  # fmt: skip
+
+    with Provider(cut) as provider:
+        scores = score_program(dspy.Predict("question -> answer"), words(2), exact, lm=provider.lm())
+    assert [(o.score, o.cut) for o in scores.outcomes if isinstance(o, Scored)] == [(0.0, 1)] * 2
+
+
+class OnlyAwaited(dspy.Module):  # type: ignore[misc]
+    """A program for async code only."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say = dspy.Predict("question -> answer")
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        """Answer."""
+        return await self.say.acall(question=question)
+
+
+@pytest.mark.parametrize("in_flight", [1, 4, 64])
+def test_a_program_for_async_code_ends_at_a_cap(in_flight: int) -> None:
+    with Provider() as provider:
+        began = time.monotonic()
+        found: Compilation = toy_compile(
+            provider.lm(), student=OnlyAwaited(), max_in_flight=in_flight, budget=Budget(calls=40)
+        ).compilation
+        assert provider.calls == found.spent.total.calls <= 40 and found.stopped_by == "calls"
+    assert time.monotonic() - began < 30
+
+
+SCRIPT = """
+import asyncio, sys, tempfile
+sys.path.insert(0, sys.argv[1])
+from e2e_support import *
+from cuesmith.teleprompters import IterativeAPE
+port, loop, run_dir = int(sys.argv[2]), sys.argv[3] == "loop", sys.argv[4]
+lm = dspy.LM("openai/toy", api_base=f"http://127.0.0.1:{port}/v1", api_key=KEY, cache=False)
+def go():
+    return toy_compile(lm, max_in_flight=8, run_dir=run_dir)
+async def main():
+    go()
+try:
+    asyncio.run(main()) if loop else go()
+except (cuesmith.Interrupted, cuesmith.Terminated) as stop:
+    said = stop.message if isinstance(stop, cuesmith.Terminated) else str(stop)
+    print(type(stop).__name__, "|", stop.program.compilation.stopped_by, "|", said, flush=True)
+    if isinstance(stop, cuesmith.Terminated):
+        raise
+"""
+
+
+@pytest.mark.parametrize("hung", [False, True])
+@pytest.mark.parametrize("where", ["script", "loop"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_stops_sending_and_keeps_the_best(
+    number: signal.Signals, where: str, hung: bool, tmp_path: Path
+) -> None:
+    at = threading.Event()
+
+    def intercept(nth: int, body: Mapping[str, object]) -> Answer | None:
+        time.sleep(0.01)
+        if nth >= 24:
+            at.set()
+            if hung:
+                time.sleep(20)
+        return None
+
+    with Provider(intercept) as provider:
+        command = [sys.executable, "-c", SCRIPT, str(Path(__file__).parent), str(provider.port), where, str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        assert at.wait(60)
+        process.send_signal(number)
+        began = time.monotonic()
+        out, err = process.communicate(timeout=30)
+        took, sent = time.monotonic() - began, provider.calls
+        time.sleep(0.5)
+        assert provider.calls == sent <= 24 + 8 and took < 10
+        kind = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}[number]
+        assert out.startswith(f"{kind} | interrupted | interrupted after "), err
+        assert f"To go on: run the same again with run_dir='{tmp_path}'" in out
+        assert process.returncode == (143 if number == signal.SIGTERM else 0)
+        if not hung:  # and so it goes on
+            resumed = toy_compile(provider.lm(), max_in_flight=8, run_dir=tmp_path).compilation
+            assert resumed.stopped_by is None and resumed.spent.total.replayed >= 16
+
+
+def test_a_cancelled_task_is_cancelled() -> None:
+    engine = ToyEngine(0.02)
+
+    async def main() -> None:
+        compiler = IterativeAPE(exact, optimizer_lm=toy_lm(engine))
+        task = asyncio.create_task(compiler.acompile(dspy.Predict("question -> answer"), trainset=words(40)))
+        await asyncio.sleep(0.5)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with dspy.context(lm=toy_lm(engine)):
+        asyncio.run(main())
+    sent = engine.calls
+    time.sleep(0.3)
+    assert 0 < engine.calls == sent
