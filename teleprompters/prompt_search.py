@@ -135,7 +135,7 @@ class PromptSearch(Compiler):
         """Search; see the class."""
         setting = self.setting if self.threshold is not None else replace(
             self.setting, threshold=await success_threshold(run, self.setting.threshold))
-        run.threshold = setting.threshold
+        run.seen.threshold = setting.threshold
         material = Material.of(run, setting)
         run.guard = Guard.of(
             material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),

@@ -90,7 +90,7 @@ class Peer(Compiler):
         )
         found = await self._found(run, host)
         scores = await run.score([found], run.select) if found != run.baseline else []
-        if run.best_so_far() == run.baseline:
+        if host.best() == run.baseline:
             found, beam = run.baseline, [*base, *scores]
         else:
             beam = rank([*scores, *base])
@@ -108,7 +108,7 @@ class Peer(Compiler):
             raise
         except Exception as error:
             return self._left_by(error, run, host)
-        return self._read(program, run)
+        return self._read(program, run, host)
 
     async def _validate(self, run: Run, host: Host) -> None:
         """Score the best on training examples on the selection examples, with what is held for the report."""
@@ -124,7 +124,7 @@ class Peer(Compiler):
 
     def _left_by(self, error: Exception, run: Run, host: Host) -> Candidate:
         """Return the best that is known from an optimizer that failed half way, as at a reply that it cannot read."""
-        reason = run.gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        reason = host.reason(error)
         unread = isinstance(error, AdapterParseError | UnicodeError)
         if not unread and not any(
             any(v is not None for v in run.known(c, run.select)) for c in host.candidates.values()
@@ -134,15 +134,15 @@ class Peer(Compiler):
             f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.",
             "failed",
         )
-        return run.best_so_far()
+        return host.best()
 
-    def _read(self, program: dspy.Module, run: Run) -> Candidate:
+    def _read(self, program: dspy.Module, run: Run, host: Host) -> Candidate:
         found = Candidate.of(program)
         if set(found.names) != set(run.baseline.names):
             run.note(
                 f"{type(self).__name__} changed which predictors the program has: its result cannot be held.", "changed"
             )
-            return run.best_so_far()
+            return host.best()
         found = replace(found, origin=Origin(self.MOVE, (run.baseline.id,)))
         if _beyond_prompts(program) != _beyond_prompts(run.student):
             run.note(
