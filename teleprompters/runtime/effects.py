@@ -22,7 +22,7 @@ from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedF
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
-from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, Json, digest, to_json
+from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
@@ -40,6 +40,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_to_json,
     value,
 )
+from cuesmith.teleprompters.runtime.redaction import redacted
 from cuesmith.teleprompters.runtime.remarks import Seen
 from cuesmith.teleprompters.runtime.replies import (
     ADAPTER,
@@ -50,6 +51,7 @@ from cuesmith.teleprompters.runtime.replies import (
     sound_reply,
 )
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer, settling
+from cuesmith.teleprompters.runtime.splitting import Split
 
 T = TypeVar("T")
 
@@ -160,17 +162,10 @@ class Asker:
         """Say that an effect is done, if anybody listens."""
         if not self.stream.watched:
             return
-        kind, workers = "Reply" if outcome is None else type(outcome).__name__, self.pool.workers
+        kind, score = ("Reply", None) if outcome is None else (type(outcome).__name__, value(outcome))
+        workers = self.pool.workers
         self.stream.emit(
-            EffectDone(
-                role,
-                candidate_id,
-                example,
-                kind,
-                None if outcome is None else value(outcome),
-                workers.in_flight,
-                workers.pending,
-            )
+            EffectDone(role, candidate_id, example, kind, score, workers.in_flight, workers.pending)
         )
 
     def check_open(self) -> None:
@@ -188,12 +183,9 @@ class Effects(Asker):
     """All effects of one run.
 
     Args:
-        student: The program.
-        select: The selection examples.
-        ids: Content hashes of examples.
-        scorer: Runs candidates on examples.
+        scorer: Runs candidates of the student on examples.
+        split: The examples.
         lm: The optimizer model.
-        pool: As for `Asker`.
         stream: Is told of each effect.
         seed: Of every decision.
         journal: Keeps what completes; None keeps nothing.
@@ -210,20 +202,18 @@ class Effects(Asker):
 
     def __init__(
         self,
-        student: dspy.Module,
-        select: Sequence[dspy.Example],
-        ids: ExampleIds,
         scorer: Scorer,
+        split: Split,
         lm: dspy.BaseLM,
-        pool: Pool,
         stream: Stream,
         seed: int,
         journal: Journal | None,
         directory: Path | None,
     ) -> None:
-        super().__init__(lm, pool, stream, seed)
-        self.student, self.baseline, self.select = student, Candidate.of(student), tuple(select)
-        self.ids, self.scorer, self.directory = ids, scorer, directory
+        super().__init__(lm, scorer.pool, stream, seed)
+        self.student, self.baseline = scorer.student, Candidate.of(scorer.student)
+        self.train, self.select, self.ids = tuple(split.train), tuple(split.select), split.ids
+        self.scorer, self.directory = scorer, directory
         self.steps: list[StepRecord] = []
         self.notes: list[Note] = []
         self.extras: dict[str, object] = {}
@@ -250,10 +240,8 @@ class Effects(Asker):
             self._candidates.setdefault(candidate.id, candidate)
         rows = [[self.outcome(c, e, draw=draw) for e in examples] for c in candidates]
         await self.settle([task for row in rows for task in row])
-        scores = [
-            Scores(c, tuple(examples), tuple(task.result() for task in row))
-            for c, row in zip(candidates, rows, strict=True)
-        ]
+        pairs = zip(candidates, rows, strict=True)
+        scores = [Scores(c, tuple(examples), tuple(task.result() for task in row)) for c, row in pairs]
         for one in scores:
             failed = [o for o in one.outcomes if isinstance(o, ProviderFailure | MetricError)]
             if failed:
@@ -302,9 +290,11 @@ class Effects(Asker):
         current = Effect(key, "other", self.gate)
         effect.set(current)
         with settling(current):
-            result = to_json(await asyncio.to_thread(work))
+            result = redacted(to_json(await asyncio.to_thread(work)), self.gate.redactor)
         if current.stopped:
             raise RunStopped(self.gate.stopped_by or "stopped")
+        if current.failure:  # whatever the work made of the error
+            raise self.gate.stop("outage", current.failure)
         if self._journal is not None:
             self._written(functools.partial(self._journal.put, "outcomes", key, {"result": result}))
         return result
@@ -457,19 +447,13 @@ class Effects(Asker):
                 self._settled[key] = task.result()
 
     async def _score_once(
-        self,
-        candidate: Candidate,
-        example: dspy.Example,
-        key: str,
-        rewritten: Mapping[str, str],
-        draw: int,
-        judge: Role,
+        self, candidate: Candidate, example: dspy.Example, key: str, rewritten: Mapping[str, str], draw: int, who: Role
     ) -> Outcome:
         stored = self._journal.get("outcomes", key) if self._journal else None
         if stored is not None:
             outcome = self._recall(key, stored)
         else:
-            current = Effect(key, "target", self.gate, judge)
+            current = Effect(key, "target", self.gate, who)
             unreached = self._unreached(candidate)
             texts: list[str] = []
             current.texts = texts if unreached else None

@@ -29,7 +29,6 @@ class Run:
 
     Args:
         effects: What stands behind it.
-        train: Examples for evidence and demonstrations.
 
     Attributes:
         student: The program as given; read only.
@@ -42,10 +41,10 @@ class Run:
         seen: What is counted for the run's remarks: draws, drafts, and why some could not be used.
     """
 
-    def __init__(self, effects: Effects, train: Sequence[dspy.Example]) -> None:
+    def __init__(self, effects: Effects) -> None:
         self._effects = effects
         self.student, self.baseline, self.seed = effects.student, effects.baseline, effects.seed
-        self.train, self.select, self.seen = tuple(train), effects.select, effects.seen
+        self.train, self.select, self.seen = effects.train, effects.select, effects.seen
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(self.student)))
         self._faults: dict[str, Fault | None] = {}
 

@@ -115,8 +115,8 @@ class Scorer:
 
     def __init__(self, student: dspy.Module, metric: Metric, lm: dspy.BaseLM | None, pool: Pool) -> None:
         self.fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
-        self._student, self._metric, self._lm = student, metric, lm
-        self._pool, self._gate = pool, pool.gate
+        self.student, self.pool = student, pool
+        self._metric, self._lm, self._gate = metric, lm, pool.gate
         self._bound: dict[str, Bound] = {}
 
     def program(self, candidate: Candidate) -> dspy.Module:
@@ -125,7 +125,7 @@ class Scorer:
         Raises:
             KeyError: If the prompter is not known.
         """
-        return self._front(candidate, candidate.bind(self._student))
+        return self._front(candidate, candidate.bind(self.student))
 
     def ran(self, candidate: Candidate) -> dspy.Module | None:
         """Return the copy of the student that has run as `candidate`, as the runs have left it; None if none has."""
@@ -168,12 +168,12 @@ class Scorer:
                     outcome = await self._run_async(bound, example, inputs, trace)
                 else:
                     work = functools.partial(self._run, bound, example, inputs, trace)
-                    ran = await self._pool.workers.submit(work)
+                    ran = await self.pool.workers.submit(work)
                     outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
                 current.abandoned = True
-                self._gate.note_timeout(self._pool.timeout)
-                return ProviderFailure(f"no answer within {self._pool.timeout} s, or before the budget's last second")
+                self._gate.note_timeout(self.pool.timeout)
+                return ProviderFailure(f"no answer within {self.pool.timeout} s, or before the budget's last second")
             return self._settled(outcome, current)
 
     def _settled(self, outcome: Outcome, current: Effect) -> Outcome:
@@ -200,7 +200,7 @@ class Scorer:
             if self._metric.is_async:
                 return self._settled(await self._ajudge(example, prediction, ()), current)
             work = functools.partial(self._judge, example, prediction, ())
-            return self._settled(await self._pool.workers.submit(work), current)
+            return self._settled(await self.pool.workers.submit(work), current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         overrides["disable_history"] = True  # a run's thousands of prompts would fill the histories
@@ -211,7 +211,7 @@ class Scorer:
 
     def _bind(self, candidate: Candidate) -> Bound:
         if candidate.id not in self._bound:
-            inner = candidate.bind(self._student)
+            inner = candidate.bind(self.student)
             program = self._front(candidate, inner)
             # The student's predictors keep the names that its candidates know them by.
             names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
@@ -238,13 +238,13 @@ class Scorer:
         async with self._gate.throttle:
             self._gate.check(effect.get())
             try:
-                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self._pool.timeout)
+                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self.pool.timeout)
             except Exception as error:
                 return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
         if self._metric.is_async:
             return await self._ajudge(example, prediction, steps)
-        return await self._pool.workers.submit(functools.partial(self._judge, example, prediction, steps))
+        return await self.pool.workers.submit(functools.partial(self._judge, example, prediction, steps))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()

@@ -140,11 +140,11 @@ class Session:
             redactor,
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
-        self.pool = Pool(self.gate, job.timeout)
-        self.scorer = Scorer(job.student, job.metric, job.task_lm, self.pool)
-        self.effects = Effects(job.student, job.split.select, job.split.ids, self.scorer, job.optimizer, self.pool,
-                               self.stream, job.seed, self.journal, job.run_dir)  # fmt: skip
-        self.run = Run(self.effects, job.split.train)
+        self.scorer = Scorer(job.student, job.metric, job.task_lm, Pool(self.gate, job.timeout))
+        self.effects = Effects(
+            self.scorer, job.split, job.optimizer, self.stream, job.seed, self.journal, job.run_dir
+        )
+        self.run = Run(self.effects)
         if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
             self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.effects.most_calls)
         self._holding = False
@@ -220,7 +220,7 @@ class Session:
 
     def _close(self) -> None:
         self.gate.close()
-        self.pool.close()
+        self.scorer.pool.close()
         if self.journal is not None:
             with contextlib.suppress(JournalError):  # a full disk is no reason to lose the result
                 self.journal.volatile(self.job.identity.changed(self.scorer.ran(self.effects.baseline)))
