@@ -144,11 +144,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         """
         return
 
-    def check_student(self, names: Sequence[str]) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if an option does not fit the student; called before anything is paid for.
 
         Args:
-            names: The student's predictors.
+            student: As given, with at least one predictor.
 
         Raises:
             ValueError: If one does not fit.
@@ -252,7 +252,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 f"student {type(student).__name__} has no predictors to compile: it needs a dspy.Predict, "
                 "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
             )
-        self.check_student([name for name, _ in named_predictors(student)])
+        self.check_student(student)
         check_examples("trainset", trainset, student)
         if not trainset:
             raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")

@@ -6,12 +6,9 @@ Source: dspy 3.4 for the optimizers and their defaults; the border around them i
 from __future__ import annotations
 
 import importlib.util
-import math
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, TypeVar, Unpack
+from typing import ClassVar, Unpack
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -25,8 +22,6 @@ from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import mean, rank
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CompileError
-
-T = TypeVar("T")
 
 
 class Peer(Compiler):
@@ -151,7 +146,7 @@ class Peer(Compiler):
             )
         return found if found != run.baseline else run.baseline
 
-    def check_program(self, student: dspy.Module) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if dspy's optimizer cannot take the student; called before anything is paid for.
 
         Raises:
@@ -159,20 +154,6 @@ class Peer(Compiler):
         """
         if not hasattr(type(student), "forward"):
             raise ValueError(f"{type(self).__name__} is synchronous: {type(student).__name__} needs a `forward`")
-
-    async def acompile(
-        self,
-        student: dspy.Module,
-        *,
-        trainset: Sequence[dspy.Example],
-        teacher: dspy.Module | None = None,
-        valset: Sequence[dspy.Example] | None = None,
-        run_dir: str | os.PathLike[str] | None = None,
-    ) -> dspy.Module:
-        """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
-        if isinstance(student, dspy.Module):
-            self.check_program(student)
-        return await super().acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
 
 
 def _beyond_prompts(program: dspy.Module) -> list[object]:
@@ -183,39 +164,3 @@ def _beyond_prompts(program: dspy.Module) -> list[object]:
         for field, info in predictor.signature.fields.items()
     ]
     return [fields, [code for m in modules_of(program) if (code := getattr(m, "module_src", None)) is not None]]
-
-
-def number(name: str, value: object, *, least: float, above: bool = False) -> float:
-    """Return `value` if it is a finite number of at least `least`, or above it.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least or (above and value == least):
-        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}")
-    return value
-
-
-def chosen(name: str, value: T, among: Sequence[T]) -> T:
-    """Return `value` if it is one of those.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in among:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {value!r}")
-    return value
-
-
-def switch(name: str, value: object) -> bool:
-    """Return `value` if it is True or False.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value
