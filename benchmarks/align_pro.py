@@ -26,13 +26,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import dspy
+from vague import SIGNATURE, vague_requests
 
 from cuesmith import EmbeddedLM
 from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.modules.tiny import tiny_policy
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks.task import ExactMatch
-from cuesmith.programs.tasks.vague import SIGNATURE, vague_requests
 from cuesmith.teleprompters import AlignPro
 from cuesmith.teleprompters.alignment.training import Training, warm_start
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
@@ -93,7 +93,8 @@ def study(seed: int, lm: dspy.BaseLM, through: str, training: Training) -> Done:
         untrained = Prompted(Prompter(rho_sft), student, ["request"])
         alone, before, after = (
             tuple(evaluate(p, vague.task.test, metric).values) for p in (student, untrained, compiled))
-    found, done = compiled.compilation.alignment, compiled.compilation.alignment.realised
+    found = compiled.compilation.extras["alignment"]
+    done = found.realised
     share = (done.share, done.low, done.high) if done else (None, math.nan, math.nan)
     return Done(seed, through, alone, before, after, share, found.kl.k1 if found.kl else 0.0, len(found.curve),
                 compiled.compilation.spent.total.calls, seconds, found.verdict())

@@ -147,7 +147,7 @@ class ABO(PromptSearch):
         steps = step_list(found)
         fault = steps_fault(steps, self.max_steps, scene.guard)
         if fault:
-            scene.run.dropped[fault] += 1
+            scene.run.seen.dropped[fault] += 1
         return () if fault else steps
 
     async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int) -> list[Draft]:
@@ -174,7 +174,7 @@ class ABO(PromptSearch):
         written = scene.guard.usable(name, text_field(replies[0], "task")) or own
         tasks = (task for task in (written, own) if len(render_steps(task, steps)) <= scene.guard.longest)
         if (task := next(tasks, None)) is None:
-            scene.run.dropped["too long"] += 1
+            scene.run.seen.dropped["too long"] += 1
             return None
         return Behavior(task, steps, await self._work(scene, name, steps, (), salt))
 

@@ -16,21 +16,13 @@ from cuesmith.modules.decoding import GREEDY, Decoding
 from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.modules.reweighted import Reweighted
 from cuesmith.teleprompters.alignment.frozen import Frozen
-from cuesmith.teleprompters.alignment.prompters import (
-    PrompterModel,
-    check_label_free,
-    kl_of,
-    prompter_of,
-    sampled,
-    trained,
-    warm_started,
-)
+from cuesmith.teleprompters.alignment.prompters import check_label_free, kl_of, sampled, trained
 from cuesmith.teleprompters.alignment.record import Alignment
-from cuesmith.teleprompters.alignment.training import Training
-from cuesmith.teleprompters.alignment.yardstick import Attainable, attainable, realised
+from cuesmith.teleprompters.alignment.training import PrompterModel, Training, prompter_of, warm_started
+from cuesmith.teleprompters.alignment.yardstick import attainable, realised
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import copy_program
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -48,8 +40,8 @@ class AlignPro(Compiler):
     touched and may be anywhere. The compiled program is `Prompted`: prompter and program in one module.
 
     Before training, samples of rho_sft give the best value that any prompter can reach at this lambda (Lemma 1:
-    lambda E log Z); training ends when there is nothing left of it, and the record (`compilation.alignment`) says
-    what share of it was realised.
+    lambda E log Z); training ends when there is nothing left of it, and the record (`alignment_of(compilation)`)
+    says what share of it was realised.
 
     `mode="weights"` trains nothing: the compiled program draws several rewrites whenever it runs and returns the answer
     to one of them, drawn by Lemma 1. That needs a metric that judges without a label: a reward model, or a judge.
@@ -147,49 +139,55 @@ class AlignPro(Compiler):
         if self.mode == "weights":
             await check_label_free(run)
         frozen = Frozen(run, run.train, field, self.responses)
-        untrained = await warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, run.directory)
-        first = await self._score(run, _prompted(run, untrained, field, "untrained prompter"), 0)
+        kept = frozen.folder("untrained-prompter")
+        untrained = await frozen.apart(
+            lambda: warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, kept))
+        first = await self._score(run, _prompted(frozen, untrained, field, "untrained prompter"), 0)
         rows = sorted(run.rng("yardstick").sample(range(len(run.train)), min(self.yardstick, len(run.train))))
         longest = self.training.max_new_tokens
         draws = await sampled(untrained, frozen, run, rows, self.rewrites, self.seed, longest) if rows else []
         noise = 0.0 if frozen.deterministic else None
         best = attainable(draws, self.training.kl_coefficient, noise_variance=noise) if rows else None
+        found = Alignment(self.mode, self.training.kl_coefficient, best)
         if self.mode == "weights":
-            run.alignment = Alignment(self.mode, self.training.kl_coefficient, best)
-            last = await self._score(run, self._weighed(run, untrained, field), 1)
+            frozen.keep(found)
+            last = await self._score(run, self._weighed(frozen, untrained, field), 1)
         elif best is not None and best.nothing_to_gain:
-            run.alignment = Alignment(self.mode, self.training.kl_coefficient, best)
+            frozen.keep(found)
             last = first
         else:
-            last = await self._trained(run, frozen, untrained, field, rows, best)
-        if run.alignment is not None and (verdict := run.alignment.verdict()):
+            last, found = await self._trained(run, frozen, untrained, field, rows, found)
+        if verdict := found.verdict():
             run.note(verdict, "alignment")
         return max([last, first], key=lambda scores: scores.mean).candidate
 
     async def _trained(
-        self, run: Run, frozen: Frozen, untrained: Prompter, field: str, rows: Sequence[int], best: Attainable | None
-    ) -> Scores:
+        self, run: Run, frozen: Frozen, untrained: Prompter, field: str, rows: Sequence[int], found: Alignment
+    ) -> tuple[Scores, Alignment]:
+        best = found.attainable
         training = replace(self.training, seed=self.seed)
         goal = best.value.mean if best is not None and best.value is not None else None
         spare = len(run.select) + len(rows) * self.rewrites * max(2, self.responses)
-        prompter, curve = await trained(untrained, frozen, run, training, goal, spare)
-        last = await self._score(run, _prompted(run, prompter, field, f"trained by {training.trainer}"), 1)
-        run.alignment = Alignment(self.mode, training.kl_coefficient, best, curve=curve)
+        prompter, curve = await trained(untrained, frozen, training, goal, spare)
+        last = await self._score(run, _prompted(frozen, prompter, field, f"trained by {training.trainer}"), 1)
+        found = replace(found, curve=curve)
+        frozen.keep(found)
         if best is not None:
             texts = [frozen.texts[row] for row in rows]
             longest = training.max_new_tokens
             draws = await sampled(prompter, frozen, run, rows, self.rewrites, self.seed + 1, longest)
-            kl = await kl_of(prompter, untrained, texts, draws, longest)
+            kl = await kl_of(prompter, untrained, run, texts, draws, longest)
             share, own = realised(draws, kl.per_input, best), attainable(draws, training.kl_coefficient)
-            run.alignment = replace(run.alignment, realised=share, reward=own.baseline, kl=kl)
-        return last
+            found = replace(found, realised=share, reward=own.baseline, kl=kl)
+            frozen.keep(found)
+        return last, found
 
     async def _score(self, run: Run, candidate: Candidate, step: int) -> Scores:
         scores = (await run.score([candidate], run.select))[0]
         await run.record(step, [scores])
         return scores
 
-    def _weighed(self, run: Run, prompter: Prompter, field: str) -> Candidate:
+    def _weighed(self, frozen: Frozen, prompter: Prompter, field: str) -> Candidate:
         judge, coefficient, n = Metric(self.metric), self.training.kl_coefficient, self.rewrites
 
         def reward(example: dspy.Example, prediction: dspy.Prediction) -> float:
@@ -200,10 +198,9 @@ class AlignPro(Compiler):
             return Reweighted(own, program, field, reward, kl_coefficient=coefficient, rewrites=n, seed=self.seed)
 
         name = f"{prompter.fingerprint}:weights:{coefficient}:{n}:{self.seed}"
-        run.add_prompter(name, front)
-        return run.baseline.behind(name, Origin("weights of Lemma 1", (run.baseline.id,)))
+        return frozen.behind(name, front, "weights of Lemma 1")
 
 
-def _prompted(run: Run, prompter: Prompter, field: str, move: str) -> Candidate:
-    run.add_prompter(prompter.fingerprint, lambda program: Prompted(copy_program(prompter), program, [field]))
-    return run.baseline.behind(prompter.fingerprint, Origin(move, (run.baseline.id,)))
+def _prompted(frozen: Frozen, prompter: Prompter, field: str, move: str) -> Candidate:
+    return frozen.behind(
+        prompter.fingerprint, lambda program: Prompted(copy_program(prompter), program, [field]), move)

@@ -19,12 +19,11 @@ from typing import TypedDict
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cuesmith.teleprompters.runtime._dspy import is_free, language_models, named_predictors
+from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
-from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -145,11 +144,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         """
         return
 
-    def check_student(self, names: Sequence[str]) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if an option does not fit the student; called before anything is paid for.
 
         Args:
-            names: The student's predictors.
+            student: As given, with at least one predictor.
 
         Raises:
             ValueError: If one does not fit.
@@ -204,15 +203,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             raise ValueError(f"{type(self).__name__} takes no teacher: leave teacher=None")
         split = self._split(student, trainset, valset)
         task_lm, optimizer = self._models(student)
-        metric = Metric(self.metric)
-        identity = identity_of(
-            type(self).__name__, self._options(), self.seed, student, split, metric, task_lm, optimizer
-        )
         job = Job(
             compiler=type(self).__name__,
             search=self.search,
             student=student,
-            metric=metric,
+            metric=Metric(self.metric),
             split=split,
             task_lm=task_lm,
             optimizer=optimizer,
@@ -220,18 +215,16 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             seed=self.seed,
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
-            callbacks=self.observers,
             run_dir=None if run_dir is None else Path(run_dir),
-            identity=identity,
+            options=self._options(),
             forecast=self._forecast(student, split),
         )
-        lms = [optimizer, *language_models(student), *([task_lm] if task_lm else [])]
-        check_prices(self.budget, lms)
-        notes = await self._preflight(student, metric, trainset, valset, len(split.fresh))
+        check_prices(self.budget, job.lms)
+        notes = await self._preflight(student, job.metric, trainset, valset, len(split.fresh))
         with _display(self.progress, bool(self.observers)) as display:
             callbacks = self.observers if display is None else (display, *self.observers)
             job = replace(job, notes=notes, callbacks=callbacks)
-            return await Session(job, lms).compile()
+            return await Session(job).compile()
 
     def estimate(
         self, student: dspy.Module, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None
@@ -259,7 +252,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 f"student {type(student).__name__} has no predictors to compile: it needs a dspy.Predict, "
                 "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
             )
-        self.check_student([name for name, _ in named_predictors(student)])
+        self.check_student(student)
         check_examples("trainset", trainset, student)
         if not trainset:
             raise ValueError("trainset is empty: give at least one dspy.Example, better 20 or more")

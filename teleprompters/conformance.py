@@ -35,7 +35,7 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -69,7 +69,7 @@ from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.session import CompileError
 
-__all__ = ["CompilerConformance", "Engine", "Ran", "Sent", "Server", "source_faults"]
+__all__ = ["CompilerConformance", "Engine", "Ran", "Sent", "Server", "source_faults", "sources_of"]
 
 START = "Answer as you are asked."
 """The students' instructions: with these alone, the ruled target is right on every second question."""
@@ -591,14 +591,16 @@ _IMPURE_MODULES = frozenset({
     "pickle", "requests", "shelve", "shutil", "signal", "socket", "sqlite3", "subprocess", "sys", "tempfile",
     "threading", "time", "urllib"})
 _IMPURE_CALLS = frozenset({"open", "print", "input", "eval", "exec", "compile", "__import__", "breakpoint"})
+_DOOR = "cuesmith.teleprompters.runtime.effects"
+_KERNEL = ("cuesmith.teleprompters.runtime", "cuesmith.teleprompters.compiler")
 _CLOCK = frozenset({"sleep", "wait_for", "timeout", "timeout_at", "to_thread", "run_in_executor"})
 
 
 def source_faults(source: str, *, most_lines: int = MOST_LINES) -> list[str]:
-    """Return what keeps a compiler's source from being a pure function of its two effects.
+    """Return what keeps a source from being that of a pure function of a run's effects, as far as its text tells.
 
     Args:
-        source: The text of its file.
+        source: The text of one file; what it imports is read by itself (`sources_of`).
         most_lines: Lines that it may have.
 
     Returns:
@@ -614,7 +616,7 @@ def source_faults(source: str, *, most_lines: int = MOST_LINES) -> list[str]:
                 faults.append(f"{where}: try")
             case ast.Import(names=names):
                 faults += [f"{where}: import {n.name}" for n in names if n.name.split(".")[0] in _IMPURE_MODULES]
-            case ast.ImportFrom(module=str(module), names=names) if module.split(".")[0] in _IMPURE_MODULES:
+            case ast.ImportFrom(module=str(module)) if module.split(".")[0] in _IMPURE_MODULES or module == _DOOR:
                 faults.append(f"{where}: from {module} import")
             case ast.Call(func=ast.Name(id=name)) if name in _IMPURE_CALLS:
                 faults.append(f"{where}: {name}(")
@@ -625,6 +627,28 @@ def source_faults(source: str, *, most_lines: int = MOST_LINES) -> list[str]:
             case _:
                 pass
     return faults
+
+
+def sources_of(kind: type[Compiler], doors: Collection[str] = ()) -> list[Path]:
+    """Return the files whose code a compiler's search runs: its own, and what they import from its own package.
+
+    Not followed are the kernel, which stands behind the effects, and other packages.
+
+    Args:
+        kind: The compiler.
+        doors: Modules of its package that do its effects, and are not followed either.
+    """
+    own = kind.__module__.rpartition(".")[0] or kind.__module__
+    names, files = [each.__module__ for each in kind.__mro__[: kind.__mro__.index(Compiler)]], dict[str, Path]()
+    while names:
+        name = names.pop()
+        if name in files or name in doors or name.startswith(_KERNEL) or name not in sys.modules:
+            continue
+        files[name] = Path(inspect.getfile(sys.modules[name]))
+        for node in ast.walk(ast.parse(files[name].read_text())):
+            if isinstance(node, ast.ImportFrom) and node.module and f"{node.module}.".startswith(f"{own}."):
+                names += [node.module, *(f"{node.module}.{imported.name}" for imported in node.names)]
+    return list(files.values())
 
 
 def compile_here() -> None:
@@ -1272,11 +1296,10 @@ class CompilerConformance:
         assert capfd.readouterr() == ("", "")
 
     def test_the_source_is_pure(self) -> None:
-        """No I/O, no clock, no `try`, no global random state, at most 250 lines: in its file and in its bases'."""
+        """No I/O, no clock, no `try`, no global random state, at most 250 lines: in all files that its search runs."""
         self.need("pure")
-        kinds = type(self.small()).__mro__
-        for kind in kinds[: kinds.index(Compiler)]:
-            assert source_faults(Path(inspect.getfile(kind)).read_text()) == [], inspect.getfile(kind)
+        for file in sources_of(type(self.small())):
+            assert source_faults(file.read_text()) == [], file
 
 
 def _spoiled(bad: object, spoils: Callable[[str], bool]) -> MetricFunction:

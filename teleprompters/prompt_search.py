@@ -10,11 +10,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, TypeVar, Unpack, get_args
+from typing import ClassVar, Literal, Unpack, get_args
+
+import dspy
 
 from cuesmith.teleprompters.compiler import Compiler, Options
+from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import chosen, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.metric import MetricFunction
@@ -29,7 +32,6 @@ from cuesmith.teleprompters.search.success import success_threshold
 
 Form = Literal["unified", "native"]
 FORMS: tuple[Form, ...] = get_args(Form)
-T = TypeVar("T")
 
 
 class SearchOptions(Options, total=False):
@@ -105,7 +107,7 @@ class PromptSearch(Compiler):
         **options: Unpack[Options],
     ) -> None:
         super().__init__(metric, **options)
-        self.form: Form = _one_of("search", search, FORMS)
+        self.form: Form = chosen("search", search, FORMS)
         self.threshold = threshold
         given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
                  "minibatch": minibatch, "scoring": scoring, "threshold": threshold}
@@ -117,7 +119,7 @@ class PromptSearch(Compiler):
         self.racing = self.RACING if racing is None else racing
         self.pinned = _pinned(pinned)
         self.longest = None if longest is None else whole("longest", longest)
-        self.next_predictor: Strategy = _one_of("next_predictor", next_predictor, STRATEGIES)
+        self.next_predictor: Strategy = chosen("next_predictor", next_predictor, STRATEGIES)
 
     @abstractmethod
     async def unified(self, scene: Scene) -> Candidate:
@@ -135,7 +137,7 @@ class PromptSearch(Compiler):
         """Search; see the class."""
         setting = self.setting if self.threshold is not None else replace(
             self.setting, threshold=await success_threshold(run, self.setting.threshold))
-        run.threshold = setting.threshold
+        run.seen.threshold = setting.threshold
         material = Material.of(run, setting)
         run.guard = Guard.of(
             material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),
@@ -175,13 +177,13 @@ class PromptSearch(Compiler):
         runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
         return Plan(s.initial * n_predictors * self.initial_calls() + parents * each.optimizer_calls, runs)
 
-    def check_student(self, names: Sequence[str]) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if an option does not fit the student.
 
         Raises:
             ValueError: If `pinned` names a predictor that there is none of.
         """
-        self._pinned_by_name(names)
+        self._pinned_by_name([name for name, _ in named_predictors(student)])
 
     def _pinned_by_name(self, names: Sequence[str]) -> Mapping[str, str]:
         if isinstance(self.pinned, str):
@@ -223,12 +225,6 @@ class BeamSearch(PromptSearch):
     async def start(self, scene: Scene) -> list[Candidate]:
         """Return the initial candidates beside the student."""
         return await write_instructions(scene.run, scene.setting, scene.material, scene.book)
-
-
-def _one_of(name: str, value: T, known: Sequence[T]) -> T:
-    if value not in known:
-        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(repr, known))}")
-    return value
 
 
 def _pinned(pinned: str | Mapping[str, str] | None) -> str | Mapping[str, str]:

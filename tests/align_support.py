@@ -71,7 +71,7 @@ def main(run_dir: str, log: str, result: str) -> None:
     """Compile once and write the result."""
     engine = ToyEngine(0.002, Path(log), echo)
     done = compiled_by(compiler(engine), engine, Path(run_dir))
-    alignment = done.compilation.alignment
+    alignment = done.compilation.extras["alignment"]
     data = {**result_of(done), "policy": done.prompter.fingerprint, "verdict": alignment.verdict()}
     del data["spent"]
     Path(result).write_text(json.dumps(data))

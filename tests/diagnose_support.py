@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import argparse
+from contextvars import copy_context
 from pathlib import Path
 
 import dspy
+from dspy.utils.exceptions import AdapterParseError
 from e2e_support import ToyEngine, toy_compile, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.modules.sampling import DRAWS_PER_ASK
+from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose
+from cuesmith.programs.diagnosis.asking import Ask, Evidence
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.search.reflecting import texts_of
 
 
 def run(*arguments: object) -> int:
@@ -39,3 +46,23 @@ def abo_run(directory: Path) -> Path:
             budget=Budget(calls=400), seed=0, search="native",
         )  # fmt: skip
     return directory
+
+
+def lm_asker(lm: dspy.BaseLM) -> Ask:
+    """Make an asker of a plain LM, past the kernel."""
+    warm = (lm.kwargs.get("temperature") or 0) > 0
+
+    def one(evidence: Evidence, number: int) -> list[str]:
+        config = {"rollout_id": number + 1} | ({} if warm else {"temperature": 1.0})
+        current_draw.set(number * DRAWS_PER_ASK)  # a multiple of it is a fresh start for models in this process
+        try:
+            with dspy.context(lm=lm, trace=[]):
+                found = dspy.Predict(CriticizeInstruction)(**evidence.request(), config=config)
+                return texts_of(found.reasons)[:1]
+        except AdapterParseError:
+            return []
+
+    def ask(evidence: Evidence, draws: int) -> list[str]:
+        return [text for number in range(draws) for text in copy_context().run(one, evidence, number)]
+
+    return ask

@@ -26,10 +26,11 @@ from cuesmith.modules.prompter import Prompted, Prompter  # noqa: E402
 from cuesmith.modules.reweighted import Reweighted  # noqa: E402
 from cuesmith.modules.tiny import tiny_policy  # noqa: E402
 from cuesmith.teleprompters.align_pro import AlignPro  # noqa: E402
-from cuesmith.teleprompters.alignment.prompters import _Curve  # noqa: E402
+from cuesmith.teleprompters.alignment.checkpoints import Curve  # noqa: E402
+from cuesmith.teleprompters.alignment.record import TrainingStepDone, alignment_of  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Training  # noqa: E402
-from cuesmith.teleprompters.conformance import source_faults  # noqa: E402
-from cuesmith.teleprompters.runtime.events import Event, RunStarted, TrainingStepDone  # noqa: E402
+from cuesmith.teleprompters.conformance import source_faults, sources_of  # noqa: E402
+from cuesmith.teleprompters.runtime.events import Event, RunStarted  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -46,9 +47,10 @@ def test_it_trains_a_prompter_and_says_what_share_of_the_possible_it_reached() -
     assert [s.best_id for s in c.steps] != [] and c.stopped_by is None
     assert c.best.candidate.origin.move == "trained by ppo" and c.gain is not None and c.gain.low > 0.3
     curve = [e for e in events if isinstance(e, TrainingStepDone)]
-    assert [e.step for e in curve] == list(range(1, len(curve) + 1)) and c.alignment is not None
-    assert tuple(curve) == c.alignment.curve
-    best, share = c.alignment.attainable, c.alignment.realised
+    found = alignment_of(c)
+    assert [e.step for e in curve] == list(range(1, len(curve) + 1)) and found is not None
+    assert tuple(curve) == found.curve
+    best, share = found.attainable, found.realised
     # By hand: rho_sft names the right colour in some two of five draws, so lambda log Z is near 1 - 0.1 ln(5 / 2).
     assert best is not None and best.value is not None and 0.85 < best.value.mean < 0.96
     assert share is not None and share.share is not None and 0.8 < share.share <= 1.05
@@ -64,7 +66,7 @@ def test_rewrites_that_repeat_are_not_paid_twice_and_the_cap_is_exact() -> None:
     done = compiled_by(compiler(engine, budget=Budget(calls=150)), engine)
     c = done.compilation
     assert engine.calls == c.spent.total.calls <= 150
-    assert c.alignment is None or len(c.alignment.curve) < SMALL.steps
+    assert (found := alignment_of(c)) is None or len(found.curve) < SMALL.steps
 
 
 def test_what_is_left_for_the_end_is_kept_out_of_the_training() -> None:
@@ -72,7 +74,7 @@ def test_what_is_left_for_the_end_is_kept_out_of_the_training() -> None:
     done = compiled_by(compiler(engine, budget=Budget(calls=420), training=SMALL), engine)
     c = done.compilation
     assert engine.calls <= 420 and c.stopped_by is None and c.gain is not None
-    assert c.alignment is not None and c.alignment.realised is not None, "it was measured after its early end"
+    assert (found := alignment_of(c)) is not None and found.realised is not None, "it was measured after its early end"
 
 
 def test_no_training_where_nothing_can_be_gained() -> None:
@@ -81,7 +83,7 @@ def test_no_training_where_nothing_can_be_gained() -> None:
 
     engine = ToyEngine(reply=deaf)
     c = compiled_by(compiler(engine), engine).compilation
-    assert c.alignment is not None and c.alignment.curve == () and "No prompter can gain" in c.alignment.verdict()
+    assert (found := alignment_of(c)) is not None and found.curve == () and "No prompter can gain" in found.verdict()
     assert c.best.candidate == c.baseline.candidate
 
 
@@ -116,7 +118,7 @@ def test_weights_need_no_training_and_no_label() -> None:
     made = compiler(engine, metric=bluish, mode="weights", training=Training(kl_coefficient=0.05))
     done = compiled_by(made, engine)
     c = done.compilation
-    assert isinstance(done, Reweighted) and c.alignment is not None and c.alignment.curve == ()
+    assert isinstance(done, Reweighted) and (found := alignment_of(c)) is not None and found.curve == ()
     assert c.best.select is not None and c.best.select.mean > 0.5
 
 
@@ -143,16 +145,16 @@ def test_an_estimate_of_weights_is_an_upper_bound() -> None:
 def test_a_line_of_the_curve_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
     file = tmp_path / "curve.jsonl"
     steps = [TrainingStepDone(number, 3, 0.5, 0.1, 0.0, 0, 0.2) for number in (1, 2, 3)]
-    curve = _Curve(file)
+    curve = Curve(tmp_path)
     curve.add(steps[0])
     with file.open("a") as lines:
         lines.write('\n{"step": 2, "of"')
-    again = _Curve(file)
+    again = Curve(tmp_path)
     assert again.steps == steps[:1]
     again.add(steps[1])
     again.add(steps[2])
     again.add(steps[1])
-    assert _Curve(file).steps == again.steps == steps[:2], "a step that is repeated takes back what followed"
+    assert Curve(tmp_path).steps == again.steps == steps[:2], "a step that is repeated takes back what followed"
 
 
 def test_weights_refuse_a_metric_that_needs_labels() -> None:
@@ -174,7 +176,7 @@ def test_it_swaps_in_one_line_chains_and_survives_a_round_trip(tmp_path: Path) -
             dspy.ChainOfThought("question -> answer"), "align-pro", metric=exact, trainset=train, valset=val,
             prompter=prompter(0), training=short, yardstick=0,
         )
-        assert done.compilation.compiler == "AlignPro" and len(done.compilation.alignment.curve) == 2
+        assert done.compilation.compiler == "AlignPro" and len(done.compilation.extras["alignment"].curve) == 2
         prompted = Prompted(prompter(0), dspy.Predict("question -> answer"), ["question"])
         again = compile(prompted, "opro", metric=exact, trainset=train, valset=val, budget=Budget(calls=60))
         again.save(tmp_path / "program.json")
@@ -197,8 +199,12 @@ def test_bad_options_are_refused_before_any_call(change: dict[str, object], says
 
 
 def test_its_source_is_pure() -> None:
-    file = Path(inspect.getfile(AlignPro))
-    assert source_faults(file.read_text()) == [] and len(file.read_text().splitlines()) <= 250
+    rooms = "cuesmith.teleprompters.alignment"
+    files = sources_of(AlignPro, {f"{rooms}.{name}" for name in ("frozen", "training", "checkpoints")})
+    assert {file.name for file in files} >= {"align_pro.py", "prompters.py", "record.py", "yardstick.py"}
+    for file in files:
+        assert source_faults(file.read_text(), most_lines=1000) == [], file
+    assert len(Path(inspect.getfile(AlignPro)).read_text().splitlines()) <= 250
 
 
 def test_pairs_do_not_fit_a_model_behind_an_api() -> None:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import random
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import dspy
 import numpy as np
 import pytest
-from e2e_support import ToyEngine, exact, number, toy_compile, toy_lm, words
+from e2e_support import ToyEngine, number, toy_compile, toy_lm
 from scipy import stats
 
 from cuesmith.programs.diagnosis.change import (
@@ -22,8 +21,6 @@ from cuesmith.programs.diagnosis.change import (
     neighbourhood_of,
     neighbours,
     noise_flips,
-    paraphraser,
-    scorer_of,
     section_of,
     text_of_prompts,
 )
@@ -253,21 +250,3 @@ def test_neighbours_differ_from_what_they_rephrase() -> None:
     two = Candidate({"a": Prompt("x"), "b": Prompt("y")})
     assert [[p.instructions for _, p in c] for c in neighbours(two, lambda t, n: [f"{t}{i}" for i in range(n)], 2)] == [
         ["x0", "y0"], ["x1", "y1"]]
-
-
-def test_scoring_anew_through_a_program(tmp_path: Path, record: Record) -> None:
-    engine = ToyEngine()
-    score = scorer_of(dspy.Predict("question -> answer"), exact, lm=toy_lm(engine))
-    examples = [e.example for e in record.select]
-    outcomes = score(record.best, examples, 0)
-    assert tuple(o.score for o in outcomes if isinstance(o, Scored)) == record.scores_of(record.best)
-    found = noise_flips(score, record.best, words(10, "x"))
-    assert found.flips.mean == 0 and engine.calls == 40
-
-
-def test_paraphrases_from_a_model() -> None:
-    from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
-
-    text = "Count all the objects, including quantities. Give the answer as a number."
-    written = paraphraser(SimulatedOptimizer())(text, 4)
-    assert len(written) == 4 and all(isinstance(one, str) and one for one in written) and len(set(written)) > 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import itertools
 import uuid
@@ -13,7 +14,7 @@ import pytest
 
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.conformance import CompilerConformance, plain, source_faults
+from cuesmith.teleprompters.conformance import CompilerConformance, plain, source_faults, sources_of
 from cuesmith.teleprompters.prompt_search import BeamSearch
 from cuesmith.teleprompters.registry import COMPILERS, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
@@ -252,6 +253,7 @@ def test_a_fault_is_found(
     ("random.shuffle(x)", "random.shuffle("),
     ("async def f():\n    await asyncio.sleep(1)", "asyncio.sleep("),
     ("async def f(run):\n    await asyncio.wait_for(run.ask(), 3)", "asyncio.wait_for("),
+    ("from cuesmith.teleprompters.runtime.effects import effects_of", "runtime.effects"),
     ("\n" * 251, "251 lines"),
 ])
 def test_impure_source_is_found(source: str, fault: str) -> None:
@@ -263,3 +265,17 @@ def test_pure_source_is_not_blamed() -> None:
     source = "import random\nasync def f(run):\n    entry = random.Random(run.seed)\n    opened = run.openly(entry)\n"
     assert source_faults(source) == []
     assert source_faults(Path(inspect.getfile(BeamSearch)).read_text()) == []
+
+
+def test_what_a_search_calls_in_its_own_package_is_read_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "own_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "helper.py").write_text("import time\n")
+    head = "from cuesmith.teleprompters.compiler import Compiler\n"
+    (package / "search.py").write_text(f"{head}from own_package.helper import time\nclass Own(Compiler):\n    pass\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    kind = importlib.import_module("own_package.search").Own
+    assert {path.name for path in sources_of(kind) if source_faults(path.read_text())} == {"helper.py"}
+    named = {path.name for path in sources_of(compiler_class("abo"))}
+    assert {"abo.py", "prompt_search.py", "drafts.py", "working.py"} <= named and "run.py" not in named

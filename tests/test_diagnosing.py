@@ -14,7 +14,7 @@ from pathlib import Path
 import dspy
 import numpy as np
 import pytest
-from diagnose_support import abo_run, run, toy_run
+from diagnose_support import abo_run, lm_asker, run, toy_run
 from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
@@ -22,7 +22,7 @@ from cuesmith.modules.simulated.judging import followed
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs import diagnose
-from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, lm_asker, requests_of
+from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, requests_of
 from cuesmith.programs.diagnosis.following import agreement, pairs_of
 from cuesmith.programs.diagnosis.hand import HAND
 from cuesmith.programs.diagnosis.inquiry import Inquiry, Request

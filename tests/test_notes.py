@@ -7,6 +7,7 @@ import pickle
 import re
 import threading
 import warnings
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -144,7 +145,8 @@ def test_the_same_replies_make_the_same_note_in_any_order() -> None:
 
 
 def test_dropped_drafts_and_demonstrations_are_one_note_each() -> None:
-    seen = Seen(drafts=8, dropped={"too long": 1, "copied": 2}, worked=4, unworked={"its last step is wrong": 3})
+    dropped, unworked = Counter({"too long": 1, "copied": 2}), Counter({"its last step is wrong": 3})
+    seen = Seen(drafts=8, dropped=dropped, worked=4, unworked=unworked)
     assert [(note.kind, note.text) for note in remarks(seen)] == [
         ("dropped", "3 of 8 drafts dropped: copied 2, too long (1)."),
         ("dropped", "3 of 4 demonstrations dropped: its last step is wrong (3).")]

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tomllib
 import zipfile
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -63,12 +64,32 @@ def test_the_base_install_has_no_training_framework() -> None:
     assert not re.search(r"torch|transformers|trl|datasets", base)
 
 
-def test_modules_import_only_what_stands_below_them() -> None:
-    below = {"signatures": (), "modules": ("signatures",), "teleprompters": ("signatures", "modules")}
-    for folder, allowed in below.items():
-        for path in (ROOT / folder).rglob("*.py"):
-            for found in re.findall(r"(?:from|import) cuesmith\.(\w+)", path.read_text()):
-                assert found in (folder, *allowed), f"{path} imports cuesmith.{found}"
+@pytest.mark.parametrize(
+    ("file", "line", "contract"),
+    [
+        ("signatures/__init__.py", "import cuesmith.modules.sampling", "the folders"),
+        ("teleprompters/runtime/run.py", "from cuesmith.teleprompters.alignment import record", "the kernel knows"),
+        ("teleprompters/search/beam.py", "from cuesmith.teleprompters.runtime.effects import Effects", "a search sees"),
+        ("programs/report.py", "import cuesmith.programs.quickstart", "no circles"),
+    ],
+)
+def test_the_import_contract_catches_an_arrow_that_goes_up(tmp_path: Path, file: str, line: str, contract: str) -> None:
+    tree = tmp_path / "tree"
+    for name in FOLDERS:
+        shutil.copytree(ROOT / name, tree / "cuesmith" / name, ignore=shutil.ignore_patterns("__pycache__", "*.json"))
+    for path in (ROOT / "cuesmith").glob("*.py"):
+        shutil.copy(path, tree / "cuesmith")
+    shutil.copy(ROOT / "pyproject.toml", tree)
+    code = "from importlinter.cli import lint_imports_command; lint_imports_command()"
+    command = [sys.executable, "-c", code, "--no-cache"]
+    env = os.environ | {"PYTHONPATH": str(tree)}
+    run = partial(subprocess.run, command, cwd=tree, env=env, capture_output=True, text=True, timeout=120)
+    kept = run()
+    assert kept.returncode == 0, kept.stdout
+    with (tree / "cuesmith" / file).open("a") as module:
+        module.write(f"\n{line}\n")
+    broken = run()
+    assert broken.returncode == 1 and re.search(f"{contract}.* BROKEN", broken.stdout), broken.stdout
 
 
 @pytest.mark.parametrize("name", sorted(sources()))

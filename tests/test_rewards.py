@@ -11,6 +11,7 @@ from dspy.utils.exceptions import LMServerError
 from e2e_support import ToyEngine, toy_lm
 
 from cuesmith import Budget
+from cuesmith.teleprompters.alignment.frozen import Frozen
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -41,9 +42,8 @@ class Rewards(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         FOUND.clear()
-        example = run.train[0]
-        pairs = [(example, {"question": word}) for word in ("yes", "no", "yes")]
-        FOUND.extend([await run.reward(run.baseline, pairs, draws=self.draws) for _ in range(2)])
+        frozen = Frozen(run, run.train, "question", self.draws)
+        FOUND.extend([await frozen.rewards((0, 0, 0), ("yes", "no", "yes")) for _ in range(2)])
         return run.baseline
 
 

@@ -16,6 +16,7 @@ from types import ModuleType
 import dspy
 import numpy as np
 import pytest
+from diagnose_support import lm_asker
 from e2e_support import ToyEngine as Toy
 from e2e_support import ToySearch, exact, toy_lm, words
 from hypothesis import given, settings
@@ -24,7 +25,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, lm_asker, reasons
+from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, reasons
+from cuesmith.programs.diagnosis.inquiry import Inquiry
 from cuesmith.programs.diagnosis.planted import (
     abstains,
     another_task,
@@ -333,14 +335,10 @@ def test_the_benchmark_asks_for_the_same_texts_as_dspy_does(bias: float) -> None
         assert through(shown, 3) == direct(shown, 3)
 
 
-def test_threads_do_not_matter() -> None:
-    shown = [evidence(seed) for seed in (0, 1, 0, 2)]
-    assert ask_all(lm_asker(SimulatedOptimizer()), shown) == ask_all(lm_asker(SimulatedOptimizer()), shown, threads=4)
-
-
 def test_replies_that_cannot_be_used_are_missing() -> None:
-    silent = lm_asker(toy_lm(Toy(reply=lambda system, user, drawn: "no idea")))
-    empty = lm_asker(toy_lm(Toy(reply=lambda s, u, d: '[[ ## reasons ## ]]\n["  "]\n\n[[ ## completed ## ]]')))
+    silent = inquirer(Inquiry(toy_lm(Toy(reply=lambda system, user, drawn: "no idea"))))
+    blank = Toy(reply=lambda s, u, d: '[[ ## reasons ## ]]\n["  "]\n\n[[ ## completed ## ]]')
+    empty = inquirer(Inquiry(toy_lm(blank)))
     assert silent(evidence(), 2) == [] and empty(evidence(), 2) == []
 
 

@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.simulated.evidence import (
@@ -32,8 +32,17 @@ from cuesmith.modules.simulated.points import stated
 from cuesmith.modules.simulated.wordings import PHRASINGS, norm
 from cuesmith.signatures import parse_steps
 
-if TYPE_CHECKING:
-    from cuesmith.modules.simulated.request import Asked
+
+class Asked(Protocol):
+    """What is read of a `request.Asked`."""
+
+    @property
+    def name(self) -> str:
+        """The name of one of `FORMS`."""
+
+    def text(self, name: str) -> str:
+        """Return the text of a field."""
+
 
 # --- telling them apart ------------------------------------------------------------------------------------
 

@@ -10,15 +10,10 @@ import asyncio
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from dataclasses import dataclass
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
 
-from cuesmith.modules.sampling import DRAWS_PER_ASK
-from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, shown_failure, sound
@@ -26,7 +21,7 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.reflecting import texts_of
 
-__all__ = ["Ask", "Error", "Evidence", "TooLittle", "ask_all", "inquirer", "lm_asker", "reasons", "requests_of"]
+__all__ = ["Ask", "Error", "Evidence", "TooLittle", "ask_all", "inquirer", "reasons", "requests_of"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,33 +89,6 @@ Ask = Callable[[Evidence, int], list[str]]
 """(what is shown, draws) -> at most that many feedback texts, drawn independently of each other."""
 
 
-def lm_asker(lm: dspy.BaseLM, *, seed: int = 0) -> Ask:
-    """Make an asker of a plain LM, without a budget. At temperature 1 unless the LM has one of its own above 0.
-
-    Replies that cannot be used are left out; a provider's failure is raised as it is.
-
-    Args:
-        lm: The optimizer model.
-        seed: Other seeds are other draws.
-    """
-    warm = (lm.kwargs.get("temperature") or 0) > 0
-
-    def one(evidence: Evidence, number: int) -> list[str]:
-        config = {"rollout_id": number + 1} | ({} if warm else {"temperature": 1.0})
-        current_draw.set(number * DRAWS_PER_ASK)  # a multiple of it is a fresh start for models in this process
-        try:
-            with dspy.context(lm=lm, trace=[]):
-                return _reason(dspy.Predict(CriticizeInstruction)(**evidence.request(), config=config))
-        except AdapterParseError:
-            return []
-
-    def ask(evidence: Evidence, draws: int) -> list[str]:
-        numbers = range(seed * DRAWS_PER_ASK, seed * DRAWS_PER_ASK + draws)
-        return [text for number in numbers for text in copy_context().run(one, evidence, number)]
-
-    return ask
-
-
 def inquirer(inquiry: Inquiry) -> Ask:
     """Make an asker of an inquiry: within its budget, and nothing twice."""
 
@@ -159,27 +127,18 @@ def _criticism(evidence: Evidence, number: int) -> Request:
     return Request(CriticizeInstruction, evidence.request(), number)
 
 
-def ask_all(ask: Ask, shown: Sequence[Evidence], *, threads: int = 1) -> list[str | None]:
+def ask_all(ask: Ask, shown: Sequence[Evidence]) -> list[str | None]:
     """Ask for one feedback text an entry. Entries that show the same get different draws.
 
     Args:
         ask: The asker.
         shown: What to show, in any order.
-        threads: Requests in flight at once.
 
     Returns:
         The texts, in the order of `shown`; None where the model gave none.
     """
     wanted, counts = _distinct(shown)
-    if threads <= 1:
-        return _dealt(shown, counts, [ask(evidence, count) for evidence, count in zip(*wanted, strict=True)])
-    with ThreadPoolExecutor(threads) as pool:
-        tasks = [pool.submit(copy_context().run, ask, evidence, count) for evidence, count in zip(*wanted, strict=True)]
-        try:
-            return _dealt(shown, counts, [task.result() for task in tasks])
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # what is not under way is not sent to a failed provider
-            raise
+    return _dealt(shown, counts, [ask(evidence, count) for evidence, count in zip(*wanted, strict=True)])
 
 
 async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],

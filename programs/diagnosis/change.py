@@ -22,15 +22,12 @@ from cuesmith.programs.diagnosis.association import Correlation, spearman
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.record import Record, answer, passed
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
-from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
-from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
-from cuesmith.teleprompters.runtime.scoring import redrawn, score_program
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
 __all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
-           "neighbourhood", "neighbourhood_of", "neighbours", "noise_flips", "paraphraser", "scorer_of", "section_of"]
+           "neighbourhood", "neighbourhood_of", "neighbours", "noise_flips", "section_of"]
 
 FEW = 10
 """A refinement that is compared on fewer examples says little about itself. Ours."""
@@ -386,43 +383,6 @@ def neighbours(candidate: Candidate, paraphrase: Paraphrase, count: int = PARAPH
         if other != candidate and other not in made:
             made.append(other)
     return made
-
-
-def paraphraser(lm: dspy.BaseLM) -> Paraphrase:
-    """Return a function that has a model say instructions in other words, by the request of Iterative-APE.
-
-    Args:
-        lm: The model; drawn from at temperature 1 unless it has a higher one of its own.
-    """
-    warm = (lm.kwargs.get("temperature") or 0) > 0
-
-    def paraphrase(text: str, count: int) -> list[str]:
-        texts = []
-        for draw in range(1, count + 1):
-            config = {"rollout_id": draw} | ({} if warm else {"temperature": 1.0})
-            reply = dspy.Predict(VaryInstructions)(instruction=text, lm=lm, config=config)
-            texts.append(str(reply.variation))
-        return texts
-
-    return paraphrase
-
-
-def scorer_of(student: dspy.Module, metric: MetricFunction, *, lm: dspy.BaseLM | None = None) -> Score:
-    """Return a function that scores anew: it binds a candidate to a program and runs that.
-
-    Args:
-        student: The program that was compiled.
-        metric: Judges its answers.
-        lm: The model it runs on, for predictors that carry none; the configured one by default. From draw 1 on no
-            cache answers for it.
-    """
-
-    def score(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> Sequence[Outcome]:
-        model = lm if lm is not None else dspy.settings.lm
-        model = model and redrawn(model, draw)
-        return score_program(candidate.bind(student), examples, metric, lm=model).outcomes
-
-    return score
 
 
 def section_of(found: Changes | NoiseFlips | Neighbourhood) -> Section:

@@ -15,15 +15,14 @@ from dataclasses import dataclass
 import dspy
 
 from cuesmith.teleprompters.compiler import check_prices
-from cuesmith.teleprompters.runtime.candidate import ExampleIds, to_json
-from cuesmith.teleprompters.runtime.events import Event, Malformed, Stream
+from cuesmith.teleprompters.runtime.candidate import to_json
+from cuesmith.teleprompters.runtime.effects import Asker
+from cuesmith.teleprompters.runtime.events import Stream
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
-from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.redaction import Redactor
-from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import Scorer
+from cuesmith.teleprompters.runtime.scoring import Pool
 from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.runtime.throttle import Throttle
 
@@ -132,38 +131,23 @@ class Inquiry:
             return [self._known.get(request.key) for request in requests]
 
     async def _ask(self, requests: Mapping[str, Request]) -> dict[str, dspy.Prediction | None]:
-        run, scorer = self._run()
+        pool = Pool(self._gate, self._timeout)
+        asker = Asker(self.lm, pool, Stream(()), self.seed)
         try:
-            asked = [asyncio.create_task(self._one(run, request)) for request in requests.values()]
-            replies = await asyncio.gather(*asked)
+            replies = await asyncio.gather(*(_reply(asker, request) for request in requests.values()))
         finally:
-            scorer.close()
+            pool.close()
+            self.answered += asker.seen.asked - len(asker.seen.lost)
+            self.unusable += len(asker.seen.lost)
+            if asker.seen.lost and not self._first_unusable:
+                self._first_unusable = " ".join(asker.seen.lost[0].reason.split())
         return {key: reply[0] for key, reply in zip(requests, replies, strict=True) if reply is not None}
 
-    async def _one(self, run: Run, request: Request) -> tuple[dspy.Prediction | None] | None:
-        """Return the reply in a tuple, None in it if it cannot be used; None if a stop came first."""
-        try:
-            replies = await run.ask(request.signature, request.inputs, salt=f"diagnosis, draw {request.draw}")
-        except RunStopped:
-            return None
-        self.answered += len(replies)
-        self.unusable += not replies
-        return (replies[0] if replies else None,)
 
-    def _run(self) -> tuple[Run, Scorer]:
-        """Make a run on the current event loop; it has no examples, and its program is never run."""
-        student = dspy.Predict("question -> answer")
-        scorer = Scorer(student, Metric(_no_score), self._gate, None, self._timeout)
-        run = Run(
-            student=student, train=(), select=(), ids=ExampleIds(), seed=self.seed, scorer=scorer, optimizer=self.lm,
-            gate=self._gate, journal=None, stream=Stream([self._note]),
-        )  # fmt: skip
-        return run, scorer
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, Malformed):
-            self._first_unusable = self._first_unusable or " ".join(event.reason.split())
-
-
-def _no_score(example: dspy.Example, prediction: dspy.Prediction) -> float:
-    raise AssertionError("nothing is scored here")
+async def _reply(asker: Asker, request: Request) -> tuple[dspy.Prediction | None] | None:
+    """Return the reply in a tuple, None in it if it cannot be used; None if a stop came first."""
+    try:
+        replies = await asker.ask(request.signature, request.inputs, salt=f"diagnosis, draw {request.draw}")
+    except RunStopped:
+        return None
+    return (replies[0] if replies else None,)

@@ -81,7 +81,6 @@ def repetition(
     similarity: Similarity | None = None,
     threshold: float | None = None,
     seed: int = 0,
-    threads: int = 1,
 ) -> Repetition:
     """Measure how far feedback repeats itself; `draws` requests a batch and one for each of `others`.
 
@@ -93,13 +92,12 @@ def repetition(
         similarity: How texts are compared; `TfIdf()` by default.
         threshold: Of the themes; by default half-way between floor and ceiling.
         seed: Seeds the bootstrap.
-        threads: Requests in flight at once.
 
     Raises:
         TooLittle: As `repetition_of`.
         ValueError: If `draws` is below 2.
     """
-    replies = ask_all(ask, _shown(batches, others, draws), threads=threads)
+    replies = ask_all(ask, _shown(batches, others, draws))
     return _measured(replies, len(batches), draws, similarity, threshold, seed)
 
 

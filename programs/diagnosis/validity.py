@@ -289,7 +289,6 @@ def validity(
     judging: Judging | None = None,
     similarity: Similarity | None = None,
     seed: int = 0,
-    threads: int = 1,
 ) -> Validity:
     """Ask everything of a study and measure; `study.requests` requests.
 
@@ -299,12 +298,11 @@ def validity(
         judging: Rules and judges.
         similarity: How texts are compared; `TfIdf()` by default.
         seed: Seeds permutations and bootstrap.
-        threads: Requests in flight at once.
 
     Raises:
         TooLittle: As `validity_of`.
     """
-    feedback = study.answered(ask_all(ask, study.shown(), threads=threads))
+    feedback = study.answered(ask_all(ask, study.shown()))
     return validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
 
 

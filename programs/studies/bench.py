@@ -22,7 +22,6 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
-from cuesmith.teleprompters.runtime.identity import identity_of
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
@@ -146,36 +145,12 @@ class Bench:
         left = self._left(share)
         if left is None:
             return
-        student, metric = self.student(task), Metric(task.metric)
         split = Split(tuple(task.train), tuple(task.validation), ())
-        kept: list[Run] = []
-
-        async def search(run: Run) -> Candidate:
-            kept.append(run)
-            await experiment(run)
-            return run.best_so_far()
-
         job = Job(
-            compiler=f"study {name}",
-            search=search,
-            student=student,
-            metric=metric,
-            split=split,
-            task_lm=self.target,
-            optimizer=self.optimizer,
-            budget=left,
-            seed=self.seed,
-            max_in_flight=self.max_in_flight,
-            timeout=600.0,
-            callbacks=self.callbacks,
-            run_dir=self._folder(name),
-            identity=identity_of(
-                f"study {name}", {}, self.seed, student, split, metric, self.target, self.optimizer
-            ),
-            forecast=Forecast(0, 0, 0),
-        )
+            f"study {name}", experiment, self.student(task), Metric(task.metric), split, self.target, self.optimizer,
+            left, self.seed, self.max_in_flight, 600.0, self._folder(name), callbacks=self.callbacks)
         with dspy.context(lm=self.target):
-            session = Session(job, [self.target, self.optimizer])
+            session = Session(job)
             try:
                 run_coroutine(session.compile)
             except CompileError as error:
@@ -183,7 +158,7 @@ class Bench:
                     raise
             finally:
                 self._count(session.ledger.spent(), session.gate.stopped_by)
-        said = (note for run in kept for note in run.notes if note.kind not in OF_A_COMPILE)
+        said = (note for note in session.effects.notes if note.kind not in OF_A_COMPILE)
         self.notes = list(dict.fromkeys([*self.notes, *said]))
 
     def compile(self, name: str, task: Task, compiler: str, *, share: float = 1.0, **options: object

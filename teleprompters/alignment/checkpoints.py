@@ -6,14 +6,17 @@ moved into place by one rename. What a killed process leaves behind is the stagi
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
+
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
 
 MANIFEST = "manifest.json"
 KEPT = 2
@@ -86,6 +89,29 @@ class Checkpoints:
 
     def _folders(self) -> list[Path]:
         return [path for path in self.directory.iterdir() if path.is_dir()] if self.directory.is_dir() else []
+
+
+class Curve:
+    """The learning curve, kept beside the checkpoints in one folder; None keeps it nowhere."""
+
+    def __init__(self, directory: Path | None) -> None:
+        self._file = file = None if directory is None else directory / "curve.jsonl"
+        rows = file.read_text().splitlines() if file is not None and file.exists() else []
+        self.steps: list[TrainingStepDone] = []
+        for row in rows:
+            with contextlib.suppress(ValueError):  # a line that a crash cut off
+                self._note(TrainingStepDone(**json.loads(row)))
+
+    def _note(self, event: TrainingStepDone) -> None:
+        self.steps = [step for step in self.steps if step.step < event.step] + [event]
+
+    def add(self, event: TrainingStepDone) -> None:
+        """Add a step; one that is repeated after a kill replaces its first time."""
+        self._note(event)
+        if self._file is not None:
+            self._file.parent.mkdir(parents=True, exist_ok=True)
+            with self._file.open("a") as lines:
+                lines.write("\n" + json.dumps(asdict(event)))
 
 
 def _read(path: Path) -> Mapping[str, object] | None:

@@ -5,8 +5,36 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from cuesmith.teleprompters.alignment.yardstick import Attainable, PolicyKL, Realised
-from cuesmith.teleprompters.runtime.events import TrainingStepDone
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.events import Progressed
 from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+
+@dataclass(frozen=True)
+class TrainingStepDone(Progressed):
+    """A prompter's training made a step: one point of its learning curve.
+
+    Attributes:
+        step: 1, 2, ...
+        of: Steps planned.
+        reward: Mean reward of the step's rewrites, of those that have one; NaN if none has.
+        kl: Mean log-ratio of the rewrites to the untrained prompter, nats a rewrite.
+        loss: The trainer's loss.
+        missing: Rewrites without a reward: an outage, never a zero.
+        seconds: What the step took.
+    """
+
+    step: int
+    of: int
+    reward: float
+    kl: float
+    loss: float
+    missing: int
+    seconds: float
+
+    def __str__(self) -> str:
+        """Return what a display shows."""
+        return f"training {self.step}/{self.of}: reward {self.reward:.2f}, KL {self.kl:.2f}"
 
 
 @dataclass(frozen=True)
@@ -50,3 +78,9 @@ class Alignment:
             f"Training realised {100 * done.share:.0f} % [{100 * done.low:.0f}, {100 * done.high:.0f}] of what this "
             f"frozen program allows at {coefficient}{spent}."
         )
+
+
+def alignment_of(compilation: Compilation) -> Alignment | None:
+    """Return what a prompter's training came to; None for compilers that train none."""
+    found = compilation.extras.get("alignment")
+    return found if isinstance(found, Alignment) else None

@@ -23,9 +23,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypeAlias, get_args
 
+import dspy
+
+from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.policy import LocalPolicy, require_train
+from cuesmith.modules.prompter import Prompter
 
 if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.checkpoints import Checkpoint
@@ -39,6 +43,9 @@ meanwhile. Whatever it raises ends the training, after a checkpoint, and is rais
 """
 
 Trainer = Literal["ppo", "rloo", "grpo"]
+
+PrompterModel: TypeAlias = Prompter | LocalPolicy | dspy.BaseLM | str | Path
+"""A prompter, or what one can be made of: a local model, a folder or name to load one from, a language model."""
 
 
 @dataclass(frozen=True)
@@ -224,6 +231,49 @@ def warm_start(
     from cuesmith.teleprompters.alignment.supervised import warm_start as taught
 
     return taught(policy, pairs, steps, batch_size, learning_rate, seed)
+
+
+def prompter_of(model: PrompterModel, decoding: Decoding, *, local: bool) -> Prompter:
+    """Return the prompter that a user meant.
+
+    Args:
+        model: A prompter, or its model.
+        decoding: How it decodes in the compiled program; a given `Prompter` keeps its own.
+        local: Whether it must be a local model, to be trained.
+
+    Raises:
+        ImportError: If a local model is asked for without `cuesmith[train]`.
+        TypeError: If it is something else.
+        ValueError: If a language model behind an API is to be trained.
+    """
+    if local or isinstance(model, Path):
+        require_train()
+        if isinstance(model, str | Path):
+            model = LocalPolicy.from_pretrained(model)
+    prompter = model if isinstance(model, Prompter) else Prompter(model, decoding=decoding)
+    if local and prompter.policy is None:
+        raise ValueError(
+            "mode='train' trains a local prompter: give a LocalPolicy, or the folder or name of a causal language "
+            "model for transformers; a model behind an API can be used with mode='weights'"
+        )
+    return prompter
+
+
+def warm_started(
+    prompter: Prompter, pairs: Sequence[tuple[str, str]], steps: int, seed: int, kept: Path | None
+) -> Prompter:
+    """Return rho_sft: the prompter fine-tuned on the pairs, if any. A resumed run finds it in the folder `kept`."""
+    if not pairs:
+        return prompter
+    assert prompter.policy is not None
+    if kept is not None and (kept / "done").exists():
+        policy = LocalPolicy.from_pretrained(kept)
+    else:
+        policy = warm_start(prompter.policy, pairs, steps=steps, seed=seed)
+        if kept is not None:
+            policy.save_pretrained(kept)
+            (kept / "done").touch()
+    return Prompter(policy, decoding=prompter.decoding)
 
 
 def identity(policy: LocalPolicy, inputs: Sequence[str], config: Training, processes: int) -> dict[str, object]:

@@ -8,8 +8,8 @@ import dspy
 
 from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
-from cuesmith.teleprompters.peers.peer import Peer, number
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.peers.peer import Peer
+from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.run import Run

@@ -10,8 +10,8 @@ from dspy.teleprompt.gepa.gepa import AUTO_RUN_SETTINGS
 
 from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
-from cuesmith.teleprompters.peers.peer import Peer, chosen, number, switch
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.peers.peer import Peer
+from cuesmith.teleprompters.runtime.checks import chosen, number, switch, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.run import Run

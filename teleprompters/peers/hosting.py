@@ -27,6 +27,7 @@ from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
+from cuesmith.teleprompters.runtime.effects import effects_of
 from cuesmith.teleprompters.runtime.frames import frames_of, restore
 from cuesmith.teleprompters.runtime.gate import effect, is_outage
 from cuesmith.teleprompters.runtime.ledger import Cap
@@ -79,7 +80,7 @@ class Host:
         timeout: float | None,
     ) -> None:
         self.candidates: dict[str, Candidate] = {}
-        self._run = run
+        self._run, self._effects = run, effects_of(run)
         self._metric = metric
         self._origin = Origin(move, (run.baseline.id,))
         self._now = threading.local()
@@ -88,7 +89,7 @@ class Host:
         self._examples: dict[str, list[dspy.Example]] = {}
         for example in (*run.train, *run.select):
             self._examples.setdefault(_named(dict(example.inputs().items())), []).append(example)
-        self._border = Border(run.gate, f"{run.seed}:{move}", timeout, self._note_refusal)
+        self._border = Border(self._effects.gate, f"{run.seed}:{move}", timeout, self._note_refusal)
         self.optimizer = hosted(optimizer, "optimizer")
         self.program = copy_program(run.student)
         self.program._compiled = False  # a student may have been compiled before
@@ -129,6 +130,10 @@ class Host:
                 if not isinstance(error, Exception):
                     traceback.clear_frames(error.__traceback__)  # of progress bars, which are quiet here alone
                 raise
+
+    def best(self) -> Candidate:
+        """Return the best candidate by what is known now."""
+        return self._effects.best_so_far()
 
     def reopen(self) -> bool:
         """Open the run's gate again after a cap closed it, to score what was found; returns whether it is open."""
@@ -174,7 +179,7 @@ class Host:
             score, feedback = read_judgement(self._awaited(answer) if inspect.isawaitable(answer) else answer)
         except Exception as error:
             kind = ProviderFailure if is_outage(error) else MetricError
-            self._observe(ran, example, kind(self._reason(error)))
+            self._observe(ran, example, kind(self.reason(error)))
             raise
         finally:
             effect.reset(token)
@@ -200,13 +205,14 @@ class Host:
         """Note that the program which began in this thread raised."""
         if effect.get() is not self._border.judge:
             lost = is_outage(error) and not isinstance(error, ContextWindowExceededError)
-            reason = self._reason(error)
+            reason = self.reason(error)
             raised = ParseFailure(f"the program raised {reason}", raised=True)
             outcome = ProviderFailure(reason) if lost else raised
             for example in self._examples.get(_named(inputs), ()):
                 self._observe(getattr(self._now, "candidate", None), example, outcome)
 
-    def _reason(self, error: Exception) -> str:
+    def reason(self, error: Exception) -> str:
+        """Return an error in a line without keys."""
         return f"{type(error).__name__}: {self._border.gate.redactor(str(error)).strip()[:400]}"
 
     def _observe(self, candidate: Candidate | None, example: dspy.Example, outcome: Outcome) -> None:
@@ -235,7 +241,7 @@ class Host:
             self._run.note(
                 "dspy's optimizer counted as 0 what has no score: the metric or the provider failed.", "missing"
             )
-        self._run.observe(candidate, example, outcome)
+        self._effects.observe(candidate, example, outcome)
 
     def turns(self) -> _Turns:
         """Return who says when each of some program runs may begin."""

@@ -6,12 +6,9 @@ Source: dspy 3.4 for the optimizers and their defaults; the border around them i
 from __future__ import annotations
 
 import importlib.util
-import math
-import os
 from abc import abstractmethod
-from collections.abc import Sequence
 from dataclasses import replace
-from typing import ClassVar, TypeVar, Unpack
+from typing import ClassVar, Unpack
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError
@@ -25,8 +22,6 @@ from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import mean, rank
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CompileError
-
-T = TypeVar("T")
 
 
 class Peer(Compiler):
@@ -90,7 +85,7 @@ class Peer(Compiler):
         )
         found = await self._found(run, host)
         scores = await run.score([found], run.select) if found != run.baseline else []
-        if run.best_so_far() == run.baseline:
+        if host.best() == run.baseline:
             found, beam = run.baseline, [*base, *scores]
         else:
             beam = rank([*scores, *base])
@@ -108,7 +103,7 @@ class Peer(Compiler):
             raise
         except Exception as error:
             return self._left_by(error, run, host)
-        return self._read(program, run)
+        return self._read(program, run, host)
 
     async def _validate(self, run: Run, host: Host) -> None:
         """Score the best on training examples on the selection examples, with what is held for the report."""
@@ -124,7 +119,7 @@ class Peer(Compiler):
 
     def _left_by(self, error: Exception, run: Run, host: Host) -> Candidate:
         """Return the best that is known from an optimizer that failed half way, as at a reply that it cannot read."""
-        reason = run.gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        reason = host.reason(error)
         unread = isinstance(error, AdapterParseError | UnicodeError)
         if not unread and not any(
             any(v is not None for v in run.known(c, run.select)) for c in host.candidates.values()
@@ -134,15 +129,15 @@ class Peer(Compiler):
             f"dspy's {type(self).__name__} failed on the way ({reason}); what it had scored until then is kept.",
             "failed",
         )
-        return run.best_so_far()
+        return host.best()
 
-    def _read(self, program: dspy.Module, run: Run) -> Candidate:
+    def _read(self, program: dspy.Module, run: Run, host: Host) -> Candidate:
         found = Candidate.of(program)
         if set(found.names) != set(run.baseline.names):
             run.note(
                 f"{type(self).__name__} changed which predictors the program has: its result cannot be held.", "changed"
             )
-            return run.best_so_far()
+            return host.best()
         found = replace(found, origin=Origin(self.MOVE, (run.baseline.id,)))
         if _beyond_prompts(program) != _beyond_prompts(run.student):
             run.note(
@@ -151,7 +146,7 @@ class Peer(Compiler):
             )
         return found if found != run.baseline else run.baseline
 
-    def check_program(self, student: dspy.Module) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if dspy's optimizer cannot take the student; called before anything is paid for.
 
         Raises:
@@ -159,20 +154,6 @@ class Peer(Compiler):
         """
         if not hasattr(type(student), "forward"):
             raise ValueError(f"{type(self).__name__} is synchronous: {type(student).__name__} needs a `forward`")
-
-    async def acompile(
-        self,
-        student: dspy.Module,
-        *,
-        trainset: Sequence[dspy.Example],
-        teacher: dspy.Module | None = None,
-        valset: Sequence[dspy.Example] | None = None,
-        run_dir: str | os.PathLike[str] | None = None,
-    ) -> dspy.Module:
-        """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
-        if isinstance(student, dspy.Module):
-            self.check_program(student)
-        return await super().acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
 
 
 def _beyond_prompts(program: dspy.Module) -> list[object]:
@@ -183,39 +164,3 @@ def _beyond_prompts(program: dspy.Module) -> list[object]:
         for field, info in predictor.signature.fields.items()
     ]
     return [fields, [code for m in modules_of(program) if (code := getattr(m, "module_src", None)) is not None]]
-
-
-def number(name: str, value: object, *, least: float, above: bool = False) -> float:
-    """Return `value` if it is a finite number of at least `least`, or above it.
-
-    Raises:
-        TypeError: If it is no number.
-        ValueError: If it is out of range.
-    """
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError(f"{name} must be a number, got {value!r}")
-    if not math.isfinite(value) or value < least or (above and value == least):
-        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}")
-    return value
-
-
-def chosen(name: str, value: T, among: Sequence[T]) -> T:
-    """Return `value` if it is one of those.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    if value not in among:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {value!r}")
-    return value
-
-
-def switch(name: str, value: object) -> bool:
-    """Return `value` if it is True or False.
-
-    Raises:
-        TypeError: If it is not.
-    """
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} must be True or False, got {value!r}")
-    return value

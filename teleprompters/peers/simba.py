@@ -8,9 +8,9 @@ import dspy
 
 from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
-from cuesmith.teleprompters.peers.peer import Peer, number
+from cuesmith.teleprompters.peers.peer import Peer
 from cuesmith.teleprompters.runtime._dspy import named_predictors
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.run import Run
@@ -68,13 +68,13 @@ class SIMBA(Peer):
             "temperature_for_candidates", temperature_for_candidates, least=0, above=True
         )
 
-    def check_program(self, student: dspy.Module) -> None:
+    def check_student(self, student: dspy.Module) -> None:
         """Raise if the student has no `forward`, or predictors with different models, which SIMBA cannot sample from.
 
         Raises:
             ValueError: If it is so.
         """
-        super().check_program(student)
+        super().check_student(student)
         if len({id(predictor.lm) for _, predictor in named_predictors(student)}) > 1:
             raise ValueError("SIMBA samples from one model: the student's predictors must not carry different ones")
 

@@ -332,7 +332,7 @@ class Candidate:
         """Return the candidate with another prompter in front of it.
 
         Args:
-            prompter: Its fingerprint, as `Run.add_prompter` knows it.
+            prompter: Its fingerprint, a content hash.
             origin: Where the new candidate comes from.
         """
         return Candidate(self.prompts, origin, prompter)

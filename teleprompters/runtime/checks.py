@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 def whole(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:
     """Return `value` if it is a whole number in the range.
@@ -15,4 +21,40 @@ def whole(name: str, value: object, *, least: int = 1, most: int | None = None) 
     if value < least or (most is not None and value > most):
         taken = f"at least {least}" if most is None else f"from {least} to {most}"
         raise ValueError(f"{name} must be {taken}, got {value}")
+    return value
+
+
+def number(name: str, value: object, *, least: float, above: bool = False) -> float:
+    """Return `value` if it is a finite number of at least `least`, or above it.
+
+    Raises:
+        TypeError: If it is no number.
+        ValueError: If it is out of range.
+    """
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, got {value!r}")
+    if not math.isfinite(value) or value < least or (above and value == least):
+        raise ValueError(f"{name} must be a finite number {'above' if above else 'of at least'} {least}, got {value!r}")
+    return value
+
+
+def chosen(name: str, value: T, among: Sequence[T]) -> T:
+    """Return `value` if it is one of those.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if value not in among:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, among))}, got {value!r}")
+    return value
+
+
+def switch(name: str, value: object) -> bool:
+    """Return `value` if it is True or False.
+
+    Raises:
+        TypeError: If it is not.
+    """
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} must be True or False, got {value!r}")
     return value

@@ -5,15 +5,12 @@ Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
-
-if TYPE_CHECKING:
-    from cuesmith.teleprompters.alignment.record import Alignment
 
 
 class Note(str):
@@ -143,7 +140,7 @@ class Compilation:
             "outage") that ended the search early; None if it ran to its end.
         run_dir: Where the journal is.
         notes: What a reader should know, in plain words; each has a `kind`.
-        alignment: The prompter's training and how far it came; None for compilers that train none.
+        extras: What a search leaves besides candidates, by name; `alignment_of` reads a prompter's training there.
     """
 
     compiler: str
@@ -156,7 +153,7 @@ class Compilation:
     stopped_by: str | None
     run_dir: str | None
     notes: tuple[Note, ...]
-    alignment: Alignment | None = None
+    extras: Mapping[str, object] = field(default_factory=dict)
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""

@@ -70,27 +70,8 @@ class SpentChanged:
     spent: Spent
 
 
-@dataclass(frozen=True)
-class TrainingStepDone:
-    """A prompter's training made a step: one point of its learning curve.
-
-    Attributes:
-        step: 1, 2, ...
-        of: Steps planned.
-        reward: Mean reward of the step's rewrites, of those that have one; NaN if none has.
-        kl: Mean log-ratio of the rewrites to the untrained prompter, nats a rewrite.
-        loss: The trainer's loss.
-        missing: Rewrites without a reward: an outage, never a zero.
-        seconds: What the step took.
-    """
-
-    step: int
-    of: int
-    reward: float
-    kl: float
-    loss: float
-    missing: int
-    seconds: float
+class Progressed:
+    """The base of events of a search's own work, such as a training; its `str` is what a display shows."""
 
 
 @dataclass(frozen=True)
@@ -161,7 +142,7 @@ Event: TypeAlias = (
     | EffectDone
     | SpentChanged
     | StepDone
-    | TrainingStepDone
+    | Progressed
     | Retried
     | Missing
     | Malformed

@@ -18,13 +18,13 @@ from cuesmith.teleprompters.runtime.events import (
     EffectDone,
     Event,
     Noted,
+    Progressed,
     Retried,
     RunFinished,
     RunStarted,
     SpentChanged,
     StepDone,
     Stopped,
-    TrainingStepDone,
 )
 from cuesmith.teleprompters.runtime.figures import describe_estimate, usd, visible
 from cuesmith.teleprompters.runtime.ledger import Spent
@@ -108,8 +108,8 @@ class Progress:
                 self._spent = event.spent
             case StepDone():
                 self._best = describe_estimate(event.record.validation)
-            case TrainingStepDone():
-                self._notice = f"training {event.step}/{event.of}: reward {event.reward:.2f}, KL {event.kl:.2f}"
+            case Progressed():
+                self._notice = str(event)
             case Retried():
                 self._notice = f"provider failed, trying again in {event.delay_s:.0f} s"
             case Stopped():

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import dspy
 
@@ -27,9 +27,9 @@ _REASONS = 2
 """Reasons for missing runs that a note tells."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Seen:
-    """What was counted.
+    """What is counted while a run goes on; the last three when it is over.
 
     Attributes:
         asked: Draws of the optimizer model that came back.
@@ -38,21 +38,21 @@ class Seen:
         dropped: Why some of these were dropped -> how many.
         worked: Examples that were to become demonstrations.
         unworked: Why some became none -> how many.
+        threshold: The score that the search counts as a success; None if it asks for none.
         ran: What became of the program runs.
         evidence: Scores on training examples, which the search looked for failures in.
-        threshold: The score that the search counts as a success; None if it asks for none.
         shown: The student's first answer that the metric judged, with its example; None if there is none.
     """
 
     asked: int = 0
-    lost: Sequence[Malformed] = ()
+    lost: list[Malformed] = field(default_factory=list)
     drafts: int = 0
-    dropped: Mapping[str, int] | None = None
+    dropped: Counter[str] = field(default_factory=Counter)
     worked: int = 0
-    unworked: Mapping[str, int] | None = None
+    unworked: Counter[str] = field(default_factory=Counter)
+    threshold: float | None = None
     ran: Sequence[Outcome] = ()
     evidence: Sequence[float] = ()
-    threshold: float | None = None
     shown: tuple[dspy.Example, Outcome] | None = None
 
 

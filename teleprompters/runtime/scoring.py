@@ -65,53 +65,59 @@ class _Unjudged(NamedTuple):
     steps: tuple[Step, ...]
 
 
-class Scorer:
-    """Runs candidates on examples. From its making until it is closed, calls pass the gate.
+class Pool:
+    """Where a run's work is done. From its making until it is closed, calls pass the gate.
 
     Args:
-        student: The program that candidates are bound to.
-        metric: The judge of its answers.
         gate: Where all calls go through.
-        lm: The LM for predictors that carry none.
         timeout: Seconds an example may take before it counts as missing; None waits for ever.
     """
 
-    def __init__(
-        self, student: dspy.Module, metric: Metric, gate: Gate, lm: dspy.BaseLM | None, timeout: float | None
-    ) -> None:
-        self.metric = metric
-        self._student = student
-        self._gate = gate
-        self._lm = lm
-        self._timeout = timeout
-        self._bound: dict[str, Bound] = {}
-        self._fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
+    def __init__(self, gate: Gate, timeout: float | None) -> None:
+        self.gate, self.timeout = gate, timeout
         self._workers: Workers | None = None
         door.open(gate)
 
     @property
     def waiting(self) -> int:
         """Runs that wait for a place. Asked from any thread, while `workers` are made on the event loop."""
-        return (self._workers.pending if self._workers is not None else 0) + self._gate.throttle.pending
+        return (self._workers.pending if self._workers is not None else 0) + self.gate.throttle.pending
 
     @property
     def workers(self) -> Workers:
         """The threads for blocking work, made on first use by the event loop that uses them."""
         if self._workers is None:
-            left = self._gate.ledger.seconds_left
+            left = self.gate.ledger.seconds_left
             deadline = None if left is None else time.monotonic() + left + _GRACE
-            self._workers = Workers(self._gate.throttle, self._timeout, deadline)
+            self._workers = Workers(self.gate.throttle, self.timeout, deadline)
         return self._workers
 
     def close(self) -> None:
         """Let the threads go, and calls pass as ever."""
-        door.close(self._gate)
+        door.close(self.gate)
         if self._workers is not None:
             self._workers.close()
 
-    def add_prompter(self, fingerprint: str, front: Callable[[dspy.Module], dspy.Module]) -> None:
-        """Make a prompter known: `front` puts it before a program."""
-        self._fronts[fingerprint] = front
+
+class Scorer:
+    """Runs candidates on examples.
+
+    Args:
+        student: The program that candidates are bound to.
+        metric: The judge of its answers.
+        lm: The LM for predictors that carry none.
+        pool: Where they run.
+
+    Attributes:
+        fronts: Fingerprint of what may stand in front of a program (`Candidate.prompter`) -> puts it there: returns a
+            new module that holds the given one.
+    """
+
+    def __init__(self, student: dspy.Module, metric: Metric, lm: dspy.BaseLM | None, pool: Pool) -> None:
+        self.fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
+        self.student, self.pool = student, pool
+        self._metric, self._lm, self._gate = metric, lm, pool.gate
+        self._bound: dict[str, Bound] = {}
 
     def program(self, candidate: Candidate) -> dspy.Module:
         """Return a copy of the student as the candidate has it: with its prompts, and behind its prompter.
@@ -119,7 +125,7 @@ class Scorer:
         Raises:
             KeyError: If the prompter is not known.
         """
-        return self._front(candidate, candidate.bind(self._student))
+        return self._front(candidate, candidate.bind(self.student))
 
     def ran(self, candidate: Candidate) -> dspy.Module | None:
         """Return the copy of the student that has run as `candidate`, as the runs have left it; None if none has."""
@@ -127,7 +133,7 @@ class Scorer:
         return None if bound is None else bound.program
 
     def _front(self, candidate: Candidate, program: dspy.Module) -> dspy.Module:
-        return self._fronts[candidate.prompter](program) if candidate.prompter else program
+        return self.fronts[candidate.prompter](program) if candidate.prompter else program
 
     async def run(
         self,
@@ -162,12 +168,12 @@ class Scorer:
                     outcome = await self._run_async(bound, example, inputs, trace)
                 else:
                     work = functools.partial(self._run, bound, example, inputs, trace)
-                    ran = await self.workers.submit(work)
+                    ran = await self.pool.workers.submit(work)
                     outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
                 current.abandoned = True
-                self._gate.note_timeout(self._timeout)
-                return ProviderFailure(f"no answer within {self._timeout} s, or before the budget's last second")
+                self._gate.note_timeout(self.pool.timeout)
+                return ProviderFailure(f"no answer within {self.pool.timeout} s, or before the budget's last second")
             return self._settled(outcome, current)
 
     def _settled(self, outcome: Outcome, current: Effect) -> Outcome:
@@ -191,10 +197,10 @@ class Scorer:
         effect.set(current)
         prediction = dspy.Prediction(**outputs)
         with self._context(trace=[]), settling(current):
-            if self.metric.is_async:
+            if self._metric.is_async:
                 return self._settled(await self._ajudge(example, prediction, ()), current)
             work = functools.partial(self._judge, example, prediction, ())
-            return self._settled(await self.workers.submit(work), current)
+            return self._settled(await self.pool.workers.submit(work), current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
         overrides["disable_history"] = True  # a run's thousands of prompts would fill the histories
@@ -205,7 +211,7 @@ class Scorer:
 
     def _bind(self, candidate: Candidate) -> Bound:
         if candidate.id not in self._bound:
-            inner = candidate.bind(self._student)
+            inner = candidate.bind(self.student)
             program = self._front(candidate, inner)
             # The student's predictors keep the names that its candidates know them by.
             names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
@@ -224,7 +230,7 @@ class Scorer:
         except Exception as error:
             return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
-        return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
+        return _Unjudged(prediction, steps) if self._metric.is_async else self._judge(example, prediction, steps)
 
     async def _run_async(
         self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
@@ -232,18 +238,18 @@ class Scorer:
         async with self._gate.throttle:
             self._gate.check(effect.get())
             try:
-                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self._timeout)
+                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self.pool.timeout)
             except Exception as error:
                 return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
-        if self.metric.is_async:
+        if self._metric.is_async:
             return await self._ajudge(example, prediction, steps)
-        return await self.workers.submit(functools.partial(self._judge, example, prediction, steps))
+        return await self.pool.workers.submit(functools.partial(self._judge, example, prediction, steps))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            score, feedback = self.metric.call(example, prediction)
+            score, feedback = self._metric.call(example, prediction)
         except Exception as error:
             return self._metric_failure(error, steps)
         return Scored(score, feedback, steps)
@@ -251,7 +257,7 @@ class Scorer:
     async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            score, feedback = await self.metric.acall(example, prediction)
+            score, feedback = await self._metric.acall(example, prediction)
         except Exception as error:
             return self._metric_failure(error, steps)
         return Scored(score, feedback, steps)
@@ -350,7 +356,8 @@ def score_program(
     chosen = lm if lm is not None else dspy.settings.lm
     redactor = Redactor([chosen] if chosen is not None else [])
     gate = Gate(Ledger(Budget()), None, throttle, redactor, lambda reason, delay, attempt: None)
-    scorer = Scorer(program, Metric(metric), gate, chosen, timeout)
+    pool = Pool(gate, timeout)
+    scorer = Scorer(program, Metric(metric), chosen, pool)
     candidate = Candidate.of(program)
 
     async def one(number: int, example: dspy.Example) -> Outcome:
@@ -361,6 +368,6 @@ def score_program(
             return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
         finally:
             gate.close()
-            scorer.close()
+            pool.close()
 
     return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))

@@ -11,17 +11,20 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import dspy
 
+from cuesmith.teleprompters.runtime._dspy import language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
+from cuesmith.teleprompters.runtime.effects import Effects
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
-from cuesmith.teleprompters.runtime.identity import Identity
+from cuesmith.teleprompters.runtime.identity import Identity, identity_of
 from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
@@ -31,7 +34,7 @@ from cuesmith.teleprompters.runtime.record import record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import Scorer
+from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.splitting import Split
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 from cuesmith.teleprompters.runtime.throttle import Throttle
@@ -67,7 +70,7 @@ class Job:
 
     Attributes:
         compiler: The compiler's class name.
-        search: Its `search`.
+        search: Its `search`; where that returns None, the best that is known is taken.
         student: The program to compile.
         metric: The judge.
         split: The examples.
@@ -77,15 +80,15 @@ class Job:
         seed: Seeds every decision.
         max_in_flight: Effects at once.
         timeout: Seconds an example may take.
-        callbacks: Readers of the events.
         run_dir: Where the journal goes; None keeps none.
-        identity: What the run is a run of.
+        options: The compiler's options that its search depends on.
         forecast: Upper bounds.
+        callbacks: Readers of the events.
         notes: What was found before the first call.
     """
 
     compiler: str
-    search: Callable[[Run], Coroutine[object, object, Candidate]]
+    search: Callable[[Run], Awaitable[Candidate | None]]
     student: dspy.Module
     metric: Metric
     split: Split
@@ -95,11 +98,22 @@ class Job:
     seed: int
     max_in_flight: int
     timeout: float | None
-    callbacks: Sequence[Callback]
     run_dir: Path | None
-    identity: Identity
-    forecast: Forecast
+    options: Mapping[str, object] = field(default_factory=dict)
+    forecast: Forecast = field(default_factory=lambda: Forecast(0, 0, 0))
+    callbacks: Sequence[Callback] = ()
     notes: tuple[Note, ...] = ()
+
+    @property
+    def lms(self) -> list[dspy.BaseLM]:
+        """All LMs in play."""
+        return [self.optimizer, *language_models(self.student), *([self.task_lm] if self.task_lm else [])]
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the run is a run of."""
+        return identity_of(self.compiler, self.options, self.seed, self.student, self.split, self.metric,
+                           self.task_lm, self.optimizer)  # fmt: skip
 
 
 class Session:
@@ -107,15 +121,14 @@ class Session:
 
     Args:
         job: What to compile, how, and within what.
-        lms: All LMs in play, whose keys are secret.
 
     Raises:
         JournalError: If the run directory cannot be used.
     """
 
-    def __init__(self, job: Job, lms: Sequence[dspy.BaseLM]) -> None:
+    def __init__(self, job: Job) -> None:
         self.job = job
-        redactor = self._redactor = Redactor(lms)
+        redactor = self._redactor = Redactor(job.lms)
         self.stream = Stream(job.callbacks)
         self.journal = Journal(job.run_dir, job.identity.parts) if job.run_dir is not None else None
         self.ledger = Ledger(job.budget)
@@ -127,25 +140,16 @@ class Session:
             redactor,
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
         )
-        self.scorer = Scorer(job.student, job.metric, self.gate, job.task_lm, job.timeout)
-        self.run = Run(
-            student=job.student,
-            train=job.split.train,
-            select=job.split.select,
-            ids=job.split.ids,
-            seed=job.seed,
-            scorer=self.scorer,
-            optimizer=job.optimizer,
-            gate=self.gate,
-            journal=self.journal,
-            stream=self.stream,
-            directory=job.run_dir,
+        self.scorer = Scorer(job.student, job.metric, job.task_lm, Pool(self.gate, job.timeout))
+        self.effects = Effects(
+            self.scorer, job.split, job.optimizer, self.stream, job.seed, self.journal, job.run_dir
         )
+        self.run = Run(self.effects)
         if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
-            self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.run.most_calls)
+            self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.effects.most_calls)
         self._holding = False
         self._releasing = threading.Lock()
-        self._search: asyncio.Future[Candidate] | None = None
+        self._search: asyncio.Future[Candidate | None] | None = None
         interruption = current()
         if interruption is not None:
             interruption.gate = self.gate
@@ -169,7 +173,7 @@ class Session:
             raise
         except BaseException:
             self.gate.close()
-            await self.run.abandon(GRACE_S)  # what is on its way is paid for, and kept
+            await self.effects.abandon(GRACE_S)  # what is on its way is paid for, and kept
             raise
         finally:
             watchdog.cancel()
@@ -180,22 +184,22 @@ class Session:
         while self.gate.stopped_by is None or self.gate.stopped_by in CAPS:
             await asyncio.sleep(_TICK_S)
             self.gate.check_silence()
-        await self.run.abandon(GRACE_S)
+        await self.effects.abandon(GRACE_S)
         if self._search is not None:
             self._search.cancel()
 
     async def _wind_up(self) -> None:
         """Keep what a cancelled compile has found, and say how to go on."""
         self.gate.stop("interrupted", "the compile was cancelled")
-        await self.run.abandon(GRACE_S)
-        await self.run.finish()
+        await self.effects.abandon(GRACE_S)
+        await self.effects.finish()
         interruption = current()
         if interruption is None:
             return
         calls, run_dir = self.ledger.spent().total.calls, self.job.run_dir
-        found = any(v is not None for v in self.run.known(self.run.baseline, self.job.split.select))
+        found = any(v is not None for v in self.effects.known(self.effects.baseline, self.job.split.select))
         if found:
-            interruption.program = self._finished(self.run.best_so_far(), None)
+            interruption.program = self._finished(self.effects.best_so_far(), None)
         kept = "The best program so far is this exception's `program`. " if found else "Nothing was scored yet. "
         go_on = f"run the same again with run_dir={str(run_dir)!r}" if run_dir else "give run_dir= to be able to go on"
         interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept}To go on: {go_on}."
@@ -218,16 +222,16 @@ class Session:
 
     def _close(self) -> None:
         self.gate.close()
-        self.scorer.close()
+        self.scorer.pool.close()
         if self.journal is not None:
             with contextlib.suppress(JournalError):  # a full disk is no reason to lose the result
-                self.journal.volatile(self.job.identity.changed(self.scorer.ran(self.run.baseline)))
+                self.journal.volatile(self.job.identity.changed(self.scorer.ran(self.effects.baseline)))
             self.journal.close()
 
     def _announce(self) -> None:
         job, split = self.job, self.job.split
         if self.journal is not None and job.identity.unread:
-            self.run.note(job.identity.unread, kind="identity")
+            self.effects.note(job.identity.unread, kind="identity")
         self.stream.emit(
             RunStarted(
                 job.compiler,
@@ -241,30 +245,30 @@ class Session:
             )
         )
         for note in (*split.notes, *job.notes):
-            self.run.note(note.text, note.kind)
+            self.effects.note(note.text, note.kind)
 
     async def _searched(self) -> Candidate:
-        run, found = self.run, None
+        effects, found = self.effects, None
         try:
-            scores = (await run.score([run.baseline], run.select))[0]
+            scores = (await effects.score([effects.baseline], effects.select))[0]
             self._require_scores(scores)
             self._hold_back(scores)
-            self._search = asyncio.ensure_future(self.job.search(run))
+            self._search = asyncio.ensure_future(self.job.search(self.run))
             found = await self._search
         except (RunStopped, asyncio.CancelledError) as stop:
             if isinstance(stop, asyncio.CancelledError) and _is_cancelled():
                 raise
             self.stream.emit(Stopped(self.gate.stopped_by or str(stop), self.gate.reason))
             self._require_any()
-        await run.finish()
-        best = run.best_so_far()
+        await effects.finish()
+        best = effects.best_so_far()
         return best if found is None else self._better_of(found, best)
 
     def _better_of(self, found: Candidate, best: Candidate) -> Candidate:
         """Return the search's choice, unless another candidate scored above it, or none above the student."""
-        if best == self.run.baseline:
+        if best == self.effects.baseline:
             return best
-        scores = {t.candidate.id: t.mean for t in self.run.trials()}
+        scores = {t.candidate.id: t.mean for t in self.effects.trials()}
         return found if scores.get(found.id, -math.inf) >= scores.get(best.id, -math.inf) else best
 
     def _require_scores(self, scores: Scores) -> None:
@@ -280,7 +284,7 @@ class Session:
 
     def _require_any(self) -> None:
         """Raise if the run stopped before anything had a score."""
-        if not any(v is not None for v in self.run.known(self.run.baseline, self.run.select)):
+        if not any(v is not None for v in self.effects.known(self.effects.baseline, self.effects.select)):
             self.gate.count_lost()
             raise CompileError(
                 f"stopped by {self.gate.stopped_by} before anything could be scored: {self.gate.reason}",
@@ -290,7 +294,7 @@ class Session:
 
     def _hold_back(self, baseline: Scores) -> None:
         """Keep the report's cost out of the search's reach: both programs on all fresh examples, or a share."""
-        used, n = self.run.cost(baseline), max(1, len(baseline.outcomes))
+        used, n = self.effects.cost(baseline), max(1, len(baseline.outcomes))
         runs, budget = 2 * len(self.job.split.fresh), self.job.budget
 
         def held(cap: float | None, per_run: float) -> float | None:
@@ -318,9 +322,9 @@ class Session:
             Whether it was given; None while runs are under way whose scores may decide it.
         """
         with self._releasing:
-            if self._holding and self.run.unsettled > self.gate.at_cap:
+            if self._holding and self.effects.unsettled > self.gate.at_cap:
                 return None
-            if not self._holding or self.run.best_so_far() != self.run.baseline:
+            if not self._holding or self.effects.best_so_far() != self.effects.baseline:
                 return False
             if self.journal is not None:  # a resumed run knows more when it comes to its first new call
                 self.journal.put("outcomes", self._given, {})
@@ -338,25 +342,26 @@ class Session:
         fresh, by = self.job.split.fresh, self.gate.stopped_by
         if not fresh or (by is not None and by not in CAPS):
             if not fresh:
-                self.run.note("No gain is reported: there were too few examples to keep some fresh.", "unmeasured")
+                self.effects.note("No gain is reported: there were too few examples to keep some fresh.", "unmeasured")
             else:
-                self.run.note(f"No gain is reported: the run was stopped by {by}.", "stopped")
+                self.effects.note(f"No gain is reported: the run was stopped by {by}.", "stopped")
             return None
-        if best == self.run.baseline:
+        if best == self.effects.baseline:
             return Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
         self.ledger.hold(Budget())
         self.gate.release = lambda: False
         self.gate.reopen()
         try:
-            await self.run.score_pairwise([self.run.baseline, best], fresh)
+            await self.effects.score_pairwise([self.effects.baseline, best], fresh)
         except RunStopped as stop:
             by = self.gate.stopped_by or stop.by
-            self.run.note(f"Stopped by {by}, which left fresh scores for only a part of the examples.", kind="partial")
-        gain = paired_gain(self.run.known(self.run.baseline, fresh), self.run.known(best, fresh))
+            text = f"Stopped by {by}, which left fresh scores for only a part of the examples."
+            self.effects.note(text, "partial")
+        gain = paired_gain(self.effects.known(self.effects.baseline, fresh), self.effects.known(best, fresh))
         return gain if gain.n else None
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
-        job, run, by = self.job, self.run, self.gate.stopped_by
+        job, run, by = self.job, self.effects, self.gate.stopped_by
         if self.gate.unseen:
             run.note(f"Seen only in part: {'; '.join(sorted(self.gate.unseen))}.", kind="uncounted")
         if by is not None:
@@ -373,12 +378,12 @@ class Session:
             stopped_by=by,
             run_dir=str(job.run_dir) if job.run_dir else None,
             notes=tuple(run.notes),
-            alignment=run.alignment,
+            extras=dict(run.extras),
         )
 
     def _remark(self, best: Candidate, gain: Gain | None) -> None:
         """Note what the run has to say of itself; its result comes last."""
-        run, seen = self.run, self._seen()
+        run, seen = self.effects, self._seen()
         notes = [*remarks(seen), self._verdict(best, gain, seen)]
         for note in notes:
             run.note(self._redactor(note.text), note.kind)
@@ -386,7 +391,7 @@ class Session:
             warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
 
     def _verdict(self, best: Candidate, gain: Gain | None, seen: Seen) -> Note:
-        run, fresh = self.run, self.job.split.fresh
+        run, fresh = self.effects, self.job.split.fresh
         if best == run.baseline:
             if any(trial.candidate != run.baseline for trial in run.trials()):
                 return verdict(True, gain)
@@ -398,20 +403,14 @@ class Session:
         return verdict(False, gain, needed([b - a for a, b in both], unit))
 
     def _seen(self) -> Seen:
-        run, split = self.run, self.job.split
+        run, split = self.effects, self.job.split
         judged = ((example, run.outcome_of(run.baseline, example)) for example in split.select)
         candidates = [run.baseline, *(trial.candidate for trial in run.trials())]
         evidence = {c.id: [v for v in run.known(c, split.train) if v is not None] for c in candidates}
-        return Seen(
-            asked=run.asked,
-            lost=tuple(run.lost),
-            drafts=run.drafts,
-            dropped=run.dropped,
-            worked=run.worked,
-            unworked=run.unworked,
+        return replace(
+            run.seen,
             ran=run.ran,
             evidence=[v for scores in evidence.values() for v in scores],
-            threshold=run.threshold,
             shown=next(((e, o) for e, o in judged if isinstance(o, Scored)), None),
         )
 
@@ -421,7 +420,7 @@ class Session:
         )
 
     def _estimate(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Estimate95 | None:
-        values = [v for v in self.run.known(candidate, examples) if v is not None]
+        values = [v for v in self.effects.known(candidate, examples) if v is not None]
         return estimate95(values) if values else None
 
 

@@ -31,8 +31,8 @@ async def demonstrate(run: Run, steps: Sequence[str], cases: Sequence[Case], *, 
         salt: Separates draws on the same steps and cases.
     """
     found = await asyncio.gather(*(_work(run, steps, case, retries, threshold, salt) for case in cases))
-    run.worked += len(found)
-    run.unworked.update(one for one in found if isinstance(one, str))
+    run.seen.worked += len(found)
+    run.seen.unworked.update(one for one in found if isinstance(one, str))
     return tuple(one for one in found if isinstance(one, Demonstration))
 
 
