@@ -138,7 +138,7 @@ class Asker:
             raise
         except TimeoutError:
             current.abandoned = True
-            self.gate.note_timeout(None)
+            self.gate.note_timeout(self.pool.timeout)
             lost, why = "timed out", "no answer in time"
         except Exception as error:
             lost = lost_by_finish(current.finish[-1:]) or lost_by_error(error)
