@@ -151,6 +151,8 @@ def test_a_program_for_async_code_ends_at_a_cap(in_flight: int) -> None:
 
 
 SCRIPT = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
 import asyncio, sys, tempfile
 sys.path.insert(0, sys.argv[1])
 from e2e_support import *

@@ -579,13 +579,16 @@ class Gate:
         """Return the seconds to wait before the next attempt, or raise what ends the call or the run."""
         if not isinstance(error, Exception):
             raise error
+        if not place.depth:  # a call that another model makes may fail: it may have a second one to ask
+            for kind, by in STOPPING:
+                if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
+                    raise self.stop(by, str(error)) from None
         if place.taken:  # its inner calls were tried again, and what they met is known
             if not place.depth and is_outage(error):
-                current.failure = current.failure or self.redactor(f"{type(error).__name__}: {error}")[:400]
+                reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
+                current.failure = current.failure or reason
+                self._note_outage(reason, request.model)
             raise error
-        for kind, by in STOPPING:
-            if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
-                raise self.stop(by, str(error)) from None
         transient = _is_transient(error)
         if not transient or attempt >= self._retries(request.model, error):
             self._give_up(error, transient, place, request, current)
@@ -614,8 +617,9 @@ class Gate:
         if isinstance(error, LMInvalidRequestError):
             current.refused[request.caller] = reason
         elif transient or isinstance(error, LMError):
-            if not place.depth:
-                current.failure = current.failure or reason
+            if place.depth:
+                return
+            current.failure = current.failure or reason
             if not isinstance(error, EmptyReply | FilteredReply):
                 self._note_outage(reason, request.model)
 
