@@ -220,7 +220,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             forecast=self._forecast(student, split),
         )
         check_prices(self.budget, job.lms)
-        notes = await self._preflight(student, job.metric, trainset, valset, len(split.fresh))
+        notes = await self._preflight(student, job.metric, trainset, len(split.fresh))
         with _display(self.progress, bool(self.observers)) as display:
             callbacks = self.observers if display is None else (display, *self.observers)
             job = replace(job, notes=notes, callbacks=callbacks)
@@ -259,15 +259,15 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         self.check_data(trainset)
         if valset is not None:
             check_examples("valset", valset, student)
-        check_inputs(student, trainset=trainset, valset=valset)
-        return split_examples(trainset, valset, seed=self.seed, n_select=self.scoring, n_fresh=FRESH_EXAMPLES)
+        meant = check_inputs(student, trainset=trainset, valset=valset)
+        split = split_examples(trainset, valset, seed=self.seed, n_select=self.scoring, n_fresh=FRESH_EXAMPLES)
+        return replace(split, notes=(*split.notes, *meant))
 
     async def _preflight(
         self,
         student: dspy.Module,
         metric: Metric,
         trainset: Sequence[dspy.Example],
-        valset: Sequence[dspy.Example] | None,
         n_fresh: int,
     ) -> tuple[Note, ...]:
         """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
@@ -276,7 +276,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             if note.kind == "gold":
                 warnings.warn(note.text, CompileWarning, stacklevel=2)
         few = few_fresh(n_fresh)
-        return (*check_inputs(student, trainset=trainset, valset=valset), *gold, *((few,) if few else ()))
+        return (*gold, *((few,) if few else ()))
 
     @property
     def success(self) -> float | None:
