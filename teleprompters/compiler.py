@@ -186,7 +186,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 sent, and the best so far is the exception's `program`.
         """
         return Interruption().run(
-            lambda: self.acompile(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
+            lambda: self._compiled(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
         )
 
     async def acompile(
@@ -199,6 +199,19 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         run_dir: str | os.PathLike[str] | None = None,
     ) -> dspy.Module:
         """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
+        return await Interruption().arun(
+            lambda: self._compiled(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
+        )
+
+    async def _compiled(
+        self,
+        student: dspy.Module,
+        *,
+        trainset: Sequence[dspy.Example],
+        teacher: dspy.Module | None = None,
+        valset: Sequence[dspy.Example] | None = None,
+        run_dir: str | os.PathLike[str] | None = None,
+    ) -> dspy.Module:
         if teacher is not None:
             raise ValueError(f"{type(self).__name__} takes no teacher: leave teacher=None")
         split = self._split(student, trainset, valset)
@@ -220,7 +233,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             forecast=self._forecast(student, split),
         )
         check_prices(self.budget, job.lms)
-        notes = await self._preflight(student, job.metric, trainset, len(split.fresh))
+        notes = await self._preflight(student, job.metric, trainset, valset, len(split.fresh))
         with _display(self.progress, bool(self.observers)) as display:
             callbacks = self.observers if display is None else (display, *self.observers)
             job = replace(job, notes=notes, callbacks=callbacks)
@@ -268,10 +281,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         student: dspy.Module,
         metric: Metric,
         trainset: Sequence[dspy.Example],
+        valset: Sequence[dspy.Example] | None,
         n_fresh: int,
     ) -> tuple[Note, ...]:
         """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
-        gold = await check_gold(metric, trainset, student, self.success)
+        gold = await check_gold(metric, trainset, student, self.success, valset or ())
         for note in gold:
             if note.kind == "gold":
                 warnings.warn(note.text, CompileWarning, stacklevel=2)

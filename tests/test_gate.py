@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import contextvars
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -26,11 +27,19 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, Reply, Request, effect, public_options
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, Refused, Reply, Request, effect, public_options
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
+
+
+@pytest.fixture(autouse=True)
+def _within_an_effect() -> Iterator[None]:
+    token = effect.set(Effect("e", "other"))
+    yield
+    effect.reset(token)
+
 
 PAID = Usage(calls=1, input_tokens=10, output_tokens=5, usd=0.01)
 
@@ -354,7 +363,7 @@ def test_calls_are_exact_from_many_threads() -> None:
         try:
             while True:
                 house.gate.call(_request(may_hit=True), send)
-        except RunStopped:
+        except Refused:  # it is no thread of the run's
             with lock:
                 stopped[0] += 1
 
@@ -427,7 +436,7 @@ def test_a_stop_ends_the_wait_of_a_retry() -> None:
         except RunStopped as stop:
             seen.append(stop.by)
 
-    worker = threading.Thread(target=thread)
+    worker = threading.Thread(target=contextvars.copy_context().run, args=(thread,))
     worker.start()
     time.sleep(0.05)
     gate.stop("billing")

@@ -118,6 +118,18 @@ class Decorated(dspy.Module):  # type: ignore[misc]
         return self.guess(review=review)
 
 
+class Takes2(dspy.Module):  # type: ignore[misc]
+    """A program whose code takes a label."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say = dspy.Predict("review -> label")
+
+    def forward(self, review: str, label: str) -> object:
+        """Answer."""
+        return self.say(review=review)
+
+
 class Calling(dspy.Module):  # type: ignore[misc]
     """Is called in its own way."""
 
@@ -182,8 +194,7 @@ def test_a_needed_field_that_was_left_unmarked_is_an_error() -> None:
     (Awaited, examples(2)), (Renaming, examples(2, "text", text="t", label="l")), (Decorated, examples(2)),
     (Calling, examples(2)), (Calling, examples(2, "text", text="t", label="l")),
     *((own, examples(2)) for own in OWN),
-    # dspy leaves out what a signature does not have, and what it has a default or an Optional for.
-    (OWN[0], examples(2, "review", "id", review="r", id="i", label="l")),
+    # dspy leaves out what a signature has a default or an Optional for.
     (lambda: dspy.Predict(dspy.Signature({"review": (str, dspy.InputField()), "hint": (str | None, dspy.InputField()),
                                           "history": (dspy.History, dspy.InputField()),
                                           "tone": (str, dspy.InputField(default="kind")),
@@ -192,6 +203,29 @@ def test_a_needed_field_that_was_left_unmarked_is_an_error() -> None:
 def test_what_can_work_is_not_refused(program: Any, train: list[dspy.Example]) -> None:
     notes = check_inputs(program(), trainset=train)
     assert notes == () or (program is Renaming and [note.kind for note in notes] == ["inputs"])
+
+
+def test_an_input_that_the_program_does_not_take_is_a_note() -> None:
+    (note,) = check_inputs(OWN[0](), trainset=examples(2, "review", "id", review="r", id="i", label="l"))
+    assert note.kind == "inputs" and "'id' marked as input, which the program (Predict) does not take" in note
+
+
+def test_an_answer_that_is_marked_as_input_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"'label' marked as input, which .* is to answer: .*with_inputs\('review'\)"):
+        check_inputs(dspy.Predict("review -> label"), trainset=examples(2, "review", "label", review="r", label="l"))
+    both = examples(2, "review", "label", review="r", label="l")
+    assert check_inputs(Takes2(), trainset=both) == (), "its code takes both"
+
+
+@pytest.mark.parametrize(("values", "said"), [
+    ({"n": "many"}, "trainset[0] has n = 'many', a str: the signature has another type"),
+    ({"n": None}, "2 of 2 examples of trainset have None as 'n'"),
+    ({"n": 3, "label": None}, "All 2 examples of trainset have None as 'label'"),
+])
+def test_values_that_cannot_be_meant_are_a_note(values: dict[str, object], said: str) -> None:
+    given = [dspy.Example(label="l").copy(**values).with_inputs("n") for _ in range(2)]
+    (note,) = check_inputs(dspy.Predict("n: int -> label"), trainset=given)
+    assert note.text.startswith(said)
 
 
 def test_a_field_that_the_examples_do_not_have_at_all_is_a_note() -> None:

@@ -215,7 +215,7 @@ def test_what_stands_for_no_key_is_not_replaced(option: Mapping[str, object]) ->
     assert Redactor([_Lm(**option)]).reply(text) is text
 
 
-@pytest.mark.parametrize("key", ["k3y-x7", "Ab1", "sEcr", "abc12", "12345", "pässwö1"])
+@pytest.mark.parametrize("key", ["k3y-x7", "Ab1", "sEcr", "abc12", "abc123", "pässwö1"])
 def test_short_keys_go_as_whole_words_only(key: str) -> None:
     redact = Redactor([_Lm(api_key=key)])
     left = key if len(key) < 4 else "[redacted]"

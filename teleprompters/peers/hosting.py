@@ -120,7 +120,6 @@ class Host:
 
     def _at_work(self, work: Callable[[], T]) -> T:
         settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
-        settings |= {"disable_history": True}
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
         _host.set(self)
         with quiet(), _in_order(), dspy.context(**settings, callbacks=callbacks):

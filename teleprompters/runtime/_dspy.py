@@ -8,14 +8,14 @@ whichever object holds the model and whichever thread makes the call. It stands 
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import copy
 import functools
 import inspect
-import sys
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
@@ -23,7 +23,7 @@ from typing import Any
 
 import dspy
 import numpy as np
-from dspy.clients import embedding, execution
+from dspy.clients import base_lm, embedding, execution
 from dspy.clients.call_result import CallResult, attributes, response_from_dict, response_to_dict
 from dspy.clients.execution import request_to_dict
 from dspy.clients.legacy_outputs import plain, value
@@ -166,23 +166,23 @@ class _Door:
         return gate, gate.stray
 
     def _hang(self) -> None:
-        execution.execute, execution.aexecute, execution.finalize = _execute, _aexecute, _finalize
-        execution._retryable = _retryable
+        execution.execute, execution.aexecute = _execute, _aexecute
+        execution._retryable, execution._attempt, execution._aattempt = _retryable, _attempt, _aattempt
         embedding._compute_embeddings, embedding._acompute_embeddings = _embed, _aembed
         _litellm.watch(self.leads_to)
         threading.Thread.start = _start  # type: ignore[assignment, method-assign]
         ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
+        base_lm.record_history = _record_history
+        dspy.BaseLM.__init_subclass__ = classmethod(_made)
         for kind in _subclasses(dspy.BaseLM):
-            for name in ("__call__", "acall", "forward", "aforward"):
-                own = vars(kind).get(name)
-                if own is not None and not hasattr(own, "cuesmith_door"):
-                    setattr(kind, name, _overridden(own))
+            _guard(kind)
 
 
-_real_execute, _real_aexecute, _real_finalize = execution.execute, execution.aexecute, execution.finalize
-_real_retryable = execution._retryable
+_real_execute, _real_aexecute = execution.execute, execution.aexecute
+_real_retryable, _real_attempt, _real_aattempt = execution._retryable, execution._attempt, execution._aattempt
 _real_embed, _real_aembed = embedding._compute_embeddings, embedding._acompute_embeddings
 _real_start, _real_submit = threading.Thread.start, ThreadPoolExecutor.submit
+_real_record_history = base_lm.record_history
 
 door = _Door()
 
@@ -213,6 +213,21 @@ def _subclasses(kind: type) -> Iterator[type]:
         yield from _subclasses(each)
 
 
+def _guard(kind: type) -> None:
+    """Have what a class of models does in its own way pass the door."""
+    for name in ("__call__", "acall", "forward", "aforward"):
+        own = vars(kind).get(name)
+        if own is not None and not hasattr(own, "cuesmith_door"):
+            setattr(kind, name, _overridden(own))
+
+
+def _made(kind: type, /, **options: Any) -> None:
+    """Guard a class that is made once the door is in its place (`BaseLM.__init_subclass__`)."""
+    super(dspy.BaseLM, kind).__init_subclass__(**options)
+    if not kind.__module__.startswith("dspy."):
+        _guard(kind)
+
+
 def _execute(lm: Any, call: Any) -> CallResult:
     place = door.leads_to()
     if place is None:
@@ -231,6 +246,8 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
         return await _real_aexecute(lm, call)
     gate, current = place
     gate.redactor.learn(lm, call.kwargs)
+    if not _litellm.is_loaded():
+        await asyncio.to_thread(prepare, [lm])
     request = _request(lm, call, current)
 
     async def send() -> Reply:
@@ -241,12 +258,28 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     return result
 
 
-def _finalize(lm: Any, call: Any, result: CallResult) -> Any:
-    """Hand a reply over without keeping it: a run's thousands of prompts would fill the histories."""
-    if dspy.settings.disable_history or door.leads_to() is None:
-        return _real_finalize(lm, call, result)
-    with dspy.context(disable_history=True):
-        return _real_finalize(lm, call, result)
+def _record_history(client: Any, entry: dict[str, Any]) -> None:
+    """Keep a call where a program looks for it, as long as its effect lasts: a run's thousands would stay for good."""
+    current = effect.get()
+    if current is None or current.gate is None:
+        _real_record_history(client, entry)
+    elif not dspy.settings.disable_history and dspy.settings.max_history_size:
+        for owner in (client, *(dspy.settings.caller_modules or ())):
+            current.keep(owner.history, entry)
+
+
+def _attempt(*args: Any) -> None:
+    """Send one of a call's completions, unless the run has been stopped since the one before it."""
+    if (place := admission.get()) is not None:
+        place.goes_on()
+    _real_attempt(*args)
+
+
+async def _aattempt(*args: Any) -> None:
+    """As `_attempt`."""
+    if (place := admission.get()) is not None:
+        place.goes_on()
+    await _real_aattempt(*args)
 
 
 def _retryable(state: Any, exc: BaseException, attempt: int, retries: int) -> bool:
@@ -254,10 +287,15 @@ def _retryable(state: Any, exc: BaseException, attempt: int, retries: int) -> bo
     return admission.get() is None and bool(_real_retryable(state, exc, attempt, retries))
 
 
-def _request(lm: Any, call: Any, current: Effect) -> Request:
-    if "litellm" not in sys.modules and getattr(lm, "engine", None) in ("auto", "litellm"):
+def prepare(lms: Iterable[object]) -> None:
+    """Load LiteLLM if a model may need it, in a thread: it takes seconds, in which no event loop may stand still."""
+    if not _litellm.is_loaded() and any(getattr(lm, "engine", None) in ("auto", "litellm") for lm in lms):
         _litellm.load()
         _litellm.watch(door.leads_to)
+
+
+def _request(lm: Any, call: Any, current: Effect) -> Request:
+    prepare([lm])
     if call.request is not None:
         parts: tuple[object, ...] = (request_to_dict(call.request),)
         limit = call.request.config.max_tokens
@@ -284,7 +322,8 @@ def _loaded(stored: object) -> CallResult:
     assert isinstance(stored, dict)
     responses = tuple(response_from_dict(each) for each in stored.get("responses", ()))
     raw = responses[0] if len(responses) == 1 else None
-    return CallResult(responses, attributes(stored["outputs"]), {}, None, raw, stored["model"], True)
+    usage, cost, hit = stored["usage"], stored["cost"], stored["hit"]
+    return CallResult(responses, attributes(stored["outputs"]), dict(usage), cost, raw, stored["model"], hit)
 
 
 def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
@@ -292,18 +331,20 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
     hit = result.cache_hit
     cost = 0.0 if free else result.cost
     usage = Usage(cache_hits=1) if hit else _usage(result.usage, cost, calls=max(1, len(result.responses)))
-    if _is_empty(result, finish):
+    if _is_empty(result, finish) or "error" in finish:
         call.cache = False  # the cache would give it again
         empty = EmptyReply("the reply has no content", model=lm.model)
         empty.usage = usage
         raise empty
-    if "content_filter" in finish:
+    if "content_filter" in finish or _is_refused(result):
         filtered = FilteredReply("the provider's filter has withheld the reply", model=lm.model)
         filtered.usage = usage
         raise filtered
     if call.request is None:
         result.outputs = [_cleaned(each) for each in result.outputs]
-    stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model}
+    # A program or a metric may read what a call used: it reads the same when the run goes on.
+    stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model,
+                                 "usage": plain(dict(result.usage or {})), "cost": result.cost, "hit": hit}  # fmt: skip
     if call.request is not None and result.responses:
         stored["responses"] = [response_to_dict(each, include_provider_data=True) for each in result.responses]
     kept = gate.redactor.reply(stored)
@@ -345,8 +386,18 @@ def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
     sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
     if any(data is None for data in sent):  # a model of the user's own
         return all(each.get("text") is None for each in outputs)
-    messages = [value(choice, "message", {}) for data in sent for choice in value(data, "choices", None) or ()]
-    return not any(value(each, "content") == "" or value(each, "refusal") for each in messages)
+    return not any(value(each, "content") == "" or value(each, "refusal") for each in _messages(sent))
+
+
+def _is_refused(result: CallResult) -> bool:
+    """Whether the model has declined in the place that the provider has for it, and said nothing else."""
+    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
+    messages = _messages([data for data in sent if data is not None])
+    return any(value(each, "refusal") and not value(each, "content") for each in messages)
+
+
+def _messages(sent: Sequence[Any]) -> list[Any]:
+    return [value(choice, "message", {}) for data in sent for choice in value(data, "choices", None) or ()]
 
 
 def _overridden(method: Any) -> Any:
@@ -410,6 +461,10 @@ def _is_json(data: object) -> bool:
     return data is None or isinstance(data, str | int | float | bool)
 
 
+_ONCE = {"max_retries": 0, "num_retries": 0}
+"""The gate tries again, and counts each attempt."""
+
+
 def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
     place = door.leads_to()
     if place is None:
@@ -420,7 +475,8 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
-    return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
+    once = {**options, **_ONCE}
+    return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **once)), current)
 
 
 async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
@@ -434,7 +490,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     gate.redactor.learn(model, options)
 
     async def send() -> Reply:
-        return _embedded(await _litellm.load().aembedding(model, batch_inputs, **options))
+        return _embedded(await _litellm.load().aembedding(model, batch_inputs, **{**options, **_ONCE}))
 
     return await gate.acall(_embedding_request(model, batch_inputs, options), send, current)
 

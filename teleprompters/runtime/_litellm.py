@@ -15,6 +15,7 @@ from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
 from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
 
 _lock = threading.Lock()
+_whole = threading.Event()
 _watcher: Any = None
 _PAST = "calls of LiteLLM past dspy (capped and counted, but a resumed run may pay for them again)"
 
@@ -25,7 +26,13 @@ def load() -> Any:
         import litellm
 
         _ = litellm.completion  # what is imported is a lazy module until something of it is asked for
+        _whole.set()
     return litellm
+
+
+def is_loaded() -> bool:
+    """Whether `load` has loaded LiteLLM: what stands in `sys.modules` may be half of it."""
+    return _whole.is_set()
 
 
 def watch(leads_to: Any) -> None:
@@ -53,20 +60,24 @@ def _watcher_of(leads_to: Any) -> Any:
 
         def __init__(self) -> None:
             super().__init__()
-            self.open: dict[str, tuple[Gate, Effect, Ticket]] = {}
+            self.open: dict[str, tuple[Gate, Effect, Ticket, bool]] = {}
 
         def log_pre_api_call(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:
             """Admit the call. `RunStopped` passes LiteLLM's guard around callbacks, for it is no Exception."""
-            place = None if admission.get() is not None else leads_to()
+            within = admission.get()
+            if within is not None and within.sends():
+                return
+            place = leads_to()
             if place is None:
                 return
             gate, current = place
             self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
-            current.replayable = False
-            gate.note_unseen(_PAST)
+            if within is None:  # the reply of a call that has passed the door is kept
+                current.replayable = False
+                gate.note_unseen(_PAST)
             role: Role = "embedder" if "embedding" in str(kwargs.get("call_type")) else current.role
             ticket = gate.admit_foreign(str(model), messages, current, role)
-            self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket)
+            self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket, within is not None)
 
         def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:
             """Count what the call used."""
@@ -89,7 +100,7 @@ def _watcher_of(leads_to: Any) -> Any:
         def _settle(self, kwargs: Mapping[str, Any], usage: Usage, failure: str = "") -> None:
             known = self.open.pop(str(kwargs.get("litellm_call_id")), None)
             if known is not None:
-                gate, current, ticket = known
-                gate.settle_foreign(ticket, usage, current, failure)
+                gate, current, ticket, within = known
+                gate.settle_foreign(ticket, usage, current, "" if within else failure)
 
     return Watcher()

@@ -11,7 +11,7 @@ import dataclasses
 import hashlib
 import json
 import unicodedata
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -20,7 +20,6 @@ from typing import Any, TypeAlias
 
 import dspy
 import pydantic
-from dspy.adapters.types.base_type import CUSTOM_TYPE_START_IDENTIFIER
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import to_jsonable_python
 
@@ -72,11 +71,18 @@ def typed(value: object, annotation: Any) -> object:
     with suppress(ValidationError, UnicodeError):
         found: object = kind.validate_python(value)
         return found
-    if isinstance(value, str):
-        with suppress(ValidationError, UnicodeError):
-            found = kind.validate_json(value)
-            return found
+    for text in (value, _written(value)):  # as JSON a strict model takes a date's text, and a literal its enum's value
+        if isinstance(text, str):
+            with suppress(ValidationError, UnicodeError):
+                found = kind.validate_json(text)
+                return found
     return value
+
+
+def _written(value: object) -> str | None:
+    with suppress(TypeError, ValueError, RecursionError):
+        return json.dumps(value)
+    return None
 
 
 def typed_fields(values: Mapping[str, object], signature: type[dspy.Signature]) -> dict[str, object]:
@@ -98,6 +104,11 @@ def _ordered(value: object) -> object:
             return {name: _ordered(v) for name, v in value.items()}
         case list() | tuple():
             return [_ordered(v) for v in value]
+        case bytes():  # text, if it is text: it is read back so; else base64
+            try:
+                return value.decode()
+            except UnicodeDecodeError:
+                return value
         case _:
             return value
 
@@ -111,20 +122,27 @@ def _holds_set(value: object) -> bool:
 def _model(value: pydantic.BaseModel) -> object:
     """Return the data that a model is made of again: what it writes itself, or else its fields.
 
-    An image, a recording or a file of dspy's writes itself as marked text for a prompt, which no model reads back. In
-    a place of no type (a message of `dspy.History`) that text is the whole of what can be kept, and prompts show it.
+    A model may leave fields out when it writes itself, or write them in a form that it does not read. An image, a
+    recording or a file of dspy's writes itself as marked text for a prompt, which no model reads back. In a place of
+    no type (a message of `dspy.History`) that text is the whole of what can be kept, and prompts show it.
     """
     dumped = value.model_dump() if _holds_set(vars(value)) else value
     own = _jsonable(_ordered(dumped) if dumped is not value else value)
-    if not isinstance(value, dspy.Type) and CUSTOM_TYPE_START_IDENTIFIER not in json.dumps(own):
-        return own
     fields = {info.alias or name: _ordered(getattr(value, name)) for name, info in type(value).model_fields.items()}
     return next((data for data in (own, fields) if _is_read_back(data, value)), own)
 
 
 def _is_read_back(data: object, value: pydantic.BaseModel) -> bool:
+    return any(_reads(read, data, value) for read in (type(value).model_validate, _from_json(type(value))))
+
+
+def _from_json(kind: type[pydantic.BaseModel]) -> Callable[[object], object]:
+    return lambda data: kind.model_validate_json(json.dumps(data))
+
+
+def _reads(read: Callable[[object], object], data: object, value: pydantic.BaseModel) -> bool:
     try:
-        return bool(type(value).model_validate(_jsonable(data)) == value)
+        return bool(read(_jsonable(data)) == value)
     except Exception:  # validators are other people's code
         return False
 

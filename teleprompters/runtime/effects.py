@@ -18,7 +18,7 @@ from types import MappingProxyType
 from typing import Protocol, TypeVar
 
 import dspy
-from dspy.utils.exceptions import LMError, LMInvalidRequestError, LMUnsupportedFeatureError
+from dspy.utils.exceptions import LMError, LMUnsupportedFeatureError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
@@ -26,7 +26,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, to
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
-from cuesmith.teleprompters.runtime.gate import Effect, FilteredReply, effect
+from cuesmith.teleprompters.runtime.gate import Effect, FilteredReply, effect, is_refused
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -130,15 +130,15 @@ class Asker:
             why = f"the reply is {lost} ({', '.join(current.finish) or 'no finish reason'})"
         except FilteredReply as error:
             lost, why = "refused", str(error)
-        except (LMInvalidRequestError, LMUnsupportedFeatureError) as error:
-            lost, why = "unreadable" if current.finish else "invalid request", f"{type(error).__name__}: {error}"
         except LMError as error:
-            raise self.gate.stop("outage", f"the optimizer model failed: {error}") from None
+            if not is_refused(error) and not isinstance(error, LMUnsupportedFeatureError):
+                raise self.gate.stop("outage", f"the optimizer model failed: {error}") from None
+            lost, why = "unreadable" if current.finish else "invalid request", f"{type(error).__name__}: {error}"
         except UnknownPrice:
             raise
         except TimeoutError:
             current.abandoned = True
-            self.gate.note_timeout(self.pool.timeout)
+            self.gate.note_timeout(self.pool.timeout, True)
             lost, why = "timed out", "no answer in time"
         except Exception as error:
             lost = lost_by_finish(current.finish[-1:]) or lost_by_error(error)

@@ -175,6 +175,6 @@ class Stream:
             for callback in tuple(self._callbacks):
                 try:
                     callback(event)
-                except Exception:
+                except (Exception, SystemExit):
                     logger.warning("callback %r raised and gets no further events", callback, exc_info=True)
                     self._callbacks.remove(callback)

@@ -80,6 +80,10 @@ def fingerprint(value: object) -> str:
 _KEY = re.compile(r"(?i)(api|access|secret|private)_?-?key|passw(or)?d$|authorization$|credentials?$")
 _MODEL_KEY = re.compile(r"(?i)key$|token$|secret$|passw(or)?d$|authorization$|credentials?$")
 _USER = re.compile(r"(?<=://)[^/@\s]*@")
+_LOOKUPS = {"globals", "eval", "exec", "__import__"}
+_SEARCHES = {"__subclasses__", "import_module", "environ", "getenv"}
+"""Names by which code reaches what it does not name."""
+
 _TRANSPORT = ("timeout", "num_retries", "max_retries", "cache")
 """Options of a model that say how it is reached, not what it answers."""
 
@@ -458,13 +462,23 @@ class _Reader:
             return
         if function.__annotations__:
             self._part(f"annotations of {name}", function.__annotations__)
-        used = names_of(function.__code__)
-        for read in globals_of(function.__code__):
+        used, reads = names_of(function.__code__), globals_of(function.__code__)
+        if _LOOKUPS & {*reads} or _SEARCHES & used or {"sys", "modules"} <= used:
+            self._look_up(function, name)
+        for read in reads:
             if read in function.__globals__ and read not in _PLACES:
                 self._global(function.__globals__, read, used)
         package = function.__globals__.get("__package__")
         for module, taken in imports_of(function.__code__):
             self._import(imported(module, package if isinstance(package, str) else None), taken, used)
+
+    def _look_up(self, function: types.FunctionType, name: str) -> None:
+        """Read the code of a function's own module, and say so: it finds by name what no reader can foresee."""
+        home = str(function.__globals__.get("__name__", ""))
+        for own, value in sorted(function.__globals__.items()):
+            if isinstance(value, types.FunctionType | type) and value.__module__ == home:
+                self._global(function.__globals__, own, frozenset())
+        self.unread[f"what {name} looks up by name"] = None
 
     def _read_bound(self, function: types.FunctionType, name: str) -> None:
         """Read the values that a function object carries: defaults, closure and attributes."""

@@ -8,6 +8,7 @@ that part alone, and a candidate that is bound to a program gets the rest from t
 from __future__ import annotations
 
 import inspect
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -128,12 +129,14 @@ def _made_anew(module: dspy.Module) -> dict[str, Frame]:
 
 
 def _from_tools(text: str, module: dspy.Module) -> Frame | None:
-    keys = [key for held in vars(module).values() for tool in _tools_in(held) if (key := _said_of(tool))]
-    starts = [place for key in keys if (place := text.find(key)) >= 0]
-    if not starts:
-        return None
-    start = text.rfind("\n", 0, min(starts)) + 1
-    return Frame(after="\n" + text[start:])
+    """Return what begins with the first line of instructions that describes a tool of the module, if one does."""
+    tools = [_described(tool) for held in vars(module).values() for tool in _tools_in(held)]
+    start = 0
+    for line in text.splitlines(keepends=True):
+        if any(tool.search(line) for tool in tools):
+            return Frame(after="\n" + text[start:])
+        start += len(line)
+    return None
 
 
 def _tools_in(held: object) -> Iterator[object]:
@@ -141,11 +144,16 @@ def _tools_in(held: object) -> Iterator[object]:
     yield from (one for one in several if isinstance(one, dspy.Tool) or inspect.isroutine(one))
 
 
-def _said_of(tool: Any) -> str:
-    """Return what a text that describes a tool has in it: the first line of what is said of it, or else its name."""
+def _described(tool: Any) -> re.Pattern[str]:
+    """Return what a line has in it that describes a tool: its name first, or beside the first line of what it does.
+
+    Its name alone is none: a helper called `search` may stand in a module whose prompt speaks of search results.
+    """
     said = tool.desc if isinstance(tool, dspy.Tool) else inspect.getdoc(tool)
-    name = tool.name if isinstance(tool, dspy.Tool) else getattr(tool, "__name__", "")
-    return next((line.strip() for line in str(said or "").splitlines() if line.strip()), "") or str(name or "")
+    name = re.escape(str((tool.name if isinstance(tool, dspy.Tool) else getattr(tool, "__name__", "")) or ""))
+    does = next((line.strip() for line in str(said or "").splitlines() if line.strip()), "")
+    beside = rf"|(?=.*\b{name}\b).*{re.escape(does)}" if does else ""
+    return re.compile(rf"^\W*{name}\s*[:(]{beside}" if name else r"(?!)")
 
 
 def _is_signature(value: object) -> bool:

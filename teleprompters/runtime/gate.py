@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
@@ -51,8 +51,8 @@ _KEPT_USAGE = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 _CLIENTS = frozenset(
-    """aiohttp anthropic botocore grpc httpcore httpcore2 httpx httpx2 litellm ollama openai requests urllib3
-    websockets""".split()  # noqa: SIM905
+    """aiohttp anthropic botocore grpc http httpcore httpcore2 httpx httpx2 litellm ollama openai requests socket ssl
+    urllib urllib3 websockets""".split()  # noqa: SIM905
 )
 """Packages whose exceptions tell of a network or a provider."""
 
@@ -61,6 +61,12 @@ PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 
 FEW = 8
 """Calls given up in a row, none answered in between, that mean an outage: so many, or all that are in flight. Ours."""
+
+_HISTORY = 64
+"""Calls of one effect that stand in the histories of models and modules. Ours."""
+
+LONGEST_WAIT = 120.0
+"""Seconds that a provider may ask to wait before the next attempt; more means an outage. Ours."""
 
 BACKOFF = 0.5
 """Seconds before the second attempt, doubled for each further one, without a hint of the provider's. Ours."""
@@ -79,6 +85,8 @@ class Effect:
         replayable: Whether the journal holds the replies to all its calls.
         failure: Why a call failed for good, if one did: then nothing is known of the effect, whatever its code made
             of the error.
+        failures: How many did.
+        sending: How many calls of its are on their way, or wait to be tried again.
         refused: Why requests were refused as invalid, by who made them; who is answered later has recovered.
         finish: Why each reply ended ("stop", "length", ...), in the order of the replies.
         texts: If not None, the requests are added to it as text.
@@ -95,6 +103,8 @@ class Effect:
     used: dict[Role, Usage] = field(default_factory=dict)
     replayable: bool = True
     failure: str = ""
+    failures: int = 0
+    sending: int = 0
     refused: dict[object, str] = field(default_factory=dict)
     finish: list[str] = field(default_factory=list)
     texts: list[str] | None = None
@@ -102,6 +112,24 @@ class Effect:
     abandoned: bool = False
     stopped: bool = False
     lock: threading.Lock = field(default_factory=threading.Lock)
+    histories: deque[tuple[list[object], object]] = field(default_factory=deque, repr=False)
+
+    def keep(self, history: list[object], entry: object) -> None:
+        """Put a call into a history, until the effect is over or has made many more."""
+        with self.lock:
+            if self.over:
+                return
+            history.append(entry)
+            self.histories.append((history, entry))
+            if len(self.histories) > _HISTORY:
+                _forget(*self.histories.popleft())
+
+    def end(self) -> None:
+        """Note that the result is known, and take the effect's calls out of the histories."""
+        with self.lock:
+            self.over, self.abandoned = True, self.abandoned or self.stopped
+            while self.histories:
+                _forget(*self.histories.popleft())
 
     def role_of(self, model: object) -> Role:
         """Return whose call one to `model` is."""
@@ -115,6 +143,12 @@ class Effect:
         """Count what a call used."""
         with self.lock:
             self.used[role] = self.used.get(role, Usage()) + usage
+
+    def fail(self, reason: str) -> None:
+        """Note that a call failed for good."""
+        with self.lock:
+            self.failure = self.failure or reason
+            self.failures += 1
 
     def occurrence(self, request: str) -> int:
         """Return how often this request was made before within the effect."""
@@ -187,12 +221,38 @@ class Admission:
         depth: How many calls it is made within.
         taken: Whether an inner call has taken it, and counts in its stead.
         lost: Whether the call was counted before it came back, as one that nobody waits for.
+        sent: How many requests it has sent through LiteLLM.
+        begun: How many requests dspy has begun for it: one for each completion that is asked for.
+        gate: Where it was admitted.
     """
 
     ticket: Ticket
+    gate: Gate
     depth: int = 0
     taken: bool = False
     lost: bool = False
+    sent: int = 0
+    begun: int = 0
+
+    def goes_on(self) -> None:
+        """Note that a request is begun.
+
+        Raises:
+            RunStopped: If it is a further one, and the run has been stopped meanwhile.
+        """
+        if self.begun:
+            self.gate.check()
+        self.begun += 1
+
+    @property
+    def most(self) -> int:
+        """How many requests it may have sent, if nobody knows how it ended."""
+        return self.begun or self.ticket.calls
+
+    def sends(self) -> bool:
+        """Note a request; return whether it is the call itself, and not a further one that a model makes of its own."""
+        self.sent += 1
+        return self.sent <= self.ticket.calls and not self.taken
 
 
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
@@ -309,6 +369,7 @@ class Gate:
     def reopen(self) -> None:
         """Open the door again (for the final report, after a cap stopped the search)."""
         if not self._closed:
+            self.stray.stopped = False
             self._halt.clear()
 
     def close(self) -> None:
@@ -321,9 +382,17 @@ class Gate:
         if self._halt.is_set() or (current is not None and current.abandoned):
             raise RunStopped(self.stopped_by or "stopped")
 
-    def note_timeout(self, seconds: float | None) -> None:
-        """Note that an effect was given up: a provider that hangs is as good as one that is down."""
-        self._note_outage(f"no answer within {seconds} s")
+    def note_timeout(self, seconds: float | None, sending: bool) -> str:
+        """Note that an effect was given up: a provider that hangs is as good as one that is down. Returns why.
+
+        Args:
+            seconds: What it was given.
+            sending: Whether a call of its was on its way.
+        """
+        code = "the program or the metric did not end within {} s, with no call of a model on its way"
+        reason = ("no answer within {} s" if sending else code).format(seconds)
+        self._note_outage(reason, what="calls" if sending else "program runs")
+        return reason
 
     def check_silence(self) -> None:
         """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
@@ -339,7 +408,7 @@ class Gate:
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
         """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
         current = current or effect.get() or self.stray
-        protocol = self._protocol(request, current)
+        protocol = self._counted(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
@@ -347,7 +416,7 @@ class Gate:
             except StopIteration as done:
                 return done.value
             except RunStopped as stop:
-                raise _refusal(current, stop) from None
+                raise self._refusal(current, stop) from None
             answer = None
             if isinstance(action, Wait):
                 self._halt.wait(action.seconds)
@@ -365,7 +434,7 @@ class Gate:
     ) -> object:
         """Make one call from a coroutine. Arguments and result are those of `call`."""
         current = current or effect.get() or self.stray
-        protocol = self._protocol(request, current)
+        protocol = self._counted(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
@@ -373,7 +442,7 @@ class Gate:
             except StopIteration as done:
                 return done.value
             except RunStopped as stop:
-                raise _refusal(current, stop) from None
+                raise self._refusal(current, stop) from None
             answer = None
             if isinstance(action, Wait):
                 await self._pause(action.seconds)
@@ -402,7 +471,7 @@ class Gate:
                 return place.ticket
             except RunStopped as stop:
                 self._foreign -= 1
-                raise _refusal(current, stop) from None
+                raise self._refusal(current, stop) from None
 
     async def settled(self, patience: float = 1.0) -> None:
         """Wait until calls that were sent past the door have told what they used, which they do a little late."""
@@ -423,15 +492,27 @@ class Gate:
         self._foreign -= 1
         current.add(ticket.role, usage)
         if failure:
-            current.failure = current.failure or self.redactor(failure)[:400]
+            current.fail(self.redactor(failure)[:400])
         if self.journal is not None:
             self._keep(f"{current.key}:past", ticket.role, None, usage)
+
+    def _refusal(self, current: Effect, stop: RunStopped) -> BaseException:
+        """Mark the effect, whose result can mean nothing any more, and return what to raise in this thread."""
+        current.stopped = True
+        return Refused(f"the run is stopped ({stop})") if hired.get() or current is self.stray else stop
 
     async def _pause(self, seconds: float) -> None:
         """Sleep, but no longer than the door stays open."""
         end = time.monotonic() + seconds
         while not self._halt.is_set() and (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
+
+    def _counted(self, request: Request, current: Effect) -> Protocol:
+        current.sending += 1
+        try:
+            return (yield from self._protocol(request, current))
+        finally:
+            current.sending -= 1
 
     def _protocol(self, request: Request, current: Effect) -> Protocol:
         role: Role = request.role or current.role
@@ -512,9 +593,9 @@ class Gate:
     def _admission(self, role: Role, request: Request, current: Effect) -> Generator[Wait, object, Admission]:
         outer = admission.get()
         depth = 0 if outer is None else outer.depth + 1
-        if outer is not None and not outer.taken and not self._halt.is_set():
+        if outer is not None and not outer.taken and not outer.sent and not self._halt.is_set():
             outer.taken = True
-            return Admission(outer.ticket, depth)
+            return Admission(outer.ticket, self, depth)
         size = self._size(request)
         reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
         waiter, final = object(), False
@@ -523,7 +604,7 @@ class Gate:
                 self.check(current)
                 answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
                 if isinstance(answer, Ticket):
-                    return Admission(answer, depth)
+                    return Admission(answer, self, depth)
                 if answer is None:
                     yield Wait(0.005)
                 elif final:
@@ -567,7 +648,7 @@ class Gate:
             return
         failed = getattr(error, "usage", None)
         if not isinstance(failed, Usage):
-            failed = Usage(calls=request.calls, usd=0.0)
+            failed = Usage(calls=place.most, usd=0.0)
         self.ledger.settle(place.ticket, failed, answered=False)
         current.add(role, failed)
         if key is not None:
@@ -586,7 +667,7 @@ class Gate:
         if place.taken:  # its inner calls were tried again, and what they met is known
             if not place.depth and is_outage(error):
                 reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
-                current.failure = current.failure or reason
+                current.fail(reason)
                 self._note_outage(reason, request.model)
             raise error
         transient = _is_transient(error)
@@ -594,6 +675,8 @@ class Gate:
             self._give_up(error, transient, place, request, current)
             raise error
         hint = getattr(error, "retry_after", None)
+        if hint is not None and hint > LONGEST_WAIT and not place.depth:
+            raise self.stop("outage", f"the provider asks to come back in {hint:.0f} s: {error}") from None
         if isinstance(error, LMRateLimitError):
             self.throttle.slow_down(hint)
         backoff = min(60.0, BACKOFF * 2.0**attempt) * self._jitter.uniform(0.5, 1.5)
@@ -604,6 +687,7 @@ class Gate:
     def _retries(self, model: str, error: Exception) -> int:
         """How often to try again: where nothing was ever reached, an address is likelier wrong than busy."""
         heard = model in self._answered or isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
+        heard &= not _is_unreadable(error)
         return self.max_retries if heard else min(2, self.max_retries)
 
     def _give_up(
@@ -614,16 +698,16 @@ class Gate:
         A call that another model makes has failed for good only if that model does: it may have a second one to ask.
         """
         reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
-        if isinstance(error, LMInvalidRequestError):
+        if isinstance(error, LMError) and is_refused(error):
             current.refused[request.caller] = reason
         elif transient or isinstance(error, LMError):
             if place.depth:
                 return
-            current.failure = current.failure or reason
+            current.fail(reason)
             if not isinstance(error, EmptyReply | FilteredReply):
                 self._note_outage(reason, request.model)
 
-    def _note_outage(self, reason: str, model: str = "") -> None:
+    def _note_outage(self, reason: str, model: str = "", what: str = "calls") -> None:
         """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest.
 
         Each model is counted by itself: a judge may be down while the target is well.
@@ -631,17 +715,24 @@ class Gate:
         self._failures_in_a_row[model] += 1
         failed = self._failures_in_a_row[model]
         if failed >= (max(FEW, self.throttle.maximum) if model in self._answered else FEW):
-            self.stop("outage", f"{failed} calls in a row failed after retries; the last: {reason}")
+            self.stop("outage", f"{failed} {what} in a row failed after retries; the last: {reason}")
 
     def count_lost(self) -> None:
         """Count the calls that have been sent and not come back: they may be paid for, and nobody waits for them."""
         for place in list(self._sent):
             if not place.taken and not place.lost:
                 place.lost = True
-                usage = Usage(calls=place.ticket.calls, usd=0.0)
+                usage = Usage(calls=place.most, usd=0.0)
                 self.ledger.settle(place.ticket, usage, answered=False)
                 if self.journal is not None:
                     self._keep("lost", place.ticket.role, None, usage)
+
+
+def _forget(history: list[object], entry: object) -> None:
+    for place in range(len(history) - 1, -1, -1):  # it stands near the end
+        if history[place] is entry:
+            del history[place]
+            return
 
 
 def request_text(prompt: object, messages: object) -> str:
@@ -657,16 +748,17 @@ def _list(value: object) -> list[object]:
 
 
 class Refused(RuntimeError):
-    """A call was not sent, for the run is stopped: what a thread of the program's own is told.
+    """A call was not sent, for the run is stopped: what a thread of the program's own or of others is told.
 
     `RunStopped` is no `Exception`, and would end such a thread without a word to whoever waits for its result.
     """
 
 
-def _refusal(current: Effect, stop: RunStopped) -> BaseException:
-    """Mark the effect, whose result can mean nothing any more, and return what to raise in this thread."""
-    current.stopped = True
-    return Refused(f"the run is stopped ({stop})") if hired.get() else stop
+def is_refused(error: LMError) -> bool:
+    """Return whether a provider has refused this one request; others may be answered."""
+    if type(error) is LMProviderError:
+        return 400 <= (error.status or 0) < 500
+    return isinstance(error, LMInvalidRequestError)
 
 
 def is_outage(error: BaseException | None) -> bool:
@@ -679,13 +771,29 @@ def is_outage(error: BaseException | None) -> bool:
 def _is_transient(error: Exception) -> bool:
     """Return whether a call's failure may pass."""
     if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
-        unreadable = type(error) is LMProviderError and error.status == 200
+        unreadable = type(error) is LMProviderError and 200 <= (error.status or 0) < 300
         return unreadable or bool(is_retryable_lm_error(error))
-    return any(
+    return _is_unreadable(error) or any(
         isinstance(each, ConnectionError | TimeoutError | json.JSONDecodeError)
-        or (_of_a_client(each) and not 400 <= (getattr(each, "status_code", None) or 0) < 408)
+        or (_of_a_client(each) and not 400 <= _status(each) < 408)
         for each in _chain(error)
     )
+
+
+def _is_unreadable(error: BaseException) -> bool:
+    """Return whether dspy's reader met something else than a completion where a provider has answered 200."""
+    cause = error.__cause__
+    place = cause.__traceback__ if isinstance(cause, TypeError | ValueError | LookupError | AttributeError) else None
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    home = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
+    return isinstance(error, LMUnexpectedError) and home.startswith("dspy._vendor.lm15")
+
+
+def _status(error: BaseException) -> int:
+    """Return the HTTP status that a client's error tells; 0 if none."""
+    status = getattr(error, "status_code", None) or getattr(error, "code", None)
+    return status if isinstance(status, int) else 0
 
 
 def _of_a_client(error: BaseException) -> bool:
@@ -693,12 +801,17 @@ def _of_a_client(error: BaseException) -> bool:
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error and what it was raised from, or while handling."""
+    """Yield an error, those that it groups, and what each was raised from, or while handling."""
     seen: set[int] = set()
-    while error is not None and id(error) not in seen:
+    left = [error]
+    while left:
+        error = left.pop()
+        if error is None or id(error) in seen:
+            continue
         seen.add(id(error))
         yield error
-        error = error.__cause__ or error.__context__
+        left += [error.__cause__ or error.__context__]
+        left += reversed(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
 
 
 def _call_key(current: Effect, role: Role, request: Request) -> str:

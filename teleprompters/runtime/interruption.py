@@ -83,16 +83,55 @@ class Interruption:
         token = _current.set(self)
         try:
             with self._handling():
-                return run_coroutine(functools.partial(self._attached, make))
-        except (asyncio.CancelledError, KeyboardInterrupt):
+                finished = run_coroutine(functools.partial(self._attached, make))
             if self._signal is None:
+                return finished
+            self._came_late(finished)
+        except asyncio.CancelledError:
+            if self._signal is None:
+                raise
+        except KeyboardInterrupt:  # of a callback's, for one
+            pass
+        finally:
+            _current.reset(token)
+        raise self._what_to_raise()
+
+    async def arun(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
+        """Await a compile's coroutine; a signal ends it as in `run`, where nobody else handles signals.
+
+        Args:
+            make: Makes the coroutine.
+
+        Raises:
+            Interrupted: After Ctrl-C.
+            Terminated: After SIGTERM.
+            asyncio.CancelledError: If the awaiting task was cancelled; how to go on is logged.
+        """
+        token, task = _current.set(self), asyncio.ensure_future(self._attached(make))
+        try:
+            with self._handling():
+                finished = await task
+            if self._signal is None:
+                return finished
+            self._came_late(finished)
+        except asyncio.CancelledError:
+            if self._signal is None:
+                logger.warning(self.message)
                 raise
         finally:
             _current.reset(token)
+        raise self._what_to_raise()
+
+    def _came_late(self, finished: object) -> None:
+        if isinstance(finished, dspy.Module):
+            self.program = finished
+        self.message = "interrupted when the compile had just ended: its result is this exception's `program`."
+
+    def _what_to_raise(self) -> BaseException:
         if self._signal == signal.SIGTERM:
             logger.warning(self.message)
-            raise Terminated(self.message, self.program)
-        raise Interrupted(self.message, self.program)
+            return Terminated(self.message, self.program)
+        return Interrupted(self.message, self.program)
 
     async def _attached(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
         loop, task = asyncio.get_running_loop(), asyncio.current_task()
@@ -119,6 +158,10 @@ class Interruption:
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self._signal is not None:  # asked twice: at once, then
             raise KeyboardInterrupt
+        self.interrupt(number)
+
+    def interrupt(self, number: int = signal.SIGINT) -> None:
+        """End the compile as a signal does. Called from any thread."""
         self._signal = number
         if self.gate is not None:
             self.gate.stop("interrupted", f"by {signal.Signals(number).name}")

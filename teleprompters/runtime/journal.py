@@ -19,6 +19,7 @@ import os
 import re
 import stat
 import threading
+import time
 import weakref
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
@@ -32,6 +33,8 @@ Table = Literal["calls", "outcomes"]
 
 FILE = "journal.jsonl"
 FORMAT = 1
+_LOOK_S = 1.0
+"""Seconds between two looks at whether the file is still there. Ours."""
 _MAGIC = b'["cuesmith journal '
 _HEAD = re.compile(re.escape(_MAGIC) + rb'(\d+)","[0-9a-f]{16}",')
 _ROW = re.compile(rb'\["(calls|outcomes|volatile|cuesmith journal \d+)","((?:[^"\\]|\\.)*)",')
@@ -129,6 +132,7 @@ class Journal:
         self._waiting: deque[tuple[str, str, bytes]] = deque()
         self._places: dict[str, dict[str, tuple[int, int]]] = {"calls": {}, "outcomes": {}, "volatile": {}}
         self._run, self._end, self._failed = b"", 0, ""
+        self._path, self._look_again = (run_dir / FILE).absolute(), 0.0
         self._file = self._opened(run_dir)
         try:
             self._load(identity)
@@ -279,8 +283,30 @@ class Journal:
                 return False
             if self._failed:
                 raise JournalError(self._failed)
+            self._look()
             self._append(batch)
         return True
+
+    def _look(self) -> None:
+        """Look, now and then, whether the file that is written is still the run's.
+
+        Raises:
+            JournalError: If it was deleted, moved, replaced or cut meanwhile: what would be written is lost.
+        """
+        if time.monotonic() < self._look_again:
+            return
+        self._look_again = time.monotonic() + _LOOK_S
+        try:
+            there, ours = os.stat(self._path), os.fstat(self._file)
+            same = (there.st_dev, there.st_ino, there.st_size) == (ours.st_dev, ours.st_ino, self._end)
+        except OSError:
+            same = False
+        if not same:
+            self._failed = (
+                f"{self._where} was deleted, moved or changed while the run wrote it: what was paid since then is not "
+                "kept; run again with a new directory"
+            )
+            raise JournalError(self._failed)
 
     def _append(self, batch: Iterable[tuple[str, str, bytes]]) -> None:
         lines, places, end = [], {}, self._end

@@ -5,6 +5,7 @@ Source: ours; the conventions are dspy's (`metric(example, pred, trace=None)` an
 
 from __future__ import annotations
 
+import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -25,8 +26,8 @@ class Metric:
 
     Args:
         function: `f(example, prediction)`, `f(example, prediction, trace)` or dspy's five-argument form
-            `f(gold, pred, trace, pred_name, pred_trace)`; sync or async; returning a bool, a number, or a
-            `dspy.Prediction(score=..., feedback=...)`.
+            `f(gold, pred, trace, pred_name, pred_trace)`, or a `dspy.Module` with such a `forward`; sync or async;
+            returning a bool, a number, or a `dspy.Prediction(score=..., feedback=...)`.
 
     Raises:
         TypeError: If it is not callable or takes another number of arguments.
@@ -34,8 +35,14 @@ class Metric:
 
     def __init__(self, function: MetricFunction) -> None:
         self.function = function
-        self.arity = _arity(function)
+        if isinstance(function, dspy.Module):
+            self.is_async = not hasattr(type(function), "forward")
+            inner = object.__getattribute__(function, "aforward" if self.is_async else "forward")
+            self.arity = _arity(inner)
+            self._asked: MetricFunction = function.acall if self.is_async else function
+            return
         own_call = getattr(type(function), "__call__", None)  # noqa: B004  (its kind is asked for, not its presence)
+        self.arity, self._asked = _arity(function), function
         self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call)
 
     def arguments(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[object, ...]:
@@ -48,7 +55,10 @@ class Metric:
         Raises:
             BadScore: If the metric returned what is no finite number.
         """
-        return read_judgement(self.function(*self.arguments(example, prediction)))
+        answer = self._asked(*self.arguments(example, prediction))
+        if inspect.isawaitable(answer):  # a lambda around a coroutine function, which tells nobody
+            answer = asyncio.run(_finished(answer))
+        return read_judgement(answer)
 
     async def acall(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, str]:
         """Return (score, feedback) of an async metric.
@@ -56,8 +66,12 @@ class Metric:
         Raises:
             BadScore: If the metric returned what is no finite number.
         """
-        answer = self.function(*self.arguments(example, prediction))
+        answer = self._asked(*self.arguments(example, prediction))
         return read_judgement(await answer if inspect.isawaitable(answer) else answer)
+
+
+async def _finished(answer: Awaitable[Judgement]) -> Judgement:
+    return await answer
 
 
 def _arity(function: MetricFunction) -> int:

@@ -10,12 +10,14 @@ import contextvars
 import inspect
 import re
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import dspy
 from dspy.adapters.utils import annotation_allows_none
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
@@ -23,6 +25,9 @@ from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.evidence import labels_of
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.remarks import listed
+
+_LOOKED_AT = 100
+"""Examples of a set whose values are compared with the signature's types. Ours."""
 
 PATIENCE = 2.0
 """Seconds that the metric has for a gold answer. Ours."""
@@ -36,12 +41,14 @@ class Takes:
         fields: The names that it knows, in order; empty if it tells none.
         needed: Those that it cannot do without.
         open: Whether it takes others as well.
+        gives: The names of what it answers, where they are known.
         certain: Whether that is certain; else it is what its only predictor takes, which its code may fill otherwise.
     """
 
     fields: tuple[str, ...] = ()
     needed: frozenset[str] = frozenset()
     open: bool = True
+    gives: frozenset[str] = frozenset()
     certain: bool = False
 
 
@@ -63,7 +70,7 @@ def takes(program: dspy.Module) -> Takes:
     inner = _inner(program)
     if inner is not None:  # dspy's own: what it is called with goes to its signature
         own = _takes_of(inner)
-        return Takes((*fields, *own.fields), required | own.needed, certain=True)
+        return replace(own, fields=(*fields, *own.fields), needed=required | own.needed, certain=True)
     predictors = named_predictors(program)
     if fields or len(predictors) != 1:
         return Takes(fields, required, certain=bool(fields))
@@ -84,7 +91,10 @@ def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) ->
         ValueError: If the program cannot work on one.
     """
     known, notes = takes(program), dict[str, Note]()
+    kinds = _kinds(program) if known.certain else {}
     for name, examples in sets.items():
+        for text in _odd_values(name, examples or (), kinds):
+            notes.setdefault(text, Note("inputs", text))
         seen: set[tuple[frozenset[str], frozenset[str]]] = set()
         for i, example in enumerate(examples or ()):
             marked, keys = frozenset(example.inputs().keys()), frozenset(example.keys())
@@ -98,6 +108,42 @@ def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) ->
     return tuple(notes.values())
 
 
+def _kinds(program: dspy.Module) -> dict[str, TypeAdapter[object]]:
+    """Return input -> what tells whether a value is of its type, for what dspy's own modules are called with."""
+    signature, found = _inner(program), dict[str, TypeAdapter[object]]()
+    for name, info in signature.input_fields.items() if signature is not None else ():
+        if info.annotation is not str:  # anything can be shown as text
+            with suppress(PydanticUserError):
+                found[name] = TypeAdapter(info.annotation)
+    return found
+
+
+def _odd_values(name: str, examples: Sequence[dspy.Example], kinds: Mapping[str, TypeAdapter[object]]
+                ) -> Iterator[str]:
+    """Yield what of the examples' values cannot be meant so: nothing where something is due, or another type."""
+    none: Counter[str] = Counter(field for example in examples for field, value in example.items() if value is None)
+    for field, n in none.items():
+        if n < len(examples) or len(examples) == 1 or field in kinds:
+            told = f"{n} of {len(examples)} examples of {name}"
+            yield f"{told} have None as {field!r}: leave them out, if it is not meant so."
+        else:
+            yield f"All {n} examples of {name} have None as {field!r}."
+    for field, kind in kinds.items():
+        held = [(i, e[field]) for i, e in enumerate(examples[:_LOOKED_AT]) if e.get(field) is not None]
+        odd = [(i, value) for i, value in held if not _fits(value, kind)]
+        if odd:
+            i, value = odd[0]
+            yield f"{name}[{i}] has {listed({field: value})}, a {type(value).__name__}: the signature has another type."
+
+
+def _fits(value: object, kind: TypeAdapter[object]) -> bool:
+    try:
+        kind.validate_python(value)
+    except (ValidationError, UnicodeError, RecursionError):
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class _Misfit:
     text: str
@@ -108,6 +154,12 @@ def _misfit(where: str, program: dspy.Module, known: Takes, marked: frozenset[st
             ) -> _Misfit | None:
     missing = [field for field in known.fields if field in known.needed - marked]
     unknown = sorted(marked - set(known.fields)) if known.fields or not known.open else []
+    if known.certain and (answers := sorted(known.gives & set(unknown))):
+        told = f"{where} has {_names(answers)} marked as input, which {_described(program)} is to answer"
+        return _Misfit(f"{told}: mark the inputs by .with_inputs({_names(known.fields)})", False)
+    if known.certain and known.open and known.gives and unknown and not missing:
+        return _Misfit(f"{where} has {_names(unknown)} marked as input, which {_described(program)} does not take: "
+                       f"it takes {_names(known.fields)}", True)
     if not missing and (known.open or not unknown):
         return None
     absent = [field for field in missing if field not in keys]
@@ -149,7 +201,7 @@ def _inner(program: dspy.Module) -> type[dspy.Signature] | None:
 def _takes_of(signature: type[dspy.Signature]) -> Takes:
     fields = signature.input_fields
     needed = (n for n, info in fields.items() if info.default is PydanticUndefined and _must_be(info.annotation))
-    return Takes(tuple(fields), frozenset(needed))
+    return Takes(tuple(fields), frozenset(needed), gives=frozenset(signature.output_fields))
 
 
 def _must_be(annotation: object) -> bool:
@@ -166,7 +218,11 @@ def _names(names: Iterable[str]) -> str:
 
 
 async def check_gold(
-    metric: Metric, examples: Sequence[dspy.Example], program: dspy.Module, threshold: float | None
+    metric: Metric,
+    examples: Sequence[dspy.Example],
+    program: dspy.Module,
+    threshold: float | None,
+    scored: Sequence[dspy.Example] = (),
 ) -> tuple[Note, ...]:
     """Ask the metric what it gives to the right answer of an example: it should not refuse it.
 
@@ -178,11 +234,16 @@ async def check_gold(
         examples: As given; one with labels is taken.
         program: The student, for the names of its outputs.
         threshold: The score that a search counts as a success; None if it asks for none.
+        scored: More examples that it will judge: one that lacks a label of the others' is asked about too.
     """
     labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := labels_of(e))]
     if not labelled:
         return ()
     i, example, labels = labelled[0]
+    lacking = next((each for each in scored if labels.keys() - each.keys()), None)
+    if lacking is not None and isinstance(error := await _judged(metric, lacking, labels), AttributeError):
+        fields = [(i, lacking, labels_of(lacking))]
+        return tuple(Note(n.kind, f"In the valset: {n.text}") for n in _unknown_field(error, program, fields))
     score = await _judged(metric, example, labels)
     if isinstance(score, AttributeError):
         return tuple(_unknown_field(score, program, labelled))

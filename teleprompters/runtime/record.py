@@ -41,9 +41,10 @@ def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[
     except OSError as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        mend = "make room there and run the same command again; nothing is paid twice"
         raise JournalError(
-            f"run_dir {str(directory)!r}: {FILE} cannot be written ({error.strerror or error}): make room there and "
-            "run the same command again; nothing is paid twice"
+            f"run_dir {str(directory)!r}: {FILE} cannot be written ({error.strerror or error})"
+            + (f": {mend}" if directory.is_dir() else "")
         ) from error
 
 

@@ -72,6 +72,8 @@ _STARTS = (
 
 _REACHING = re.compile(r"(?i)engine|client|config|session|auth|provider|router|model|lm")
 """Attributes by which a model reaches its provider."""
+_LONGEST_WORD = 12
+"""Letters below which what stands in a key's place is a word that any reply may have. Ours."""
 _SHORT = 8
 _ASK_AGAIN_S = 60.0
 """Seconds for which the result of a callable that gives a key is taken to be still the same. Ours."""
@@ -89,6 +91,7 @@ class Redactor:
         self._secrets: set[str] = set()
         self._known: tuple[str, ...] = ()
         self._met: dict[int, weakref.ref[object]] = {}
+        self._alike: set[object] = set()
         self._given: set[tuple[str, str]] = set()
         self._asked: dict[int, float] = {}
         self._surroundings: object = None
@@ -152,6 +155,10 @@ class Redactor:
             return False
         with contextlib.suppress(TypeError):
             self._met[id(owner)] = weakref.ref(owner)
+        alike = _looks(owner)  # dspy copies a model for many a call
+        if alike in self._alike:
+            return False
+        self._alike.add(alike)
         return True
 
     def _asked_for(self, name: str, value: object) -> object:
@@ -188,6 +195,14 @@ class Redactor:
             self._known = tuple(sorted({*self._known, *forms}, key=lambda form: (-len(form), form)))
 
 
+def _looks(owner: object) -> object:
+    """Return what two models have in common that know the same secrets: all their texts, and their engine."""
+    held = [*vars(owner).items()] if hasattr(owner, "__dict__") else []
+    held += [each for _, inner in held if isinstance(inner, dict) for each in inner.items()]
+    texts = frozenset((str(name), value) for name, value in held if isinstance(value, str))
+    return type(owner), texts, tuple(id(getattr(owner, name, None)) for name in ("engine", "_engine_spec"))
+
+
 @functools.cache
 def _names_secret(name: str) -> bool:
     plain = re.sub(r"[^a-z0-9]+", "_", name.lower())
@@ -197,12 +212,12 @@ def _names_secret(name: str) -> bool:
 def _is_secret(text: str) -> bool:
     """Whether a value that stands in a key's place is one: not what keyless servers are given, not a file's path."""
     words = [word for word in re.split(r"[^a-z]+", text.lower()) if word]
-    if len(text) < 4 or len(set(text)) < 3 or (text.isdigit() and len(text) < 5):
+    if len(text) < 4 or len(set(text)) < 3 or (text.isdigit() and len(text) < 8):
         return False
     if not any(map(str.isdigit, text)) and words and all(map(_PLACEHOLDER.fullmatch, words)):
         return False
-    if len(text) < _SHORT and text.isalpha() and text.islower():
-        return False
+    if len(text) < _LONGEST_WORD and text.isalpha() and text.lower() in (text, text[0].lower() + text[1:]):
+        return False  # a word, as it may stand in any reply
     return not (text.startswith(("/", "~", ".")) and os.path.exists(os.path.expanduser(text)))
 
 
@@ -296,8 +311,10 @@ def _of_pair(user: str, password: str) -> Iterator[str]:
 
 
 def _of_url(text: str) -> Iterator[str]:
+    if re.search(r"\s", text.strip()):
+        return  # a sentence with an address in it
     try:
-        url = urllib.parse.urlsplit(text)
+        url = urllib.parse.urlsplit(text.strip())
         query = urllib.parse.parse_qsl(url.query)
     except ValueError:
         return
@@ -306,7 +323,7 @@ def _of_url(text: str) -> Iterator[str]:
         yield from _of_pair(user, password)
         yield from _of_pair(urllib.parse.unquote(user), urllib.parse.unquote(password))
     yield from (value for name, value in query if _names_secret(name) or _is_random(value))
-    yield from (part for part in url.path.split("/") if _is_random(part) and len(part) >= 24)
+    yield from (part for part in url.path.split("/") if _is_random(part))
 
 
 def _of_environment(name: str, value: str) -> Iterator[str]:

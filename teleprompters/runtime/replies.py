@@ -25,12 +25,16 @@ _REFUSED = re.compile(
     r"|unfortunately|as an ai\b[^,.]*)?[\s,.;:!—-]*(?:but )?(?:as an ai\b[^,.]*, )?"
     r"i(?:['’]m| am)? ?(?:can['’]?t|can ?not|could not|couldn['’]t|won['’]t|will not|unable to|not able to"
     r"|not comfortable|must decline|have to decline|must refuse|decline to|refuse to)\b"
-    r".{0,60}?\b(?:help|assist|comply|fulfil|provid|continu|process|discuss|engag|generat|creat|writ|produc|answer"
-    r"|respond|request|do (?:that|this)|complet|support|participat|declin|refus)",
+    r".{0,60}?\b(?:help|assist|comply|fulfil|provid|continu|process|discuss|engag|generat|creat|(?:re)?writ|produc"
+    r"|answer|improv|chang|modif|revis|respond|request|do (?:that|this)|complet|support|participat|declin|refus)",
     re.IGNORECASE | re.DOTALL,
 )
 _LONGEST_REFUSAL = 400
 """Characters of a reply that only declines. Ours."""
+
+
+_NOTHING = ("", "none", "null", "n/a")
+"""Replies by which a model says that it has none. Ours."""
 
 
 def is_refusal(text: str) -> bool:
@@ -117,7 +121,8 @@ def lost_by_content(reply: dspy.Prediction) -> Lost | None:
     texts += [value[0] for value in values if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)]
     if any(map(is_refusal, texts)):
         return "refused"
-    return None if any(value not in (None, "", []) for value in values) else "empty"
+    whole = len(texts) < len(values) or any(text.strip().lower() not in _NOTHING for text in texts)
+    return None if whole and any(value not in (None, "", []) for value in values) else "empty"
 
 
 def lost_by_error(error: Exception) -> Lost:

@@ -211,6 +211,7 @@ class Run:
             guard = self.guard if new else None
             found = next((fault for text in new if guard and (fault := guard.fault(text))), None)
             if found is not None:
+                self.seen.drafts += 1
                 self.seen.dropped[found] += 1
             self._faults[candidate.id] = found
         return self._faults[candidate.id]

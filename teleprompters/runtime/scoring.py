@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
@@ -20,6 +20,7 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
+from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -92,6 +93,16 @@ class Pool:
             self._workers = Workers(self.gate.throttle, self.timeout, deadline)
         return self._workers
 
+    async def in_time(self, work: Awaitable[T]) -> T:
+        """Await an example's work of the event loop; its own errors that would end the loop come as `_Contained`.
+
+        Raises:
+            TimeoutError: If it takes longer than an example may, or than the budget lasts.
+        """
+        left = self.gate.ledger.seconds_left
+        ends = [seconds for seconds in (self.timeout, None if left is None else left + _GRACE) if seconds is not None]
+        return await asyncio.wait_for(_contained(work), min(ends, default=None))
+
     def close(self) -> None:
         """Let the threads go, and calls pass as ever."""
         door.close(self.gate)
@@ -161,6 +172,7 @@ class Scorer:
         bound = self._bind(candidate)
         trace: Trace = []
         effect.set(current)
+        strays = self._gate.stray.failures
         inputs = {**example.inputs(), **rewritten}
         with self._context(draw, trace=trace), settling(current):
             try:
@@ -171,19 +183,28 @@ class Scorer:
                     ran = await self.pool.workers.submit(work)
                     outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
-                current.abandoned = True
-                self._gate.note_timeout(self.pool.timeout)
-                return ProviderFailure(f"no answer within {self.pool.timeout} s, or before the budget's last second")
-            return self._settled(outcome, current)
+                return self._overdue(current)
+            return self._settled(outcome, current, strays)
 
-    def _settled(self, outcome: Outcome, current: Effect) -> Outcome:
+    def _overdue(self, current: Effect) -> Outcome:
+        """Give an effect up that has taken too long."""
+        current.abandoned = True
+        if self._gate.ledger.seconds_left == 0.0:
+            raise self._gate.stop("seconds", "the budget's cap on seconds is reached") from None
+        return ProviderFailure(self._gate.note_timeout(self.pool.timeout, current.sending > 0))
+
+    def _settled(self, outcome: Outcome, current: Effect, strays: int) -> Outcome:
         """Return the outcome, unless a call of the effect failed for good: then nothing is known of it.
 
-        Whatever the program or the metric made of the error: what it answered then is no answer of the model's.
+        Whatever the program or the metric made of the error: what it answered then is no answer of the model's. A call
+        of a thread that was there before the run is any effect's that was under way.
         """
-        if current.stopped:
+        stray = self._gate.stray
+        if current.stopped or stray.stopped:
             raise RunStopped(self._gate.stopped_by or "stopped")
         failure = current.failure or next(iter(current.refused.values()), "")
+        if stray.failures > strays:
+            failure = failure or stray.failure
         if failure and isinstance(outcome, Scored | MetricError):
             return ProviderFailure(failure)
         if current.failure and isinstance(outcome, ParseFailure):
@@ -195,15 +216,18 @@ class Scorer:
     async def judge(self, example: dspy.Example, outputs: Mapping[str, object], current: Effect) -> Outcome:
         """Judge given output values as if a program had answered them on `example`."""
         effect.set(current)
+        strays = self._gate.stray.failures
         prediction = dspy.Prediction(**outputs)
         with self._context(trace=[]), settling(current):
-            if self._metric.is_async:
-                return self._settled(await self._ajudge(example, prediction, ()), current)
             work = functools.partial(self._judge, example, prediction, ())
-            return self._settled(await self.pool.workers.submit(work), current)
+            try:
+                if self._metric.is_async:
+                    return self._settled(await self._ajudge(example, prediction, ()), current, strays)
+                return self._settled(await self.pool.workers.submit(work), current, strays)
+            except TimeoutError:
+                return self._overdue(current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
-        overrides["disable_history"] = True  # a run's thousands of prompts would fill the histories
         if self._lm is not None:
             overrides["lm"] = redrawn(self._lm, draw)
         context: AbstractContextManager[None] = dspy.context(**overrides)
@@ -227,7 +251,7 @@ class Scorer:
         self._gate.check(effect.get())
         try:
             prediction = bound.program(**inputs)
-        except Exception as error:
+        except _RAISED as error:
             return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
         return _Unjudged(prediction, steps) if self._metric.is_async else self._judge(example, prediction, steps)
@@ -238,9 +262,11 @@ class Scorer:
         async with self._gate.throttle:
             self._gate.check(effect.get())
             try:
-                prediction = await asyncio.wait_for(bound.program.acall(**inputs), self.pool.timeout)
+                prediction = await self.pool.in_time(bound.program.acall(**inputs))
+            except TimeoutError:
+                raise
             except Exception as error:
-                return self._failure(error, _steps(trace, bound.names))
+                return self._failure(_uncontained(error), _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
         if self._metric.is_async:
             return await self._ajudge(example, prediction, steps)
@@ -250,23 +276,27 @@ class Scorer:
         _as_judge()
         try:
             score, feedback = self._metric.call(example, prediction)
-        except Exception as error:
+        except _RAISED as error:
             return self._metric_failure(error, steps)
         return Scored(score, feedback, steps)
 
     async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            score, feedback = await self._metric.acall(example, prediction)
+            score, feedback = await self.pool.in_time(self._metric.acall(example, prediction))
+        except TimeoutError:
+            raise
         except Exception as error:
-            return self._metric_failure(error, steps)
+            return self._metric_failure(_uncontained(error), steps)
         return Scored(score, feedback, steps)
 
-    def _failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
+    def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
         reason = self._reason(error)
         match error:
             case UnknownPrice():
                 raise error
+            case KeyboardInterrupt():
+                raise self._interrupted()
             case AdapterParseError():
                 return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps)
             case ContextWindowExceededError():
@@ -276,15 +306,42 @@ class Scorer:
             case _:
                 return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
 
-    def _metric_failure(self, error: Exception, steps: tuple[Step, ...]) -> Outcome:
+    def _metric_failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):
             raise error
+        if isinstance(error, KeyboardInterrupt):
+            raise self._interrupted()
         reason = self._reason(error)
         return ProviderFailure(reason) if is_outage(error) else MetricError(reason, steps)
 
-    def _reason(self, error: Exception) -> str:
+    def _interrupted(self) -> RunStopped:
+        """End the run: a program or a metric has raised what Ctrl-C does."""
+        if (interruption := current_interruption()) is not None:
+            interruption.interrupt()
+        return self._gate.stop("interrupted", "the program or the metric raised KeyboardInterrupt")
+
+    def _reason(self, error: BaseException) -> str:
         text = self._gate.redactor(str(error)).strip()
         return f"{type(error).__name__}: {text[:400]}"
+
+
+_RAISED = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
+"""What a program or a metric may raise of its own; the rest ends a run or a task."""
+
+
+class _Contained(RuntimeError):
+    """Carries out of a task what would end its event loop, or be taken for the end of its time."""
+
+
+async def _contained(work: Awaitable[T]) -> T:
+    try:
+        return await work
+    except (SystemExit, KeyboardInterrupt, TimeoutError) as error:
+        raise _Contained from error
+
+
+def _uncontained(error: Exception) -> BaseException:
+    return error.__cause__ or error if isinstance(error, _Contained) else error
 
 
 @contextmanager
@@ -296,7 +353,7 @@ def settling(current: Effect) -> Iterator[None]:
         current.abandoned = True
         raise
     finally:
-        current.over, current.abandoned = True, current.abandoned or current.stopped
+        current.end()
 
 
 def _as_judge() -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import dspy
 
-from cuesmith.teleprompters.runtime._dspy import language_models
+from cuesmith.teleprompters.runtime._dspy import language_models, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.effects import Effects
@@ -161,6 +161,7 @@ class Session:
             CompileError: If not even the student could be scored.
             asyncio.CancelledError: If it was cancelled; the best so far is then the interruption's `program`.
         """
+        await asyncio.to_thread(prepare, self.job.lms)
         watchdog = asyncio.create_task(self._watch())
         try:
             self._announce()
@@ -168,7 +169,7 @@ class Session:
             gain = await self._reported(best)
             await self.gate.settled()
             return self._finished(best, gain)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, KeyboardInterrupt):
             await self._wind_up()
             raise
         except BaseException:
@@ -251,6 +252,7 @@ class Session:
         effects, found = self.effects, None
         try:
             scores = (await effects.score([effects.baseline], effects.select))[0]
+            self.gate.check()
             self._require_scores(scores)
             self._hold_back(scores)
             self._search = asyncio.ensure_future(self.job.search(self.run))

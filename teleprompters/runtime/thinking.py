@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|antml:thinking"
-OPEN = re.compile(rf"<({_NAMES})>|◁think▷|\[THINK\]|<\|begin_of_thought\|>", re.IGNORECASE)
-_CLOSE = re.compile(rf"</({_NAMES})>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>", re.IGNORECASE)
+OPEN = re.compile(rf"<({_NAMES})>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<unused94>", re.IGNORECASE)
+_CLOSE = re.compile(rf"</({_NAMES})>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<unused95>", re.IGNORECASE)
 _CHANNEL = re.compile(r"<\|channel\|>final(?: [^<]*)?<\|message\|>")
 _HEADER = "[[ ##"
 
