@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import ClassVar, Unpack
 
 import dspy
-from dspy.utils.exceptions import AdapterParseError
+from dspy.utils.exceptions import AdapterParseError, LMError
 
 from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.peers.hosting import Host
@@ -120,7 +120,7 @@ class Peer(Compiler):
     def _left_by(self, error: Exception, run: Run, host: Host) -> Candidate:
         """Return the best that is known from an optimizer that failed half way, as at a reply that it cannot read."""
         reason = host.reason(error)
-        unread = isinstance(error, AdapterParseError | UnicodeError)
+        unread = isinstance(error, AdapterParseError | UnicodeError | LMError)
         if not unread and not any(
             any(v is not None for v in run.known(c, run.select)) for c in host.candidates.values()
         ):

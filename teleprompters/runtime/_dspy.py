@@ -372,10 +372,14 @@ def _usage(counts: Mapping[str, Any], cost: float | None, *, calls: int) -> Usag
 
 
 def _finish(result: CallResult) -> tuple[str, ...]:
+    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
+    choices = [each for data in sent if data is not None for each in value(data, "choices", None) or ()]
+    told = [value(value(each, "provider_specific_fields", None) or {}, "native_finish_reason") for each in choices]
+    if "error" in [*told, *(value(each, "finish_reason") for each in choices)]:  # read as a common end
+        return ("error",)
     if result.responses:
         return tuple(str(each.finish_reason) for each in result.responses)
-    choices = value(result.raw, "choices", ()) if result.raw is not None else ()
-    return tuple(str(value(each, "finish_reason", "stop")) for each in choices or ())
+    return tuple(str(value(each, "finish_reason", "stop")) for each in choices)
 
 
 def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
@@ -461,10 +465,6 @@ def _is_json(data: object) -> bool:
     return data is None or isinstance(data, str | int | float | bool)
 
 
-_ONCE = {"max_retries": 0, "num_retries": 0}
-"""The gate tries again, and counts each attempt."""
-
-
 def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
     place = door.leads_to()
     if place is None:
@@ -475,8 +475,7 @@ def _embed(model: Any, batch_inputs: list[str], caching: bool = False, **options
         return _real_embed(model, batch_inputs, caching=caching, **options)
     gate.redactor.learn(model, options)
     request = _embedding_request(model, batch_inputs, options)
-    once = {**options, **_ONCE}
-    return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **once)), current)
+    return gate.call(request, lambda: _embedded(_litellm.load().embedding(model, batch_inputs, **options)), current)
 
 
 async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **options: Any) -> Any:
@@ -490,7 +489,7 @@ async def _aembed(model: Any, batch_inputs: list[str], caching: bool = False, **
     gate.redactor.learn(model, options)
 
     async def send() -> Reply:
-        return _embedded(await _litellm.load().aembedding(model, batch_inputs, **{**options, **_ONCE}))
+        return _embedded(await _litellm.load().aembedding(model, batch_inputs, **options))
 
     return await gate.acall(_embedding_request(model, batch_inputs, options), send, current)
 

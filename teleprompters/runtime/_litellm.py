@@ -9,11 +9,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Mapping
+from contextvars import ContextVar
 from typing import Any
 
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
 from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
 
+_called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)
+"""Whether LiteLLM was called past dspy in this context."""
 _lock = threading.Lock()
 _whole = threading.Event()
 _watcher: Any = None
@@ -48,8 +51,44 @@ def watch(leads_to: Any) -> None:
         litellm = sys.modules["litellm"]
         if _watcher is None:
             _watcher = _watcher_of(leads_to)
+            _watch_retries(leads_to)
         if _watcher not in litellm.callbacks:
             litellm.callbacks.append(_watcher)
+
+
+def _watch_retries(leads_to: Any) -> None:
+    """See the further attempts of the client that LiteLLM uses for most providers, which it tells nobody of."""
+    from openai import AsyncOpenAI, OpenAI
+    from openai._models import FinalRequestOptions
+
+    real_most, real_sleep = FinalRequestOptions.get_max_retries, OpenAI._sleep_for_retry
+    real_asleep = AsyncOpenAI._sleep_for_retry
+
+    def most(self: Any, max_retries: int) -> int:
+        return 0 if admission.get() is not None else real_most(self, max_retries)  # the gate tries again
+
+    def sleep(self: Any, **options: Any) -> None:
+        real_sleep(self, **options)
+        _count_retry(leads_to)
+
+    async def asleep(self: Any, **options: Any) -> None:
+        await real_asleep(self, **options)
+        _count_retry(leads_to)
+
+    FinalRequestOptions.get_max_retries = most  # type: ignore[method-assign]
+    OpenAI._sleep_for_retry, AsyncOpenAI._sleep_for_retry = sleep, asleep  # type: ignore[method-assign]
+
+
+def _count_retry(leads_to: Any) -> None:
+    """Count a further attempt of a call of LiteLLM's, which is sent now; of the client used by itself nothing is known.
+
+    Raises:
+        RunStopped: If it may not be sent.
+    """
+    if _called.get() and (place := leads_to()) is not None:
+        gate, current = place
+        ticket = gate.admit_foreign("a further attempt", "", current, current.role)
+        gate.settle_foreign(ticket, Usage(calls=1, usd=0.0), current)
 
 
 def _watcher_of(leads_to: Any) -> Any:
@@ -71,6 +110,7 @@ def _watcher_of(leads_to: Any) -> Any:
             if place is None:
                 return
             gate, current = place
+            _called.set(True)
             self._settle(kwargs, Usage(calls=1, usd=0.0))  # an attempt before this one, which failed
             if within is None:  # the reply of a call that has passed the door is kept
                 current.replayable = False

@@ -700,6 +700,8 @@ class Gate:
         reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
         if isinstance(error, LMError) and is_refused(error):
             current.refused[request.caller] = reason
+            if current is self.stray:
+                current.fail(reason)
         elif transient or isinstance(error, LMError):
             if place.depth:
                 return

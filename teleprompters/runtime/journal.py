@@ -33,7 +33,7 @@ Table = Literal["calls", "outcomes"]
 
 FILE = "journal.jsonl"
 FORMAT = 1
-_LOOK_S = 1.0
+_LOOK_S = 0.1
 """Seconds between two looks at whether the file is still there. Ours."""
 _MAGIC = b'["cuesmith journal '
 _HEAD = re.compile(re.escape(_MAGIC) + rb'(\d+)","[0-9a-f]{16}",')
@@ -286,6 +286,19 @@ class Journal:
             self._look()
             self._append(batch)
         return True
+
+    def look(self) -> None:
+        """Look whether the file is still the run's.
+
+        Raises:
+            JournalError: If it is not, or could not be written earlier.
+        """
+        with self._lock:
+            if self._failed:
+                raise JournalError(self._failed)
+            self._look_again = 0.0
+            if self._file >= 0:
+                self._look()
 
     def _look(self) -> None:
         """Look, now and then, whether the file that is written is still the run's.

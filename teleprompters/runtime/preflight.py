@@ -235,6 +235,9 @@ async def check_gold(
         program: The student, for the names of its outputs.
         threshold: The score that a search counts as a success; None if it asks for none.
         scored: More examples that it will judge: one that lacks a label of the others' is asked about too.
+
+    Raises:
+        ValueError: If all of `scored` lack what it reads.
     """
     labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := labels_of(e))]
     if not labelled:
@@ -242,8 +245,10 @@ async def check_gold(
     i, example, labels = labelled[0]
     lacking = next((each for each in scored if labels.keys() - each.keys()), None)
     if lacking is not None and isinstance(error := await _judged(metric, lacking, labels), AttributeError):
-        fields = [(i, lacking, labels_of(lacking))]
-        return tuple(Note(n.kind, f"In the valset: {n.text}") for n in _unknown_field(error, program, fields))
+        told = [f"In the valset: {n.text}" for n in _unknown_field(error, program, [(i, lacking, labels_of(lacking))])]
+        if told and all(labels.keys() - each.keys() for each in scored):
+            raise ValueError(told[0])
+        return tuple(Note("gold", text) for text in told)
     score = await _judged(metric, example, labels)
     if isinstance(score, AttributeError):
         return tuple(_unknown_field(score, program, labelled))

@@ -194,6 +194,7 @@ class Session:
         self.gate.stop("interrupted", "the compile was cancelled")
         await self.effects.abandon(GRACE_S)
         await self.effects.finish()
+        self.gate.count_lost()
         interruption = current()
         if interruption is None:
             return
@@ -207,6 +208,11 @@ class Session:
 
     def _finished(self, best: Candidate, gain: Gain | None) -> dspy.Module:
         self.gate.count_lost()
+        if self.journal is not None and self.gate.stopped_by != "journal":
+            try:
+                self.journal.look()
+            except JournalError as error:
+                self.effects.note(str(error), "record")
         compilation = self._compilation(best, gain)
         if self.job.run_dir is not None:
             record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
