@@ -551,6 +551,91 @@ def a_model_that_falls_back(world: World) -> Any:
     return program
 
 
+OLD_POOL = multiprocessing.pool.ThreadPool(4)
+"""Threads that were there before any run."""
+
+
+@case
+def a_pool_from_before(world: World) -> Any:
+    program = Program(lambda self, question: OLD_POOL.apply(self.say, kwds={"question": question}))
+    program.set_lm(world.lm("target"))
+    return program
+
+
+MIXED |= {"a pool from before"}  # nobody knows for whom its threads work
+
+
+@case
+def a_retriever_with_a_thread_of_its_own(world: World) -> Any:
+    embed = dspy.Embedder("openai/embedder", api_base=world.server.base, api_key=KEY, caching=False)
+    found = dspy.retrievers.Embeddings(corpus=["one", "two"], embedder=embed, k=1)
+    return Program(lambda self, question: found(question) and self.say(question=question))
+
+
+class Drafting(dspy.BaseLM):  # type: ignore[misc]
+    """A model of a user's that asks LiteLLM twice for each reply."""
+
+    def __init__(self, base: str) -> None:
+        super().__init__(model="drafting")
+        self.base = base
+
+    def forward(self, prompt: Any = None, messages: Any = None, **options: Any) -> Any:
+        import litellm
+
+        litellm.completion(model="openai/draft", messages=messages, api_base=self.base, api_key=KEY)
+        return litellm.completion(model="openai/final", messages=messages, api_base=self.base, api_key=KEY)
+
+
+@case
+def a_model_that_asks_litellm_twice(world: World) -> Any:
+    program = plain()
+    program.set_lm(Drafting(world.server.base))
+    return program
+
+
+@case
+def a_class_of_models_made_in_forward(world: World) -> Any:
+    def forward(self: Program, question: str) -> dspy.Prediction:
+        class Late(dspy.LM):  # type: ignore[misc]
+            def __call__(self, prompt: str) -> Any:
+                world.others.append("late")
+                return [prompt]
+
+        Late("door/late")("hello")
+        return self.say(question=question)
+
+    return Program(forward)
+
+
+@case
+def a_program_that_reads_histories(world: World) -> Any:
+    def forward(self: Program, question: str) -> dspy.Prediction:
+        found = self.say(question=question)
+        assert self.say.history and dspy.settings.lm.history[-1]["usage"]["total_tokens"] == EACH
+        return found
+
+    return Program(forward)
+
+
+@case
+def a_metric_that_is_a_module(world: World) -> Any:
+    class Judge(dspy.Module):  # type: ignore[misc]
+        def forward(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
+            world.lm("judge")("right?")
+            return graded(example, prediction)
+
+    return Judge()
+
+
+@case
+def a_lambda_around_an_awaited_metric(world: World) -> Any:
+    async def judge(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        await world.lm("judge").acall("right?")
+        return graded(example, prediction)
+
+    return plain(), lambda example, prediction: judge(example, prediction)
+
+
 @case
 def best_of_n(world: World) -> Any:
     return dspy.BestOfN(module=plain(), N=2, reward_fn=lambda args, pred: 0.5, threshold=1.0)

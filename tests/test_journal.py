@@ -295,6 +295,31 @@ def test_a_change_on_disk_while_it_is_open_is_noticed(tmp_path: Path) -> None:
     journal.close()
 
 
+@pytest.mark.parametrize("change", ["deleted", "moved", "replaced", "cut", "longer"])
+def test_a_file_that_is_no_longer_the_runs_is_noticed(tmp_path: Path, change: str) -> None:
+    journal, file = Journal(tmp_path, {"a": "b"}), tmp_path / "journal.jsonl"
+    journal.put("calls", "k", {"x": 1})
+    match change:
+        case "deleted":
+            file.unlink()
+        case "moved":
+            file.rename(tmp_path / "other")
+        case "replaced":
+            (tmp_path / "other").write_bytes(file.read_bytes())
+            (tmp_path / "other").replace(file)
+        case "cut":
+            os.truncate(file, 10)
+        case _:
+            with file.open("ab") as end:
+                end.write(b"more")
+    for _ in range(2):
+        with pytest.raises(JournalError, match="was deleted, moved or changed while the run wrote it"):
+            journal.look()
+    with pytest.raises(JournalError):
+        journal.put("calls", "l", {"x": 1})
+    journal.close()
+
+
 def test_fifty_thousand_rows_open_within_a_second(tmp_path: Path) -> None:
     journal = _open(tmp_path)
     for i in range(50_000):

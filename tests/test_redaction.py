@@ -226,6 +226,22 @@ def test_short_keys_go_as_whole_words_only(key: str) -> None:
     )
 
 
+@pytest.mark.parametrize("word", ["completed", "variation", "Repeat", "12345"])
+def test_a_word_in_a_keys_place_does_not_change_replies(word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DB_PASSWORD", word)
+    text = f"[[ ## {word} ## ]]"
+    assert Redactor([_Lm(api_key=word)]).reply(text) is text
+
+
+def test_the_copies_of_a_model_are_looked_at_once() -> None:
+    redact = Redactor()
+    first = dspy.LM("openai/x", api_key="k-0123456789abc")
+    redact.learn(first)
+    redact.learn(first.copy())
+    redact.learn(first.copy(api_key="k-9876543210abc"))
+    assert redact("k-0123456789abc k-9876543210abc") == "[redacted] [redacted]"
+
+
 def test_a_reply_keeps_its_type_and_what_has_no_secret_is_the_same_object() -> None:
     class Model(pydantic.BaseModel):
         text: str

@@ -23,7 +23,8 @@ GOOD = "BETTER: say the word."
 
 @pytest.mark.parametrize(("text", "answer"), [
     ("<think>no</think>yes", "yes"), ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"),
-    ("◁think▷no◁/think▷yes", "yes"), ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
+    ("<unused94>no<unused95>yes", "yes"), ("◁think▷no◁/think▷yes", "yes"),
+    ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
     ("<THINK>no</THINK> yes", " yes"), ("[THINK]no[/THINK]yes", "yes"), ("<think>it never ends", ""), ("", ""),
     ("what the template opened\n</think>\n\nyes", "\n\nyes"), ("hm</think>", ""),
     ("<|channel|>analysis<|message|>no<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
@@ -37,7 +38,8 @@ def test_thinking_is_taken_off_the_front(text: str, answer: str) -> None:
 
 @pytest.mark.parametrize("text", [
     "I'm sorry, but I can't help with that.", "I cannot assist with this request.", "Sorry, I am unable to comply.",
-    "I’m sorry, I won’t be able to provide instructions for this.", "As an AI language model, I cannot generate that."])
+    "I’m sorry, I won’t be able to provide instructions for this.", "As an AI language model, I cannot generate that.",
+    "As an AI language model, I am unable to rewrite this prompt."])
 def test_a_refusal_is_known(text: str) -> None:
     assert is_refusal(text) and not is_refusal(f"Answer politely. If you must decline, say: {text}")
 
@@ -78,6 +80,7 @@ def compiled(optimizer: Engine, **lm: Any) -> tuple[Compilation, list[Malformed]
     (lambda s, u, n: "I cannot assist with this request.", "refused"),
     (lambda s, u, n: "", "empty"),
     (written(" "), "empty"),
+    (written("None"), "empty"),
     (lambda s, u, n: "<think>" + written(GOOD)(s, u, n), "thinking only"),
     (written("<think>it goes on"), "empty"),
     (lambda s, u, n: "Here is some prose.", "unreadable"),

@@ -308,6 +308,49 @@ CHANGES = {
 }  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    "found", ["globals()['clean']", "eval('clean')", "sys.modules[__name__].clean", "Base.__subclasses__()[0].go"]
+)
+def test_code_that_is_looked_up_by_name_counts_and_a_note_says_so(found: str, tmp_path: Path) -> None:
+    text = f"""
+import sys
+
+import dspy
+
+def clean(text):
+    return text.strip()
+
+class Base:
+    pass
+
+class Own(Base):
+    @staticmethod
+    def go(text):
+        return text.strip()
+
+class Program(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question):
+        return self.ask(question={found}(question))
+"""
+
+    def go(module: ModuleType) -> Compilation:
+        found: Compilation
+        with dspy.context(lm=toy_lm(ToyEngine())):
+            found = ToySearch(exact, steps=1, width=1).compile(
+                module.Program(), trainset=words(6, "t"), valset=words(8, "v"), run_dir=tmp_path
+            ).compilation  # fmt: skip
+        return found
+
+    (note,) = [note for note in go(load(text)).notes if note.kind == "identity"]
+    assert "what Program.forward looks up by name" in note
+    with pytest.raises(JournalError, match=r"code of (clean|Own\.go)"):
+        go(load(text.replace("strip()", "lstrip()")))
+
+
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_is_refused_in_one_line_that_names_it(change: str, first: Path, tmp_path: Path) -> None:
     old, new, part = CHANGES[change]

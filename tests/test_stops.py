@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
+import json
+import multiprocessing.pool
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,9 +20,11 @@ import dspy
 import pytest
 from e2e_support import Answer, Provider, ToyEngine, exact, toy_compile, toy_lm, words
 
+import cuesmith
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime import gate as gates
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.scoring import score_program
@@ -212,6 +218,208 @@ def test_a_signal_stops_sending_and_keeps_the_best(
         if not hung:  # and so it goes on
             resumed = toy_compile(provider.lm(), max_in_flight=8, run_dir=tmp_path).compilation
             assert resumed.stopped_by is None and resumed.spent.total.replayed >= 16
+
+
+def test_an_awaited_compile_is_interrupted_likewise(tmp_path: Path) -> None:
+    script = SCRIPT.replace("toy_compile(lm", "compiled(lm").replace(
+        "async def main():\n    go()", "async def main():\n    await go()"
+    ).replace("def go():", """async def compiled(lm, run_dir, **options):
+    with dspy.context(lm=lm):
+        return await ToySearch(exact, steps=2, width=3, **options).acompile(
+            dspy.Predict("question -> answer"), trainset=words(12, "t"), valset=words(40, "v"), run_dir=run_dir)
+def go():""")  # fmt: skip
+    at = threading.Event()
+
+    def intercept(nth: int, body: Mapping[str, object]) -> Answer | None:
+        time.sleep(0.05)
+        if nth >= 24:
+            at.set()
+        return None
+
+    with Provider(intercept) as provider:
+        command = [sys.executable, "-c", script, str(Path(__file__).parent), str(provider.port), "loop", str(tmp_path)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
+        assert at.wait(60)
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=30)
+    assert out.startswith("Interrupted | interrupted | interrupted after "), err
+    assert f"To go on: run the same again with run_dir='{tmp_path}'" in out
+
+
+def test_a_signal_that_comes_at_the_very_end_is_not_lost() -> None:
+    def late(event: object) -> None:
+        if isinstance(event, RunFinished):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(cuesmith.Interrupted, match="had just ended") as caught:
+            toy_compile(toy_lm(ToyEngine()), callbacks=[late])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.value.program is not None and caught.value.program.compilation.gain is not None
+
+
+class Raising:
+    """A metric or a program's step that raises once, in the middle of a run."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error, self.n = error, 0
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+        """Judge."""
+        self.n += 1
+        if self.n == 60:
+            raise self.error
+        return exact(example, prediction)
+
+
+def test_ctrl_c_of_a_metrics_own_ends_the_run_with_the_best() -> None:
+    with pytest.raises(cuesmith.Interrupted) as caught:
+        toy_compile(toy_lm(ToyEngine()), metric=Raising(KeyboardInterrupt()))
+    assert caught.value.program is not None and caught.value.program.compilation.stopped_by == "interrupted"
+
+
+@pytest.mark.parametrize("error", [SystemExit(3), GeneratorExit()])
+def test_an_exit_of_a_metrics_own_is_an_example_without_a_score(error: BaseException) -> None:
+    found: Compilation = toy_compile(toy_lm(ToyEngine()), metric=Raising(error)).compilation
+    assert found.stopped_by is None
+    (said,) = [note for note in found.notes if note.kind == "missing"]
+    assert said.startswith("1 of ") and type(error).__name__ in said
+
+
+def test_an_awaited_metric_that_hangs_is_given_up() -> None:
+    async def hangs(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        await asyncio.sleep(60)
+        return 1.0
+
+    began = time.monotonic()
+    with pytest.raises(CompileError, match=r"did not end within 0\.3 s, with no call of a model on its way"):
+        toy_compile(toy_lm(ToyEngine()), metric=hangs, example_timeout=0.3, max_in_flight=4)
+    with pytest.raises(CompileError, match="stopped by seconds") as caught:
+        toy_compile(toy_lm(ToyEngine()), metric=hangs, budget=Budget(seconds=1))
+    assert caught.value.stopped_by == "seconds" and time.monotonic() - began < 30
+
+
+@pytest.mark.parametrize("role", ["embedder", "litellm"])
+def test_what_a_client_tries_again_by_itself_counts(role: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "BACKOFF", 0.01)
+    tried = [0]
+
+    def intercept(nth: int, body: Mapping[str, object]) -> Answer | None:
+        if body["model"] != "inner":
+            return None
+        tried[0] += 1
+        if tried[0] % 3:
+            return 500, {"Retry-After": "0"}, {"error": {"message": "oops", "type": "server_error", "code": "x"}}
+        rows = [{"object": "embedding", "index": 0, "embedding": [1.0]}]
+        if "input" in body:
+            return 200, {}, {"object": "list", "data": rows, "model": "inner", "usage": {"prompt_tokens": 1}}
+        return None
+
+    with Provider(intercept) as provider:
+        options = {"api_base": f"http://127.0.0.1:{provider.port}/v1", "api_key": "sk-0123456789"}
+
+        class Twice(dspy.Module):  # type: ignore[misc]
+            def __init__(self) -> None:
+                super().__init__()
+                self.say = dspy.Predict("question -> answer")
+                self.embed = dspy.Embedder("openai/inner", caching=False, **options)
+
+            def forward(self, question: str) -> dspy.Prediction:
+                if role == "embedder":
+                    self.embed([question])
+                else:
+                    message = {"role": "user", "content": question}
+                    importlib.import_module("litellm").completion("openai/inner", messages=[message], **options)
+                return self.say(question=question)
+
+        found: Compilation = toy_compile(
+            provider.lm(), student=Twice(), max_in_flight=4, budget=Budget(calls=60)
+        ).compilation
+        assert provider.calls == found.spent.total.calls <= 60 and found.stopped_by == "calls"
+
+
+@pytest.mark.parametrize("wait", ["3600", "Fri, 31 Dec 2099 23:59:59 GMT"])
+def test_a_provider_that_asks_to_come_back_tomorrow_is_an_outage(wait: str) -> None:
+    def busy(nth: int, body: Mapping[str, object]) -> Answer | None:
+        refused = {"error": {"message": "slow", "type": "rate_limit_exceeded", "code": "rate_limit_exceeded"}}
+        return (429, {"Retry-After": wait}, refused) if nth > 60 else None
+
+    began = time.monotonic()
+    with Provider(busy) as provider:
+        found: Compilation = toy_compile(provider.lm()).compilation
+    assert found.stopped_by == "outage" and time.monotonic() - began < 15
+    assert any("asks to come back in" in note for note in found.notes)
+
+
+@pytest.mark.parametrize("body", [[], None, "hi", {"choices": "no"}])
+def test_json_that_is_no_completion_is_tried_again(body: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "BACKOFF", 0.01)
+
+    def odd(nth: int, sent: Mapping[str, object]) -> Answer | None:
+        return (200, {}, body) if 60 < nth <= 62 else None
+
+    with Provider(odd) as provider:
+        found: Compilation = toy_compile(provider.lm(), max_in_flight=1).compilation
+    assert found.stopped_by is None and all(None not in trial.scores for trial in found.candidates)
+
+
+def test_a_refusal_of_one_draw_by_an_odd_status_costs_the_draw() -> None:
+    def legal(nth: int, body: Mapping[str, object]) -> Answer | None:
+        asks = "variation" in json.dumps(body["messages"][0])  # type: ignore[index]
+        return (451, {}, {"error": {"message": "legal", "type": "x", "code": "x"}}) if asks else None
+
+    with Provider(legal) as provider:
+        found: Compilation = toy_compile(provider.lm()).compilation
+    assert found.stopped_by is None and any("6 invalid request" in note for note in found.notes)
+
+
+def test_a_failure_in_a_thread_from_before_the_run_is_no_zero(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "BACKOFF", 0.001)
+
+    def down(nth: int, body: Mapping[str, object]) -> Answer | None:
+        asks = json.dumps(body["messages"][-1])  # type: ignore[index]
+        error = {"error": {"message": "down", "type": "server_error", "code": "x"}}
+        return (500, {}, error) if re.search(r"say v[0-5]\b", asks) else None
+
+    class Swallowing(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.say = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            try:
+                return OLD.apply(self.say, kwds={"question": question})
+            except Exception:
+                return dspy.Prediction(answer="sorry")
+
+    student = Swallowing()
+    with Provider(down) as provider:
+        student.set_lm(provider.lm())
+        found: Compilation = toy_compile(provider.lm(), student=student, max_in_flight=1).compilation
+    missing = [trial.scores.count(None) for trial in found.candidates]
+    assert len(set(missing)) == 1 and missing[0] > 0, "some questions are never answered"
+
+
+def test_a_cap_leaves_threads_from_before_the_run_alive() -> None:
+    class Pooled(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.say = dspy.Predict("question -> answer")
+
+        def forward(self, question: str) -> dspy.Prediction:
+            return OLD.apply(self.say, kwds={"question": question})
+
+    for _ in range(2):
+        student, engine = Pooled(), ToyEngine()
+        student.set_lm(toy_lm(engine))
+        found: Compilation = toy_compile(toy_lm(engine), student=student, budget=Budget(calls=40)).compilation
+        assert engine.calls == found.spent.total.calls == 40 and found.stopped_by == "calls"
+    assert OLD.apply(int, ("7",)) == 7
+
+
+OLD = multiprocessing.pool.ThreadPool(4)
 
 
 def test_a_cancelled_task_is_cancelled() -> None:

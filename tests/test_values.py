@@ -67,6 +67,36 @@ def test_a_value_is_read_back_from_its_data(value: object, kind: Any) -> None:
     assert demo["given"] == value and Demo.of(dict(demo.items())) == Demo.of({"given": value})
 
 
+class Hiding(pydantic.BaseModel):
+    name: str
+    secret: str = pydantic.Field(default="none", exclude=True)
+
+
+class Strict(pydantic.BaseModel):
+    model_config = pydantic.ConfigDict(strict=True)
+    born: datetime.date
+    kind: Kind
+
+
+class Writing(pydantic.BaseModel):
+    born: datetime.date
+
+    @pydantic.field_serializer("born")
+    def short(self, born: datetime.date) -> str:
+        """Write it as nobody reads it."""
+        return born.strftime("%d/%m/%y")
+
+
+@pytest.mark.parametrize("value", [
+    Hiding(name="n", secret="s"), Strict(born=datetime.date(2020, 3, 4), kind=Kind.B),
+    Writing(born=datetime.date(2020, 3, 4)), b"some bytes", [Hiding(name="n", secret="s")],
+])
+def test_a_value_that_writes_itself_in_another_form_is_read_back(value: object) -> None:
+    kind = list[Hiding] if isinstance(value, list) else type(value)
+    back = typed(json.loads(json.dumps(to_json(value))), kind)
+    assert back == value and type(back) is type(value)
+
+
 def test_an_image_in_a_place_of_no_type_stays_whole_for_prompts() -> None:
     history = dspy.History(messages=[{"picture": IMAGE, "answer": "b"}])
     again = typed(to_json(history), dspy.History)
@@ -147,6 +177,26 @@ def test_what_a_module_wrote_is_kept(name: str) -> None:
     described = describe_task(dict(program.named_predictors())[changed].signature,
                               student.prompts[changed].instructions)
     assert kept in described, "the optimizer sees what its text stands beside"
+
+
+def search(query: str) -> str:
+    return query
+
+
+def test_a_helper_that_is_no_tool_leaves_the_prompt_to_the_compiler() -> None:
+    class Rag(dspy.Module):  # type: ignore[misc]
+        def __init__(self) -> None:
+            super().__init__()
+            self.retrieve = search
+            self.say = dspy.Predict(dspy.Signature("question -> answer", "Answer from the search results."))
+
+        def forward(self, question: str) -> dspy.Prediction:
+            return self.say(question=self.retrieve(question))
+
+    student = Candidate.of(Rag())
+    assert student.prompts["say"].instructions == "Answer from the search results."
+    other = student.replace("say", instructions="Say it.", origin=Origin("test"))
+    assert other.bind(Rag()).say.signature.instructions == "Say it."
 
 
 def test_a_module_without_text_of_its_own_is_free() -> None:
