@@ -624,7 +624,7 @@ def a_metric_that_is_a_module(world: World) -> Any:
             world.lm("judge")("right?")
             return graded(example, prediction)
 
-    return Judge()
+    return plain(), Judge()
 
 
 @case
