@@ -52,6 +52,10 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
 """Name -> class attributes of `CompilerConformance`, for compilers that can do less or are made small otherwise."""
 
 
+LONG = ("Test_apo_native", "Test_copro")
+"""Suites whose code others run too: with `pytest -m slow`."""
+
+
 def suites() -> Iterator[type[CompilerConformance]]:
     """Yield the suite of every compiler of the registry: a new one is there by itself."""
     for name in COMPILERS:
@@ -72,7 +76,8 @@ def suite(name: str, **fixed: str) -> type[CompilerConformance]:
     small = {option: value for option, value in CompilerConformance.small_options.items() if option in known}
     title = "_".join(["Test", name.replace("-", "_"), *fixed.values()])
     declared = DECLARED.get(name, {"shows_own_inputs": True})
-    body = {"make": make, "small_options": small, "__module__": __name__, **declared}
+    marks = [pytest.mark.slow] if title in LONG else []
+    body = {"make": make, "small_options": small, "__module__": __name__, "pytestmark": marks, **declared}
     return type(title, (CompilerConformance,), body)
 
 

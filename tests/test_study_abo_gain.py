@@ -261,6 +261,7 @@ def study_of(rng: np.random.Generator, n: int, link: float) -> AboGain:
     return analyse(seen)
 
 
+@pytest.mark.slow
 def test_what_tells_the_gain_is_rarely_found_where_nothing_does_and_mostly_where_something_does() -> None:
     rng = np.random.default_rng(0)
     found = [study_of(rng, 7, 0.0) for _ in range(200)]

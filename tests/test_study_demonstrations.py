@@ -217,6 +217,7 @@ def test_a_whole_study(whole: tuple[Findings, Bench]) -> None:
     assert all(limit.endswith(".") for limit in findings.limits)
 
 
+@pytest.mark.slow
 def test_the_order_of_answers_does_not_matter(whole: tuple[Findings, Bench]) -> None:
     assert [repr(conducted(flight=k)[0].result) for k in (1, 64)] == [repr(whole[0].result)] * 2
 

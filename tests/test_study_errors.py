@@ -85,6 +85,7 @@ def cosines(rows: Floats) -> Floats:
     return np.asarray(unit @ unit.T)
 
 
+@pytest.mark.slow
 def test_the_mantel_test_finds_nothing_where_there_is_nothing_and_what_is_there() -> None:
     false, found, covered = 0, 0, 0
     for seed in range(200):

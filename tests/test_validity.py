@@ -399,6 +399,7 @@ def check(studies: int, knobs: Sequence[tuple[float, float]]) -> None:
         assert row.hits == pytest.approx(row.knob, abs=0.03 if studies >= 200 else 0.03 + chance)
 
 
+@pytest.mark.slow
 def test_small_the_instruments_find_what_is_known_to_be_there() -> None:
     check(20, [(1.0, 0.0), (0.5, 0.3), (0.0, 0.0)])
 
