@@ -87,6 +87,7 @@ def test_no_training_where_nothing_can_be_gained() -> None:
     assert c.best.candidate == c.baseline.candidate
 
 
+@pytest.mark.slow
 def test_an_outage_in_training_stops_it_and_a_resumed_run_ends_as_if_there_had_been_none(tmp_path: Path) -> None:
     broken = [False]
 

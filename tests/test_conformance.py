@@ -52,7 +52,7 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
 """Name -> class attributes of `CompilerConformance`, for compilers that can do less or are made small otherwise."""
 
 
-LONG = ("Test_apo_native", "Test_copro")
+LONG = ("Test_apo_native", "Test_prompt_agent_native", "Test_copro", "Test_simba")
 """Suites whose code others run too: with `pytest -m slow`."""
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import dspy
 from dspy.predict.react_v2 import ReActV2
 from dspy.predict.rlm import RLM
+from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
 
@@ -78,7 +79,15 @@ def restore(program: dspy.Module, frames: Mapping[str, Frame]) -> None:
     for name, predictor in named_predictors(program):
         text = str(predictor.signature.instructions)
         if name in frames and not frames[name].fits(text):
-            predictor.signature = predictor.signature.with_instructions(frames[name].around(text))
+            predictor.signature = _forgetful(predictor.signature.with_instructions(frames[name].around(text)))
+
+
+def _forgetful(signature: type[dspy.Signature]) -> type[dspy.Signature]:
+    """Cut the chain by which pydantic's fields hold what they were made of: dspy's COPRO copies it, level by level."""
+    for info in signature.model_fields.values():
+        if hasattr(info, "_original_assignment"):
+            info._original_assignment = PydanticUndefined
+    return signature
 
 
 def _frame(text: str, module: dspy.Module, known: Frame | None) -> Frame | None:
