@@ -479,6 +479,12 @@ class Gate:
         while self._foreign > 0 and time.monotonic() < end:
             await asyncio.sleep(0.005)
 
+    async def drained(self, patience: float) -> None:
+        """Wait until all calls that have been sent are back, and kept; whoever made them may not wait for them."""
+        end = time.monotonic() + patience
+        while self._sent and time.monotonic() < end:
+            await asyncio.sleep(0.005)
+
     def note_unseen(self, what: str) -> None:
         """Note what the door sees only in part; a resumed run says it too."""
         if what not in self.unseen:

@@ -194,6 +194,7 @@ class Session:
         self.gate.stop("interrupted", "the compile was cancelled")
         await self.effects.abandon(GRACE_S)
         await self.effects.finish()
+        await self.gate.drained(GRACE_S)
         self.gate.count_lost()
         interruption = current()
         if interruption is None:
@@ -269,6 +270,8 @@ class Session:
             self.stream.emit(Stopped(self.gate.stopped_by or str(stop), self.gate.reason))
             self._require_any()
         await effects.finish()
+        if self.gate.stopped_by is not None:
+            await self.gate.drained(GRACE_S)
         best = effects.best_so_far()
         return best if found is None else self._better_of(found, best)
 
