@@ -311,8 +311,6 @@ class Session:
         def held(cap: float | None, per_run: float) -> float | None:
             return None if cap is None else min(REPORT_SHARE * cap, runs * per_run)
 
-        if self.journal is not None and self.journal.get("outcomes", self._given) is not None:
-            return
         calls, tokens = held(budget.calls, used.calls / n), held(budget.tokens, 1.5 * used.tokens / n)
         if runs:
             self.ledger.hold(
@@ -333,11 +331,13 @@ class Session:
             Whether it was given; None while runs are under way whose scores may decide it.
         """
         with self._releasing:
-            if self._holding and self.effects.unsettled > self.gate.at_cap:
+            # A resumed run knows more when it comes to its first new call: it does as the run has done.
+            given = self.journal is not None and self.journal.get("outcomes", self._given) is not None
+            if self._holding and not given and self.effects.unsettled > self.gate.at_cap:
                 return None
-            if not self._holding or self.effects.best_so_far() != self.effects.baseline:
+            if not self._holding or not (given or self.effects.best_so_far() == self.effects.baseline):
                 return False
-            if self.journal is not None:  # a resumed run knows more when it comes to its first new call
+            if self.journal is not None:
                 self.journal.put("outcomes", self._given, {})
             self.ledger.hold(Budget())
             self._holding = False
