@@ -127,6 +127,14 @@ def test_a_cap_on_calls_and_a_kill_change_nothing(name: str, calls: int, in_flig
     check(Case(name, Budget(calls=calls)), tmp_path, in_flight)
 
 
+def test_what_the_search_was_given_after_a_stop_is_not_given_before_it(tmp_path: Path) -> None:
+    """SIMBA is stopped, its best is validated with what was held for the report; a resumed one is stopped there too."""
+    case = Case("simba", Budget(calls=93))
+    expected = case.run(tmp_path / "run", 1)
+    for n in range(60, rows(tmp_path / "run") + 1, 4):
+        assert case.run(killed(tmp_path / "run", tmp_path / "killed", n), 1) == expected, n
+
+
 @pytest.mark.parametrize("name", ["gepa", "mipro", "simba", "apo"])
 def test_nor_if_runs_make_several_calls(name: str, tmp_path: Path) -> None:
     check(Case(name, Budget(calls=230), uneven=True), tmp_path, 64)

@@ -54,7 +54,7 @@ def test_a_provider_that_hangs_is_an_outage(in_flight: int) -> None:
         hanging.go.set()
         time.sleep(1.0)
         assert provider.calls == sent, "sent after the return"
-    assert found.stopped_by == "outage" and took < 15
+    assert found.stopped_by == "outage" and took < 45
     said = " ".join(note for note in found.notes if note.kind == "stopped")
     assert "no answer within 0.5 s" in said, said
     assert found.spent.total.calls == sent, "what never came back is counted too"
@@ -69,7 +69,7 @@ def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytes
         began = time.monotonic()
         found: Compilation = toy_compile(provider.lm(), max_in_flight=8).compilation  # 600 s an example
         hanging.go.set()
-    assert found.stopped_by == "outage" and time.monotonic() - began < 15
+    assert found.stopped_by == "outage" and time.monotonic() - began < 45
     assert any("none was answered for" in note for note in found.notes)
 
 
@@ -92,7 +92,7 @@ def test_an_address_where_nobody_listens_is_told_in_seconds() -> None:
     nobody = dspy.LM("openai/toy", api_base="http://127.0.0.1:9/v1", api_key="sk-0123456789", cache=False)
     with pytest.raises(CompileError, match="refused"):
         toy_compile(nobody)
-    assert time.monotonic() - began < 15
+    assert time.monotonic() - began < 45
 
 
 def test_replies_that_cannot_be_read_are_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +200,7 @@ def test_a_signal_stops_sending_and_keeps_the_best(
         if nth >= 24:
             at.set()
             if hung:
-                time.sleep(20)
+                time.sleep(60)
         return None
 
     with Provider(intercept) as provider:
@@ -209,10 +209,10 @@ def test_a_signal_stops_sending_and_keeps_the_best(
         assert at.wait(60)
         process.send_signal(number)
         began, before = time.monotonic(), provider.calls
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=50)
         took, sent = time.monotonic() - began, provider.calls
         time.sleep(0.5)
-        assert provider.calls == sent <= before + 16 and took < 10
+        assert provider.calls == sent <= before + 16 and took < 40
         kind = {signal.SIGINT: "Interrupted", signal.SIGTERM: "Terminated"}[number]
         assert out.startswith(f"{kind} | interrupted | interrupted after "), err
         assert f"To go on: run the same again with run_dir='{tmp_path}'" in out
@@ -243,7 +243,7 @@ def go():""")  # fmt: skip
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=os.environ)
         assert at.wait(60)
         process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=30)
+        out, err = process.communicate(timeout=50)
     assert out.startswith("Interrupted | interrupted | interrupted after "), err
     assert f"To go on: run the same again with run_dir='{tmp_path}'" in out
 
@@ -351,7 +351,7 @@ def test_a_provider_that_asks_to_come_back_tomorrow_is_an_outage(wait: str) -> N
     began = time.monotonic()
     with Provider(busy) as provider:
         found: Compilation = toy_compile(provider.lm()).compilation
-    assert found.stopped_by == "outage" and time.monotonic() - began < 15
+    assert found.stopped_by == "outage" and time.monotonic() - began < 45
     assert any("asks to come back in" in note for note in found.notes)
 
 

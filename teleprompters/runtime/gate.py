@@ -60,7 +60,8 @@ PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
 
 FEW = 8
-"""Calls given up in a row, none answered in between, that mean an outage: so many, or all that are in flight. Ours."""
+"""Calls given up in a row, none answered in between, that mean an outage: so many, or up to twice so many with as many
+in flight. Ours."""
 
 _HISTORY = 64
 """Calls of one effect that stand in the histories of models and modules. Ours."""
@@ -691,7 +692,13 @@ class Gate:
         return delay
 
     def _retries(self, model: str, error: Exception) -> int:
-        """How often to try again: where nothing was ever reached, an address is likelier wrong than busy."""
+        """How often to try again.
+
+        Where nothing was ever reached, an address is likelier wrong than busy; where the call before was given up and
+        none has been answered since, one more attempt shows whether it is over.
+        """
+        if self._failures_in_a_row[model] and not isinstance(error, LMRateLimitError):
+            return min(1, self.max_retries)
         heard = model in self._answered or isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
         heard &= not _is_unreadable(error)
         return self.max_retries if heard else min(2, self.max_retries)
@@ -722,7 +729,7 @@ class Gate:
         """
         self._failures_in_a_row[model] += 1
         failed = self._failures_in_a_row[model]
-        if failed >= (max(FEW, self.throttle.maximum) if model in self._answered else FEW):
+        if failed >= (min(max(FEW, self.throttle.maximum), 2 * FEW) if model in self._answered else FEW):
             self.stop("outage", f"{failed} {what} in a row failed after retries; the last: {reason}")
 
     def count_lost(self) -> None:
