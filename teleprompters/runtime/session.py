@@ -288,10 +288,12 @@ class Session:
             first = scores.outcomes[0]
             assert isinstance(first, ProviderFailure | MetricError)
             who = "the metric failed" if isinstance(first, MetricError) else "the provider failed"
-            raise CompileError(f"{who} on all {len(scores.outcomes)} examples; the first: {first.reason}")
+            why = f"{who} on all {len(scores.outcomes)} examples; the first: {first.reason}"
+            raise CompileError(why, spent=self.ledger.spent())
         raised = [o.reason for o in scores.outcomes if isinstance(o, ParseFailure) and o.raised]
         if len(raised) == len(scores.outcomes):
-            raise CompileError(f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it")
+            why = f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it"
+            raise CompileError(why, spent=self.ledger.spent())
 
     def _require_any(self) -> None:
         """Raise if the run stopped before anything had a score."""
