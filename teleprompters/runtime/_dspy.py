@@ -372,8 +372,7 @@ def _usage(counts: Mapping[str, Any], cost: float | None, *, calls: int) -> Usag
 
 
 def _finish(result: CallResult) -> tuple[str, ...]:
-    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
-    choices = [each for data in sent if data is not None for each in value(data, "choices", None) or ()]
+    choices = _choices(_sent(result))
     told = [value(value(each, "provider_specific_fields", None) or {}, "native_finish_reason") for each in choices]
     if "error" in [*told, *(value(each, "finish_reason") for each in choices)]:  # read as a common end
         return ("error",)
@@ -387,7 +386,7 @@ def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
     outputs = [each if isinstance(each, Mapping) else {"text": each} for each in result.outputs]
     if "length" in finish or any(each.get("text") or each.get("tool_calls") for each in outputs):
         return False
-    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
+    sent = _sent(result)
     if any(data is None for data in sent):  # a model of the user's own
         return all(each.get("text") is None for each in outputs)
     return not any(value(each, "content") == "" or value(each, "refusal") for each in _messages(sent))
@@ -395,13 +394,20 @@ def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
 
 def _is_refused(result: CallResult) -> bool:
     """Whether the model has declined in the place that the provider has for it, and said nothing else."""
-    sent = [each.provider_data for each in result.responses] if result.responses else [result.raw]
-    messages = _messages([data for data in sent if data is not None])
-    return any(value(each, "refusal") and not value(each, "content") for each in messages)
+    return any(value(each, "refusal") and not value(each, "content") for each in _messages(_sent(result)))
 
 
 def _messages(sent: Sequence[Any]) -> list[Any]:
-    return [value(choice, "message", {}) for data in sent for choice in value(data, "choices", None) or ()]
+    return [value(choice, "message", {}) for choice in _choices(sent)]
+
+
+def _choices(sent: Sequence[Any]) -> list[Any]:
+    return [each for data in sent if data is not None for each in value(data, "choices", None) or ()]
+
+
+def _sent(result: CallResult) -> list[Any]:
+    """Return what the provider has sent, as it was; None for a model of the user's own."""
+    return [each.provider_data for each in result.responses] if result.responses else [result.raw]
 
 
 def _overridden(method: Any) -> Any:
