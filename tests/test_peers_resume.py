@@ -120,8 +120,10 @@ def check(case: Case, tmp_path: Path, in_flight: int) -> None:
         assert case.calls == 0 or share < 1
 
 
-@pytest.mark.parametrize("in_flight", [1, 8])
-@pytest.mark.parametrize("calls", [70, 131])
+@pytest.mark.parametrize(
+    ("calls", "in_flight"),
+    [(70, 8), *(pytest.param(*pair, marks=pytest.mark.slow) for pair in ((70, 1), (131, 1), (131, 8)))],
+)
 @pytest.mark.parametrize("name", [*SMALL, *OWN])
 def test_a_cap_on_calls_and_a_kill_change_nothing(name: str, calls: int, in_flight: int, tmp_path: Path) -> None:
     check(Case(name, Budget(calls=calls)), tmp_path, in_flight)

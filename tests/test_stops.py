@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import dspy
 import pytest
@@ -29,6 +30,9 @@ from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.scoring import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
+
+LITTLE: dict[str, Any] = {"n_val": 24, "width": 2}
+"""A compile of some hundred calls."""
 
 
 class Hanging:
@@ -102,8 +106,8 @@ def test_replies_that_cannot_be_read_are_tried_again(monkeypatch: pytest.MonkeyP
         return (200, {"Content-Type": "text/html"}, "<html>") if 10 < nth <= 16 else None
 
     with Provider() as well, Provider(rubbish) as ill:
-        whole = toy_compile(well.lm(), max_in_flight=2).compilation
-        found = toy_compile(ill.lm(), max_in_flight=2).compilation
+        whole = toy_compile(well.lm(), max_in_flight=2, **LITTLE).compilation
+        found = toy_compile(ill.lm(), max_in_flight=2, **LITTLE).compilation
     assert found.stopped_by is None and found.gain == whole.gain
     assert [t.scores for t in found.candidates] == [t.scores for t in whole.candidates]
 
@@ -185,8 +189,8 @@ except (cuesmith.Interrupted, cuesmith.Terminated) as stop:
     ("number", "where", "hung"),
     [
         (signal.SIGINT, "script", True),
-        (signal.SIGINT, "loop", False),
-        (signal.SIGTERM, "script", False),
+        pytest.param(signal.SIGINT, "loop", False, marks=pytest.mark.slow),
+        pytest.param(signal.SIGTERM, "script", False, marks=pytest.mark.slow),
         (signal.SIGTERM, "loop", True),
     ],
 )
@@ -360,10 +364,10 @@ def test_json_that_is_no_completion_is_tried_again(body: object, monkeypatch: py
     monkeypatch.setattr(gates, "BACKOFF", 0.01)
 
     def odd(nth: int, sent: Mapping[str, object]) -> Answer | None:
-        return (200, {}, body) if 60 < nth <= 62 else None
+        return (200, {}, body) if 40 < nth <= 42 else None
 
     with Provider(odd) as provider:
-        found: Compilation = toy_compile(provider.lm(), max_in_flight=1).compilation
+        found: Compilation = toy_compile(provider.lm(), max_in_flight=1, **LITTLE).compilation
     assert found.stopped_by is None and all(None not in trial.scores for trial in found.candidates)
 
 
@@ -399,7 +403,7 @@ def test_a_failure_in_a_thread_from_before_the_run_is_no_zero(monkeypatch: pytes
     student = Swallowing()
     with Provider(down) as provider:
         student.set_lm(provider.lm())
-        found: Compilation = toy_compile(provider.lm(), student=student, max_in_flight=1).compilation
+        found: Compilation = toy_compile(provider.lm(), student=student, max_in_flight=1, **LITTLE).compilation
     missing = [trial.scores.count(None) for trial in found.candidates]
     assert len(set(missing)) == 1 and missing[0] > 0, "some questions are never answered"
 

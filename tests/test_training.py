@@ -35,6 +35,8 @@ from cuesmith.teleprompters.alignment.training import (  # noqa: E402
 
 WORDS = ("<end>", *"abcdef")
 INPUTS = ("a", "b", "c")
+TRAINERS = ["ppo", *(pytest.param(other, marks=pytest.mark.slow) for other in ("rloo", "grpo"))]
+"""Two of the three are left for `pytest -m slow`."""
 SMALL = Training(
     kl_coefficient=0.5, steps=6, batch_size=12, generations=4, updates_per_batch=2, learning_rate=1e-3,
     max_new_tokens=2, save_every=2,
@@ -100,7 +102,7 @@ def distance(policy: LocalPolicy, reference: LocalPolicy, kl_coefficient: float)
     return float(np.mean(distances))
 
 
-@pytest.mark.parametrize("trainer", ["ppo", "rloo"])
+@pytest.mark.parametrize("trainer", TRAINERS[:2])
 def test_reaches_the_known_optimum(trainer: Trainer) -> None:
     policy, numbers = tiny_policy(), np.random.default_rng(0)
 
@@ -115,7 +117,7 @@ def test_reaches_the_known_optimum(trainer: Trainer) -> None:
     assert all(torch.equal(before[name], tensor) for name, tensor in weights(policy).items())
 
 
-@pytest.mark.parametrize("trainer", get_args(Trainer))
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_missing_reward_is_not_zero(trainer: Trainer) -> None:
     """All rewards are negative, so that rewrites without one would win if they got 0."""
     table = {"d": -1.0, "c": -3.0, "b": -3.0}
@@ -199,7 +201,7 @@ def test_advantages_against_a_calculation_by_hand() -> None:
     assert found[1].tolist() == [18.5, 0.0, 0.0] and found[2].tolist() == [0.0, 0.0, 0.0]
 
 
-@pytest.mark.parametrize("trainer", get_args(Trainer))
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_a_stopped_training_goes_on_to_the_same_weights(trainer: Trainer, tmp_path: Path) -> None:
     config = replace(SMALL, trainer=trainer, gradient_accumulation=2)
     seen: list[int] = []
@@ -282,7 +284,7 @@ def test_the_policy_comes_back_clean(tmp_path: Path) -> None:
     assert trained.logprobs(["a"], ["d"]) != twin.logprobs(["a"], ["d"])
 
 
-@pytest.mark.parametrize("trainer", get_args(Trainer))
+@pytest.mark.parametrize("trainer", TRAINERS)
 def test_lora(trainer: Trainer, tmp_path: Path) -> None:
     policy = tiny_policy()
     steps: list[TrainingStep] = []
@@ -475,6 +477,7 @@ def _wait(condition: Callable[[], bool], process: subprocess.Popen[bytes], secon
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_a_killed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     config = replace(SMALL, steps=12)
     process = _start(tmp_path, "ppo", slow=0.05)
