@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
+    from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.teleprompters.registry import compile
     from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
@@ -22,6 +23,7 @@ __all__ = [
     "CompileWarning",
     "EmbeddedLM",
     "Interrupted",
+    "LocalLM",
     "SimulatedOptimizer",
     "Terminated",
     "__version__",
@@ -36,6 +38,7 @@ _HOMES = {
     "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
+    "LocalLM": "cuesmith.modules.local",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "compile": "cuesmith.teleprompters.registry",

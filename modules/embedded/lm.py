@@ -13,20 +13,17 @@ only ``seed`` and ``n`` make a difference.
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-import dspy
 from dspy import lm15
 
 from cuesmith.modules.embedded.batching import Batcher, shared_batcher
 from cuesmith.modules.embedded.engine import Completion, ContextLengthError, Generation, NanoEngine
+from cuesmith.modules.in_process import InProcessLM, calling, draw_marks, hashed_seed
 
 if TYPE_CHECKING:
     from litellm import ModelResponse
@@ -37,32 +34,6 @@ MAX_TOKENS = 256
 """New tokens where a request sets no limit."""
 
 _IGNORED = ("top_p", "top_k", "frequency_penalty", "presence_penalty", "response_format", "reasoning", "logprobs")
-
-
-@dataclass(slots=True)
-class _Call:
-    """What one dspy call says besides its requests: its rollout id, and how many answers it has had."""
-
-    rollout: int | None
-    answers: int = 0
-
-
-_call: ContextVar[_Call | None] = ContextVar("cuesmith_embedded_call", default=None)
-
-
-@contextmanager
-def _calling(rollout: int | None) -> Iterator[None]:
-    token = _call.set(_Call(rollout))
-    try:
-        yield
-    finally:
-        _call.reset(token)
-
-
-def draw_seed(chat: Sequence[tuple[str, str]], temperature: float, *marks: int | None) -> int:
-    """The seed (64 bits) of a request's draws: a hash of its chat, temperature and distinguishing numbers."""
-    content = repr((list(chat), float(temperature), marks))
-    return int.from_bytes(hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=8).digest(), "big")
 
 
 def _chat(request: lm15.Request) -> list[tuple[str, str]]:
@@ -125,17 +96,14 @@ class EmbeddedEngine:
         return _batcher(self.path)
 
     def _prepare(self, request: lm15.Request) -> Generation:
-        config, call = request.config, _call.get()
+        config, (rollout, answers, _) = request.config, draw_marks()
         chat, temperature = _chat(request), config.temperature or 0.0
-        rollout, answers = (call.rollout, call.answers) if call else (None, 0)
-        if call:
-            call.answers += 1
         try:
             return self._batcher().engine.prepare(
                 chat,
                 max_new_tokens=config.max_tokens or MAX_TOKENS,
                 temperature=temperature,
-                seed=draw_seed(chat, temperature, config.seed, rollout, answers),
+                seed=hashed_seed((chat, float(temperature), (config.seed, rollout, answers))),
             )
         except ContextLengthError as error:
             raise lm15.ContextLengthError(str(error), provider=PROVIDER) from error
@@ -217,7 +185,7 @@ def _adaptations(request: lm15.Request) -> Iterator[lm15.Adaptation]:
             )
 
 
-class EmbeddedLM(dspy.LM):  # type: ignore[misc, unused-ignore]
+class EmbeddedLM(InProcessLM):
     """The embedded model as a `dspy.LM`: offline, free, a few milliseconds a call.
 
     A tiny transformer trained from scratch on generated tasks. It answers to the instructions and demonstrations of
@@ -251,21 +219,6 @@ class EmbeddedLM(dspy.LM):  # type: ignore[misc, unused-ignore]
             engine=EmbeddedEngine(path),
             async_engine=AsyncEmbeddedEngine(path),
         )
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """As `dspy.LM`."""
-        with _calling(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
-            return super().__call__(*args, **kwargs)
-
-    async def acall(self, *args: Any, **kwargs: Any) -> Any:
-        """As `dspy.LM`."""
-        with _calling(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
-            return await super().acall(*args, **kwargs)
-
-    def update_history(self, entry: dict[str, Any]) -> None:
-        """Record a call, at the price of 0 USD that dspy cannot know."""
-        entry |= {"cost": 0.0, "cost_details": {"kind": "exact", "reason": "the embedded model is free"}}
-        super().update_history(entry)
 
     def dump_state(self) -> dict[str, Any]:
         """What a saved program keeps of the LM."""
@@ -347,22 +300,22 @@ def _make_handler() -> _Handler:
         """LiteLLM's provider interface on the embedded model."""
 
         def completion(self, *args: Any, **kwargs: Any) -> ModelResponse:
-            with translated(), _calling(None):
+            with translated(), calling(None):
                 return _litellm_response([engine.complete(request) for request in _requests(kwargs)])
 
         async def acompletion(self, *args: Any, **kwargs: Any) -> ModelResponse:
-            with translated(), _calling(None):
+            with translated(), calling(None):
                 return _litellm_response([await async_engine.complete(request) for request in _requests(kwargs)])
 
         def streaming(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
-            with translated(), _calling(None):
+            with translated(), calling(None):
                 chunk = _chunk(engine.complete(_requests(kwargs)[0]))
             yield chunk
 
         async def astreaming(  # type: ignore[override]
             self, *args: Any, **kwargs: Any
         ) -> AsyncIterator[Any]:
-            with translated(), _calling(None):
+            with translated(), calling(None):
                 chunk = _chunk(await async_engine.complete(_requests(kwargs)[0]))
             yield chunk
 

@@ -601,10 +601,10 @@ class _Reader:
         self._attributes({k: v for k, v in vars(lm).items() if not _names_key(k)}, name, left_out)
 
     def _engine(self, engine: object) -> object:
-        """Return what is known of an engine: its kind and the state it would be saved by, not its counters."""
+        """Return what is known of an engine: its kind and its `identity` or the state it would be saved by."""
         if engine is None or isinstance(engine, str):
             return engine
-        dump = getattr(engine, "dump_state", None)
+        dump = getattr(engine, "identity", None) or getattr(engine, "dump_state", None)
         return type(engine), _without_keys(dump()) if callable(dump) else None
 
     def _options(self, options: Mapping[str, object], name: str) -> None:

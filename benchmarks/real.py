@@ -1,0 +1,427 @@
+"""All compilers on real language models and public tasks, replayable by anyone without a model.
+
+    python benchmarks/real.py --replay                                  # the tables, from the records beside this file
+    python benchmarks/real.py --local qwen05=FILE qwen15=FILE           # fill the cells that have no record yet
+    python benchmarks/real.py --server qwen05=URL qwen15=URL --tasks objects --compilers abo gepa --seeds 0
+
+The small instruct models come from the Python package index, the data is public and read by path (`--data`). A cell is
+one compile: a task, a target, a compiler, a seed. All get one budget over both models, final report included, and the
+same examples; held-out ones are seen by nobody before. Every reply is recorded before it is used, so that a killed run
+goes on where it was, and `--replay` computes the same tables from the records (`records.py`).
+
+Settings were fixed before any held-out example was scored. What varies between compiles of one compiler is the seed of
+its search; intervals over several seeds take the compile as the unit, see `spread`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import math
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import dspy
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from records import PACKED, Book, Model, RecordedLM, RecordError, ServerModel
+
+from cuesmith.modules.local import LocalEngine
+from cuesmith.programs.evaluation import evaluate
+from cuesmith.programs.report import prompt_text
+from cuesmith.programs.tasks import Sizes, Task, TaskError, load
+from cuesmith.teleprompters.registry import compile
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
+from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
+
+RECORDS = Path(__file__).parent / "records"
+DATA = Path(__file__).parents[2] / "shared" / "data"
+SIZES = Sizes(train=32, validation=40, test=100)
+CALLS = 200
+"""Of one compile: program runs and calls to the optimizer together, final report included."""
+STUDENT = "student"
+OPTIMIZER = "qwen15"
+MODELS = {
+    "qwen05": "qwen2.5-coder-0.5b-instruct-q4_k_m",
+    "qwen15": "qwen2.5-coder-1.5b-instruct-q4_k_m",
+}
+SEEN: dict[str, dict[str, Any]] = {"target": {"temperature": 0.0}, "optimizer": {"temperature": 0.7, "max_tokens": 512}}
+"""Options of the two roles."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A task: where its data is, what the program is, how long an answer may be."""
+
+    kind: str
+    path: str
+    module: Callable[[Any], dspy.Module]
+    max_tokens: int
+    options: tuple[tuple[str, Any], ...] = ()
+
+
+PROBLEMS = {
+    "objects": Problem("reasoning with a fixed answer", "bigbench/object_counting.json", dspy.ChainOfThought, 256),
+    "banking": Problem("77 classes", "banking77", dspy.Predict, 64),
+    "gsm8k": Problem("word problems", "gsm8k", dspy.ChainOfThought, 320),
+    "facility": Problem("typed extraction", "facility_support/dataset.json", dspy.Predict, 400),
+}
+
+
+@dataclass(frozen=True)
+class Way:
+    """A compiler as a user would call it, at this budget."""
+
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+    in_flight: int = 8
+    """DSPy's own compilers depend on the order in which replies come, and run one call at a time to be replayable."""
+
+
+WAYS = {
+    "iterative-ape": Way("iterative-ape"),
+    "apo": Way("apo"),
+    "apo-sum": Way("apo-sum"),
+    "prompt-agent": Way("prompt-agent"),
+    "opro": Way("opro"),
+    "abo": Way("abo"),
+    "abo-steps": Way("abo", (("demonstrations", False),)),
+    "gepa": Way("gepa", (("max_metric_calls", CALLS),), 1),
+    "mipro": Way("mipro", (), 1),
+    "simba": Way("simba", (("bsize", 8), ("num_candidates", 4), ("max_steps", 4)), 1),
+    "bootstrap": Way("bootstrap", (), 1),
+}
+
+
+@dataclass(frozen=True)
+class Told:
+    """A metric that says what the right answer is, as a user of GEPA would write it; all compilers get the same."""
+
+    metric: MetricFunction
+    outputs: tuple[str, ...]
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> dspy.Prediction:
+        """Score one prediction, with feedback."""
+        judged: Any = self.metric(example, prediction)
+        score = float(getattr(judged, "score", judged))
+        feedback = getattr(judged, "feedback", "") or self._told(example, score)
+        return dspy.Prediction(score=score, feedback=feedback)
+
+    def _told(self, example: dspy.Example, score: float) -> str:
+        if score >= 1.0:
+            return "Right."
+        right = "; ".join(f"{name}: {getattr(example, name)}" for name in self.outputs)
+        return f"Wrong. The right answer is {right}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One compile, or, for `STUDENT`, none."""
+
+    task: str
+    target: str
+    way: str
+    seed: int
+
+    @property
+    def folder(self) -> Path:
+        """The group's records: replies of the target to the same request serve all its cells."""
+        return RECORDS / f"{self.task}-{self.target}"
+
+    @property
+    def name(self) -> str:
+        """The name of its own records."""
+        return self.way if self.way == STUDENT else f"{self.way}-{self.seed}"
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of a cell.
+
+    Attributes:
+        scores: Held-out scores, an example each.
+        malformed: Held-out replies that could not be parsed.
+        calls: Of the compile, by role.
+        tokens: Of the compile, both roles.
+        seconds: The compile's replies' own times, over the calls in flight.
+        candidates: Prompts that were scored.
+        stopped_by: The cap that ended the search.
+        notes: The compile's own.
+        prompt: What was found.
+        changed: Whether it is another program than the student.
+    """
+
+    cell: Cell
+    scores: tuple[float | None, ...]
+    malformed: int
+    calls: Mapping[str, int]
+    tokens: int
+    seconds: float
+    candidates: int
+    stopped_by: str | None
+    notes: tuple[str, ...]
+    prompt: str
+    changed: bool
+
+
+def read(task: str, data: Path) -> tuple[Task, MetricFunction]:
+    """Return a task and its metric."""
+    problem = PROBLEMS[task]
+    found = load(data / problem.path, sizes=SIZES, seed=0, **dict(problem.options))
+    signature = dspy.Signature(found.signature) if isinstance(found.signature, str) else found.signature
+    return found, Told(found.metric, tuple(signature.output_fields))
+
+
+def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
+    """Compile and score a cell; replies that are not in the records come from the models.
+
+    Raises:
+        RecordError: If there is no such reply, and no model.
+    """
+    for library in ("dspy", "LiteLLM", "optuna"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    problem, way = PROBLEMS[cell.task], WAYS.get(cell.way)
+    book = Book(cell.folder, cell.name, filling=bool(models))
+    engines = {name: _model(place) for name, place in models.items()}
+    target = RecordedLM(MODELS[cell.target], book, engines.get(cell.target), max_tokens=problem.max_tokens,
+                        **SEEN["target"])  # fmt: skip
+    optimizer = RecordedLM(MODELS[OPTIMIZER], book, engines.get(OPTIMIZER), **SEEN["optimizer"])
+    task, metric = read(cell.task, data)
+    student: dspy.Module = problem.module(task.signature)
+    program, compilation, error = student, None, ""
+    with dspy.context(lm=target, disable_history=True):
+        if way is not None:
+            try:
+                program = compile(
+                    student, way.name, metric=metric, trainset=list(task.train), valset=list(task.validation),
+                    optimizer_lm=optimizer, seed=cell.seed, budget=Budget(calls=CALLS), progress=False,
+                    max_in_flight=way.in_flight, **dict(way.options),
+                )  # fmt: skip
+                compilation = program.compilation
+            except CompileError as failed:
+                error = str(failed)
+            book.check()
+        asked = [*target.asked, *optimizer.asked]
+        scores = evaluate(program, task.test, metric, max_in_flight=8)
+        book.check()
+    book.close()
+    spent = compilation.spent.by_role if compilation else {}
+    return Done(
+        cell,
+        scores.values,
+        _malformed(scores),
+        {role: spent[role].calls for role in ("target", "optimizer") if role in spent},
+        sum(entry["in"] + entry["out"] for entry in asked),
+        sum(entry.get("s", 0.0) for entry in asked) / (way.in_flight if way else 1),
+        len(compilation.candidates) if compilation else 0,
+        compilation.stopped_by if compilation else None,
+        tuple(str(note) for note in compilation.notes) if compilation else ((error,) if error else ()),
+        prompt_text(Candidate.of(program)),
+        Candidate.of(program) != Candidate.of(student),
+    )
+
+
+def _model(place: str) -> Model:
+    return ServerModel(place) if place.startswith("http") else LocalEngine(place)
+
+
+def _malformed(scores: Scores) -> int:
+    return sum(isinstance(outcome, ParseFailure) for outcome in scores.outcomes)
+
+
+# --- statistics -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Spread:
+    """A difference in points, with what varies.
+
+    Attributes:
+        mean: Over compiles.
+        low: Of the 95 % interval.
+        high: Of the 95 % interval.
+        least: The compile with the smallest difference.
+        most: The one with the largest.
+        compiles: How many.
+    """
+
+    mean: float
+    low: float
+    high: float
+    least: float
+    most: float
+    compiles: int
+
+    def __str__(self) -> str:
+        """In points."""
+        text = f"{100 * self.mean:+.0f} [{100 * self.low:+.0f}, {100 * self.high:+.0f}]"
+        return text if self.compiles == 1 else f"{text} ({100 * self.least:+.0f} to {100 * self.most:+.0f})"
+
+
+def spread(ours: Sequence[Sequence[float | None]], theirs: Sequence[Sequence[float | None]]) -> Spread:
+    """Compare compiles with others on the same held-out examples.
+
+    With one compile on either side the interval is the paired one over the examples, and says nothing of other
+    compiles. With several it is a bootstrap that draws compiles, then examples, each with replacement.
+
+    Args:
+        ours: Scores of each compile, an example each.
+        theirs: As `ours`; of another number of compiles, if need be.
+    """
+    mine, other = (np.array([[math.nan if v is None else v for v in row] for row in rows]) for rows in (ours, theirs))
+    each = np.nanmean(mine - np.nanmean(other, axis=0), axis=1)
+    if len(mine) == len(other) == 1:
+        gain = paired_gain(theirs[0], ours[0])
+        return Spread(gain.difference, gain.low, gain.high, gain.difference, gain.difference, 1)
+    rng = np.random.default_rng(0)
+    draws = []
+    for _ in range(4000):
+        examples = rng.integers(mine.shape[1], size=mine.shape[1])
+        means = [np.nanmean(rows[rng.integers(len(rows), size=len(rows))][:, examples]) for rows in (mine, other)]
+        draws.append(means[0] - means[1])
+    low, high = np.quantile(draws, (0.025, 0.975))
+    return Spread(float(each.mean()), float(low), float(high), float(each.min()), float(each.max()), len(mine))
+
+
+# --- tables -----------------------------------------------------------------------------------------------------
+
+
+def tables(done: Sequence[Done]) -> Iterator[str]:
+    """Yield the lines of one Markdown table for each task and target, and the prompts found."""
+    groups = dict.fromkeys((one.cell.task, one.cell.target) for one in done)
+    for task, target in groups:
+        cells = [one for one in done if (one.cell.task, one.cell.target) == (task, target)]
+        yield from _table(task, target, cells)
+
+
+def _table(task: str, target: str, cells: Sequence[Done]) -> Iterator[str]:
+    problem = PROBLEMS[task]
+    ways = list(dict.fromkeys(one.cell.way for one in cells))
+    rows = {way: [one.scores for one in cells if one.cell.way == way] for way in ways}
+    yield f"{task} ({problem.kind}; {problem.path}), target {MODELS[target]}, n = {len(cells[0].scores)} held-out"
+    yield ""
+    yield ("| compiler | compiles | held-out % | over the student | over gepa | malformed | calls target + optimizer "
+           "| tokens | s |")  # fmt: skip
+    yield "|---|---|---|---|---|---|---|---|---|"
+    for way in sorted(ways, key=lambda w: -_mean(rows[w])):
+        yield _row(way, [one for one in cells if one.cell.way == way], rows)
+    yield ""
+
+
+def _row(way: str, own: Sequence[Done], rows: Mapping[str, Sequence[Sequence[float | None]]]) -> str:
+    against = {name: str(spread(rows[way], rows[name])) if name in rows and name != way and way != STUDENT else ""
+               for name in (STUDENT, "gepa")}  # fmt: skip
+    held = estimate95(v for scores in rows[way] for v in scores) if len(own) == 1 else None
+    score = f"{100 * _mean(rows[way]):.0f}"
+    score += f" [{100 * held.low:.0f}, {100 * held.high:.0f}]" if held else ""
+    malformed = sum(one.malformed for one in own) / len(own)
+    calls = " + ".join(f"{np.mean([one.calls.get(r, 0) for one in own]):.0f}" for r in ("target", "optimizer"))
+    if way == STUDENT:
+        return f"| {way} |  | {score} |  |  | {malformed:.0f} |  |  |  |"
+    tokens, seconds = (np.mean([getattr(one, what) for one in own]) for what in ("tokens", "seconds"))
+    return (f"| {way} | {len(own)} | {score} | {against[STUDENT]} | {against['gepa']} | {malformed:.0f} | {calls} "
+            f"| {tokens / 1000:.0f}k | {seconds:.0f} |")  # fmt: skip
+
+
+def _mean(rows: Iterable[Sequence[float | None]]) -> float:
+    return float(np.mean([v for row in rows for v in row if v is not None]))
+
+
+def prompts(done: Sequence[Done]) -> Iterator[str]:
+    """Yield each cell's prompt in full, and its notes."""
+    for one in done:
+        cell = one.cell
+        stop = f", stopped by {one.stopped_by}" if one.stopped_by else ""
+        yield f"{cell.task}, {cell.target}, {cell.way}, seed {cell.seed}: {one.candidates} candidates{stop}"
+        yield textwrap.indent(one.prompt if one.changed or cell.way == STUDENT else "(the student's)", "    ")
+        yield from (f"  - {note}" for note in one.notes)
+        yield ""
+
+
+# --- running ----------------------------------------------------------------------------------------------------
+
+
+def recorded(wanted: Callable[[Cell], bool]) -> list[Cell]:
+    """Return the cells whose records are whole, in the order of the tables."""
+    found = []
+    for task in PROBLEMS:
+        for target in MODELS:
+            folder = Cell(task, target, STUDENT, 0).folder
+            names = {path.name.removesuffix(PACKED) for path in folder.glob(f"*{PACKED}")}
+            cells = [Cell(task, target, way, seed) for way in WAYS for seed in range(20)]
+            found += [cell for cell in (Cell(task, target, STUDENT, 0), *cells) if cell.name in names]
+    return [cell for cell in found if wanted(cell)]
+
+
+def replay(cells: Sequence[Cell], data: Path, processes: int) -> list[Done]:
+    """Compute cells from their records.
+
+    Raises:
+        RecordError: If a record is missing or damaged.
+    """
+    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+        return list(pool.map(run, cells, [data] * len(cells), [{}] * len(cells)))
+
+
+def fill(cells: Sequence[Cell], data: Path, models: Mapping[str, str]) -> None:
+    """Run the cells that have no record yet, one after the other."""
+    for cell in cells:
+        if (cell.folder / f"{cell.name}{PACKED}").exists():
+            continue
+        begun = time.monotonic()
+        done = run(cell, data, models)
+        print(f"{cell}: {100 * _mean([done.scores]):.0f} %, {done.calls}, stopped by {done.stopped_by}, "
+              f"{time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
+        print("\n".join(prompts([done])), flush=True)
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--replay", action="store_true", help="print the tables from the records; asks no model")
+    parser.add_argument("--local", nargs="+", default=[], metavar="NAME=FILE", help="models from .gguf files")
+    parser.add_argument("--server", nargs="+", default=[], metavar="NAME=URL", help="models behind servers")
+    parser.add_argument("--tasks", nargs="+", choices=PROBLEMS, default=list(PROBLEMS))
+    parser.add_argument("--targets", nargs="+", choices=MODELS, default=["qwen05"])
+    parser.add_argument("--compilers", nargs="+", choices=[STUDENT, *WAYS], default=[STUDENT, *WAYS])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0])
+    parser.add_argument("--data", type=Path, default=DATA, help="the folder of the public data sets")
+    parser.add_argument("--prompts", action="store_true", help="print the prompts found, in full")
+    parser.add_argument("--processes", type=int, default=2)
+    options = parser.parse_args()
+    try:
+        if not options.replay:
+            models = dict(pair.split("=", 1) for pair in [*options.local, *options.server])
+            cells = [Cell(task, target, way, 0 if way == STUDENT else seed) for seed in options.seeds
+                     for task in options.tasks for target in options.targets for way in options.compilers]  # fmt: skip
+            fill(list(dict.fromkeys(cells)), options.data, models)
+            return 0
+        wanted = recorded(lambda c: c.task in options.tasks and c.target in options.targets
+                          and c.way in options.compilers)  # fmt: skip
+        done = replay(wanted, options.data, options.processes)
+    except (RecordError, TaskError) as error:
+        print(error, file=sys.stderr)
+        return 1
+    print("\n".join([*tables(done), *(prompts(done) if options.prompts else ())]))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
