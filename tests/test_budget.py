@@ -51,7 +51,7 @@ def test_exactly_a_hundred_calls_reach_the_engine(in_flight: int) -> None:
     assert engine.most <= in_flight
 
 
-@pytest.mark.parametrize("in_flight", [1, 64])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_exactly_a_hundred_calls_reach_the_server(in_flight: int) -> None:
     with Provider() as provider:
         compilation = big(provider.lm(), budget=Budget(calls=100), max_in_flight=in_flight).compilation
@@ -100,7 +100,7 @@ def test_no_call_is_sent_after_the_seconds(in_flight: int, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize(("model", "engine"), [("gpt-4.1-mini", "auto"), ("toy-priced", "litellm")])
-@pytest.mark.parametrize("in_flight", [1, 64])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.slow), 64])
 def test_dollars_stay_under_the_cap(in_flight: int, model: str, engine: str) -> None:
     price = {"input_cost_per_token": 1e-6, "output_cost_per_token": 1e-5, "litellm_provider": "openai", "mode": "chat"}
     litellm.register_model({"toy-priced": price, "openai/toy-priced": price})
@@ -180,7 +180,7 @@ def test_a_judges_calls_come_under_the_cap(in_flight: int) -> None:
     assert engine.calls + judging.calls == compilation.spent.total.calls == 100
 
 
-@pytest.mark.parametrize("in_flight", [1, 16])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.slow), 16])
 def test_retried_attempts_count(in_flight: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cuesmith.teleprompters.runtime.gate.BACKOFF", 0.01)
 

@@ -182,6 +182,7 @@ def test_a_wording_that_alone_is_good_is_not_a_good_idea() -> None:
     assert "improvement" in section_of(better).summary
 
 
+@pytest.mark.slow
 def test_the_interval_of_the_validity_covers_no_effect() -> None:
     missed = 0
     for k in range(60):

@@ -582,7 +582,9 @@ def test_what_cannot_be_said_is_not_advised() -> None:
     assert section_of(weak).figures[0].advice.startswith("Decide nothing by this")
 
 
-@pytest.mark.parametrize("name", ["gepa", "prompt-agent", "iterative-ape"])
+@pytest.mark.parametrize(
+    "name", ["gepa", *(pytest.param(other, marks=pytest.mark.slow) for other in ("prompt-agent", "iterative-ape"))]
+)
 def test_runs_of_other_compilers(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     task = generate("objects", sizes=Sizes(test=5), seed=0)
     with dspy.context(lm=EmbeddedLM()):

@@ -32,7 +32,9 @@ def everything(run_dir: Path) -> bytes:
     return b"".join(f.read_bytes() for f in run_dir.iterdir())
 
 
-@pytest.mark.parametrize(("engine", "in_flight"), [("auto", 1), ("auto", 16), ("litellm", 16)])
+@pytest.mark.parametrize(
+    ("engine", "in_flight"), [pytest.param("auto", 1, marks=pytest.mark.slow), ("auto", 16), ("litellm", 16)]
+)
 def test_a_key_revoked_in_mid_run(
     tmp_path: Path, engine: str, in_flight: int, caplog: pytest.LogCaptureFixture
 ) -> None:

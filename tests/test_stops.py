@@ -48,7 +48,7 @@ class Hanging:
         return None
 
 
-@pytest.mark.parametrize("in_flight", [4, 32])
+@pytest.mark.parametrize("in_flight", [pytest.param(4, marks=pytest.mark.slow), 32])
 def test_a_provider_that_hangs_is_an_outage(in_flight: int) -> None:
     hanging, threads = Hanging(20), threading.active_count()
     with Provider(hanging) as provider:

@@ -265,6 +265,7 @@ def test_settings_are_those_of_the_arguments() -> None:
     assert settings.families == ("sum", "max") and settings.optimizer == "openai/a" and settings.n == 7
 
 
+@pytest.mark.slow
 def test_an_embedder_stands_in_for_words_in_every_study_that_compares_texts() -> None:
     class Counting:
         def __init__(self) -> None:

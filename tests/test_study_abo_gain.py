@@ -134,6 +134,7 @@ def refused(after: int) -> Callable[[int, Mapping[str, object]], Answer | None]:
     return lambda nth, body: (401, {}, error_body("Incorrect API key", "invalid_api_key")) if nth > after else None
 
 
+@pytest.mark.slow
 def test_a_provider_that_is_gone_leaves_what_was_found() -> None:
     """A model through LiteLLM; its key is refused from some call on."""
     tasks, most = [words("a"), words("b")], 0
@@ -154,6 +155,7 @@ def test_what_does_not_fit_is_refused_before_a_call() -> None:
     refuses(STUDY, cases, forecast=True)
 
 
+@pytest.mark.slow
 def test_the_embedded_model_gains_the_same_at_any_concurrency_and_within_the_forecast() -> None:
     tasks = [generate(name, sizes=SMALL, seed=0) for name in ("sum", "bool")]
     found = []

@@ -181,6 +181,7 @@ def test_versions_keep_the_procedure() -> None:
     assert versions(["Name X.", "DNA first."], [1], random.Random(0)) == {1: ("Name X, and then DNA first.",)}
 
 
+@pytest.mark.slow
 def test_the_same_result_at_any_concurrency() -> None:
     target = leaving_out(lambda k, n: k * n % 5 == 4)
     tasks = [words("a"), words("b")]
@@ -188,6 +189,7 @@ def test_the_same_result_at_any_concurrency() -> None:
     assert one == many
 
 
+@pytest.mark.slow
 def test_what_is_spent_is_within_the_forecast() -> None:
     tasks = [words("a"), words("b")]
     most = forecast(tasks, 3)
@@ -264,6 +266,7 @@ def prompts(rng: np.random.Generator, slope: float, blocks: int = 8) -> list[lis
     return made
 
 
+@pytest.mark.slow
 def test_the_trend_is_rarely_found_where_there_is_none_and_mostly_where_there_is() -> None:
     rng = np.random.default_rng(0)
     null = [trend_of(prompts(rng, 0.0), seed=i) for i in range(300)]

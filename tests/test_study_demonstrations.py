@@ -69,6 +69,7 @@ MAKERS: dict[str, Callable[[np.random.Generator], Floats]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MAKERS)
 def test_false_positives_and_coverage_without_an_effect(name: str) -> None:
     found, missed, runs = 0, 0, 250

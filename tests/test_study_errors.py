@@ -108,6 +108,7 @@ def test_the_mantel_test_finds_nothing_where_there_is_nothing_and_what_is_there(
 # --- the exchange ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_exchange_finds_nothing_where_there_is_nothing_and_what_is_there() -> None:
     false, free, found, covered = 0, 0, 0, 0
     for seed in range(250):

@@ -238,6 +238,7 @@ def test_the_same_reasons_are_compared_in_pairs() -> None:
     assert found[SEEN].p_value == pytest.approx(by_scipy)
 
 
+@pytest.mark.slow
 def test_nothing_is_found_where_there_is_nothing() -> None:
     # What is said is left out, as it takes time and is tested by itself.
     studies = [analysed(replace(collected({}, seed), reasons={}), 12).differences for seed in range(200)]
@@ -249,6 +250,7 @@ def test_nothing_is_found_where_there_is_nothing() -> None:
     assert sum(covered) >= 180, sum(covered)
 
 
+@pytest.mark.slow
 def test_an_effect_is_found_as_often_as_is_said() -> None:
     planted = {OWN: 0.3, SEEN: 0.3}
     studies = [analysed(replace(collected(planted, seed), reasons={}), 12).differences for seed in range(60)]
@@ -371,6 +373,7 @@ def test_only_the_arm_that_says_so_shows_errors_to_the_edit() -> None:
     assert len(wrong) == 25
 
 
+@pytest.mark.slow
 def test_the_same_result_at_any_concurrency_and_no_call_twice(tmp_path: Path) -> None:
     tiny, many = Sizes(train=16, validation=8, test=1), bench(max_in_flight=64, run_dir=tmp_path)
     one = found_by(bench(max_in_flight=1), 4, tiny)

@@ -104,6 +104,7 @@ def test_nearest_by_hand() -> None:
     assert found.p_value == pytest.approx(np.mean([error <= found.error + 1e-9 for error in tried]))
 
 
+@pytest.mark.slow
 def test_false_positives_without_an_association() -> None:
     counts, runs = {"mantel": 0, "nearest": 0, "within": 0}, 200
     for k in range(runs):

@@ -184,6 +184,7 @@ def test_what_follows_the_errors_is_found_and_what_does_not_is_not() -> None:
     assert "follows the errors" in section_of(follows).summary
 
 
+@pytest.mark.slow
 def test_false_findings_of_both_tests_and_the_interval_of_eta() -> None:
     """160 studies of feedback that ignores its errors: 5 % false findings, give or take what so few studies allow."""
     ignoring = [validity_of(feedback(0.0, 100 + seed, 8), seed=seed) for seed in range(160)]
