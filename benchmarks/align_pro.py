@@ -32,7 +32,7 @@ from cuesmith import EmbeddedLM
 from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.modules.tiny import tiny_policy
 from cuesmith.programs.evaluation import evaluate
-from cuesmith.programs.tasks.task import ExactMatch
+from cuesmith.programs.tasks import ExactMatch
 from cuesmith.teleprompters import AlignPro
 from cuesmith.teleprompters.alignment.training import Training, warm_start
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain

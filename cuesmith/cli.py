@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import NoReturn
 
 import cuesmith
-from cuesmith.programs.arguments import amount, be_offline, count, model, seed
+from cuesmith.programs.arguments import amount, be_offline, columns, count, model, seed
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
@@ -89,7 +89,10 @@ def _parser(given: Sequence[str]) -> Parser:
     data = quick.add_mutually_exclusive_group()
     data.add_argument("--task", metavar="NAME", help="a generated task family (default: objects)")
     add = quick.add_argument
-    data.add_argument("--data", metavar="FILE", type=Path, help="BIG-bench task.json, or .jsonl/.csv")
+    data.add_argument("--data", metavar="FILE", type=Path, help="a file or folder of data")
+    add("--inputs", metavar="COLUMNS", type=columns, help="of --data: what is asked, with commas")
+    add("--outputs", metavar="COLUMNS", type=columns, help="of --data: what is the answer, with commas")
+    add("--metric", metavar="NAME", help="of --data: exact, choice, number, f1, json_fields or set_f1")
     add("--compiler", choices=sorted(COMPILERS), default="both", help="which compilers run (default: both)")
     add("--ablation", action="store_true", help="also run ABO without demonstrations")
     add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
@@ -112,6 +115,9 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
     settings = comparison.Settings(
         task=options.task,
         data=options.data,
+        inputs=options.inputs,
+        outputs=options.outputs,
+        metric=options.metric,
         compilers=COMPILERS[options.compiler],
         ablation=options.ablation,
         lm=options.lm,
@@ -143,8 +149,11 @@ def _compilers() -> int:
 
 
 def _check_paths(parser: Parser, options: argparse.Namespace) -> None:
-    if options.data is not None and not options.data.is_file():
+    if options.data is not None and not options.data.exists():
         parser.error(f"--data {options.data}: no such file")
+    of_data = [f"--{name}" for name in ("inputs", "outputs", "metric") if getattr(options, name) is not None]
+    if options.data is None and of_data:
+        parser.error(f"{', '.join(of_data)}: only with --data")
     if options.save is not None and (options.save.suffix != ".json" or options.save.is_dir()):
         parser.error(f"--save {options.save}: must be the name of a file that ends in .json")
     if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():

@@ -50,6 +50,18 @@ def share(text: str) -> float:
     return value
 
 
+def columns(text: str) -> tuple[str, ...]:
+    """Return the names of columns that are written with commas between them.
+
+    Raises:
+        argparse.ArgumentTypeError: If one is empty.
+    """
+    names = tuple(name.strip() for name in text.split(","))
+    if not all(names):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of columns, such as question,context")
+    return names
+
+
 def model(text: str) -> str:
     """Return the name of a LiteLLM model.
 

@@ -48,7 +48,10 @@ class Settings:
 
     Attributes:
         task: A generated family; "objects" by default. Not together with `data`.
-        data: A task file.
+        data: A file or folder of data.
+        inputs: The columns of `data` that are asked; found by usual names by default.
+        outputs: The columns of `data` that are the answer; found by usual names by default.
+        metric: Name of the metric; by default what suits the answers in `data`.
         compilers: Names of compilers, as `cuesmith.compile` takes them.
         ablation: Whether to run ABO without demonstrations beside them.
         lm: LiteLLM name of the target; the embedded model by default.
@@ -63,6 +66,9 @@ class Settings:
 
     task: str | None = None
     data: Path | None = None
+    inputs: tuple[str, ...] | None = None
+    outputs: tuple[str, ...] | None = None
+    metric: str | None = None
     compilers: tuple[str, ...] = ("iterative-ape", "abo")
     ablation: bool = False
     lm: str | None = None
@@ -148,7 +154,8 @@ def read_task(settings: Settings) -> Task:
     try:
         sizes = Sizes(test=settings.test_size)
         if settings.data is not None:
-            return load(settings.data, sizes=sizes, seed=settings.seed)
+            told = {"inputs": settings.inputs, "outputs": settings.outputs}
+            return load(settings.data, **told, metric=settings.metric, sizes=sizes, seed=settings.seed)
         return generate(settings.task or DEFAULT_FAMILY, sizes=sizes, seed=settings.seed)
     except TaskError as error:
         raise BadInput(str(error)) from None

@@ -125,10 +125,12 @@ def _heading(settings: Settings, task: Task) -> Text:
     optimizer = settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer (no model: simulated)"
     bounds = [f"{f.calls:,} ({variant.label})" for variant, f in forecast(settings, task).items()]
     sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} held-out test"
+    judged = [] if settings.data is None else [f"metric     {task.metric}"]
     lines = [
         f"task       {task.name}{description}",
         f"examples   {sizes}",
-        f'program    dspy.ChainOfThought("{task.signature}") on {target}',
+        f'program    dspy.ChainOfThought("{task.fields}") on {target}',
+        *judged,
         f"optimizer  {optimizer}",
         f"calls      at most {'; '.join(bounds)}",
         f"           and {len(task.test)} for each held-out score ({len(bounds) + 1} of them)",
@@ -180,8 +182,7 @@ def python_lines(settings: Settings, variant: Variant) -> str:
     target = "EmbeddedLM()" if settings.lm is None else f"dspy.LM({settings.lm!r})"
     writer = "SimulatedOptimizer()" if optimizer is None else repr(optimizer)
     sizes = "" if settings.test_size == Sizes().test else f"sizes=Sizes(test={settings.test_size}), "
-    family = settings.task or DEFAULT_FAMILY
-    source = f"generate({family!r}" if settings.data is None else f"load({str(settings.data)!r}"
+    source = _source(settings)
     caps = {"usd": settings.budget_usd, "calls": settings.budget_calls}
     budget = ", ".join(f"{name}={cap}" for name, cap in caps.items() if cap is not None)
     written = {name: repr(value) for name, value in {"seed": settings.seed, **variant.options}.items()}
@@ -199,3 +200,11 @@ from cuesmith import {", ".join(names)}
 from cuesmith.programs.tasks import {", ".join(tasks)}
 
 {statements}"""
+
+
+def _source(settings: Settings) -> str:
+    """Return the call that makes the task, as far as the sizes."""
+    if settings.data is None:
+        return f"generate({settings.task or DEFAULT_FAMILY!r}"
+    told = {"inputs": settings.inputs, "outputs": settings.outputs, "metric": settings.metric}
+    return ", ".join([f"load({str(settings.data)!r}", *(f"{name}={v!r}" for name, v in told.items() if v is not None)])

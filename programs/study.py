@@ -106,7 +106,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     data = parser.add_mutually_exclusive_group()
     data.add_argument("--task", metavar="FAMILY", action="append", default=[], help="a generated task; may be repeated")
     data.add_argument("--data", metavar="FILE", action="append", type=Path, default=[],
-                      help="BIG-bench task.json, .jsonl or .csv; may be repeated")
+                      help="a file or folder of data; may be repeated")
     add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
     add("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer (default: --lm)")
     add("--prior-bias", metavar="X", type=share,

@@ -54,7 +54,11 @@ def test_compilers_are_listed() -> None:
         (["quickstart", "--task", "poetry"], "no task family 'poetry'; choose one of animals, "),
         (["quickstart", "--data", "none.json"], "--data none.json: no such file"),
         (["quickstart", "--data", "{tmp}/bad.json"], "bad.json: line 2: not JSON"),
-        (["quickstart", "--data", "{tmp}/bad.yaml"], "unknown kind of file"),
+        (["quickstart", "--data", "{tmp}/bad.yaml"], "bad.yaml: 0 different rows, at least 12 are needed"),
+        (["quickstart", "--data", "{tmp}/good.json", "--metric", "exactt"], "did you mean 'exact'?"),
+        (["quickstart", "--data", "{tmp}/good.json", "--inputs", "a,b"], "no column 'b'; there are: a, c"),
+        (["quickstart", "--data", "{tmp}/good.json", "--outputs", "a,,b"], "'a,,b' is no list of columns"),
+        (["quickstart", "--inputs", "a", "--metric", "exact"], "--inputs, --metric: only with --data"),
         (["quickstart", "--data", "x.json", "--task", "sum"], "not allowed with"),
         (["quickstart", "--compiler", "magic"], "invalid choice: 'magic'"),
         (["quickstart", "--budget-usd", "0"], "'0' is not a positive amount"),
@@ -76,6 +80,7 @@ def test_a_wrong_argument_is_one_line_and_status_2(
 ) -> None:
     (tmp_path / "bad.json").write_text("{\n")
     (tmp_path / "bad.yaml").write_text("")
+    (tmp_path / "good.json").write_text(json.dumps([{"a": f"a{k}", "c": f"c{k}"} for k in range(12)]))
     with pytest.raises(SystemExit) as stopped:
         cli.main([argument.format(tmp=tmp_path) for argument in arguments])
     out, err = capsys.readouterr()

@@ -19,10 +19,11 @@ from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs import quickstart, report
 from cuesmith.programs.comparison import BadInput, Result, RunFailed, Settings, Variant, forecast, read_task, run
 from cuesmith.programs.evaluation import compare, estimate, evaluate
-from cuesmith.programs.tasks import generate
+from cuesmith.programs.tasks import Sizes, generate, load
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.events import EffectDone, Retried, RunStarted, Stopped
+from cuesmith.teleprompters.runtime.fingerprint import fingerprint
 from cuesmith.teleprompters.runtime.progress import Progress
 from cuesmith.teleprompters.runtime.statistics import Gain
 
@@ -152,6 +153,7 @@ def test_variants_and_their_names() -> None:
         Settings(),
         Settings(task="sum", lm="openai/gpt-4.1-mini", budget_usd=2.0, budget_calls=500),
         Settings(data=Path("it's.json"), optimizer_lm="anthropic/claude", test_size=100),
+        Settings(data=Path("rows.csv"), inputs=("a b", "c"), outputs=("d",), metric="f1"),
     ],
 )
 def test_the_printed_python_is_complete(settings: Settings) -> None:
@@ -172,6 +174,23 @@ def test_the_printed_python_does_the_same(result: Result) -> None:
     compiled = space["compiled"]
     assert isinstance(compiled, dspy.Module)
     assert Candidate.of(compiled) == result.rows[0].compilation.best.candidate
+
+
+def test_told_columns_of_data_are_read_and_printed(tmp_path: Path) -> None:
+    rows = [{"a": f"text {k}", "b": ("x y", "z w")[k % 2], "c": "other"} for k in range(30)]
+    (path := tmp_path / "rows.json").write_text(json.dumps(rows))
+    settings = Settings(data=path, inputs=("a", "c"), outputs=("b",), metric="exact", test_size=8)
+    task = read_task(settings)
+    assert task.fields == "a, c -> b: one of 2" and len(task.test) == 8
+    code = quickstart.python_lines(settings, Variant("abo"))
+    call = f"load({str(path)!r}, inputs=('a', 'c'), outputs=('b',), metric='exact', sizes=Sizes(test=8), seed=0)"
+    assert f"task = {call}\n" in code
+    space: dict[str, object] = {"load": load, "Sizes": Sizes}
+    assert fingerprint(eval(call, space).train) == fingerprint(task.train)
+    forecasts = forecast(settings, task)
+    assert all(each.calls > 100 for each in forecasts.values())
+    heading = str(quickstart._heading(settings, task))
+    assert 'ChainOfThought("a, c -> b: one of 2")' in heading and "metric     ExactMatch(output='b')" in heading
 
 
 # --- evaluation ---

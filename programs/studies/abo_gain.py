@@ -50,7 +50,7 @@ SETTING: Mapping[str, int] = {"width": 2, "branch": 2, "steps": 1, "initial": 3,
 def _described(task: Task, measured: Sequence[dspy.Example]) -> dict[str, float]:
     """What the data alone say; no call is needed."""
     examples = [*task.train, *measured]
-    signature = dspy.Signature(task.signature)
+    signature = dspy.ensure_signature(task.signature)
     counts = Counter(normalise(render_fields(gold(example, signature))) for example in examples)
     shares = [count / len(examples) for count in counts.values()]
     words = fmean(len(" ".join(map(str, inputs_of(example).values())).split()) for example in examples)

@@ -1,45 +1,155 @@
-"""Tasks read from files: BIG-bench `task.json`, JSONL and CSV.
+"""Tasks read from files and folders.
 
-A file is somebody else's: every row is checked, and one that does not fit ends the reading with one line
-that names the file, the place and the problem. Nothing in a file is ever executed.
+Data is somebody else's: every row is checked, and one that does not fit ends the reading with one line that names the
+file, the place and the problem. Nothing in it is ever executed.
 
 Source: the `task.json` format is BIG-bench's (its `docs/doc.md`); the choice of labels is ours.
 """
 
 from __future__ import annotations
 
-import csv
-import io
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from itertools import accumulate
 from pathlib import Path
 
-from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build, check_fields, preferred_first
+import dspy
+
+from cuesmith.programs.tasks import delimited, reading
+from cuesmith.programs.tasks.columns import Columns, choose, is_usual
+from cuesmith.programs.tasks.fields import formed, is_labelled, text_at, texts_at
+from cuesmith.programs.tasks.metrics import METRICS, JsonFields
+from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
+from cuesmith.programs.tasks.task import (
+    MINIMUM_ROWS,
+    Item,
+    Row,
+    Sizes,
+    Task,
+    TaskError,
+    assemble,
+    build,
+    check_fields,
+    preferred_first,
+)
+from cuesmith.teleprompters.runtime.metric import MetricFunction, read_judgement
 
 _CHOICE_PREFIX = "\n  choice: "
 """What BIG-bench puts before each choice unless the file says otherwise."""
 
 
-def load(path: str | Path, *, sizes: Sizes | None = None, seed: int = 0) -> Task:
-    """Read a task file by its suffix: .json (BIG-bench), .jsonl or .csv (columns "question" and "answer").
+def load(
+    path: str | Path,
+    *,
+    inputs: Sequence[str] | str | None = None,
+    outputs: Sequence[str] | str | None = None,
+    metric: str | MetricFunction | None = None,
+    sizes: Sizes | None = None,
+    seed: int = 0,
+) -> Task:
+    """Read a task as it is found.
+
+    It may be a BIG-bench or BBH task, JSON (a list of records, or an object with one, by number, or with columns), JSON
+    Lines, a table in text with any delimiter, Parquet, Arrow, or a folder of such files, also one that Hugging Face
+    `datasets` has saved. A test part that the data sets apart (`test.csv` beside `train.csv`, "test" in one file) stays
+    test: no example of it gets into another split; without one that has answers, a validation part takes its place.
+
+    Fields keep the columns' names, and get types where not all is text: see `cuesmith.programs.tasks.fields`.
+    `cuesmith.programs.tasks.columns` says which columns are found by themselves.
 
     Args:
-        path: The file.
+        path: The file or folder.
+        inputs: The columns that are asked, or dotted paths into records; found by usual names if not given.
+        outputs: The columns that are the answer; found by usual names if not given.
+        metric: A name in `METRICS`, or a metric of your own. By default it is what suits the answers: "choice" where
+            the inputs list options, "number" for numbers, "set_f1" for lists, "json_fields" for records and several
+            outputs, "f1" for texts of more than 20 words, else "exact".
         sizes: Wanted sizes of the splits.
         seed: Chooses the splits.
 
     Raises:
-        TaskError: If the file cannot be read as a task.
+        TaskError: If the data cannot be read as a task; in one line that says what to do.
     """
-    readers: dict[str, Callable[..., Task]] = {".json": load_bigbench, ".jsonl": load_jsonl, ".csv": load_csv}
-    reader = readers.get(Path(path).suffix.lower())
-    if reader is None:
-        raise TaskError(f"{path}: unknown kind of file; it must end in {', '.join(readers)}")
-    return reader(path, sizes=sizes, seed=seed)
+    told = [(columns,) if isinstance(columns, str) else columns for columns in (inputs, outputs)]
+    if isinstance(metric, str):
+        _check_metric(metric)
+    table = reading.read(path, lambda cell: cell in {*(told[0] or ()), *(told[1] or ())} or is_usual(cell))
+    count = sum(map(len, table.parts.values()))
+    if count < MINIMUM_ROWS:
+        raise TaskError(f"{path}: {count} different rows, at least {MINIMUM_ROWS} are needed")
+    ready = table.bigbench is not None and inputs is None and outputs is None
+    if ready:
+        table = _of_bigbench(table)
+    first = next(iter(table.parts.values()))
+    columns = Columns(("question",), ("answer",)) if ready else choose(str(path), first, *told)
+    table = replace(table, parts=_labelled(table.parts, columns))
+    records = [record for part in table.parts.values() for record in part]
+    wanted = metric if isinstance(metric, str) else None
+    form = formed(str(path), records, columns, wanted, with_classes=not ready)
+    items = form.items
+    if callable(metric):
+        return _divided(table, form.signature, metric, items, sizes, seed)
+    name, outputs = wanted or form.metric, tuple(form.outputs)
+    judge = JsonFields(outputs) if name == "json_fields" else METRICS[name](outputs[0])
+    for record, item in zip(records, items, strict=True):
+        _check_gold(record.where, name, judge, item.example, outputs)
+    return _divided(table, form.signature, judge, items, sizes, seed)
+
+
+def _divided(
+    table: Table,
+    signature: str | type[dspy.Signature],
+    metric: MetricFunction,
+    items: Sequence[Item],
+    sizes: Sizes | None,
+    seed: int,
+) -> Task:
+    """Return the task of examples that come in the order of the table's parts."""
+    starts = accumulate(map(len, table.parts.values()), initial=0)
+    parts = {p: items[start : start + len(rows)] for (p, rows), start in zip(table.parts.items(), starts, strict=False)}
+    held_out = parts.get("test", parts.get("validation", ()))
+    return assemble(
+        table.name,
+        _description(table.bigbench),
+        signature,
+        metric,
+        next(iter(parts.values())),
+        validation=parts.get("validation", ()) if "test" in parts else (),
+        held_out=held_out,
+        sizes=sizes,
+        seed=seed,
+    )
+
+
+def _labelled(parts: Parts, columns: Columns) -> Parts:
+    """Return the parts without those of which no row has an answer, as test parts are often published."""
+    first = next(iter(parts))
+    kept = {p: rows for p, rows in parts.items() if p == first or any(is_labelled(row, columns) for row in rows)}
+    return kept if len(kept) > 1 else {WHOLE: kept[first]}
+
+
+def _check_metric(name: str) -> None:
+    if name not in METRICS:
+        near = difflib.get_close_matches(name, METRICS, n=1)
+        meant = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(METRICS)}"
+        raise TaskError(f"no metric {name!r}; {meant}")
+
+
+def _check_gold(where: str, name: str, metric: MetricFunction, example: dspy.Example, outputs: tuple[str, ...]) -> None:
+    """Raise if the metric does not take the right answer for right: then no program could ever be."""
+    answer = {field: example.get(field) for field in outputs}
+    score, _ = read_judgement(metric(example, dspy.Prediction(**answer)))
+    if score < 1.0:
+        told = f"{where}: metric {name!r} gives the right answer {answer!r:.100} the score {score:g}"
+        raise TaskError(f"{told}; choose another metric or other outputs")
+
+
+# --- BIG-bench ----------------------------------------------------------------------------------------------
 
 
 def load_bigbench(path: str | Path, *, sizes: Sizes | None = None, seed: int = 0) -> Task:
-    """Read a BIG-bench `task.json`.
+    """Read a BIG-bench `task.json`, scored by `ExactMatch`.
 
     Each example has an `input` and either a `target` (a text, or a list of accepted texts) or
     `target_scores` (choice -> score; the choices of the highest score are accepted). Choices are appended to
@@ -55,119 +165,39 @@ def load_bigbench(path: str | Path, *, sizes: Sizes | None = None, seed: int = 0
     Raises:
         TaskError: If the file is missing, is not JSON, or an example has another form.
     """
-    data = _json_object(path)
-    examples = data.get("examples")
-    if not isinstance(examples, list):
+    data = reading.json_of(path, text_of(path))
+    examples = data.get("examples") if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or not isinstance(examples, list):
         raise TaskError(f"{path}: 'examples' must be a list; is this a BIG-bench task.json?")
-    prefix = _CHOICE_PREFIX if data.get("append_choices_to_input", True) else None
-    if prefix is not None and isinstance(data.get("choice_prefix"), str):
-        prefix = str(data["choice_prefix"])
+    prefix = _choice_prefix(data)
     rows = [_bigbench_row(f"{path}: example {k}", item, prefix) for k, item in enumerate(examples, 1)]
-    described = data.get("task_prefix") or data.get("description") or ""
-    return build(_name(path), str(described).strip(), rows, sizes=sizes, seed=seed)
+    return build(name_of(path), _description(data), rows, sizes=sizes, seed=seed)
 
 
-def load_jsonl(
-    path: str | Path,
-    *,
-    inputs: Sequence[str] = ("question",),
-    output: str = "answer",
-    sizes: Sizes | None = None,
-    seed: int = 0,
-) -> Task:
-    """Read a file of one JSON object a line.
-
-    Args:
-        path: The file; empty lines are skipped.
-        inputs: The columns that become input fields.
-        output: The column that becomes the output field; a list in it holds the accepted answers.
-        sizes: Wanted sizes of the splits.
-        seed: Chooses the splits.
-
-    Raises:
-        TaskError: If the file is missing, or a line has another form.
-    """
-    check_fields(str(path), inputs, output)
-    rows: list[Row] = []
-    for number, line in enumerate(_text(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{path}: line {number}"
-        try:
-            item: object = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise TaskError(f"{where}: not JSON ({_first_line(error)})") from None
-        rows.append(_table_row(where, item, inputs, output))
-    return build(_name(path), "", rows, output=output, sizes=sizes, seed=seed)
+def _of_bigbench(table: Table) -> Table:
+    """Return a BIG-bench task with the columns question and answer."""
+    prefix = _choice_prefix(table.bigbench or {})
+    parts = {}
+    for part, records in table.parts.items():
+        rows = [(record.where, _bigbench_row(record.where, record.values, prefix)) for record in records]
+        parts[part] = [Record(where, {**row.inputs, "answer": list(row.accepted)}) for where, row in rows]
+    return replace(table, parts=parts)
 
 
-def load_csv(
-    path: str | Path,
-    *,
-    inputs: Sequence[str] = ("question",),
-    output: str = "answer",
-    sizes: Sizes | None = None,
-    seed: int = 0,
-) -> Task:
-    """Read a CSV file whose first line names the columns.
-
-    Args:
-        path: The file.
-        inputs: The columns that become input fields.
-        output: The column that becomes the output field.
-        sizes: Wanted sizes of the splits.
-        seed: Chooses the splits.
-
-    Raises:
-        TaskError: If the file is missing, a column is missing, or a row has an empty cell.
-    """
-    check_fields(str(path), inputs, output)
-    reader = csv.DictReader(io.StringIO(_text(path), newline=""), strict=True)
-    try:
-        rows = list(_csv_rows(str(path), reader, inputs, output))
-    except csv.Error as error:
-        raise TaskError(f"{path}: line {reader.line_num}: {_first_line(error)}") from None
-    return build(_name(path), "", rows, output=output, sizes=sizes, seed=seed)
+def _description(data: Mapping[str, object] | None) -> str:
+    return str((data or {}).get("task_prefix") or (data or {}).get("description") or "").strip()
 
 
-def _csv_rows(path: str, reader: csv.DictReader[str], inputs: Sequence[str], output: str) -> Iterator[Row]:
-    for column in (*inputs, output):
-        if column not in (reader.fieldnames or ()):
-            there = ", ".join(reader.fieldnames or ()) or "none"
-            raise TaskError(f"{path}: line 1: no column {column!r}; there are: {there}")
-    for item in reader:
-        yield _table_row(f"{path}: line {reader.line_num}", item, inputs, output)
-
-
-def _table_row(where: str, item: object, inputs: Sequence[str], output: str) -> Row:
-    if not isinstance(item, Mapping):
-        raise TaskError(f"{where}: expected an object, got {type(item).__name__}")
-    texts = {name: _cell(where, item, name) for name in inputs}
-    answers = item.get(output)
-    if isinstance(answers, list):
-        if not answers:
-            raise TaskError(f"{where}: {output!r} has no accepted answer")
-        accepted = [_cell(where, {output: answer}, output) for answer in answers]
-    else:
-        accepted = [_cell(where, item, output)]
-    return Row(texts, preferred_first(accepted))
-
-
-def _cell(where: str, item: Mapping[str, object], name: str) -> str:
-    value = item.get(name)
-    if value is None:
-        raise TaskError(f"{where}: {name!r} is missing")
-    if not isinstance(value, str | int | float | bool):
-        raise TaskError(f"{where}: {name!r} must be a text or a number, got {type(value).__name__}")
-    if not str(value).strip():
-        raise TaskError(f"{where}: {name!r} is empty")
-    return str(value)
+def _choice_prefix(data: Mapping[str, object]) -> str | None:
+    if not data.get("append_choices_to_input", True):
+        return None
+    return str(data["choice_prefix"]) if isinstance(data.get("choice_prefix"), str) else _CHOICE_PREFIX
 
 
 def _bigbench_row(where: str, item: object, choice_prefix: str | None) -> Row:
     if not isinstance(item, Mapping):
         raise TaskError(f"{where}: expected an object, got {type(item).__name__}")
-    question = _cell(where, item, "input")
+    question = text_at(where, item, "input")
     if "target" in item:
         return Row({"question": question}, _targets(where, item["target"]))
     scores = item.get("target_scores")
@@ -190,33 +220,87 @@ def _targets(where: str, target: object) -> tuple[str, ...]:
     return preferred_first(texts)
 
 
-def _json_object(path: str | Path) -> Mapping[str, object]:
-    try:
-        data: object = json.loads(_text(path))
-    except json.JSONDecodeError as error:
-        raise TaskError(f"{path}: line {error.lineno}: not JSON ({error.msg})") from None
-    except (ValueError, RecursionError) as error:
-        raise TaskError(f"{path}: not a task ({_first_line(error)})") from None
-    if not isinstance(data, dict):
-        raise TaskError(f"{path}: line 1: expected an object, got {type(data).__name__}")
-    return data
+# --- tables of text -----------------------------------------------------------------------------------------
 
 
-def _text(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror or error}") from None
-    except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TaskError(f"{path}: line {line}: not UTF-8 text") from None
+def load_jsonl(
+    path: str | Path,
+    *,
+    inputs: Sequence[str] = ("question",),
+    output: str = "answer",
+    sizes: Sizes | None = None,
+    seed: int = 0,
+) -> Task:
+    """Read a file of one JSON object a line as a task of text, scored by `ExactMatch`.
+
+    Args:
+        path: The file; empty lines are skipped.
+        inputs: The columns that become input fields.
+        output: The column that becomes the output field; a list in it holds the accepted answers.
+        sizes: Wanted sizes of the splits.
+        seed: Chooses the splits.
+
+    Raises:
+        TaskError: If the file is missing, or a line has another form.
+    """
+    check_fields(str(path), inputs, output)
+    records = reading.json_lines(path, text_of(path))
+    return of_text(name_of(path), records, inputs, output, sizes=sizes, seed=seed)
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def load_csv(
+    path: str | Path,
+    *,
+    inputs: Sequence[str] = ("question",),
+    output: str = "answer",
+    sizes: Sizes | None = None,
+    seed: int = 0,
+) -> Task:
+    """Read a table whose first line names the columns as a task of text, scored by `ExactMatch`.
+
+    Args:
+        path: The file.
+        inputs: The columns that become input fields.
+        output: The column that becomes the output field.
+        sizes: Wanted sizes of the splits.
+        seed: Chooses the splits.
+
+    Raises:
+        TaskError: If the file is missing, a column is missing, or a row has an empty cell.
+    """
+    check_fields(str(path), inputs, output)
+    names, rows = delimited.table(str(path), text_of(path))
+    for column in (*inputs, output):
+        if column not in names:
+            raise TaskError(f"{path}: line 1: no column {column!r}; there are: {', '.join(names) or 'none'}")
+    records = [Record(*row) for row in rows]
+    return of_text(name_of(path), records, inputs, output, sizes=sizes, seed=seed)
 
 
-def _name(path: str | Path) -> str:
-    """The file's name, or its folder's: BIG-bench calls every file task.json."""
-    path = Path(path).resolve()
-    return path.parent.name if path.name == "task.json" and path.parent.name else path.stem
+def of_text(
+    name: str,
+    records: Iterable[Record],
+    inputs: Sequence[str],
+    output: str,
+    *,
+    sizes: Sizes | None = None,
+    seed: int = 0,
+) -> Task:
+    """Make a task of text, scored by `ExactMatch`, of records.
+
+    Args:
+        name: A short name.
+        records: The data.
+        inputs: The columns that become input fields.
+        output: The column that becomes the output field; a list in it holds the accepted answers.
+        sizes: Wanted sizes of the splits.
+        seed: Chooses the splits.
+
+    Raises:
+        TaskError: If a row has another form.
+    """
+    rows = [
+        Row({column: text_at(r.where, r.values, column) for column in inputs}, texts_at(r.where, r.values, output))
+        for r in records
+    ]
+    return build(name, "", rows, output=output, sizes=sizes, seed=seed)

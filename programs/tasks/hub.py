@@ -6,9 +6,11 @@ Source: ours.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build, check_fields
+from cuesmith.programs.tasks.files import of_text
+from cuesmith.programs.tasks.reading import Record, named_class
+from cuesmith.programs.tasks.task import Sizes, Task, TaskError, check_fields
 
 
 def load_hugging_face(
@@ -42,28 +44,12 @@ def load_hugging_face(
         problem = f"{name}: reading it needs the package 'datasets' (pip install datasets)"
         raise TaskError(problem) from None
     table = datasets.load_dataset(name, config, split=split)
-    names = _class_names(table, output)
-    rows = _rows(f"{name}[{split}]", table, inputs, output, names)
-    return build(name, "", rows, output=output, sizes=sizes, seed=seed)
+    names = getattr((getattr(table, "features", None) or {}).get(output), "names", None)
+    rows = (_as_text({**row, output: named_class(row.get(output), names)}, inputs) for row in table)
+    records = (Record(f"{name}[{split}]: row {number}", row) for number, row in enumerate(rows))
+    return of_text(name, records, inputs, output, sizes=sizes, seed=seed)
 
 
-def _class_names(table: object, output: str) -> Sequence[str] | None:
-    """The names of a class-label column, whose rows hold numbers."""
-    features = getattr(table, "features", None) or {}
-    return getattr(features.get(output), "names", None)
-
-
-def _rows(
-    where: str,
-    table: Iterable[Mapping[str, object]],
-    inputs: Sequence[str],
-    output: str,
-    names: Sequence[str] | None,
-) -> Iterator[Row]:
-    for number, item in enumerate(table):
-        for column in (*inputs, output):
-            if item.get(column) is None or not str(item[column]).strip():
-                raise TaskError(f"{where}: row {number}: {column!r} is missing or empty")
-        label = item[output]
-        answer = names[label] if names is not None and isinstance(label, int) else str(label)
-        yield Row({column: str(item[column]) for column in inputs}, (answer,))
+def _as_text(row: Mapping[str, object], inputs: Sequence[str]) -> dict[str, object]:
+    """Return a row whose inputs are text or missing: data in them is written as Python does."""
+    return {name: str(value) if name in inputs and value is not None else value for name, value in row.items()}

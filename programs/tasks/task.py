@@ -1,4 +1,4 @@
-"""A task and how rows of data become one: splits by content, labels, and the exact-match metric.
+"""A task and how rows of data become one: splits by content, and labels.
 
 Source: ours, except where a docstring says otherwise.
 """
@@ -8,19 +8,28 @@ from __future__ import annotations
 import hashlib
 import keyword
 import re
-import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Literal, get_args, get_origin
 
 import dspy
 
+from cuesmith.programs.tasks.answers import plain
+from cuesmith.programs.tasks.metrics import ACCEPTED, ExactMatch
 from cuesmith.teleprompters.runtime.metric import MetricFunction
-
-ACCEPTED = "accepted"
-"""The example's field with every accepted answer; it is neither an input nor a label of the signature."""
 
 MINIMUM_ROWS = 12
 """Fewer different rows than this cannot be split into anything worth compiling on."""
+
+FAIR = 10
+"""Examples of train and of validation that small data gives each before test gets more than `LEAST`."""
+
+LEAST = 5
+"""Test examples that small data keeps."""
+
+
+_OF_A_CALL = ("demos", "config", "lm")
+"""What dspy takes out of the inputs of a call for itself."""
 
 
 class TaskError(ValueError):
@@ -29,7 +38,7 @@ class TaskError(ValueError):
 
 @dataclass(frozen=True)
 class Sizes:
-    """How many examples each split holds; scaled down together where the data has fewer rows.
+    """How many examples each split holds; where the data has fewer rows, `within` says what it gets.
 
     Attributes:
         train: Examples a compiler may show to the optimizer and make demonstrations of.
@@ -57,12 +66,25 @@ class Sizes:
         return self.train + self.validation + self.test
 
     def within(self, rows: int) -> Sizes:
-        """Return these sizes, or the same shares of `rows` where there are fewer rows than wanted."""
+        """Return these sizes, or what fits into `rows` where there are fewer rows than wanted.
+
+        Few rows are for train and validation first: each gets what it wants up to a third of the rows (below 30 rows up
+        to 10 as long as 5 are left for test), and test gets the rest. So 30 rows are 10, 10, 10; 250 are 40, 83, 127.
+        """
         if rows >= self.total:
             return self
-        train = max(1, self.train * rows // self.total)
-        validation = max(1, self.validation * rows // self.total)
+        fair = max(1, rows // 3, min(FAIR, (rows - LEAST) // 2))
+        train = min(self.train, max(fair, rows - self.validation - self.test))
+        validation = min(self.validation, max(fair, rows - train - self.test))
         return Sizes(train, validation, rows - train - validation)
+
+    def beside(self, held_out: int, rows: int) -> Sizes:
+        """Return these sizes, or what fits where the data sets `held_out` rows apart for test.
+
+        Train and validation share the other `rows`: half each where there are fewer than wanted.
+        """
+        train = min(self.train, max(rows // 2, rows - self.validation))
+        return Sizes(train, min(self.validation, rows - train), min(self.test, held_out))
 
 
 @dataclass(frozen=True)
@@ -80,33 +102,7 @@ class Row:
     @property
     def content(self) -> str:
         """What makes two rows the same: the inputs, up to case and white space."""
-        return "\n".join(f"{name}={_plain(text)}" for name, text in self.inputs.items())
-
-
-@dataclass(frozen=True)
-class ExactMatch:
-    """A metric: whether the normalised answer equals one of the accepted ones, itself normalised.
-
-    Attributes:
-        output: The output field that holds the answer.
-    """
-
-    output: str = "answer"
-
-    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
-        """Score one prediction.
-
-        Args:
-            example: Holds the accepted answers in `ACCEPTED`, or one in the output field.
-            prediction: What the program returned.
-            trace: Ignored; dspy passes it while bootstrapping.
-
-        Raises:
-            AttributeError: If the prediction or the example has no such field.
-        """
-        answer = normalise(getattr(prediction, self.output))
-        accepted = example.get(ACCEPTED) or (getattr(example, self.output),)
-        return any(answer == normalise(text) for text in accepted)
+        return "\n".join(f"{name}={plain(text)}" for name, text in self.inputs.items())
 
 
 @dataclass(frozen=True)
@@ -116,7 +112,8 @@ class Task:
     Attributes:
         name: A short name that can stand in a file name.
         description: What is asked, in words for a reader; no model sees it.
-        signature: The signature of the program to start from, such as "question -> answer".
+        signature: The signature of the program to start from: such as "question -> answer", or a class where not all
+            fields are text.
         train: Examples a compiler may show to the optimizer and make demonstrations of.
         validation: Examples a compiler chooses candidates with.
         test: Held-out examples.
@@ -125,11 +122,41 @@ class Task:
 
     name: str
     description: str
-    signature: str
+    signature: str | type[dspy.Signature]
     train: tuple[dspy.Example, ...] = field(repr=False)
     validation: tuple[dspy.Example, ...] = field(repr=False)
     test: tuple[dspy.Example, ...] = field(repr=False)
     metric: MetricFunction = field(default_factory=ExactMatch)
+
+    @property
+    def fields(self) -> str:
+        """The signature in one line, where a class tells its types: "text -> label: one of 3"."""
+        if isinstance(self.signature, str):
+            return self.signature
+        sides = (self.signature.input_fields, self.signature.output_fields)
+        return " -> ".join(", ".join(_described(n, info.annotation) for n, info in side.items()) for side in sides)
+
+
+@dataclass(frozen=True)
+class Item:
+    """An example before it has a place in a split.
+
+    Attributes:
+        content: What makes two items the same; it and the seed alone decide the place.
+        example: The example.
+    """
+
+    content: str
+    example: dspy.Example
+
+
+def _described(name: str, kind: object) -> str:
+    if kind is str:
+        return name
+    if get_origin(kind) is Literal:
+        return f"{name}: one of {len(get_args(kind))}"
+    said = kind.__name__ if isinstance(kind, type) and not get_args(kind) else re.sub(r"\b(?:\w+\.)+", "", str(kind))
+    return f"{name}: {said if len(said) <= 60 else f'{said[:57]}...'}"
 
 
 def build(
@@ -141,43 +168,101 @@ def build(
     sizes: Sizes | None = None,
     seed: int = 0,
 ) -> Task:
-    """Make a task of rows.
-
-    A row's place depends on its content and the seed alone: neither the order of the data nor the sizes of
-    other splits' rows move it in the order. Rows of the same inputs are one row (the first stands).
+    """Make a task of rows whose fields are all text, scored by `ExactMatch`; see `assemble`.
 
     Args:
         name: A short name.
         description: What is asked, for a reader.
         rows: The data; all rows have the same input fields.
         output: The output field.
-        sizes: Wanted sizes of the splits; scaled down together if there are fewer rows.
+        sizes: Wanted sizes of the splits; see `Sizes.within` if there are fewer rows.
         seed: Chooses the splits.
 
     Raises:
         TaskError: If there are too few different rows, or a field name cannot be one.
     """
-    distinct: dict[str, Row] = {}
-    for row in rows:
-        distinct.setdefault(row.content, row)
-    if len(distinct) < MINIMUM_ROWS:
-        raise TaskError(f"{name}: {len(distinct)} different rows, at least {MINIMUM_ROWS} are needed")
-    order = sorted(distinct, key=lambda content: hashlib.sha256(f"{seed}:{content}".encode()).digest())
-    chosen = [distinct[content] for content in order]
-    size = (sizes or Sizes()).within(len(chosen))
-    inputs = tuple(chosen[0].inputs)
+    given = list(rows)
+    inputs = tuple(given[0].inputs) if given else ("question",)
     check_fields(name, inputs, output)
-    examples = tuple(_example(row, output) for row in chosen[: size.total])
-    middle = size.train + size.validation
+    items = [Item(row.content, _example(row, output)) for row in given]
+    signature = f"{', '.join(inputs)} -> {output}"
+    return assemble(name, description, signature, ExactMatch(output), items, sizes=sizes, seed=seed)
+
+
+def assemble(
+    name: str,
+    description: str,
+    signature: str | type[dspy.Signature],
+    metric: MetricFunction,
+    items: Sequence[Item],
+    *,
+    validation: Sequence[Item] = (),
+    held_out: Sequence[Item] = (),
+    sizes: Sizes | None = None,
+    seed: int = 0,
+) -> Task:
+    """Make a task of examples.
+
+    An example's place depends on its content and the seed alone: neither the order of the data nor the sizes of other
+    splits' rows move it in the order. Items of the same content are one (the first stands).
+
+    Args:
+        name: A short name.
+        description: What is asked, for a reader.
+        signature: The signature of the program to start from.
+        metric: Scores a prediction.
+        items: The data, or its training part where `held_out` is given.
+        validation: The part that the data sets apart for validation.
+        held_out: The part that the data sets apart for test: test examples come from it alone, the others never.
+        sizes: Wanted sizes of the splits; see `Sizes.within` and `Sizes.beside` if there are fewer rows.
+        seed: Chooses the splits.
+
+    Raises:
+        TaskError: If there are too few different rows.
+    """
+    test = _ordered(held_out, seed)
+    chosen = _ordered(validation, seed, without=test)
+    rest = _ordered(items, seed, without=[*test, *chosen])
+    known, wanted = len(rest) + len(chosen) + len(test), sizes or Sizes()
+    if known < MINIMUM_ROWS:
+        raise TaskError(f"{name}: {known} different rows, at least {MINIMUM_ROWS} are needed")
+    train = rest
+    if not test:
+        size = wanted.within(len(rest))
+        middle = size.train + size.validation
+        train, chosen, test = rest[: size.train], rest[size.train : middle], rest[middle : size.total]
+    elif len(rest) < (1 if chosen else 2):
+        raise TaskError(f"{name}: {len(rest)} training rows that are not in the test part too, at least 2 are needed")
+    elif not chosen:
+        size = wanted.beside(len(test), len(rest))
+        train, chosen = rest[: size.train], rest[size.train :]
     return Task(
-        name=re.sub(r"[^\w.-]+", "-", name),
-        description=description,
-        signature=f"{', '.join(inputs)} -> {output}",
-        train=examples[: size.train],
-        validation=examples[size.train : middle],
-        test=examples[middle:],
-        metric=ExactMatch(output),
+        re.sub(r"[^\w.-]+", "-", name),
+        description,
+        signature,
+        _examples(train[: wanted.train]),
+        _examples(chosen[: wanted.validation]),
+        _examples(test[: wanted.test]),
+        metric,
     )
+
+
+def _examples(items: Sequence[Item]) -> tuple[dspy.Example, ...]:
+    return tuple(item.example for item in items)
+
+
+def _ordered(items: Iterable[Item], seed: int, without: Iterable[Item] = ()) -> list[Item]:
+    """Return the different items in the order that their content and the seed give, without those of other parts."""
+    apart = {item.content for item in without}
+    distinct: dict[str, Item] = {}
+    for item in items:
+        if item.content not in apart:
+            distinct.setdefault(item.content, item)
+
+    def place(item: Item) -> bytes:
+        return hashlib.sha256(f"{seed}:{item.content}".encode("utf-8", "surrogatepass")).digest()
+
+    return sorted(distinct.values(), key=place)
 
 
 def different(drawn: Iterable[Row | None], count: int, shortage: str) -> Iterator[Row]:
@@ -217,36 +302,22 @@ def check_fields(where: str, inputs: Sequence[str], output: str) -> None:
         raise TaskError(f"{where}: no input column is given")
     names = [*inputs, output]
     for name in names:
-        if not name.isidentifier() or keyword.iskeyword(name) or _taken(name):
+        if not name.isidentifier() or keyword.iskeyword(name) or is_taken(name):
             raise TaskError(f"{where}: column {name!r} cannot be the name of a field; rename it")
         if names.count(name) > 1:
             raise TaskError(f"{where}: column {name!r} is given twice")
 
 
-def _taken(name: str) -> bool:
-    """Whether dspy or this module gives the name another meaning."""
-    taken = name in (ACCEPTED, "reasoning") or name.startswith("_")
+def is_taken(name: str) -> bool:
+    """Return whether dspy or this package gives the name of a field another meaning."""
+    taken = name in (ACCEPTED, "reasoning", *_OF_A_CALL) or name.startswith("_")
     return taken or any(hasattr(kind, name) for kind in (dspy.Signature, dspy.Example, dspy.Prediction))
-
-
-def normalise(value: object) -> str:
-    """Return the text of an answer without what carries no meaning in it.
-
-    Case, white space, quotes around it and punctuation after it go; an answer of nothing but those stays.
-    """
-    text = _plain(str(value))
-    bare = text.strip("\"'`").rstrip(".,;:!?").strip("\"'` ")
-    return bare or text
 
 
 def preferred_first(accepted: Iterable[str]) -> tuple[str, ...]:
     """Return the accepted answers once each, one in digits first: ("three", "3") gives ("3", "three")."""
     texts = tuple(dict.fromkeys(accepted))
     return tuple(sorted(texts, key=lambda text: re.fullmatch(r"\s*-?\d+\s*", text) is None))
-
-
-def _plain(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFC", text).split()).casefold()
 
 
 def _example(row: Row, output: str) -> dspy.Example:

@@ -1,0 +1,260 @@
+"""Which columns are asked and which are the answer: as told, or by the names that data usually gives them.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from cuesmith.programs.tasks.answers import json_in
+from cuesmith.programs.tasks.conversations import ends_in_answer, is_conversation
+from cuesmith.programs.tasks.reading import Record
+from cuesmith.programs.tasks.task import TaskError
+
+ANSWERS = [
+    "answer", "answers", "correct_answer", "best_answer", "final_answer", "final_ans", "target", "targets",
+    "output", "outputs", "ideal", "completion", "gold", "gold_answer", "expected", "expected_output",
+    "expected_answer", "reference", "references", "response", "possible_answers", "aliases",
+]  # fmt: skip
+"""Usual names of answers, likely ones first; a list under one of them holds accepted answers, not a set."""
+
+LABELS = [
+    "label_text", "label_name", "label", "labels", "class", "category", "intent", "intents", "sentiment", "topic",
+    "emotion", "is_correct", "stance", "rating", "stars", "grade",
+]  # fmt: skip
+"""Usual names of classes."""
+
+_OUTPUTS = [
+    *ANSWERS, *LABELS, "concept", "summary", "highlights", "translation", "solution", "answer_key", "correct",
+    "correct_option", "ground_truth", "score", "verdict", "tags",
+]  # fmt: skip
+
+_INPUTS = [
+    "question", "query", "problem", "prompt", "instruction", "input", "inputs", "text", "sentence", "utterance",
+    "review", "comment", "tweet", "claim", "statement", "messages", "conversations", "conversation", "message",
+    "dialogue", "dialog", "email", "document", "article", "passage", "context", "ctx", "premise", "content", "body",
+    "stem", "goal", "post", "paragraph", "story", "source", "title", "headline", "description", "abstract",
+    "request", "word", "items",
+]  # fmt: skip
+"""Usual names of what is asked, likely ones first."""
+
+BESIDE = [
+    "input", "inputs", "context", "passage", "paragraph", "document", "article", "story", "premise", "hypothesis",
+    "background", "evidence", "table", "choices", "options", "endings", "answer_choices", "title", "headline",
+    "subject", "body", "instruction", "system",
+]  # fmt: skip
+"""Inputs wherever they are."""
+
+OF_A_QUESTION = [
+    "text", "content", "sentence", "statement",
+]  # fmt: skip
+"""Inputs beside a question: what it is about."""
+
+_NOTES = re.compile(
+    r"(?:.*_)?(?:id|ids|idx|index|uid|uuid|guid|qid|key|url|date|time|timestamp|split|metadata|meta|level|difficulty|"
+    r"source|lang|language|version|author)|unnamed_\d+|"
+)
+"""Names of columns that are neither, unless told."""
+
+
+_NUMBERED = re.compile(r"(.+?)_?(?:\d+|_[ab])")
+_OPTION = re.compile(r"(?:op|opt|option|choice|answer|ans|sol|ending|candidate)_?(?:\d+|[a-f])|[a-f]")
+"""Names of columns that hold one option each."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a task, each a name or a dotted path into records.
+
+    Attributes:
+        inputs: What is asked.
+        outputs: What is to be answered; none where it is the last message of a conversation.
+        options: Those of the inputs that hold an option each, where they have been found by themselves.
+    """
+
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    options: tuple[str, ...] = ()
+
+
+def is_usual(name: str) -> bool:
+    """Return whether a text is a usual name of a column."""
+    return plain_name(name) in {*_OUTPUTS, *_INPUTS, *BESIDE, "id", "idx"}
+
+
+def plain_name(name: str) -> str:
+    """Return the last part of a column's path in small letters: "bestAnswer" and "Best Answer" are best_answer."""
+    split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2])
+    return re.sub(r"\W+", "_", split).strip("_").casefold()
+
+
+def value_at(values: Mapping[str, object], path: str) -> object:
+    """Return what a row has at a dotted path: a column of that name, or a part of a record or of JSON text."""
+    if path in values:
+        return values[path]
+    held: object = values
+    for step in path.split("."):
+        held = json_in(held) if isinstance(held, str) else held
+        if isinstance(held, Mapping):
+            held = held.get(step)
+        elif isinstance(held, list) and step.isdigit() and int(step) < len(held):
+            held = held[int(step)]
+        else:
+            return None
+    return held
+
+
+def choose(
+    where: str, records: Sequence[Record], inputs: Sequence[str] | None, outputs: Sequence[str] | None
+) -> Columns:
+    """Choose the columns of a task.
+
+    What is not told is found by usual names, at the top and then inside of records: the likeliest answer, the likeliest
+    question with what belongs to it (a context, options, the other one of two sentences), or what is left when notes
+    such as ids are set aside. Of two columns of unusual names the first is asked, unless it has few different values.
+
+    Args:
+        where: For messages.
+        records: The data.
+        inputs: What is asked, if told.
+        outputs: What is to be answered, if told.
+
+    Raises:
+        TaskError: If a column is not there, or it is not clear which are meant.
+    """
+    search = _Search(where, records)
+    told = (*(inputs or ()), *(outputs or ()))
+    for path in told:
+        search.check(path)
+        if told.count(path) > 1:
+            raise TaskError(f"{where}: column {path!r} is given twice")
+    if inputs and outputs:
+        return Columns(tuple(inputs), tuple(outputs))
+    if not outputs and (talk := search.conversation(inputs)):
+        return Columns(tuple(inputs or talk), ())
+    found = outputs or search.answer(inputs or ())
+    asked = inputs or search.asked(found)
+    if not found and asked and len(left := search.left(asked)) == 1:
+        found = left  # a record as a whole, whatever is called an answer inside of it
+    found = found or search.answer(asked, inside=True)
+    asked = asked or search.asked(found, inside=True)
+    if not asked and not found:
+        return search.of_two()
+    asked = asked or search.only_one_left(found, "what is asked is not clear")
+    answer = found or search.only_one_left(asked, "what the answer is, is not clear")
+    return Columns(tuple(asked), tuple(answer), () if inputs else _options_of(asked))
+
+
+def _options_of(paths: Sequence[str]) -> tuple[str, ...]:
+    found = tuple(path for path in paths if _OPTION.fullmatch(plain_name(path)))
+    return found if len(found) > 1 else ()
+
+
+class _Search:
+    """The columns of data, and what their names say."""
+
+    def __init__(self, where: str, records: Sequence[Record]) -> None:
+        self._where, self._records = where, records
+        there = dict.fromkeys(name for record in records for name in record.values)
+        self._all = [str(name) for name in there]
+        self._names = [name for name in self._all if any(_is_there(value) for value in self._values(name))]
+        self._talks = [n for n in self._names if all(map(is_conversation, filter(_is_there, self._values(n))))]
+
+    def check(self, path: str) -> None:
+        if not any(value_at(record.values, path) is not None for record in self._records):
+            raise TaskError(f"{self._where}: no column {path!r}; there are: {self._listed()}")
+
+    def conversation(self, inputs: Sequence[str] | None) -> Sequence[str]:
+        """Return the column of conversations that end in an answer, and one of the system's texts.
+
+        There is none where another column is called an answer.
+        """
+        if {*ANSWERS} & {plain_name(name) for name in self._names if name not in self._talks}:
+            return ()
+        ending = [name for name in self._talks if all(map(ends_in_answer, self._values(name)))]
+        talk = [name for name in ending if not inputs or name in inputs][:1]
+        return [name for name in self._names if name in talk or (talk and plain_name(name) == "system")]
+
+    def answer(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
+        """Return the column, or what is inside of one, that is likeliest called an answer; none if there is no such."""
+        paths = self._inside(apart) if inside else self._free(apart)
+        found = _likeliest(paths, _OUTPUTS) or [p for p in paths if plain_name(p).startswith(("is_", "has_"))]
+        if len(found) > 1:
+            raise self._unclear(f"what the answer is, is not clear: {' or '.join(found)}")
+        return found
+
+    def asked(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
+        """Return the column, or what is inside of one, that is likeliest called a question, and what belongs to it."""
+        paths = self._inside(apart) if inside else self._free(apart)
+        main = _likeliest(paths, _INPUTS) or [path for path in paths if path in self._talks][:1]
+        if not main:
+            return ()
+        keys = self._keys(main[0])
+        if within := _likeliest(keys, _INPUTS):  # a record that is called a question has one
+            paths, main = [*keys, *paths], within
+        beside = [*BESIDE, *(OF_A_QUESTION if plain_name(main[0]) in ("question", "query") else ())]
+        options = _options_of(paths)
+        return [p for p in paths if p in main or p in options or plain_name(p) in beside]
+
+    def of_two(self) -> Columns:
+        left = self.left(())
+        if len(left) != 2:
+            raise self._unclear("what is asked and what the answer is, is not clear")
+        few, many = sorted(left, key=lambda name: len({str(value) for value in self._values(name)}))
+        counts = [len({str(value) for value in self._values(name)}) for name in (few, many)]
+        asked, answer = (many, few) if counts[0] * 5 <= counts[1] else left
+        return Columns((asked,), (answer,))
+
+    def only_one_left(self, apart: Sequence[str], problem: str) -> Sequence[str]:
+        left = self.left(apart)
+        if len(left) != 1:
+            raise self._unclear(problem)
+        return left
+
+    def left(self, apart: Sequence[str]) -> list[str]:
+        return [name for name in self._free(apart) if not _NOTES.fullmatch(plain_name(name))]
+
+    def _free(self, apart: Sequence[str]) -> list[str]:
+        taken = {*apart, *(path.partition(".")[0] for path in apart)}
+        return [name for name in self._names if name not in taken]
+
+    def _inside(self, apart: Sequence[str]) -> list[str]:
+        """Return the paths of what is inside of records; a record is known by the first row that has it."""
+        return [path for n in self._names if n not in apart for path in self._keys(n) if path not in apart]
+
+    def _keys(self, name: str) -> list[str]:
+        first = next((value for value in self._values(name) if _is_there(value)), None)
+        return [f"{name}.{key}" for key in first] if isinstance(first, Mapping) else []
+
+    def _values(self, name: str) -> Iterable[object]:
+        return [value_at(record.values, name) for record in self._records]
+
+    def _unclear(self, problem: str) -> TaskError:
+        paths = [path for name in self._names for path in (self._keys(name) or [name])]
+        if len(paths) < 2:
+            return TaskError(f"{self._where}: no table: there is one column only ({', '.join(paths):.40})")
+        return TaskError(f"{self._where}: {problem}; columns are: {', '.join(paths)}; say inputs=..., outputs=...")
+
+    def _listed(self) -> str:
+        return ", ".join(self._all) or "none"
+
+
+def _is_there(value: object) -> bool:
+    return value not in (None, "", [], {})
+
+
+def _likeliest(paths: Sequence[str], usual: Sequence[str]) -> list[str]:
+    """Return the columns of the likeliest name; a name that only ends in a usual one is less likely than any other."""
+    ranks: dict[str, float] = {}
+    for path in paths:
+        name = plain_name(path)
+        numbered = _NUMBERED.fullmatch(name)
+        whole = numbered[1] if numbered else name
+        for rank, known in ((0, whole), (len(usual), whole.rpartition("_")[2])):
+            if known in usual:
+                ranks.setdefault(path, rank + usual.index(known) + (0.5 if numbered else 0))
+    best = min(ranks.values(), default=None)
+    return [path for path, rank in ranks.items() if rank == best]

@@ -1,0 +1,413 @@
+"""From columns to fields: what each becomes in a signature, and every row's values in that form.
+
+What a column becomes is decided by all rows together, so that it depends neither on their order nor on the split.
+Inputs are text, conversations (`dspy.History`) or typed data. An answer is
+
+- text, with one right answer or several accepted ones: a list under a usual name of answers, or under any name where
+  the metric judges text;
+- one of its classes (`Literal`), where `kinds.classes` finds them and they are no options, no numbers (but few, under a
+  usual name of classes) and are not copied from the inputs;
+- a list, a record (a pydantic model) or several fields, which get the types of their values.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import json
+import keyword
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+
+import dspy
+
+from cuesmith.programs.tasks.answers import MARK, is_number, json_in, normalise, options_in, plain
+from cuesmith.programs.tasks.columns import ANSWERS, BESIDE, LABELS, OF_A_QUESTION, Columns, plain_name, value_at
+from cuesmith.programs.tasks.conversations import conversation, is_conversation
+from cuesmith.programs.tasks.kinds import Kind, classes, literal, typed
+from cuesmith.programs.tasks.metrics import ACCEPTED
+from cuesmith.programs.tasks.reading import Record
+from cuesmith.programs.tasks.task import Item, TaskError, is_taken, preferred_first
+
+SOLUTION = "solution"
+"""The example's field with the text that a final answer was taken of; it is neither an input nor a label."""
+
+OF_TEXT = ("exact", "choice", "number", "f1")
+"""Names of the metrics that judge a text."""
+
+_LISTED = 0.95
+"""Share of the rows whose answer is an option that the inputs list, from which on a task is one of choice. Ours."""
+
+_COPIED = 0.9
+"""Share of the rows whose inputs have the answer in them, from which on answers are copied and no classes. Ours."""
+
+_LONG = 20
+"""Words of the median answer above which no answer can be expected to equal it. Ours."""
+
+_NUMBERED = 20
+"""Classes at most that go by numbers. Ours."""
+
+_LAST = ".answer"
+"""The path of what conversations end in, where no column is the output."""
+
+Values = dict[str, object]
+"""Field -> value, of one row."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What the data of a task is in fields.
+
+    Attributes:
+        inputs: Input field -> its type.
+        outputs: Output field -> its type.
+        rows: Each row's values; those of no field of the signature are notes for the metric and for readers.
+        metric: Name of the metric that suits the answers.
+    """
+
+    inputs: Mapping[str, Kind]
+    outputs: Mapping[str, Kind]
+    rows: Sequence[Values]
+    metric: str
+
+    @property
+    def signature(self) -> str | type[dspy.Signature]:
+        """The signature; a string where all fields are text."""
+        if all(kind is str for kind in (*self.inputs.values(), *self.outputs.values())):
+            return f"{', '.join(self.inputs)} -> {', '.join(self.outputs)}"
+        asked = {name: (kind, dspy.InputField()) for name, kind in self.inputs.items()}
+        answered = {name: (kind, dspy.OutputField()) for name, kind in self.outputs.items()}
+        made: type[dspy.Signature] = dspy.make_signature({**asked, **answered})
+        return made
+
+    @property
+    def items(self) -> list[Item]:
+        """The rows as examples; rows of the same inputs are the same, up to case and white space."""
+        contents = ["\n".join(f"{n}={plain(_written(row[n]))}" for n in self.inputs) for row in self.rows]
+        examples = [dspy.Example(**row).with_inputs(*self.inputs) for row in self.rows]
+        return [Item(content, example) for content, example in zip(contents, examples, strict=True)]
+
+
+@dataclass(frozen=True)
+class _Column:
+    """A field's type, and its value in each row."""
+
+    kind: Kind
+    values: Sequence[object]
+
+
+_Columns = dict[str, _Column]
+
+
+def formed(
+    where: str, records: Sequence[Record], columns: Columns, metric: str | None, *, with_classes: bool = True
+) -> Form:
+    """Return the data of a task in fields.
+
+    Args:
+        where: For messages.
+        records: The data.
+        columns: What is asked and what is answered.
+        metric: Name of the wanted metric; None if the answers are to choose it, or if it is the user's own.
+        with_classes: Whether a text may become one of its classes.
+
+    Raises:
+        TaskError: If a row does not fit, or the answers do not fit the metric.
+    """
+    names = _names(columns)
+    inputs, last = _inputs(records, columns, names)
+    if len(columns.outputs) > 1:
+        if metric not in (None, "json_fields"):
+            raise TaskError(f"{where}: metric {metric!r} judges one output, there are {len(columns.outputs)}")
+        return _form(inputs, _outputs(records, columns, names), {}, "json_fields")
+    path = columns.outputs[0] if columns.outputs else _LAST
+    gold = _parsed([_gold(record, path) for record in records] if columns.outputs else last)
+    if _is_text(path, gold, metric):
+        accepted: Sequence[tuple[str, ...]] = [
+            texts_at(r.where, {path: value}, path) for r, value in zip(records, gold, strict=True)
+        ]
+        if metric in (None, "choice", "exact"):
+            accepted = _lettered(inputs, records, columns, names, accepted)
+        return _of_text(inputs, names[path], path, accepted, with_classes and metric in (None, "exact", "json_fields"))
+    column = _Column(*typed(names[path], gold))
+    suits = "json_fields" if any(isinstance(value, Mapping) for value in gold) else "set_f1"
+    return _form(inputs, {names[path]: column}, {}, "exact" if column.kind is bool else suits)
+
+
+def _form(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[object]], metric: str) -> Form:
+    columns = {name: column.values for name, column in {**inputs, **outputs}.items()} | dict(notes)
+    rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+    kinds = [{name: column.kind for name, column in fields.items()} for fields in (inputs, outputs)]
+    told = [{name: v for name, v in row.items() if v is not None or name in inputs} for row in rows]
+    return Form(kinds[0], kinds[1], told, metric)
+
+
+def _names(columns: Columns) -> dict[str, str]:
+    """Return path -> the name of a field: the column's own, as far as Python and dspy take it."""
+    found: dict[str, str] = {}
+    for path in (*columns.inputs, *(columns.outputs or (_LAST,))):
+        name = _name(path.rpartition(".")[2])
+        name = _name(path) if name in found.values() else name
+        while name in found.values():
+            name += "_"
+        found[path] = name
+    return found
+
+
+def _name(text: str) -> str:
+    name = re.sub(r"\W+", "_", text).strip("_") or "field"
+    name = f"column_{name}" if not name.isidentifier() else name
+    return f"{name}_" if keyword.iskeyword(name) or is_taken(name) or name == SOLUTION else name
+
+
+def _written(value: object) -> str:
+    if isinstance(value, str):
+        return value
+    data = value.messages if isinstance(value, dspy.History) else value
+    return json.dumps(data, ensure_ascii=False, sort_keys=True, default=str)
+
+
+# --- what is asked ------------------------------------------------------------------------------------------
+
+
+def _inputs(records: Sequence[Record], columns: Columns, names: Mapping[str, str]) -> tuple[_Columns, list[object]]:
+    """Return the input fields, and the answers that conversations end in where they are the outputs."""
+    found: _Columns = {}
+    answers: list[object] = []
+    for path in columns.inputs:
+        values = [value_at(record.values, path) for record in records]
+        if any(is_conversation(value) for value in values):
+            talks, answers = _conversations(records, path, values, names, columns)
+            found |= talks
+        elif any(isinstance(value, list | Mapping) for value in values):
+            found[names[path]] = _Column(*typed(names[path], values, with_classes=False))
+        else:
+            usual = plain_name(path) in (*BESIDE, *OF_A_QUESTION) and len(columns.inputs) > 1
+            found[names[path]] = _Column(str, [text_at(r.where, r.values, path, may_be_empty=usual) for r in records])
+    return found, answers
+
+
+def text_at(where: str, values: Mapping[str, object], path: str, *, may_be_empty: bool = False) -> str:
+    """Return the text that a row has at a path; a number's or a truth value's text, too.
+
+    Raises:
+        TaskError: If there is none.
+    """
+    value = value_at(values, path)
+    if value is not None and not isinstance(value, str | int | float | bool):
+        raise TaskError(f"{where}: {path!r} must be a text or a number, got {type(value).__name__}")
+    text = "" if value is None else str(value)
+    if not text.strip() and not may_be_empty:
+        problem = "missing" if value is None else "empty"
+        raise TaskError(f"{where}: {path!r} is {problem}; fill it in, or leave the row out")
+    return text
+
+
+def _conversations(
+    records: Sequence[Record], path: str, values: Sequence[object], names: Mapping[str, str], columns: Columns
+) -> tuple[_Columns, list[object]]:
+    """Return the fields of conversations: the last question, the system's text and the turns before, if any.
+
+    A conversation that ends in an answer, although another column is the output, is one text.
+    """
+    talks = [conversation(f"{r.where}: {path!r}", value) for r, value in zip(records, values, strict=True)]
+    if columns.outputs and any(talk.answer is not None for talk in talks):
+        return {names[path]: _Column(str, [talk.transcript for talk in talks])}, []
+    own = plain_name(path) in ("input", "inputs", "prompt", "query") or "question" in names.values()
+    question = names[path] if own else "question"
+    answer = names[columns.outputs[0] if columns.outputs else _LAST]
+    found: _Columns = {}
+    if any(talk.system for talk in talks):
+        found["system"] = _Column(str, [talk.system for talk in talks])
+    if any(talk.turns for talk in talks):
+        histories = [dspy.History(messages=[{question: q, answer: a} for q, a in talk.turns]) for talk in talks]
+        found["history"] = _Column(dspy.History, histories)
+    found[question] = _Column(str, [talk.question for talk in talks])
+    return found, [talk.answer for talk in talks]
+
+
+# --- what is to be answered ---------------------------------------------------------------------------------
+
+
+def _outputs(records: Sequence[Record], columns: Columns, names: Mapping[str, str]) -> _Columns:
+    """Return several output fields; a row may lack some of them, but not all."""
+    found = {path: _parsed([_label(record, path) for record in records]) for path in columns.outputs}
+    for record, cells in zip(records, zip(*found.values(), strict=True), strict=True):
+        if all(cell is None for cell in cells):
+            raise TaskError(f"{record.where}: {', '.join(map(repr, columns.outputs))} are all missing or empty")
+    return {names[path]: _Column(*typed(names[path], values)) for path, values in found.items()}
+
+
+def _label(record: Record, path: str) -> object:
+    value = value_at(record.values, path)
+    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+        return None
+    return value
+
+
+def is_labelled(record: Record, columns: Columns) -> bool:
+    """Return whether a row has any of the inputs and any of the outputs."""
+    sides = (columns.inputs, columns.outputs or columns.inputs)
+    return all(any(_label(record, path) is not None for path in side) for side in sides)
+
+
+def _gold(record: Record, path: str) -> object:
+    value = _label(record, path)
+    return text_at(record.where, record.values, path) if value is None else value
+
+
+def _parsed(values: Sequence[object]) -> list[object]:
+    """Return the values, with JSON text and the usual records of accepted answers read if all of them are that."""
+    found = [json_in(value) if isinstance(value, str) else value for value in values]
+    if any(isinstance(value, str) for value in found):
+        found = list(values)
+    accepted = [_accepted(value) for value in found if value is not None]
+    if accepted and all(each is not None for each in accepted):
+        return [_accepted(value) for value in found]
+    return found
+
+
+def _accepted(value: object) -> list[object] | None:
+    """Return the accepted answers in a record of SQuAD ("text", "answer_start") or TriviaQA ("value", "aliases")."""
+    if isinstance(value, list):
+        marked = [each for each in value if isinstance(each, Mapping) and {"text", "answer_start"} <= {*each}]
+        return [each["text"] for each in marked] if marked and len(marked) == len(value) else None
+    if not isinstance(value, Mapping):
+        return None
+    texts, aliases = value.get("text"), value.get("aliases")
+    if isinstance(texts, list) and "answer_start" in value:
+        return texts
+    return [value["value"], *aliases] if isinstance(aliases, list) and "value" in value else None
+
+
+def _is_text(path: str, gold: Sequence[object], metric: str | None) -> bool:
+    if all(isinstance(value, bool) for value in gold):
+        return metric in ("choice", "number", "f1", "set_f1")
+    if metric in OF_TEXT or not any(isinstance(value, list | Mapping) for value in gold):
+        return True
+    members = [m for value in gold for m in (value if isinstance(value, list) else [value])]
+    scalar = not any(isinstance(member, list | Mapping) for member in members)
+    return metric is None and plain_name(path) in ANSWERS and scalar
+
+
+def texts_at(where: str, values: Mapping[str, object], path: str) -> tuple[str, ...]:
+    """Return the accepted answers that a row has at a path, the preferred one first.
+
+    Raises:
+        TaskError: If there is none, or one is no text.
+    """
+    value = value_at(values, path)
+    if isinstance(value, list) and not value:
+        raise TaskError(f"{where}: {path!r} has no accepted answer")
+    listed = value if isinstance(value, list) else [value]
+    return preferred_first(text_at(where, {path: each}, path) for each in listed)
+
+
+def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[str, ...]], with_classes: bool) -> Form:
+    notes: dict[str, Sequence[object]] = {}
+    if all(MARK in each[0] for each in accepted):  # GSM8K
+        notes[SOLUTION] = [each[0] for each in accepted]
+        accepted = [(each[0].rpartition(MARK)[2].strip() or each[0],) for each in accepted]
+    asked = ["\n".join(cells) for cells in zip(*(c.values for c in inputs.values() if c.kind is str), strict=True)]
+    suits, kind = _suiting(asked, accepted), str
+    by_number = suits == "number" and plain_name(path) in LABELS
+    texts = [each[0].strip() for each in accepted]
+    known = classes(texts) if with_classes and (suits == "exact" or by_number) else None
+    fits = known is not None and all(len(each) == 1 for each in accepted) and not _copied(asked, texts)
+    if known and fits and not (by_number and len(known) > _NUMBERED):
+        kind, suits, accepted = literal(known), "exact", [(text,) for text in texts]
+    column = _Column(kind, [each[0] for each in accepted])
+    return _form(inputs, {name: column}, {ACCEPTED: accepted, **notes}, suits)
+
+
+def _suiting(asked: Sequence[str], accepted: Sequence[tuple[str, ...]]) -> str:
+    """Return the name of the metric that suits answers in text."""
+    options = [options_in(text) for text in asked]
+    if options and all(options):
+        picked = [o is not None and o.picked(each[0]) is not None for o, each in zip(options, accepted, strict=True)]
+        if sum(picked) >= _LISTED * len(picked):
+            return "choice"
+    if all(any(is_number(text) for text in each) for each in accepted):
+        return "number"
+    return "f1" if median(len(each[0].split()) for each in accepted) > _LONG else "exact"
+
+
+def _copied(asked: Sequence[str], texts: Sequence[str]) -> bool:
+    held = [plain(text) in plain(question) for question, text in zip(asked, texts, strict=False)]
+    return sum(held) >= _COPIED * len(texts)
+
+
+# --- options in columns of their own ------------------------------------------------------------------------
+
+_LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+_OPTIONS = ("choices", "options", "endings", "answer_choices")
+"""Usual names of a column that holds all options."""
+
+_Pairs = list[tuple[str, str]]
+"""The label and the text of each option."""
+
+
+def _lettered(
+    inputs: _Columns,
+    records: Sequence[Record],
+    columns: Columns,
+    names: Mapping[str, str],
+    accepted: Sequence[tuple[str, ...]],
+) -> Sequence[tuple[str, ...]]:
+    """Give options that stand in columns of their own letters, in `inputs`, and return the answers as letters.
+
+    The answers may be labels, texts, letters or places of options. Where they are none of that, all stays as it is.
+    """
+    column = next((path for path in columns.inputs if plain_name(path) in _OPTIONS), None)
+    if column is not None:
+        found = [_options(value_at(record.values, column)) for record in records]
+    else:
+        found = [[(path, str(value_at(r.values, path))) for path in columns.options] for r in records]
+        found = [[(plain_name(path).rpartition("_")[2][-1:], text) for path, text in pairs] for pairs in found]
+    places = _places([each[0].strip() for each in accepted], found)
+    if places is None:
+        return accepted
+    for path in columns.options if column is None else ():
+        del inputs[names[path]]
+    lines = ["\n".join(f"({letter}) {text}" for letter, (_, text) in zip(_LETTERS, o, strict=False)) for o in found]
+    inputs["options" if column is None else names[column]] = _Column(str, lines)
+    return [(f"({_LETTERS[place]})",) for place in places]
+
+
+def _options(value: object) -> _Pairs:
+    """Return the options that a value lists; none if it lists something else."""
+    data = json_in(value) if isinstance(value, str) else value
+    pairs: list[tuple[object, object]] = []
+    match data:
+        case {"text": list() as texts, "label": list() as labels}:
+            pairs = list(zip(labels, texts, strict=False))
+        case Mapping():
+            pairs = list(data.items())
+        case list():
+            pairs = [(v.get("label"), v.get("text")) if isinstance(v, Mapping) else ("", v) for v in data]
+    if len(pairs) > len(_LETTERS) or any(isinstance(text, list | Mapping | None) for _, text in pairs):
+        return []
+    without = [re.sub(rf"^\(?{_LETTERS[k]}[).:]\s*", "", str(text)) for k, (_, text) in enumerate(pairs)]
+    return [(str(label), " ".join(text.split())) for (label, _), text in zip(pairs, without, strict=True)]
+
+
+def _places(gold: Sequence[str], options: Sequence[_Pairs]) -> list[int] | None:
+    """Return the place of each right option, by what all answers are: labels, texts, letters or places.
+
+    Places count from 1 where one is the number of options, else from 0.
+    """
+    first = int(any(text == str(len(pairs)) for text, pairs in zip(gold, options, strict=True)))
+    for known in (
+        lambda pairs: [label.casefold() for label, _ in pairs],
+        lambda pairs: [normalise(text) for _, text in pairs],
+        lambda pairs: list(_LETTERS[: len(pairs)].lower()),
+        lambda pairs: [f"({letter})" for letter in _LETTERS[: len(pairs)].lower()],
+        lambda pairs: [str(k + first) for k in range(len(pairs))],
+    ):
+        names = [known(pairs) for pairs in options]
+        if all(normalise(text) in each for text, each in zip(gold, names, strict=True)):
+            return [each.index(normalise(text)) for text, each in zip(gold, names, strict=True)]
+    return None
