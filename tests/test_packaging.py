@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 import cuesmith
+from cuesmith.programs.tasks.metrics import METRICS
 from cuesmith.teleprompters import COMPILERS
 
 ROOT = Path(__file__).parents[1]
@@ -156,4 +157,4 @@ def test_the_readme_names_what_there_is() -> None:
             if isinstance(node, ast.ImportFrom) and node.module is not None:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
-    assert set(re.findall(r"^\| `([a-z-]+)` \|", readme, re.MULTILINE)) == set(COMPILERS)
+    assert set(re.findall(r"^\| `([a-z0-9_-]+)` \|", readme, re.MULTILINE)) == {*COMPILERS, *METRICS}
