@@ -332,7 +332,11 @@ def fill(cells: Sequence[Cell], data: Path, models: Mapping[str, str]) -> None:
         if (cell.folder / f"{cell.name}{PACKED}").exists():
             continue
         begun = time.monotonic()
-        done = run(cell, data, models)
+        try:
+            done = run(cell, data, models)
+        except RecordError as error:
+            print(error, file=sys.stderr, flush=True)
+            continue
         print(f"{cell}: {100 * _mean([done.scores]):.0f} %, {done.calls}, stopped by {done.stopped_by}, "
               f"{time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
         print("\n".join(prompts([done])), flush=True)

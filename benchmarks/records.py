@@ -11,6 +11,7 @@ with the number of its lines and their checksum at its end, to which whoever rea
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import hashlib
 import json
 import lzma
@@ -20,7 +21,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast
 
 from dspy import lm15
 from dspy.clients.execution import request_to_dict
@@ -57,10 +58,11 @@ class Book:
             filling: Whether replies may be added.
 
         Raises:
-            RecordError: If a record is damaged or cut.
+            RecordError: If a record is damaged or cut, or another process fills it.
         """
         self.folder, self.cell, self.missed = folder, cell, list[str]()
         self._lock = threading.Lock()
+        self._file: BinaryIO | None = None
         self._packed, self._fresh = folder / f"{cell}{PACKED}", folder / f"{cell}.jsonl"
         self._replies = _entries(self._packed) if self._packed.exists() else {}
         self._others: dict[str, dict[str, Any]] = {}
@@ -72,9 +74,15 @@ class Book:
 
     def _go_on(self) -> None:
         """Read what a killed run has left; its last line may be cut."""
-        whole = self._fresh.read_bytes().rpartition(b"\n")[0].splitlines() if self._fresh.exists() else []
+        self._file = self._fresh.open("a+b")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise RecordError(f"{self._fresh}: another process fills this cell") from None
+        self._file.seek(0)
+        whole = self._file.read().rpartition(b"\n")[0].splitlines()
         self._replies = _keyed(self._fresh, whole)
-        self._fresh.write_bytes(b"".join(line + b"\n" for line in whole))
+        self._file.truncate(sum(len(line) + 1 for line in whole))
 
     def get(self, key: str) -> dict[str, Any] | None:
         """Return the reply to a request, or None."""
@@ -86,8 +94,10 @@ class Book:
     def add(self, key: str, reply: Mapping[str, Any]) -> None:
         """Keep a reply, on disk before it is used."""
         entry = {"key": key, **reply}
-        with self._lock, self._fresh.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        with self._lock:
+            assert self._file is not None
+            self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            self._file.flush()
             self._replies[key] = entry
 
     def check(self) -> None:
@@ -101,13 +111,15 @@ class Book:
 
     def close(self) -> None:
         """Pack what was added."""
-        if not self._fresh.exists():
+        if self._file is None:
             return
         lines = self._fresh.read_bytes()
         packed = self._packed.with_suffix(".tmp")
         packed.write_bytes(lzma.compress(lines + json.dumps(_about(lines)).encode(), preset=9 | lzma.PRESET_EXTREME))
         packed.replace(self._packed)
         self._fresh.unlink()
+        self._file.close()
+        self._file = None
 
 
 def _about(lines: bytes) -> dict[str, Any]:

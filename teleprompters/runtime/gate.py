@@ -15,7 +15,7 @@ import random
 import threading
 import time
 import uuid
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
@@ -342,9 +342,9 @@ class Gate:
         self._jitter = random.Random()
         self._failures_in_a_row: Counter[str] = Counter()
         self._answered: set[str] = set()
-        self._slowest = 0.0
-        self._last_sign = time.monotonic()
-        self._sent: dict[Admission, float] = {}
+        self._slowest: dict[str, float] = {}
+        self._last_sign: dict[str, float] = {}
+        self._sent: dict[Admission, tuple[Request, float]] = {}
         self._at_cap: set[object] = set()
         self._foreign = 0
         if journal is not None:
@@ -396,15 +396,22 @@ class Gate:
         return reason
 
     def check_silence(self) -> None:
-        """Stop the run if calls are under way and nothing has been heard for far longer than any answer took."""
+        """Stop the run if calls of a model are under way and it has been silent for far longer than any answer took.
+
+        A model that runs in this process has no provider that could be down: it is slow.
+        """
+        waiting: dict[str, list[float]] = defaultdict(list)
         with suppress(RuntimeError):  # changed by a thread meanwhile: it is looked at again soon
-            oldest = min(self._sent.values(), default=None)
-            if oldest is None:
-                return
-            patience = max(PATIENCE, SLOWNESS * self._slowest) if self._answered else FIRST_PATIENCE
-            silent = time.monotonic() - max(oldest, self._last_sign)
+            for request, began in self._sent.values():
+                if not request.free:
+                    waiting[request.model].append(began)
+        for model, sent in waiting.items():
+            slowest = self._slowest.get(model)
+            patience = FIRST_PATIENCE if slowest is None else max(PATIENCE, SLOWNESS * slowest)
+            silent = time.monotonic() - max(min(sent), self._last_sign.get(model, 0.0))
             if silent > patience:
-                self.stop("outage", f"{self.in_flight} calls are under way and none was answered for {silent:.0f} s")
+                what = f"{len(sent)} calls of {model} are under way"
+                self.stop("outage", f"{what} and none was answered for {silent:.0f} s")
 
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
         """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
@@ -531,7 +538,8 @@ class Gate:
             return request.load(body)
         for attempt in range(self.max_retries + 1):
             place = yield from self._admission(role, request, current)
-            self._sent[place] = began = time.monotonic()
+            began = time.monotonic()
+            self._sent[place] = request, began
             answer = yield Send(place)
             self._sent.pop(place, None)
             if place.lost:
@@ -550,8 +558,8 @@ class Gate:
         self._answered.add(model)
         self._failures_in_a_row.pop(model, None)
         self._failures_in_a_row.pop("", None)
-        self._last_sign = time.monotonic()
-        self._slowest = max(self._slowest, seconds)
+        self._last_sign[model] = time.monotonic()
+        self._slowest[model] = max(self._slowest.get(model, 0.0), seconds)
 
     def _recall(self, key: str, current: Effect, role: Role) -> object:
         """Return what the journal holds of the reply, or None."""
