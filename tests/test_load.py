@@ -918,3 +918,62 @@ def test_real_data_becomes_what_one_would_expect(name: str, fields: str, metric:
     assert (task.fields, task.metric) == (fields, metric)
     if name == "gsm8k":
         assert all("####" in e.solution and "####" not in e.answer for e in everything(task))
+
+
+# --- what public data sets are like ---
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        (lambda k: {"question": f"q{k}", "answer": f"a{k}", "label": k % 2}, "question, answer -> label: one of 2"),
+        (lambda k: {"question_text": f"q{k}", "target": k % 2}, "question_text -> target: one of 2"),
+        (lambda k: {"sQuestion": f"q{k}", "lSolutions": [k / 4]}, "sQuestion -> lSolutions"),
+        (lambda k: {"context": "c", "question": f"q{k}", "answerA": "x", "answerB": "y", "label": 1 + k % 2},
+         "context, question, options -> label"),
+        (lambda k: {"claim": f"c{k}", "evidence": [[[k, "p"]]], "label": "NY"[k % 2]}, "claim -> label: one of 2"),
+        (lambda k: {"QUESTION": f"q{k}", "CONTEXTS": ["c"], "LABELS": ["B"], "final_decision": ("yes", "no")[k % 2]},
+         "QUESTION, CONTEXTS: list[str] -> final_decision: one of 2"),
+        (lambda k: {"Question": f"q{k}", "Best Answer": f"b{k}", "Correct Answers": f"b{k}; c"},
+         "Question -> Best_Answer"),
+        (lambda k: {"choices": ["x", "y"], "stem": f"s{k}", "answerKey": "AB"[k % 2]}, "stem, choices -> answerKey"),
+        (lambda k: {"text": f"t{k}", "stars": float(k % 5)}, "text -> stars: one of 5"),
+    ],
+)  # fmt: skip
+def test_columns_of_public_data(tmp_path: Path, row: Any, fields: str) -> None:
+    task = load(write(tmp_path / "data.json", [row(k) for k in range(N)]))
+    assert task.fields == fields
+    check(task)
+
+
+def test_scores_are_judged_by_their_distance(tmp_path: Path) -> None:
+    rows = [{"sentence1": f"a{k}", "sentence2": "b", "score": k / 7} for k in range(36)]
+    task = load(write(tmp_path / "data.json", rows))
+    assert task.metric == Near("score", span=5.0)
+    check(task)
+    example = dspy.Example(score="2.5", accepted=("2.5",)).with_inputs()
+    for said, score in (("2.5", 1.0), ("about 3.5", 0.8), ("none", 0.0), ("99", 0.0)):
+        assert Metric(task.metric).call(example, dspy.Prediction(score=said))[0] == pytest.approx(score)
+
+
+def test_sentences_in_own_words_are_judged_by_their_words(tmp_path: Path) -> None:
+    said = [{"question": f"q{k}?", "answer": f"Nothing at all happens with {k}."} for k in range(N)]
+    assert isinstance(load(write(tmp_path / "data.json", said)).metric, TokenF1)
+    turned = [{"input": f"The dog number {k} saw the cat.", "output": f"The cat saw the dog {k}."} for k in range(N)]
+    assert isinstance(load(write(tmp_path / "turned.json", turned)).metric, ExactMatch)
+
+
+def test_a_few_answers_that_are_no_option_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [{"question": f"q{k}", "options": ["x", "y", "z"], "answer": "AC" if k == 5 else "B"} for k in range(40)]
+    rows[7]["answer"] = "C"
+    task = load(write(tmp_path / "data.json", rows))
+    assert {e.answer for e in everything(task)} == {"(B)", "(C)", "AC"} and task.metric == Choice()
+    check(task)
+
+
+def test_big_bench_prefers_the_score_that_the_task_prefers(tmp_path: Path) -> None:
+    scores = {"Yes": 1, "No": 0}
+    rows = [{"input": f"q{k}", "target": f"Yes. For {k} it is.", "target_scores": scores} for k in range(N)]
+    for preferred, answer in (("multiple_choice_grade", "Yes"), ("bleu", "Yes. For 3 it is.")):
+        data = {"preferred_score": preferred, "append_choices_to_input": False, "examples": rows}
+        task = load(write(tmp_path / "task.json", data))
+        assert answer in {e.answer for e in everything(task)}

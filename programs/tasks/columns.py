@@ -209,7 +209,8 @@ class _Search:
     def asked(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
         """Return the column, or what is inside of one, that is likeliest called a question, and what belongs to it."""
         paths = self._inside(apart) if inside else self._free(apart)
-        main = _likeliest(paths, _INPUTS) or [path for path in paths if path in self._talks][:1]
+        main = _likeliest([path for path in paths if self._is_full(path)], _INPUTS)
+        main = main or [path for path in paths if path in self._talks][:1]
         if not main:
             return ()
         keys = self._keys(main[0])
@@ -234,12 +235,16 @@ class _Search:
         few = [name for name in self._names if counts[name] <= min(_FEW, len(self._records) // 5)]
         many = [name for name in self._names if counts[name] * 2 > len(self._records)]
         texts = [name for name in many if not all(str(value).isdigit() for value in self._values(name))]
-        return Columns(tuple(texts), tuple(few)) if len(few) == 1 and len(texts) + 1 == len(self._names) else None
+        at_an_end = few in ([first], [last]) and len(texts) + 1 == len(self._names)  # else one may explain the other
+        return Columns(tuple(texts), tuple(few)) if at_an_end else None
 
     def _varies(self, path: str) -> bool:
         """Whether at least half of the rows have a value at a path, and not all the same."""
         held = [value for value in self._values(path) if _is_there(value)]
-        return len(held) * 2 >= len(self._records) and any(value != held[0] for value in held)
+        return self._is_full(path) and any(value != held[0] for value in held)
+
+    def _is_full(self, path: str) -> bool:
+        return sum(map(_is_there, self._values(path))) * 2 >= len(self._records)
 
     def _judgement(self, paths: Sequence[str]) -> Sequence[str]:
         """Return the first of the paths that judges answers."""

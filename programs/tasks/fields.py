@@ -44,7 +44,7 @@ from cuesmith.programs.tasks.task import Item, TaskError, is_taken, preferred_fi
 SOLUTION = "solution"
 """The example's field with the text that a final answer was taken of; it is neither an input nor a label."""
 
-OF_TEXT = ("exact", "choice", "number", "f1")
+OF_TEXT = ("exact", "choice", "number", "near", "f1")
 """Names of the metrics that judge a text."""
 
 _LISTED = 0.95
@@ -297,6 +297,8 @@ def _parsed(values: Sequence[object]) -> list[object]:
     found = [json_in(value) if isinstance(value, str) else value for value in values]
     if any(isinstance(value, str) for value in found):
         found = list(values)
+    if all(isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list | Mapping) for value in found):
+        return [value[0] for value in found if isinstance(value, list)]
     accepted = [_accepted(value) for value in found if value is not None]
     if accepted and all(each is not None for each in accepted):
         return [_accepted(value) for value in found]
@@ -361,6 +363,8 @@ def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[st
     fits = known is not None and all(len(each) == 1 for each in accepted) and not _copied(asked, texts)
     if known and fits and not (by_number and len(known) > _NUMBERED):
         kind, suits, accepted = literal(known), "exact", [(text,) for text in texts]
+    elif suits == "number" and plain_name(path) not in ANSWERS and _are_scores(texts):
+        suits = "near"
     column = _Column(kind, [each[0] for each in accepted])
     return _form(inputs, {name: column}, {ACCEPTED: accepted, **notes}, suits)
 
@@ -397,6 +401,11 @@ def _are_classes(path: str, numbers: Sequence[str]) -> bool:
     known = {*numbers}
     places = [{str(first + k) for k in range(len(known))} for first in (0, 1)]
     return known == {"0", "1"} or (path.startswith("column_") and len(known) <= _NUMBERED and known in places)
+
+
+def _are_scores(numbers: Sequence[str]) -> bool:
+    """Whether half of the numbers are no whole ones, as means of ratings are; to guess them exactly is luck."""
+    return sum(bool(re.search(r"[.]0*[1-9]", text)) for text in numbers) * 2 >= len(numbers)
 
 
 def _copied(asked: Sequence[str], texts: Sequence[str]) -> bool:

@@ -18,9 +18,10 @@ from pathlib import Path
 import dspy
 
 from cuesmith.programs.tasks import delimited, reading
+from cuesmith.programs.tasks.answers import number_in
 from cuesmith.programs.tasks.columns import Columns, choose, is_usual, value_at
 from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
-from cuesmith.programs.tasks.metrics import METRICS, JsonFields
+from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
 from cuesmith.programs.tasks.task import (
     MINIMUM_ROWS,
@@ -64,8 +65,9 @@ def load(
         inputs: The columns that are asked, or dotted paths into records; found by usual names if not given.
         outputs: The columns that are the answer; found by usual names if not given.
         metric: A name in `METRICS`, or a metric of your own. By default it is what suits the answers: "choice" where
-            the inputs list options, "number" for numbers, "set_f1" for lists, "json_fields" for records and several
-            outputs, "f1" for texts of more than 20 words, else "exact".
+            the inputs list options, "number" for numbers ("near" for scores), "set_f1" for lists, "json_fields" for
+            records and several outputs, "f1" for texts of more than 20 words, and shorter ones in free words, else
+            "exact".
         sizes: Wanted sizes of the splits.
         seed: Chooses the splits.
 
@@ -97,9 +99,16 @@ def load(
         return _divided(table, form.signature, metric, items, sizes, seed)
     name, outputs = wanted or form.metric, tuple(form.outputs)
     judge = JsonFields(outputs) if name == "json_fields" else METRICS[name](outputs[0])
+    if isinstance(judge, Near):
+        judge = replace(judge, span=_range(item.example[outputs[0]] for item in items))
     for record, item in zip(records, items, strict=True):
         _check_gold(record.where, name, judge, item.example, outputs)
     return _divided(table, form.signature, judge, items, sizes, seed)
+
+
+def _range(texts: Iterable[str]) -> float:
+    numbers = [float(number.value) for text in texts if (number := number_in(text))]
+    return max(numbers, default=1.0) - min(numbers, default=0.0) or 1.0
 
 
 def _divided(

@@ -73,6 +73,32 @@ class Number:
 
 
 @dataclass(frozen=True)
+class Near:
+    """How near the last number of the answer is to that of an accepted one; 0 where it is `span` away, or more.
+
+    Attributes:
+        output: The output field that holds the answer.
+        span: The distance from which on an answer is worth nothing; `load` takes the range of the right answers.
+    """
+
+    output: str = "answer"
+    span: float = 1.0
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+        """Score one prediction, from 0 to 1; see `ExactMatch`.
+
+        Raises:
+            AttributeError: If the prediction or the example has no such field.
+        """
+        said = number_in(str(getattr(prediction, self.output)))
+        wanted = [number_in(text) for text in _accepted(example, self.output)]
+        if said is None:
+            return 0.0
+        away = [abs(float(said.value - number.value)) for number in wanted if number is not None]
+        return max([0.0, *(1 - each / self.span for each in away)])
+
+
+@dataclass(frozen=True)
 class Choice:
     """Whether the answer picks an accepted option of those that the inputs list: by its letter or its text.
 
@@ -185,6 +211,7 @@ METRICS: Mapping[str, Callable[[Any], MetricFunction]] = MappingProxyType(
         "exact": ExactMatch,
         "choice": Choice,
         "number": Number,
+        "near": Near,
         "f1": TokenF1,
         "json_fields": JsonFields,
         "set_f1": SetF1,

@@ -128,7 +128,8 @@ def name_of(path: str | Path) -> str:
     """Return the name of a file's data: the file's, or its folder's where that says more than "task" or "train"."""
     path = Path(path).resolve()
     names = [path.name if path.is_dir() else _SHARD.sub("", path.stem), *(parent.name for parent in path.parents)]
-    return next((name for name in names if name and name.lower() not in {"task", "data", "dataset", *_PART}), names[0])
+    vague = {"task", "data", "dataset", "samples", *_PART}
+    return next((name for name in names if name and name.lower() not in vague), names[0])
 
 
 # --- which files --------------------------------------------------------------------------------------------
