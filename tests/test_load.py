@@ -29,7 +29,9 @@ from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks import (
     Choice,
     ExactMatch,
+    InOrder,
     JsonFields,
+    Near,
     Number,
     SetF1,
     Sizes,
@@ -953,6 +955,15 @@ def test_scores_are_judged_by_their_distance(tmp_path: Path) -> None:
     example = dspy.Example(score="2.5", accepted=("2.5",)).with_inputs()
     for said, score in (("2.5", 1.0), ("about 3.5", 0.8), ("none", 0.0), ("99", 0.0)):
         assert Metric(task.metric).call(example, dspy.Prediction(score=said))[0] == pytest.approx(score)
+
+
+def test_tags_of_words_are_judged_place_by_place(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b", str(k)], "ner_tags": ["O", "B", "O"]} for k in range(N)]
+    task = load(write(tmp_path / "data.json", rows), inputs="tokens", outputs="ner_tags")
+    assert task.metric == InOrder("ner_tags")
+    check(task)
+    for said, score in ((["O", "O", "B"], 1 / 3), (["O"], 1 / 3), (["O", "B", "O", "O"], 3 / 4), ("O, B, O", 1.0)):
+        assert Metric(task.metric).call(task.train[0], dspy.Prediction(ner_tags=said))[0] == pytest.approx(score)
 
 
 def test_sentences_in_own_words_are_judged_by_their_words(tmp_path: Path) -> None:

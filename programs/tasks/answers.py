@@ -291,7 +291,12 @@ def json_in(text: str) -> object:
 
 
 def members(value: object) -> list[str]:
-    """Return what a list, or a text that lists something, has in it, each member in a form that can be compared."""
+    """Return what a list, or a text that lists something, has in it, each different member in a form to compare."""
+    return [member for member in dict.fromkeys(in_order(value)) if member]
+
+
+def in_order(value: object) -> list[str]:
+    """Return all that a list, or a text that lists something, has in it, each in a form that can be compared."""
     data = as_data(value)
     if isinstance(data, str):
         data = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in re.split(r"[,;\n]", data)]
@@ -299,8 +304,7 @@ def members(value: object) -> list[str]:
         data = []
     elif isinstance(data, Mapping) or not isinstance(data, list | tuple | set | frozenset):
         data = [data]
-    found = [_comparable(member) for member in data]
-    return [member for member in dict.fromkeys(found) if member]
+    return [_comparable(member) for member in data]
 
 
 def _comparable(member: object) -> str:

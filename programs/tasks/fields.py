@@ -149,7 +149,15 @@ def formed(
         return _of_text(inputs, names[path], path, accepted, with_classes and metric in (None, "exact", "json_fields"))
     column = _Column(*typed(names[path], gold))
     suits = "json_fields" if any(isinstance(value, Mapping) for value in gold) else "set_f1"
+    if suits == "set_f1" and any(_tagged(each.values, column.values) for each in inputs.values()):
+        suits = "in_order"
     return _form(inputs, {names[path]: column}, {}, "exact" if column.kind is bool else suits)
+
+
+def _tagged(asked: Sequence[object], answers: Sequence[object]) -> bool:
+    """Whether each answer has as many members as what is asked, as tags of words do."""
+    pairs = list(zip(asked, answers, strict=True))
+    return all(isinstance(a, list) and isinstance(b, list) and len(a) == len(b) for a, b in pairs)
 
 
 def _form(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[object]], metric: str) -> Form:

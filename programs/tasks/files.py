@@ -65,9 +65,9 @@ def load(
         inputs: The columns that are asked, or dotted paths into records; found by usual names if not given.
         outputs: The columns that are the answer; found by usual names if not given.
         metric: A name in `METRICS`, or a metric of your own. By default it is what suits the answers: "choice" where
-            the inputs list options, "number" for numbers ("near" for scores), "set_f1" for lists, "json_fields" for
-            records and several outputs, "f1" for texts of more than 20 words, and shorter ones in free words, else
-            "exact".
+            the inputs list options, "number" for numbers ("near" for scores), "set_f1" for lists ("in_order" where
+            one has as many members as an input), "json_fields" for records and several outputs, "f1" for texts of
+            more than 20 words, and shorter ones in free words, else "exact".
         sizes: Wanted sizes of the splits.
         seed: Chooses the splits.
 
