@@ -981,6 +981,15 @@ def test_a_few_answers_that_are_no_option_stay_as_they_are(tmp_path: Path) -> No
     check(task)
 
 
+def test_wrong_answers_in_columns_of_their_own_become_options(tmp_path: Path) -> None:
+    wrong = [f"Incorrect Answer {n}" for n in (1, 2, 3)]
+    rows = [{"Question": f"q{k}", "Correct Answer": f"{k}", **{w: f"{k}{w[-1]}" for w in wrong}} for k in range(N)]
+    task = load(write(tmp_path / "data.json", rows))
+    assert (task.signature, task.metric) == ("Question, options -> Correct_Answer", Choice("Correct_Answer"))
+    assert {e.Correct_Answer for e in everything(task)} == {"(A)", "(B)", "(C)", "(D)"}
+    check(task)
+
+
 def test_big_bench_prefers_the_score_that_the_task_prefers(tmp_path: Path) -> None:
     scores = {"Yes": 1, "No": 0}
     rows = [{"input": f"q{k}", "target": f"Yes. For {k} it is.", "target_scores": scores} for k in range(N)]

@@ -15,7 +15,7 @@ from cuesmith.programs.tasks.reading import Record
 from cuesmith.programs.tasks.task import TaskError
 
 ANSWERS = [
-    "answer", "answers", "correct_answer", "best_answer", "final_answer", "final_ans", "target", "targets",
+    "answer", "answers", "best_answer", "correct_answer", "final_answer", "final_ans", "target", "targets",
     "output", "outputs", "ideal", "completion", "gold", "gold_answer", "expected", "expected_output",
     "expected_answer", "reference", "references", "response", "possible_answers", "aliases",
 ]  # fmt: skip
@@ -78,6 +78,8 @@ _OPTION_LETTERS = "ABCDEFGHIJ"
 _NUMBERED = re.compile(r"(.+?)_?(?:\d+|_[ab])")
 _OPTION = re.compile(r"(?:op|opt|option|choice|answer|ans|sol|ending|candidate)_?(?:\d+|[a-f])|[a-f]")
 """Names of columns that hold one option each."""
+_WRONG = re.compile(r"(?:incorrect|wrong|distractor)_?(?:answer|option|choice)?_?\d+")
+"""Names of columns that hold one wrong option each, beside the right answer."""
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,13 @@ def choose(
 
 def _options_of(paths: Sequence[str]) -> tuple[str, ...]:
     found = tuple(path for path in paths if _OPTION.fullmatch(plain_name(path)))
+    found = found if len(found) > 1 else tuple(path for path in paths if is_wrong(path))
     return found if len(found) > 1 else ()
+
+
+def is_wrong(path: str) -> bool:
+    """Return whether a column's name says that it holds a wrong option."""
+    return _WRONG.fullmatch(plain_name(path)) is not None
 
 
 class _Search:
@@ -324,8 +332,8 @@ def _likeliest(paths: Sequence[str], usual: Sequence[str]) -> list[str]:
         numbered = _NUMBERED.fullmatch(name)
         whole = numbered[1] if numbered else name
         last, n = whole.rpartition("_")[2], len(usual)
-        for rank, known in ((0, whole), (n, _one(whole)), (2 * n, last), (3 * n, _one(last))):
-            if known in usual and (rank <= n or known not in _ONLY_WHOLE):
+        for rank, known in ((0.0, whole), (0.25, _one(whole)), (n, last), (n + 0.25, _one(last))):
+            if known in usual and (rank < n or known not in _ONLY_WHOLE):
                 ranks.setdefault(path, rank + usual.index(known) + (0.5 if numbered else 0))
     best = min(ranks.values(), default=None)
     return [path for path, rank in ranks.items() if rank == best]

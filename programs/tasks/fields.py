@@ -21,6 +21,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from zlib import crc32
 
 import dspy
 
@@ -32,6 +33,7 @@ from cuesmith.programs.tasks.columns import (
     OF_A_QUESTION,
     OPTIONS,
     Columns,
+    is_wrong,
     plain_name,
     value_at,
 )
@@ -445,6 +447,9 @@ def _lettered(
     else:
         found = [[(path, str(value_at(r.values, path))) for path in columns.options] for r in records]
         found = [[(plain_name(path).rpartition("_")[2][-1:], text) for path, text in pairs] for pairs in found]
+        if columns.options and all(map(is_wrong, columns.options)):
+            right = [each[0] for each in accepted]
+            found = [_mixed([text, *(t for _, t in pairs)]) for text, pairs in zip(right, found, strict=True)]
     places = _places([each[0].strip() for each in accepted], found)
     if places is None:
         return accepted
@@ -454,6 +459,11 @@ def _lettered(
     inputs["options" if column is None else names[column]] = _Column(str, lines)
     told = [each if place is None else (f"({_LETTERS[place]})",) for place, each in zip(places, accepted, strict=True)]
     return told
+
+
+def _mixed(texts: Sequence[str]) -> _Pairs:
+    """Return options in an order that says nothing of which is right."""
+    return [("", text) for text in sorted({text.strip() for text in texts}, key=lambda text: crc32(text.encode()))]
 
 
 def _options(value: object) -> _Pairs:
