@@ -938,6 +938,8 @@ def test_real_data_becomes_what_one_would_expect(name: str, fields: str, metric:
         (lambda k: {"Question": f"q{k}", "Best Answer": f"b{k}", "Correct Answers": f"b{k}; c"},
          "Question -> Best_Answer"),
         (lambda k: {"choices": ["x", "y"], "stem": f"s{k}", "answerKey": "AB"[k % 2]}, "stem, choices -> answerKey"),
+        (lambda k: {"question": f"q{k}", "context": {"t": ["c"]} if k % 2 else None, "answer": f"a{k}"},
+         "question, context: dict[str, Any] | None -> answer"),
         (lambda k: {"text": f"t{k}", "stars": float(k % 5)}, "text -> stars: one of 5"),
     ],
 )  # fmt: skip
