@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import bz2
 import csv
 import datetime
 import decimal
 import gzip
 import json
+import lzma
 import pickle
 import subprocess
 import sys
+import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -23,7 +26,21 @@ from hypothesis import strategies as st
 
 from cuesmith import Budget, SimulatedOptimizer, compile
 from cuesmith.programs.evaluation import evaluate
-from cuesmith.programs.tasks import Choice, ExactMatch, JsonFields, Number, SetF1, Sizes, Task, TaskError, TokenF1, load
+from cuesmith.programs.tasks import (
+    Choice,
+    ExactMatch,
+    InOrder,
+    JsonFields,
+    Near,
+    Number,
+    SetF1,
+    Sizes,
+    Task,
+    TaskError,
+    TokenF1,
+    load,
+    reading,
+)
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs
@@ -151,8 +168,14 @@ def test_a_table_without_names_gets_some(tmp_path: Path) -> None:
     assert task.fields == "column_2 -> column_1: one of 2" and len(everything(task)) == N
     news = [{"a": 1 + k % 4, "b": f"Title {k}", "c": f"Story {k}"} for k in range(N)]
     path = write_table(tmp_path / "news.csv", news, header=False)
-    assert "columns are: column_1, column_2, column_3; say inputs=" in refused(path)
-    assert load(path, inputs=["column_2", "column_3"], outputs="column_1").signature == "column_2, column_3 -> column_1"
+    assert load(path).fields == "column_2, column_3 -> column_1: one of 4"
+    asked = [{"a": f"Which {k}?", "b": f"b{k}", "c": "x", "d": f"{k}", "e": "ABC"[k % 3]} for k in range(N)]
+    task = load(write_table(tmp_path / "asked.csv", asked, header=False))
+    assert (task.fields, task.metric) == ("column_1, options -> column_5", Choice("column_5"))
+    check(task)
+    both = [{"a": f"x{k % 2}", "b": k % 2, "c": f"Text number {k}"} for k in range(N)]
+    told = refused(write_table(tmp_path / "both.csv", both, header=False))
+    assert "columns are: column_1 (x0), column_2 (0), column_3 (Text number 0); say which, as in inputs=" in told
 
 
 def test_tabs_without_quoting(tmp_path: Path) -> None:
@@ -173,6 +196,68 @@ def test_empty_lines_and_columns_without_names_are_read_over(tmp_path: Path) -> 
     (path := tmp_path / "data.csv").write_text(",text,label,\n" + "\n,,,\n".join(lines) + "\n\n")
     task = load(path)
     assert task.fields == "text -> label: one of 2" and len(everything(task)) == N
+
+
+def test_packed_files(tmp_path: Path) -> None:
+    text = "".join(json.dumps(row) + "\n" for row in pairs()).encode()
+    for name, content in (("gz", gzip.compress(text)), ("bz2", bz2.compress(text)), ("xz", lzma.compress(text))):
+        (tmp_path / f"data.jsonl.{name}").write_bytes(content)
+    with zipfile.ZipFile(tmp_path / "data.jsonl.zip", "w") as packed:
+        packed.writestr("a/data.jsonl", text)
+    for name in ("gz", "bz2", "xz", "zip"):
+        task = load(tmp_path / f"data.jsonl.{name}")
+        assert len(everything(task)) == N and task.signature == "question -> answer"
+
+
+def test_western_text_is_read_and_told(tmp_path: Path) -> None:
+    rows = [{**row, "text": f"Ein \u00fcbler Satz {k}"} for k, row in enumerate(classified())]
+    path = write_table(tmp_path / "latin.csv", rows, encoding="latin-1")
+    with pytest.warns(UserWarning, match="line 2: not UTF-8; read as Windows-1252"):
+        task = load(path)
+    assert all("\u00fc" in e.text for e in everything(task))
+    for code in ("utf-16-le", "utf-16-be"):  # without a mark
+        assert len(everything(load(write_table(tmp_path / "data.csv", rows, encoding=code)))) == N
+    (tmp_path / "picture.csv").write_bytes(b"\x89PNG\r\n\x1a\n\x00\x00\xff")
+    assert "not text" in refused(tmp_path / "picture.csv")
+
+
+def test_a_folder_of_single_records(tmp_path: Path) -> None:
+    for k in range(N):
+        row = {"problem": f"What is {k}?", "level": "1", "solution": f"As one sees, it is $\\boxed{{x^{{{k}}}}}$."}
+        write(tmp_path / "math" / ("train", "test")[k % 2] / "algebra" / f"{k}.json", row)
+    task = load(tmp_path / "math")
+    assert (task.signature, task.metric, len(task.test)) == ("problem -> answer", ExactMatch(), N // 2)
+    assert {e.answer for e in task.test} == {f"x^{{{k}}}" for k in range(1, N, 2)}
+    assert all("As one sees" in e.solution for e in everything(task))
+    check(task)
+
+
+def test_questions_inside_of_paragraphs(tmp_path: Path) -> None:
+    asked = [
+        [{"question": f"q{k}{n}?", "id": n, "answers": [{"text": f"a{k}", "answer_start": 1}]} for n in range(3)]
+        for k in range(N)
+    ]
+    data = [{"title": "t", "paragraphs": [{"context": f"c{k}", "qas": each}]} for k, each in enumerate(asked)]
+    task = load(write(tmp_path / "data.json", {"version": "1", "data": data}))
+    assert task.signature == "title, context, question -> answers" and len(everything(task)) == 3 * N
+    check(task)
+    spans = {"number": "", "spans": ["x", "y"], "date": {"day": "", "month": "", "year": ""}}
+    number = {"number": "3", "spans": [], "date": {}}
+    drop = {
+        f"p{k}": {"passage": f"text {k}", "qa_pairs": [{"question": f"q{k}", "answer": (spans, number)[k % 2]}]}
+        for k in range(N)
+    }
+    task = load(write(tmp_path / "drop.json", drop))
+    assert task.signature == "passage, question -> answer"
+    assert {e.accepted for e in everything(task)} == {("x", "y"), ("3",)}
+    assert "qa_pairs" in kinds(load(tmp_path / "drop.json", inputs="passage", outputs="qa_pairs"))
+
+
+def test_very_many_rows_are_chosen_by_content(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_MOST_ROWS", 20)
+    rows = pairs(60)
+    first, second = (load(write(tmp_path / "data.json", each)) for each in (rows, rows[::-1]))
+    assert len(everything(first)) == 20 and first.test == second.test
 
 
 def test_parquet_and_arrow_files(tmp_path: Path) -> None:
@@ -245,10 +330,14 @@ def test_files_that_hold_nothing_to_load_are_told_so(tmp_path: Path) -> None:
         (path := tmp_path / name).write_text(text)
         assert problem in refused(path), name
     assert "No such file" in refused(tmp_path / "none.parquet")
-    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[]"))
-    assert refused(tmp_path / "a.json.gz").endswith(
-        "a.json.gz: compressed, or a workbook; unpack it, or save it as CSV"
-    )
+    (tmp_path / "a.json.gz").write_bytes(gzip.compress(b"[]")[:-9])
+    assert "end-of-stream" in refused(tmp_path / "a.json.gz")
+    (tmp_path / "a.jsonl").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\n")
+    assert "run git lfs pull" in refused(tmp_path / "a.jsonl")
+    with zipfile.ZipFile(tmp_path / "a.xlsx", "w") as book:
+        book.writestr("a.xml", "<a/>")
+        book.writestr("b.xml", "<b/>")
+    assert "or a workbook" in refused(tmp_path / "a.xlsx")
     assert "no data in this folder" in refused(write(tmp_path / "empty" / "notes.md", "x").parent)
 
 
@@ -402,9 +491,10 @@ def test_columns_are_found_by_their_usual_names(tmp_path: Path, row: dict[str, o
     ],
 )
 def test_what_is_not_clear_is_asked(tmp_path: Path, row: dict[str, object], problem: str) -> None:
-    path = write(tmp_path / "data.json", [row] * N)
+    path = write(tmp_path / "data.json", [{name: f"{value}{k}" for name, value in row.items()} for k in range(N)])
     told = refused(path)
-    assert problem in told and f"columns are: {', '.join(row)}; say inputs=..., outputs=..." in told
+    assert problem in told and f"columns are: {', '.join(row)}; say which, as in inputs=" in told
+    assert load(path, **eval(f"dict({told.rpartition(' as in ')[2]})"))  # it can be pasted
     assert "column 'one' is given twice" in refused(write(path, [{"one": "x"}] * N), inputs="one", outputs="one")
     write(path, [row] * N)
     assert "no column 'nine'; there are: " in refused(path, inputs="nine", outputs=list(row)[-1])
@@ -427,16 +517,38 @@ def test_one_side_told(tmp_path: Path, side: str) -> None:
 
 
 def test_rows_that_do_not_fit_are_named(tmp_path: Path) -> None:
-    for bad, problem in (
-        ({"question": "", "answer": "a"}, "line 4: 'question' is empty"),
-        ({"question": "q", "answer": " "}, "line 4: 'answer' is empty"),
-        ({"question": "q"}, "line 4: 'answer' is missing"),
-        ({"question": "q", "answer": None}, "line 4: 'answer' is missing"),
-        ({"question": "q", "answer": []}, "line 4: 'answer' has no accepted answer"),
-        ({"question": "q", "answer": [{}]}, "line 4: 'answer' must be a text or a number, got dict"),
-    ):
-        path = write(tmp_path / "data.jsonl", [*pairs(3), bad, *pairs()])
-        assert problem in refused(path, metric="exact")
+    bad = {"question": "q", "answer": [{}]}
+    path = write(tmp_path / "data.jsonl", [*pairs(3), bad, *pairs()])
+    assert "line 4: 'answer' must be a text or a number, got dict" in refused(path, metric="exact")
+
+
+@pytest.mark.parametrize(
+    ("bad", "name"),
+    [
+        ({"question": "", "answer": "a"}, "question"),
+        ({"question": "q", "answer": " "}, "answer"),
+        ({"question": "q"}, "answer"),
+        ({"question": "q", "answer": None}, "answer"),
+        ({"question": "q", "answer": "NaN"}, "answer"),
+        ({"question": "q", "answer": []}, "answer"),
+        ({"question": "q", "answer": {"text": [], "answer_start": []}}, "answer"),
+    ],
+)
+def test_rows_without_a_question_or_an_answer_are_left_out_and_told(
+    tmp_path: Path, bad: dict[str, object], name: str
+) -> None:
+    path = write(tmp_path / "data.jsonl", [*pairs(3), bad, *pairs()])
+    with pytest.warns(UserWarning, match=f"left out 1 of 34 rows, where '{name}' is missing or empty, as at line 4"):
+        task = load(path)
+    assert len(everything(task)) == N and all(e.question != "q" for e in everything(task))
+    check(task)
+    most = refused(write(path, [*pairs(14), *[bad] * 15]))
+    assert f"line 15: '{name}' is missing or empty, as in 15 of 29 rows" in most
+
+
+def test_a_column_that_says_one_thing_or_mostly_nothing_is_no_answer(tmp_path: Path) -> None:
+    rows = [{**row, "answer": "accept", "score": 0.5 if k < 3 else None} for k, row in enumerate(classified())]
+    assert load(write(tmp_path / "data.json", rows)).fields == "text -> label: one of 3"
 
 
 # --- answers ---
@@ -808,3 +920,82 @@ def test_real_data_becomes_what_one_would_expect(name: str, fields: str, metric:
     assert (task.fields, task.metric) == (fields, metric)
     if name == "gsm8k":
         assert all("####" in e.solution and "####" not in e.answer for e in everything(task))
+
+
+# --- what public data sets are like ---
+
+@pytest.mark.parametrize(
+    ("row", "fields"),
+    [
+        (lambda k: {"question": f"q{k}", "answer": f"a{k}", "label": k % 2}, "question, answer -> label: one of 2"),
+        (lambda k: {"question_text": f"q{k}", "target": k % 2}, "question_text -> target: one of 2"),
+        (lambda k: {"sQuestion": f"q{k}", "lSolutions": [k / 4]}, "sQuestion -> lSolutions"),
+        (lambda k: {"context": "c", "question": f"q{k}", "answerA": "x", "answerB": "y", "label": 1 + k % 2},
+         "context, question, options -> label"),
+        (lambda k: {"claim": f"c{k}", "evidence": [[[k, "p"]]], "label": "NY"[k % 2]}, "claim -> label: one of 2"),
+        (lambda k: {"QUESTION": f"q{k}", "CONTEXTS": ["c"], "LABELS": ["B"], "final_decision": ("yes", "no")[k % 2]},
+         "QUESTION, CONTEXTS: list[str] -> final_decision: one of 2"),
+        (lambda k: {"Question": f"q{k}", "Best Answer": f"b{k}", "Correct Answers": f"b{k}; c"},
+         "Question -> Best_Answer"),
+        (lambda k: {"choices": ["x", "y"], "stem": f"s{k}", "answerKey": "AB"[k % 2]}, "stem, choices -> answerKey"),
+        (lambda k: {"question": f"q{k}", "context": {"t": ["c"]} if k % 2 else None, "answer": f"a{k}"},
+         "question, context: dict[str, Any] | None -> answer"),
+        (lambda k: {"text": f"t{k}", "stars": float(k % 5)}, "text -> stars: one of 5"),
+    ],
+)  # fmt: skip
+def test_columns_of_public_data(tmp_path: Path, row: Any, fields: str) -> None:
+    task = load(write(tmp_path / "data.json", [row(k) for k in range(N)]))
+    assert task.fields == fields
+    check(task)
+
+
+def test_scores_are_judged_by_their_distance(tmp_path: Path) -> None:
+    rows = [{"sentence1": f"a{k}", "sentence2": "b", "score": k / 7} for k in range(36)]
+    task = load(write(tmp_path / "data.json", rows))
+    assert task.metric == Near("score", span=5.0)
+    check(task)
+    example = dspy.Example(score="2.5", accepted=("2.5",)).with_inputs()
+    for said, score in (("2.5", 1.0), ("about 3.5", 0.8), ("none", 0.0), ("99", 0.0)):
+        assert Metric(task.metric).call(example, dspy.Prediction(score=said))[0] == pytest.approx(score)
+
+
+def test_tags_of_words_are_judged_place_by_place(tmp_path: Path) -> None:
+    rows = [{"tokens": ["a", "b", str(k)], "ner_tags": ["O", "B", "O"]} for k in range(N)]
+    task = load(write(tmp_path / "data.json", rows), inputs="tokens", outputs="ner_tags")
+    assert task.metric == InOrder("ner_tags")
+    check(task)
+    for said, score in ((["O", "O", "B"], 1 / 3), (["O"], 1 / 3), (["O", "B", "O", "O"], 3 / 4), ("O, B, O", 1.0)):
+        assert Metric(task.metric).call(task.train[0], dspy.Prediction(ner_tags=said))[0] == pytest.approx(score)
+
+
+def test_sentences_in_own_words_are_judged_by_their_words(tmp_path: Path) -> None:
+    said = [{"question": f"q{k}?", "answer": f"Nothing at all happens with {k}."} for k in range(N)]
+    assert isinstance(load(write(tmp_path / "data.json", said)).metric, TokenF1)
+    turned = [{"input": f"The dog number {k} saw the cat.", "output": f"The cat saw the dog {k}."} for k in range(N)]
+    assert isinstance(load(write(tmp_path / "turned.json", turned)).metric, ExactMatch)
+
+
+def test_a_few_answers_that_are_no_option_stay_as_they_are(tmp_path: Path) -> None:
+    rows = [{"question": f"q{k}", "options": ["x", "y", "z"], "answer": "AC" if k == 5 else "B"} for k in range(40)]
+    rows[7]["answer"] = "C"
+    task = load(write(tmp_path / "data.json", rows))
+    assert {e.answer for e in everything(task)} == {"(B)", "(C)", "AC"} and task.metric == Choice()
+    check(task)
+
+
+def test_wrong_answers_in_columns_of_their_own_become_options(tmp_path: Path) -> None:
+    wrong = [f"Incorrect Answer {n}" for n in (1, 2, 3)]
+    rows = [{"Question": f"q{k}", "Correct Answer": f"{k}", **{w: f"{k}{w[-1]}" for w in wrong}} for k in range(N)]
+    task = load(write(tmp_path / "data.json", rows))
+    assert (task.signature, task.metric) == ("Question, options -> Correct_Answer", Choice("Correct_Answer"))
+    assert {e.Correct_Answer for e in everything(task)} == {"(A)", "(B)", "(C)", "(D)"}
+    check(task)
+
+
+def test_big_bench_prefers_the_score_that_the_task_prefers(tmp_path: Path) -> None:
+    scores = {"Yes": 1, "No": 0}
+    rows = [{"input": f"q{k}", "target": f"Yes. For {k} it is.", "target_scores": scores} for k in range(N)]
+    for preferred, answer in (("multiple_choice_grade", "Yes"), ("bleu", "Yes. For 3 it is.")):
+        data = {"preferred_score": preferred, "append_choices_to_input": False, "examples": rows}
+        task = load(write(tmp_path / "task.json", data))
+        assert answer in {e.answer for e in everything(task)}

@@ -8,7 +8,18 @@ from cuesmith.programs.tasks.answers import normalise
 from cuesmith.programs.tasks.files import load, load_bigbench, load_csv, load_jsonl
 from cuesmith.programs.tasks.generated import DEFAULT_FAMILY, generate
 from cuesmith.programs.tasks.hub import load_hugging_face
-from cuesmith.programs.tasks.metrics import ACCEPTED, METRICS, Choice, ExactMatch, JsonFields, Number, SetF1, TokenF1
+from cuesmith.programs.tasks.metrics import (
+    ACCEPTED,
+    METRICS,
+    Choice,
+    ExactMatch,
+    InOrder,
+    JsonFields,
+    Near,
+    Number,
+    SetF1,
+    TokenF1,
+)
 from cuesmith.programs.tasks.task import Row, Sizes, Task, TaskError, build
 
 __all__ = [
@@ -17,7 +28,9 @@ __all__ = [
     "METRICS",
     "Choice",
     "ExactMatch",
+    "InOrder",
     "JsonFields",
+    "Near",
     "Number",
     "Row",
     "SetF1",

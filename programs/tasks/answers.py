@@ -32,9 +32,31 @@ def normalise(value: object) -> str:
 
     Case, white space, quotes around it and punctuation after it go; an answer of nothing but those stays.
     """
-    text = plain(str(value))
+    text = plain(_without_tex(str(value)))
     bare = text.strip("\"'`").rstrip(".,;:!?").strip("\"'` ")
     return bare or text
+
+
+def boxed(text: str) -> str:
+    r"""Return what the last `\boxed{...}` of a text holds; empty if there is none."""
+    start = text.rfind("\\boxed{")
+    depth, inner = 0, text[start + 6 :] if start >= 0 else ""
+    for k, character in enumerate(inner):
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        if not depth:
+            return inner[1:k].strip()
+    return ""
+
+
+def _without_tex(text: str) -> str:
+    r"""Return a formula in one of the ways to write it: without `\boxed{}`, dollars, and what only sets spaces."""
+    if "\\" not in text and "$" not in text:
+        return text
+    bare = boxed(text) or text.strip()
+    bare = bare.strip("$ ") if bare.startswith("$") and bare.rstrip(". ").endswith("$") else bare
+    bare = re.sub(r"\\(?:left|right|!|,|;|quad)(?![A-Za-z])\s*", "", bare)
+    bare = re.sub(r"\\[dt]frac(?![A-Za-z])", r"\\frac", bare)
+    return re.sub(r"\\(?:text|mathrm)\s*\{([^{}]*)\}", r"\1", bare)
 
 
 def words(text: str) -> list[str]:
@@ -269,7 +291,12 @@ def json_in(text: str) -> object:
 
 
 def members(value: object) -> list[str]:
-    """Return what a list, or a text that lists something, has in it, each member in a form that can be compared."""
+    """Return what a list, or a text that lists something, has in it, each different member in a form to compare."""
+    return [member for member in dict.fromkeys(in_order(value)) if member]
+
+
+def in_order(value: object) -> list[str]:
+    """Return all that a list, or a text that lists something, has in it, each in a form that can be compared."""
     data = as_data(value)
     if isinstance(data, str):
         data = [re.sub(r"^\s*(?:[-*•]|\d+[.)])\s+", "", part) for part in re.split(r"[,;\n]", data)]
@@ -277,8 +304,7 @@ def members(value: object) -> list[str]:
         data = []
     elif isinstance(data, Mapping) or not isinstance(data, list | tuple | set | frozenset):
         data = [data]
-    found = [_comparable(member) for member in data]
-    return [member for member in dict.fromkeys(found) if member]
+    return [_comparable(member) for member in data]
 
 
 def _comparable(member: object) -> str:

@@ -15,22 +15,26 @@ from cuesmith.programs.tasks.reading import Record
 from cuesmith.programs.tasks.task import TaskError
 
 ANSWERS = [
-    "answer", "answers", "correct_answer", "best_answer", "final_answer", "final_ans", "target", "targets",
+    "answer", "answers", "best_answer", "correct_answer", "final_answer", "final_ans", "target", "targets",
     "output", "outputs", "ideal", "completion", "gold", "gold_answer", "expected", "expected_output",
     "expected_answer", "reference", "references", "response", "possible_answers", "aliases",
 ]  # fmt: skip
 """Usual names of answers, likely ones first; a list under one of them holds accepted answers, not a set."""
 
 LABELS = [
+    "final_decision", "gold_label",
     "label_text", "label_name", "label", "labels", "class", "category", "intent", "intents", "sentiment", "topic",
-    "emotion", "is_correct", "stance", "rating", "stars", "grade",
+    "emotion", "is_correct", "stance", "rating", "stars", "grade", "polarity",
 ]  # fmt: skip
 """Usual names of classes."""
 
 _OUTPUTS = [
     *ANSWERS, *LABELS, "concept", "summary", "highlights", "translation", "solution", "answer_key", "correct",
-    "correct_option", "ground_truth", "score", "verdict", "tags",
+    "correct_option", "cop", "ground_truth", "score", "verdict", "tags",
 ]  # fmt: skip
+
+_ONLY_WHOLE = ("concept",)
+"""Of them, names that say nothing at the end of another: a "question_concept" is no answer."""
 
 _INPUTS = [
     "question", "query", "problem", "prompt", "instruction", "input", "inputs", "text", "sentence", "utterance",
@@ -44,7 +48,7 @@ _INPUTS = [
 BESIDE = [
     "input", "inputs", "context", "passage", "paragraph", "document", "article", "story", "premise", "hypothesis",
     "background", "evidence", "table", "choices", "options", "endings", "answer_choices", "title", "headline",
-    "subject", "body", "instruction", "system",
+    "subject", "body", "instruction", "system", "contexts", "passages", "documents",
 ]  # fmt: skip
 """Inputs wherever they are."""
 
@@ -60,9 +64,22 @@ _NOTES = re.compile(
 """Names of columns that are neither, unless told."""
 
 
+OPTIONS = ("choices", "options", "endings", "answer_choices")
+"""Usual names of a column that holds all options."""
+
+_JUDGED = ("label", "labels", "is_correct", "correct", "correctness")
+"""Usual names of a judgement on an answer, where there is one beside it."""
+
+_JUDGEMENTS = {"0", "1", "true", "false", "yes", "no", "correct", "incorrect"}
+_FEW = 20
+"""Different values at most of the column without a name that has the classes. Ours."""
+_OPTION_LETTERS = "ABCDEFGHIJ"
+
 _NUMBERED = re.compile(r"(.+?)_?(?:\d+|_[ab])")
 _OPTION = re.compile(r"(?:op|opt|option|choice|answer|ans|sol|ending|candidate)_?(?:\d+|[a-f])|[a-f]")
 """Names of columns that hold one option each."""
+_WRONG = re.compile(r"(?:incorrect|wrong|distractor)_?(?:answer|option|choice)?_?\d+")
+"""Names of columns that hold one wrong option each, beside the right answer."""
 
 
 @dataclass(frozen=True)
@@ -142,7 +159,7 @@ def choose(
     found = found or search.answer(asked, inside=True)
     asked = asked or search.asked(found, inside=True)
     if not asked and not found:
-        return search.of_two()
+        return search.without_names() or search.of_two()
     asked = asked or search.only_one_left(found, "what is asked is not clear")
     answer = found or search.only_one_left(asked, "what the answer is, is not clear")
     return Columns(tuple(asked), tuple(answer), () if inputs else _options_of(asked))
@@ -150,7 +167,13 @@ def choose(
 
 def _options_of(paths: Sequence[str]) -> tuple[str, ...]:
     found = tuple(path for path in paths if _OPTION.fullmatch(plain_name(path)))
+    found = found if len(found) > 1 else tuple(path for path in paths if is_wrong(path))
     return found if len(found) > 1 else ()
+
+
+def is_wrong(path: str) -> bool:
+    """Return whether a column's name says that it holds a wrong option."""
+    return _WRONG.fullmatch(plain_name(path)) is not None
 
 
 class _Search:
@@ -180,8 +203,13 @@ class _Search:
 
     def answer(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
         """Return the column, or what is inside of one, that is likeliest called an answer; none if there is no such."""
-        paths = self._inside(apart) if inside else self._free(apart)
+        paths = [p for p in (self._inside(apart) if inside else self._free(apart)) if self._varies(p)]
         found = _likeliest(paths, _OUTPUTS) or [p for p in paths if plain_name(p).startswith(("is_", "has_"))]
+        if judged := [p for p in paths if plain_name(p) in ANSWERS and p in found and self._judgement(paths)]:
+            return self._judgement([p for p in paths if p not in judged])
+        if len(found) > 1 and len(_options_of(found)) == len(found):
+            options = _options_of(paths)
+            found = _likeliest([p for p in paths if p not in options], _OUTPUTS) or found
         if len(found) > 1:
             raise self._unclear(f"what the answer is, is not clear: {' or '.join(found)}")
         return found
@@ -189,7 +217,8 @@ class _Search:
     def asked(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
         """Return the column, or what is inside of one, that is likeliest called a question, and what belongs to it."""
         paths = self._inside(apart) if inside else self._free(apart)
-        main = _likeliest(paths, _INPUTS) or [path for path in paths if path in self._talks][:1]
+        main = _likeliest([path for path in paths if self._is_full(path)], _INPUTS)
+        main = main or [path for path in paths if path in self._talks][:1]
         if not main:
             return ()
         keys = self._keys(main[0])
@@ -197,7 +226,41 @@ class _Search:
             paths, main = [*keys, *paths], within
         beside = [*BESIDE, *(OF_A_QUESTION if plain_name(main[0]) in ("question", "query") else ())]
         options = _options_of(paths)
-        return [p for p in paths if p in main or p in options or plain_name(p) in beside]
+        judged = ANSWERS if self._judgement(apart) else ()
+        wanted = [p for p in paths if p in main or p in options or plain_name(p) in (*beside, *judged)]
+        wanted = [p for p in wanted if plain_name(p) != "evidence" or self._is_text(p)]
+        return sorted(wanted, key=lambda p: p in options or plain_name(p) in OPTIONS)
+
+    def without_names(self) -> Columns | None:
+        """Return the columns of a table without names in which one has classes; None if there is no such."""
+        if len(self._names) < 3 or not all(re.fullmatch(r"column_\d+", name) for name in self._names):
+            return None
+        first, *options, last = self._names
+        letters = {*_OPTION_LETTERS[: len(options)]}
+        if len(options) > 1 and {str(value).strip() for value in self._values(last)} <= letters:
+            return Columns((first, *options), (last,), tuple(options))
+        counts = {name: len({str(value) for value in self._values(name)}) for name in self._names}
+        few = [name for name in self._names if counts[name] <= min(_FEW, len(self._records) // 5)]
+        many = [name for name in self._names if counts[name] * 2 > len(self._records)]
+        texts = [name for name in many if not all(str(value).isdigit() for value in self._values(name))]
+        at_an_end = few in ([first], [last]) and len(texts) + 1 == len(self._names)  # else one may explain the other
+        return Columns(tuple(texts), tuple(few)) if at_an_end else None
+
+    def _varies(self, path: str) -> bool:
+        """Whether at least half of the rows have a value at a path, and not all the same."""
+        held = [value for value in self._values(path) if _is_there(value)]
+        return self._is_full(path) and any(value != held[0] for value in held)
+
+    def _is_full(self, path: str) -> bool:
+        return sum(map(_is_there, self._values(path))) * 2 >= len(self._records)
+
+    def _judgement(self, paths: Sequence[str]) -> Sequence[str]:
+        """Return the first of the paths that judges answers."""
+        usual = [p for p in paths if plain_name(p) in _JUDGED]
+        return [p for p in usual if {str(v).casefold() for v in self._values(p) if _is_there(v)} <= _JUDGEMENTS][:1]
+
+    def _is_text(self, path: str) -> bool:
+        return not any(isinstance(value, list | Mapping) for value in self._values(path))
 
     def of_two(self) -> Columns:
         left = self.left(())
@@ -236,7 +299,17 @@ class _Search:
         paths = [path for name in self._names for path in (self._keys(name) or [name])]
         if len(paths) < 2:
             return TaskError(f"{self._where}: no table: there is one column only ({', '.join(paths):.40})")
-        return TaskError(f"{self._where}: {problem}; columns are: {', '.join(paths)}; say inputs=..., outputs=...")
+        asked = [*_likeliest(paths, _INPUTS), *(p for p in paths if not _NOTES.fullmatch(plain_name(p))), *paths][0]
+        others = [path for path in paths if path != asked]
+        answer = [*_likeliest(others, _OUTPUTS), others[-1]][0]
+        there = ", ".join(self._shown(path) for path in paths)
+        return TaskError(f"{self._where}: {problem}; columns are: {there}; "
+                         f"say which, as in inputs={asked!r}, outputs={answer!r}")
+
+    def _shown(self, path: str) -> str:
+        """Return a column's name, with what it holds where the name says nothing."""
+        held = next(iter(self._values(path)), "") if re.fullmatch(r"column_\d+", path) else ""
+        return f"{path} ({' '.join(str(held).split()):.30})" if held else path
 
     def _listed(self) -> str:
         return ", ".join(self._all) or "none"
@@ -246,6 +319,11 @@ def _is_there(value: object) -> bool:
     return value not in (None, "", [], {})
 
 
+def _one(name: str) -> str:
+    """Return a name without the "s" of several."""
+    return name[:-1] if name.endswith("s") and not name.endswith("ss") else name
+
+
 def _likeliest(paths: Sequence[str], usual: Sequence[str]) -> list[str]:
     """Return the columns of the likeliest name; a name that only ends in a usual one is less likely than any other."""
     ranks: dict[str, float] = {}
@@ -253,8 +331,9 @@ def _likeliest(paths: Sequence[str], usual: Sequence[str]) -> list[str]:
         name = plain_name(path)
         numbered = _NUMBERED.fullmatch(name)
         whole = numbered[1] if numbered else name
-        for rank, known in ((0, whole), (len(usual), whole.rpartition("_")[2])):
-            if known in usual:
+        last, n = whole.rpartition("_")[2], len(usual)
+        for rank, known in ((0.0, whole), (0.25, _one(whole)), (n, last), (n + 0.25, _one(last))):
+            if known in usual and (rank < n or known not in _ONLY_WHOLE):
                 ranks.setdefault(path, rank + usual.index(known) + (0.5 if numbered else 0))
     best = min(ranks.values(), default=None)
     return [path for path, rank in ranks.items() if rank == best]

@@ -79,6 +79,8 @@ def conversation(where: str, value: object) -> Conversation:
             merged[-1] = (role, f"{merged[-1][1]}\n\n{message[1]}")
         else:
             merged.append((role, message[1]))
+    if system and not merged:  # the system's text asks
+        return Conversation("", (), "\n\n".join(system), None)
     return _turned(where, "\n\n".join(system), merged)
 
 

@@ -108,7 +108,7 @@ def _cut(text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) 
 
 def _has_names(lines: Sequence[Line], named: Callable[[str], bool]) -> bool:
     cells = lines[0][1]
-    again = [any(len(line) > k and line[k] == cell for _, line in lines[1:]) for k, cell in enumerate(cells)]
+    again = [any(len(line) > k and line[k] == cell != "" for _, line in lines[1:]) for k, cell in enumerate(cells)]
     if any(named(cell) and not repeated for cell, repeated in zip(cells, again, strict=True)):
         return True
     return not any(again) and not any(_is_value(cell) for cell in cells)

@@ -21,11 +21,22 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from zlib import crc32
 
 import dspy
 
-from cuesmith.programs.tasks.answers import MARK, is_number, json_in, normalise, options_in, plain
-from cuesmith.programs.tasks.columns import ANSWERS, BESIDE, LABELS, OF_A_QUESTION, Columns, plain_name, value_at
+from cuesmith.programs.tasks.answers import MARK, boxed, is_number, json_in, normalise, options_in, plain, words
+from cuesmith.programs.tasks.columns import (
+    ANSWERS,
+    BESIDE,
+    LABELS,
+    OF_A_QUESTION,
+    OPTIONS,
+    Columns,
+    is_wrong,
+    plain_name,
+    value_at,
+)
 from cuesmith.programs.tasks.conversations import conversation, is_conversation
 from cuesmith.programs.tasks.kinds import Kind, classes, literal, typed
 from cuesmith.programs.tasks.metrics import ACCEPTED
@@ -35,7 +46,7 @@ from cuesmith.programs.tasks.task import Item, TaskError, is_taken, preferred_fi
 SOLUTION = "solution"
 """The example's field with the text that a final answer was taken of; it is neither an input nor a label."""
 
-OF_TEXT = ("exact", "choice", "number", "f1")
+OF_TEXT = ("exact", "choice", "number", "near", "f1")
 """Names of the metrics that judge a text."""
 
 _LISTED = 0.95
@@ -43,6 +54,12 @@ _LISTED = 0.95
 
 _COPIED = 0.9
 """Share of the rows whose inputs have the answer in them, from which on answers are copied and no classes. Ours."""
+
+_FREE = ("summary", "highlights", "translation", "response", "completion")
+"""Names of answers in free words."""
+
+_SHORT = 4
+"""Words of the median answer above which sentences and what is in free words differ from one to the next. Ours."""
 
 _LONG = 20
 """Words of the median answer above which no answer can be expected to equal it. Ours."""
@@ -134,7 +151,15 @@ def formed(
         return _of_text(inputs, names[path], path, accepted, with_classes and metric in (None, "exact", "json_fields"))
     column = _Column(*typed(names[path], gold))
     suits = "json_fields" if any(isinstance(value, Mapping) for value in gold) else "set_f1"
+    if suits == "set_f1" and any(_tagged(each.values, column.values) for each in inputs.values()):
+        suits = "in_order"
     return _form(inputs, {names[path]: column}, {}, "exact" if column.kind is bool else suits)
+
+
+def _tagged(asked: Sequence[object], answers: Sequence[object]) -> bool:
+    """Whether each answer has as many members as what is asked, as tags of words do."""
+    pairs = list(zip(asked, answers, strict=True))
+    return all(isinstance(a, list) and isinstance(b, list) and len(a) == len(b) for a, b in pairs)
 
 
 def _form(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[object]], metric: str) -> Form:
@@ -185,7 +210,7 @@ def _inputs(records: Sequence[Record], columns: Columns, names: Mapping[str, str
         elif any(isinstance(value, list | Mapping) for value in values):
             found[names[path]] = _Column(*typed(names[path], values, with_classes=False))
         else:
-            usual = plain_name(path) in (*BESIDE, *OF_A_QUESTION) and len(columns.inputs) > 1
+            usual = _may_be_empty(path, columns)
             found[names[path]] = _Column(str, [text_at(r.where, r.values, path, may_be_empty=usual) for r in records])
     return found, answers
 
@@ -199,7 +224,8 @@ def text_at(where: str, values: Mapping[str, object], path: str, *, may_be_empty
     value = value_at(values, path)
     if value is not None and not isinstance(value, str | int | float | bool):
         raise TaskError(f"{where}: {path!r} must be a text or a number, got {type(value).__name__}")
-    text = "" if value is None else str(value)
+    whole = isinstance(value, float) and value.is_integer()
+    text = "" if value is None else str(int(value) if whole else value)
     if not text.strip() and not may_be_empty:
         problem = "missing" if value is None else "empty"
         raise TaskError(f"{where}: {path!r} is {problem}; fill it in, or leave the row out")
@@ -243,9 +269,26 @@ def _outputs(records: Sequence[Record], columns: Columns, names: Mapping[str, st
 
 def _label(record: Record, path: str) -> object:
     value = value_at(record.values, path)
-    if (isinstance(value, float) and math.isnan(value)) or (isinstance(value, str) and not value.strip()):
+    if isinstance(value, float) and math.isnan(value):
+        return None
+    if isinstance(value, str) and (value.strip() in ("", "NaN") or (value == "-" and plain_name(path) in LABELS)):
         return None
     return value
+
+
+def lacking(record: Record, columns: Columns) -> str:
+    """Return the name of a column that a row cannot do without and has nothing in; empty if there is none."""
+    for path in columns.inputs:
+        if _label(record, path) in (None, [], {}) and not _may_be_empty(path, columns):
+            return path
+    held = {path: _label(record, path) for path in columns.outputs}
+    if held and all(v is None or ([] in (v, _accepted(v)) and plain_name(p) in ANSWERS) for p, v in held.items()):
+        return ", ".join(held)
+    return ""
+
+
+def _may_be_empty(path: str, columns: Columns) -> bool:
+    return plain_name(path) in (*BESIDE, *OF_A_QUESTION) and len(columns.inputs) > 1
 
 
 def is_labelled(record: Record, columns: Columns) -> bool:
@@ -264,6 +307,8 @@ def _parsed(values: Sequence[object]) -> list[object]:
     found = [json_in(value) if isinstance(value, str) else value for value in values]
     if any(isinstance(value, str) for value in found):
         found = list(values)
+    if all(isinstance(value, list) and len(value) == 1 and not isinstance(value[0], list | Mapping) for value in found):
+        return [value[0] for value in found if isinstance(value, list)]
     accepted = [_accepted(value) for value in found if value is not None]
     if accepted and all(each is not None for each in accepted):
         return [_accepted(value) for value in found]
@@ -277,6 +322,9 @@ def _accepted(value: object) -> list[object] | None:
         return [each["text"] for each in marked] if marked and len(marked) == len(value) else None
     if not isinstance(value, Mapping):
         return None
+    if isinstance(spans := value.get("spans"), list) and {"number", "types"} & {*value}:  # DROP
+        date = " ".join(filter(None, (value.get("date") or {}).values()))
+        return spans or [text for text in (value.get("number"), date) if text] or None
     texts, aliases = value.get("text"), value.get("aliases")
     if isinstance(texts, list) and "answer_start" in value:
         return texts
@@ -311,28 +359,63 @@ def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[st
     if all(MARK in each[0] for each in accepted):  # GSM8K
         notes[SOLUTION] = [each[0] for each in accepted]
         accepted = [(each[0].rpartition(MARK)[2].strip() or each[0],) for each in accepted]
+    elif name.startswith(SOLUTION) and all(boxed(each[0]) for each in accepted):  # MATH
+        notes[SOLUTION] = [each[0] for each in accepted]
+        name = "answer" if "answer" not in inputs else name
+        accepted = [(boxed(each[0]) or each[0],) for each in accepted]
     asked = ["\n".join(cells) for cells in zip(*(c.values for c in inputs.values() if c.kind is str), strict=True)]
-    suits, kind = _suiting(asked, accepted), str
-    by_number = suits == "number" and plain_name(path) in LABELS
+    suits, kind = _suiting(plain_name(path), asked, accepted), str
     texts = [each[0].strip() for each in accepted]
+    by_number = suits == "number" and (plain_name(path) in LABELS or _are_classes(path, texts))
+    if by_number:
+        texts = [re.sub(r"(?<=\d)\.0+$", "", text) for text in texts]
     known = classes(texts) if with_classes and (suits == "exact" or by_number) else None
     fits = known is not None and all(len(each) == 1 for each in accepted) and not _copied(asked, texts)
     if known and fits and not (by_number and len(known) > _NUMBERED):
         kind, suits, accepted = literal(known), "exact", [(text,) for text in texts]
+    elif suits == "number" and plain_name(path) not in ANSWERS and _are_scores(texts):
+        suits = "near"
     column = _Column(kind, [each[0] for each in accepted])
     return _form(inputs, {name: column}, {ACCEPTED: accepted, **notes}, suits)
 
 
-def _suiting(asked: Sequence[str], accepted: Sequence[tuple[str, ...]]) -> str:
+def _suiting(name: str, asked: Sequence[str], accepted: Sequence[tuple[str, ...]]) -> str:
     """Return the name of the metric that suits answers in text."""
     options = [options_in(text) for text in asked]
-    if options and all(options):
+    if options and sum(map(bool, options)) >= _LISTED * len(options):
         picked = [o is not None and o.picked(each[0]) is not None for o, each in zip(options, accepted, strict=True)]
         if sum(picked) >= _LISTED * len(picked):
             return "choice"
     if all(any(is_number(text) for text in each) for each in accepted):
         return "number"
-    return "f1" if median(len(each[0].split()) for each in accepted) > _LONG else "exact"
+    return "f1" if _is_prose(name, asked, [each[0] for each in accepted]) else "exact"
+
+
+def _is_prose(name: str, asked: Sequence[str], texts: Sequence[str]) -> bool:
+    """Whether no answer can be expected to equal these: they are long, or sentences in words of their own."""
+    length = median(len(text.split()) for text in texts)
+    if length > (_SHORT if name in _FREE else _LONG):
+        return True
+    sentences = sum(text.rstrip()[-1:] in (".", "!", "?") for text in texts)
+    if length <= _SHORT or sentences * 2 < len(texts):
+        return False
+    shares = []
+    for question, text in zip(asked, texts, strict=True):
+        said, there = words(text), {*words(question)}
+        shares.append(sum(word in there for word in said) / max(len(said), 1))
+    return median(shares) < 1 / 2
+
+
+def _are_classes(path: str, numbers: Sequence[str]) -> bool:
+    """Whether numbers are classes: 0 and 1, or, in a column without a name, all from 0 or 1 to a few."""
+    known = {*numbers}
+    places = [{str(first + k) for k in range(len(known))} for first in (0, 1)]
+    return known == {"0", "1"} or (path.startswith("column_") and len(known) <= _NUMBERED and known in places)
+
+
+def _are_scores(numbers: Sequence[str]) -> bool:
+    """Whether half of the numbers are no whole ones, as means of ratings are; to guess them exactly is luck."""
+    return sum(bool(re.search(r"[.]0*[1-9]", text)) for text in numbers) * 2 >= len(numbers)
 
 
 def _copied(asked: Sequence[str], texts: Sequence[str]) -> bool:
@@ -343,9 +426,6 @@ def _copied(asked: Sequence[str], texts: Sequence[str]) -> bool:
 # --- options in columns of their own ------------------------------------------------------------------------
 
 _LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_OPTIONS = ("choices", "options", "endings", "answer_choices")
-"""Usual names of a column that holds all options."""
-
 _Pairs = list[tuple[str, str]]
 """The label and the text of each option."""
 
@@ -361,12 +441,15 @@ def _lettered(
 
     The answers may be labels, texts, letters or places of options. Where they are none of that, all stays as it is.
     """
-    column = next((path for path in columns.inputs if plain_name(path) in _OPTIONS), None)
+    column = next((path for path in columns.inputs if plain_name(path) in OPTIONS), None)
     if column is not None:
         found = [_options(value_at(record.values, column)) for record in records]
     else:
         found = [[(path, str(value_at(r.values, path))) for path in columns.options] for r in records]
         found = [[(plain_name(path).rpartition("_")[2][-1:], text) for path, text in pairs] for pairs in found]
+        if columns.options and all(map(is_wrong, columns.options)):
+            right = [each[0] for each in accepted]
+            found = [_mixed([text, *(t for _, t in pairs)]) for text, pairs in zip(right, found, strict=True)]
     places = _places([each[0].strip() for each in accepted], found)
     if places is None:
         return accepted
@@ -374,7 +457,13 @@ def _lettered(
         del inputs[names[path]]
     lines = ["\n".join(f"({letter}) {text}" for letter, (_, text) in zip(_LETTERS, o, strict=False)) for o in found]
     inputs["options" if column is None else names[column]] = _Column(str, lines)
-    return [(f"({_LETTERS[place]})",) for place in places]
+    told = [each if place is None else (f"({_LETTERS[place]})",) for place, each in zip(places, accepted, strict=True)]
+    return told
+
+
+def _mixed(texts: Sequence[str]) -> _Pairs:
+    """Return options in an order that says nothing of which is right."""
+    return [("", text) for text in sorted({text.strip() for text in texts}, key=lambda text: crc32(text.encode()))]
 
 
 def _options(value: object) -> _Pairs:
@@ -390,16 +479,19 @@ def _options(value: object) -> _Pairs:
             pairs = [(v.get("label"), v.get("text")) if isinstance(v, Mapping) else ("", v) for v in data]
     if len(pairs) > len(_LETTERS) or any(isinstance(text, list | Mapping | None) for _, text in pairs):
         return []
-    without = [re.sub(rf"^\(?{_LETTERS[k]}[).:]\s*", "", str(text)) for k, (_, text) in enumerate(pairs)]
+    without = [re.sub(rf"^\(?{_LETTERS[k]}[).:\uff0e\u3001]\s*", "", str(text)) for k, (_, text) in enumerate(pairs)]
     return [(str(label), " ".join(text.split())) for (label, _), text in zip(pairs, without, strict=True)]
 
 
-def _places(gold: Sequence[str], options: Sequence[_Pairs]) -> list[int] | None:
-    """Return the place of each right option, by what all answers are: labels, texts, letters or places.
+def _places(gold: Sequence[str], options: Sequence[_Pairs]) -> list[int | None] | None:
+    """Return the place of each right option, by what the answers are: labels, texts, letters or places.
+
+    Where a few answers are none of that, such as "AC" for two right ones, they have no place.
 
     Places count from 1 where one is the number of options, else from 0.
     """
     first = int(any(text == str(len(pairs)) for text, pairs in zip(gold, options, strict=True)))
+    normal, best = [normalise(text) for text in gold], list[int | None]()
     for known in (
         lambda pairs: [label.casefold() for label, _ in pairs],
         lambda pairs: [normalise(text) for _, text in pairs],
@@ -408,6 +500,6 @@ def _places(gold: Sequence[str], options: Sequence[_Pairs]) -> list[int] | None:
         lambda pairs: [str(k + first) for k in range(len(pairs))],
     ):
         names = [known(pairs) for pairs in options]
-        if all(normalise(text) in each for text, each in zip(gold, names, strict=True)):
-            return [each.index(normalise(text)) for text, each in zip(gold, names, strict=True)]
-    return None
+        found = [each.index(text) if text in each else None for text, each in zip(normal, names, strict=True)]
+        best = min(best or found, found, key=lambda places: places.count(None))
+    return best if best.count(None) <= (1 - _LISTED) * len(best) else None

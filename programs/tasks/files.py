@@ -9,6 +9,7 @@ Source: the `task.json` format is BIG-bench's (its `docs/doc.md`); the choice of
 from __future__ import annotations
 
 import difflib
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import accumulate
@@ -17,9 +18,10 @@ from pathlib import Path
 import dspy
 
 from cuesmith.programs.tasks import delimited, reading
-from cuesmith.programs.tasks.columns import Columns, choose, is_usual
-from cuesmith.programs.tasks.fields import formed, is_labelled, text_at, texts_at
-from cuesmith.programs.tasks.metrics import METRICS, JsonFields
+from cuesmith.programs.tasks.answers import number_in
+from cuesmith.programs.tasks.columns import Columns, choose, is_usual, value_at
+from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
+from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
 from cuesmith.programs.tasks.task import (
     MINIMUM_ROWS,
@@ -63,8 +65,9 @@ def load(
         inputs: The columns that are asked, or dotted paths into records; found by usual names if not given.
         outputs: The columns that are the answer; found by usual names if not given.
         metric: A name in `METRICS`, or a metric of your own. By default it is what suits the answers: "choice" where
-            the inputs list options, "number" for numbers, "set_f1" for lists, "json_fields" for records and several
-            outputs, "f1" for texts of more than 20 words, else "exact".
+            the inputs list options, "number" for numbers ("near" for scores), "set_f1" for lists ("in_order" where
+            one has as many members as an input), "json_fields" for records and several outputs, "f1" for texts of
+            more than 20 words, and shorter ones in free words, else "exact".
         sizes: Wanted sizes of the splits.
         seed: Chooses the splits.
 
@@ -75,6 +78,9 @@ def load(
     if isinstance(metric, str):
         _check_metric(metric)
     table = reading.read(path, lambda cell: cell in {*(told[0] or ()), *(told[1] or ())} or is_usual(cell))
+    if table.bigbench is None:
+        paths = [*(told[0] or ()), *(told[1] or ())]
+        table = replace(table, parts={part: reading.spread(rows, paths) for part, rows in table.parts.items()})
     count = sum(map(len, table.parts.values()))
     if count < MINIMUM_ROWS:
         raise TaskError(f"{path}: {count} different rows, at least {MINIMUM_ROWS} are needed")
@@ -83,7 +89,8 @@ def load(
         table = _of_bigbench(table)
     first = next(iter(table.parts.values()))
     columns = Columns(("question",), ("answer",)) if ready else choose(str(path), first, *told)
-    table = replace(table, parts=_labelled(table.parts, columns))
+    table = replace(table, parts=_complete(str(path), _labelled(table.parts, columns), columns))
+    columns = _with_values(columns, table.parts)
     records = [record for part in table.parts.values() for record in part]
     wanted = metric if isinstance(metric, str) else None
     form = formed(str(path), records, columns, wanted, with_classes=not ready)
@@ -92,9 +99,16 @@ def load(
         return _divided(table, form.signature, metric, items, sizes, seed)
     name, outputs = wanted or form.metric, tuple(form.outputs)
     judge = JsonFields(outputs) if name == "json_fields" else METRICS[name](outputs[0])
+    if isinstance(judge, Near):
+        judge = replace(judge, span=_range(item.example[outputs[0]] for item in items))
     for record, item in zip(records, items, strict=True):
         _check_gold(record.where, name, judge, item.example, outputs)
     return _divided(table, form.signature, judge, items, sizes, seed)
+
+
+def _range(texts: Iterable[str]) -> float:
+    numbers = [float(number.value) for text in texts if (number := number_in(text))]
+    return max(numbers, default=1.0) - min(numbers, default=0.0) or 1.0
 
 
 def _divided(
@@ -127,6 +141,29 @@ def _labelled(parts: Parts, columns: Columns) -> Parts:
     first = next(iter(parts))
     kept = {p: rows for p, rows in parts.items() if p == first or any(is_labelled(row, columns) for row in rows)}
     return kept if len(kept) > 1 else {WHOLE: kept[first]}
+
+
+def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
+    """Return the parts without rows that have no question or no answer, and warn of these; raise where most are."""
+    missing = [(r, name) for rows in parts.values() for r in rows if (name := lacking(r, columns))]
+    if not missing:
+        return parts
+    record, name = missing[0]
+    count, total = len(missing), sum(map(len, parts.values()))
+    if count * 2 > total or total - count < MINIMUM_ROWS:
+        told = f"{record.where}: {name!r} is missing or empty, as in {count} of {total} rows"
+        raise TaskError(f"{told}; name other columns by inputs=..., outputs=..., or leave those rows out")
+    warnings.warn(f"{path}: left out {count} of {total} rows, where {name!r} is missing or empty, as at "
+                  f"{record.where.removeprefix(f'{path}: ')}", stacklevel=3)
+    without = {id(record) for record, _ in missing}
+    return {part: [row for row in rows if id(row) not in without] for part, rows in parts.items()}
+
+
+def _with_values(columns: Columns, parts: Parts) -> Columns:
+    """Return the columns without inputs that no row has, such as those of rows that have been left out."""
+    rows = [record.values for part in parts.values() for record in part]
+    held = tuple(path for path in columns.inputs if any(value_at(row, path) is not None for row in rows))
+    return replace(columns, inputs=held or columns.inputs)
 
 
 def _check_metric(name: str) -> None:
@@ -177,9 +214,10 @@ def load_bigbench(path: str | Path, *, sizes: Sizes | None = None, seed: int = 0
 def _of_bigbench(table: Table) -> Table:
     """Return a BIG-bench task with the columns question and answer."""
     prefix = _choice_prefix(table.bigbench or {})
+    by_choice = (table.bigbench or {}).get("preferred_score") == "multiple_choice_grade"
     parts = {}
     for part, records in table.parts.items():
-        rows = [(record.where, _bigbench_row(record.where, record.values, prefix)) for record in records]
+        rows = [(record.where, _bigbench_row(record.where, record.values, prefix, by_choice)) for record in records]
         parts[part] = [Record(where, {**row.inputs, "answer": list(row.accepted)}) for where, row in rows]
     return replace(table, parts=parts)
 
@@ -194,11 +232,11 @@ def _choice_prefix(data: Mapping[str, object]) -> str | None:
     return str(data["choice_prefix"]) if isinstance(data.get("choice_prefix"), str) else _CHOICE_PREFIX
 
 
-def _bigbench_row(where: str, item: object, choice_prefix: str | None) -> Row:
+def _bigbench_row(where: str, item: object, choice_prefix: str | None, by_choice: bool = False) -> Row:
     if not isinstance(item, Mapping):
         raise TaskError(f"{where}: expected an object, got {type(item).__name__}")
     question = text_at(where, item, "input")
-    if "target" in item:
+    if "target" in item and not (by_choice and item.get("target_scores")):
         return Row({"question": question}, _targets(where, item["target"]))
     scores = item.get("target_scores")
     if not isinstance(scores, Mapping) or not all(isinstance(s, int | float) for s in scores.values()):

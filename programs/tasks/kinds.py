@@ -61,7 +61,7 @@ def typed(name: str, values: Sequence[object], *, with_classes: bool = True) -> 
     Args:
         name: Of the field.
         values: JSON data; None where there is no value.
-        with_classes: Whether texts may become one of their `classes`.
+        with_classes: Whether texts may become one of their `classes`, and records models: not in an input.
     """
     held = [None if isinstance(value, float) and math.isnan(value) else value for value in values]
     there = [value for value in held if value is not None]
@@ -98,6 +98,9 @@ def _list(name: str, lists: Sequence[list[object]], with_classes: bool) -> tuple
 
 
 def _record(name: str, records: Sequence[Mapping[str, object]], with_classes: bool) -> tuple[Kind, list[object]]:
+    if not with_classes:  # of an input, which nothing has to be made of
+        data: Kind = dict[str, Any]
+        return data, list(records)
     keys = list(dict.fromkeys(str(key) for record in records for key in record))
     if len(keys) > _MOST_KEYS:
         kind, cells = typed(name, [cell for record in records for cell in record.values()], with_classes=with_classes)

@@ -16,7 +16,7 @@ from typing import Any
 
 import dspy
 
-from cuesmith.programs.tasks.answers import LETTERS, as_data, members, normalise, number_in, options_in, words
+from cuesmith.programs.tasks.answers import LETTERS, as_data, in_order, members, normalise, number_in, options_in, words
 from cuesmith.teleprompters.runtime.metric import Judgement, MetricFunction
 
 ACCEPTED = "accepted"
@@ -70,6 +70,32 @@ class Number:
         said = number_in(str(getattr(prediction, self.output)))
         wanted = [number_in(text) for text in _accepted(example, self.output)]
         return said is not None and any(number is not None and said.equals(number) for number in wanted)
+
+
+@dataclass(frozen=True)
+class Near:
+    """How near the last number of the answer is to that of an accepted one; 0 where it is `span` away, or more.
+
+    Attributes:
+        output: The output field that holds the answer.
+        span: The distance from which on an answer is worth nothing; `load` takes the range of the right answers.
+    """
+
+    output: str = "answer"
+    span: float = 1.0
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+        """Score one prediction, from 0 to 1; see `ExactMatch`.
+
+        Raises:
+            AttributeError: If the prediction or the example has no such field.
+        """
+        said = number_in(str(getattr(prediction, self.output)))
+        wanted = [number_in(text) for text in _accepted(example, self.output)]
+        if said is None:
+            return 0.0
+        away = [abs(float(said.value - number.value)) for number in wanted if number is not None]
+        return max([0.0, *(1 - each / self.span for each in away)])
 
 
 @dataclass(frozen=True)
@@ -149,6 +175,32 @@ class SetF1:
 
 
 @dataclass(frozen=True)
+class InOrder:
+    """The share of the places of a list at which the answer's list has the right member, as for tags of words.
+
+    Attributes:
+        output: The output field that holds the list.
+    """
+
+    output: str = "answer"
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> Judgement:
+        """Score one prediction, from 0 to 1, with the first wrong place as feedback; see `SetF1`.
+
+        Raises:
+            AttributeError: If the prediction or the example has no such field.
+        """
+        wanted, given = (in_order(getattr(each, self.output)) for each in (example, prediction))
+        length = max(len(wanted), len(given))
+        right = [a == b for a, b in zip(wanted, given, strict=False)]
+        if all(right) and len(wanted) == len(given):
+            return 1.0
+        place = right.index(False) if False in right else len(right)
+        told = [each[place] if place < len(each) else "nothing" for each in (wanted, given)]
+        return _judgement(sum(right) / length, f"place {place + 1}: expected {told[0]}, got {told[1]}", trace)
+
+
+@dataclass(frozen=True)
 class JsonFields:
     """The share of the right fields: the mean over the outputs, in which a record counts as the mean of its fields.
 
@@ -185,9 +237,11 @@ METRICS: Mapping[str, Callable[[Any], MetricFunction]] = MappingProxyType(
         "exact": ExactMatch,
         "choice": Choice,
         "number": Number,
+        "near": Near,
         "f1": TokenF1,
         "json_fields": JsonFields,
         "set_f1": SetF1,
+        "in_order": InOrder,
     }
 )
 """Name -> what makes the metric of an output field; `json_fields` takes a tuple of them."""

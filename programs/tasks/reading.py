@@ -11,8 +11,13 @@ from __future__ import annotations
 
 import codecs
 import importlib
+import io
 import json
+import lzma
 import re
+import warnings
+import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -23,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from cuesmith.programs.tasks import delimited
-from cuesmith.programs.tasks.task import TaskError
+from cuesmith.programs.tasks.task import MINIMUM_ROWS, TaskError
 from cuesmith.teleprompters.runtime.evidence import sound
 
 WHOLE = ""
@@ -41,9 +46,16 @@ _KINDS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet", ".arrow")
 """Suffixes of the files that a folder's data is in; a file that is named itself may have any."""
 _BESIDES = re.compile(r"dataset_(?:infos?|dict)\.json|state\.json|cache-.*|package(?:-lock)?\.json")
 """Files that are beside data and are none."""
-_PACKED = (b"\x1f\x8b", b"PK\x03\x04", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
-"""How files begin that are compressed by gzip, zip (also .xlsx), bzip2, xz and zstd."""
+_PACKERS = {b"\x1f\x8b": "gzip", b"BZh": "bz2", b"\xfd7zXZ": "lzma"}
+"""How files begin that are compressed, and the module that unpacks them."""
+_PACKED = (b"PK\x03\x04", b"\x28\xb5\x2f\xfd")
+"""How files begin that are packed by zip (also .xlsx) and zstd."""
+_POINTER = "version https://git-lfs.github.com/spec/"
+"""How a file begins that stands for one which Git LFS has not fetched."""
+_MOST_ROWS = 20_000
+"""Rows of a part that are looked at; of more, these are chosen by their content. Ours."""
 _LISTS = ("examples", "data", "rows", "records", "instances", "items", "questions", "samples")
+_BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")
 _SHARD = re.compile(r"-\d{5}-of-\d{5}(?:-[0-9a-f]{10,})?$")
 
 
@@ -95,19 +107,29 @@ def read(path: str | Path, named: Callable[[str], bool]) -> Table:
     """
     path = Path(path)
     files = _of_folder(path) if path.is_dir() else _beside(path)
-    found = {part: [_file(file, named) for file in each] for part, each in files.items()}
+    alone = sum(map(len, files.values())) >= MINIMUM_ROWS
+    found = {part: [_file(file, named, alone) for file in each] for part, each in files.items()}
     first = next(iter(found.values()))[0]
     parts = first.parts
     if sum(map(len, found.values())) > 1:
         parts = {part: [r for one in each for rs in one.parts.values() for r in rs] for part, each in found.items()}
-    return Table(str(path), name_of(path), parts, first.bigbench)
+    return Table(str(path), name_of(path), {part: _fewer(rows) for part, rows in parts.items()}, first.bigbench)
+
+
+def _fewer(records: Sequence[Record]) -> Sequence[Record]:
+    """Return the records, or of very many those that their content chooses, whatever their order."""
+    if len(records) <= _MOST_ROWS:
+        return records
+    places = [zlib.crc32(repr(record.values).encode("utf-8", "surrogatepass")) for record in records]
+    return [records[k] for k in sorted(range(len(records)), key=places.__getitem__)[:_MOST_ROWS]]
 
 
 def name_of(path: str | Path) -> str:
     """Return the name of a file's data: the file's, or its folder's where that says more than "task" or "train"."""
     path = Path(path).resolve()
     names = [path.name if path.is_dir() else _SHARD.sub("", path.stem), *(parent.name for parent in path.parents)]
-    return next((name for name in names if name and name.lower() not in {"task", "data", "dataset", *_PART}), names[0])
+    vague = {"task", "data", "dataset", "samples", *_PART}
+    return next((name for name in names if name and name.lower() not in vague), names[0])
 
 
 # --- which files --------------------------------------------------------------------------------------------
@@ -135,6 +157,9 @@ def _of_folder(folder: Path) -> dict[str, list[Path]]:
     divided = [group for each in groups if len(group := _apart(each)) > 1]
     if len(groups) == 1 or len(divided) == 1:
         return divided[0] if divided else _apart(groups[0])
+    every = chain.from_iterable(group.values() for group in groups)
+    if len(groups) >= MINIMUM_ROWS and (records := _of_records(folder, every)):
+        return records
     if not groups:
         raise TaskError(f"{folder}: no data in this folder; expected files that end in {', '.join(_KINDS)}")
     names = sorted(str(next(chain.from_iterable(group.values())).relative_to(folder)) for group in groups)
@@ -142,9 +167,32 @@ def _of_folder(folder: Path) -> dict[str, list[Path]]:
     raise TaskError(f"{folder}: holds several data sets ({', '.join(names[:8])}{more}); name one of them")
 
 
+def _of_records(folder: Path, found: Iterable[Sequence[Path]]) -> dict[str, list[Path]]:
+    """Return the files by part where each holds one record, as the first does; nothing where they do not."""
+    files = list(chain.from_iterable(found))
+    if {file.suffix for file in files} != {".json"} or not _is_flat(_parsed(text_of(files[0]))):
+        return {}
+    parts: dict[str, list[Path]] = {}
+    for file in files:
+        part = next((_PART[n.lower()] for n in file.relative_to(folder).parts[:-1] if n.lower() in _PART), WHOLE)
+        parts.setdefault(part, []).append(file)
+    return _apart(parts)
+
+
+def _is_flat(data: object) -> bool:
+    held = data.values() if isinstance(data, Mapping) else ()
+    return len(held) > 1 and not any(isinstance(value, list | Mapping) for value in held)
+
+
 def _is_data(file: Path, folder: Path) -> bool:
     hidden = any(name.startswith(".") for name in file.relative_to(folder).parts)
-    return file.suffix.lower() in _KINDS and file.is_file() and not hidden and not _BESIDES.fullmatch(file.name)
+    return _suffix(file) in _KINDS and file.is_file() and not hidden and not _BESIDES.fullmatch(file.name)
+
+
+def _suffix(file: Path) -> str:
+    """Return what a file's name ends in, without what a packer has added."""
+    packed = file.suffix.lower() in (".gz", ".bz2", ".xz", ".zip")
+    return (file.with_suffix("") if packed else file).suffix.lower()
 
 
 def _place(path: Path) -> tuple[str, Path]:
@@ -177,16 +225,19 @@ def _apart(group: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
 # --- one file -----------------------------------------------------------------------------------------------
 
 
-def _file(path: Path, named: Callable[[str], bool]) -> Table:
+def _file(path: Path, named: Callable[[str], bool], alone: bool = False) -> Table:
+    """Return the data of a file; `alone` says that it may be a single record."""
     if _is_columnar(path):
         return Table(str(path), name_of(path), {WHOLE: _columnar(path)})
     text = text_of(path)
-    if not _is_json(text, path.suffix.lower()):
+    if not _is_json(text, _suffix(path)):
         _, rows = delimited.table(str(path), text, named)
         return Table(str(path), name_of(path), {WHOLE: [Record(*row) for row in rows]})
-    if _is_json_lines(text, path.suffix.lower()):
+    if _is_json_lines(text, _suffix(path)):
         return Table(str(path), name_of(path), {WHOLE: json_lines(path, text)})
     data = json_of(path, text)
+    if alone and _is_flat(data):
+        return Table(str(path), name_of(path), {WHOLE: [_record(str(path), data)]})
     parts = _parts_in(str(path), data)
     told = data if isinstance(data, Mapping) and _is_bigbench(data.get("examples")) else None
     return Table(str(path), name_of(path), parts, told)
@@ -199,22 +250,49 @@ def _is_columnar(path: Path) -> bool:
 
 
 def text_of(path: str | Path) -> str:
-    """Return the text of a file in UTF-8, or in UTF-16 where it says so itself.
+    """Return the text of a file, unpacked; what is not in UTF-8 or UTF-16 is taken for Windows' Western code.
 
     Raises:
         TaskError: If there is none.
     """
     try:
-        content = Path(path).read_bytes()
-        if content.startswith(_PACKED):
-            raise TaskError(f"{path}: compressed, or a workbook; unpack it, or save it as CSV")
-        utf16 = content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content
-        return content.decode("utf-16" if utf16 else "utf-8-sig")
-    except OSError as error:
-        raise TaskError(f"{path}: {error.strerror or error}") from None
+        text = _decoded(path, _unpacked(path, Path(path).read_bytes()))
+    except (OSError, EOFError, ValueError, zlib.error, lzma.LZMAError, zipfile.BadZipFile) as error:
+        raise TaskError(f"{path}: {getattr(error, 'strerror', None) or _first_line(error)}") from None
+    if text.startswith(_POINTER):
+        raise TaskError(f"{path}: stands for a file that Git LFS has not fetched; run git lfs pull")
+    return text
+
+
+def _unpacked(path: str | Path, content: bytes) -> bytes:
+    for begins, packer in _PACKERS.items():
+        if content.startswith(begins):
+            unpacked: bytes = importlib.import_module(packer).decompress(content)
+            return unpacked
+    if content.startswith(b"PK\x03\x04"):
+        with zipfile.ZipFile(io.BytesIO(content)) as packed:
+            names = [name for name in packed.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+            if len(names) == 1:
+                return packed.read(names[0])
+    if content.startswith(_PACKED):
+        raise TaskError(f"{path}: several files in one, or a workbook; unpack it, or save it as CSV")
+    return content
+
+
+def _decoded(path: str | Path, content: bytes) -> str:
+    if content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and b"\0" in content:
+        return content.decode("utf-16")
+    zeros = [content[k:2000:2].count(0) * 2 / max(len(content[:2000]), 1) for k in (0, 1)]
+    if max(zeros) > 0.7 and min(zeros) < 0.1:  # without a mark every other byte tells it
+        return content.decode("utf-16-be" if zeros[0] > zeros[1] else "utf-16-le")
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = error.object[: error.start].count(b"\n") + 1
-        raise TaskError(f"{path}: line {line}: not UTF-8 text; save the file as UTF-8") from None
+        line = content[: error.start].count(b"\n") + 1
+    if _BINARY.search(content):
+        raise TaskError(f"{path}: line {line}: not text; save it as CSV or JSON in UTF-8")
+    warnings.warn(f"{path}: line {line}: not UTF-8; read as Windows-1252", stacklevel=2)
+    return content.decode("cp1252", "replace")
 
 
 def _is_json(text: str, suffix: str) -> bool:
@@ -338,6 +416,39 @@ def _list_in(data: object) -> list[object] | None:
     if len(data) > 1 and all(isinstance(row, list) and len(row) == len(data[0]) > 1 for row in data):
         return [{f"column_{k}": cell for k, cell in enumerate(row, 1)} for row in data]
     return data if not data or sum(isinstance(row, Mapping) for row in data) * 2 > len(data) else None
+
+
+def spread(records: Sequence[Record], told: Iterable[str]) -> Sequence[Record]:
+    """Return one record a question where records hold lists of them, as SQuAD's paragraphs do.
+
+    Args:
+        records: The data.
+        told: Paths into the records; a list that one of them names stays whole.
+    """
+    kept = {path.partition(".")[0] for path in told}
+    if not any(_asking(record.values, kept) for record in records[:MINIMUM_ROWS]):
+        return records
+    return [Record(record.where, each) for record in records for each in _spread(record.values, kept)]
+
+
+def _spread(values: Mapping[str, object], kept: Iterable[str]) -> list[Mapping[str, object]]:
+    name = _asking(values, kept)
+    if not name:
+        return [values]
+    held, rest = values[name], {key: value for key, value in values.items() if key != name}
+    inner = [each for each in held if isinstance(each, Mapping)] if isinstance(held, list) else []
+    return [{**rest, **row} for each in inner for row in _spread(each, ())]
+
+
+def _asking(values: Mapping[str, object], kept: Iterable[str]) -> str:
+    """Return the name of the list of records that ask a question each, or hold such lists; empty if there is none."""
+    for name, held in values.items():
+        first = held[0] if isinstance(held, list) and held else None
+        if name in kept or not isinstance(first, Mapping) or "question" in values:
+            continue
+        if "question" in first or _asking(first, ()):
+            return name
+    return ""
 
 
 def _by_row(data: Mapping[str, object]) -> bool:

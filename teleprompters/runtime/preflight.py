@@ -123,6 +123,8 @@ def _odd_values(name: str, examples: Sequence[dspy.Example], kinds: Mapping[str,
     """Yield what of the examples' values cannot be meant so: nothing where something is due, or another type."""
     none: Counter[str] = Counter(field for example in examples for field, value in example.items() if value is None)
     for field, n in none.items():
+        if field in kinds and _fits(None, kinds[field]):
+            continue
         if n < len(examples) or len(examples) == 1 or field in kinds:
             told = f"{n} of {len(examples)} examples of {name}"
             yield f"{told} have None as {field!r}: leave them out, if it is not meant so."
