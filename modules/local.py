@@ -30,6 +30,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache, lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
@@ -319,7 +320,7 @@ class LocalEngine:
 
     def stream(self, request: lm15.Request) -> Iterator[object]:
         """A request's answer as events; the text comes in one piece."""
-        return cast(Iterator[object], lm15.response_to_events(self.complete(request)))
+        return _events(self.complete(request))
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the process."""
@@ -327,6 +328,10 @@ class LocalEngine:
     def __deepcopy__(self, memo: dict[int, object]) -> LocalEngine:
         """Itself."""
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as it is saved."""
+        return type(self).load_state, (self.dump_state(),)
 
     def identity(self) -> dict[str, object]:
         """What decides about its answers: the file's content, wherever it lies, and the context."""
@@ -352,11 +357,21 @@ class AsyncLocalEngine(LocalEngine):
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[object]:  # type: ignore[override, unused-ignore]
         """A request's answer as events; the text comes in one piece."""
-        for event in lm15.response_to_events(await self.complete(request)):
+        for event in _events(await self.complete(request)):
             yield event
 
     async def aclose(self) -> None:
         """Nothing to release: the model belongs to the process."""
+
+
+def _events(response: lm15.Response) -> Iterator[object]:
+    """Return a response as a stream's events, which know JSON as text alone."""
+    parts = tuple(
+        lm15.TextPart(json.dumps(part.value, ensure_ascii=False)) if isinstance(part, lm15.DataPart) else part
+        for part in response.message.parts
+    )
+    message = replace(response.message, parts=parts)
+    return cast(Iterator[object], lm15.response_to_events(replace(response, message=message)))
 
 
 def _error(answer: Mapping[str, Any]) -> lm15.ProviderError:
@@ -366,7 +381,9 @@ def _error(answer: Mapping[str, Any]) -> lm15.ProviderError:
     message, code = str(told.get("message", "llama.cpp gave no reply")), told.get("code")
     if told.get("type") == "exceed_context_size_error" or "context size" in message:
         return lm15.ContextLengthError(f"{message} (LocalLM(context=...))", provider=PROVIDER)
-    if isinstance(code, int) and 400 <= code < 500:
+    # A reply that is no call of a tool, or no JSON, though it should be: the next try would give the same.
+    unreadable = "does not match the expected" in message or "Failed to parse" in message
+    if unreadable or (isinstance(code, int) and 400 <= code < 500):
         return lm15.InvalidRequestError(message, provider=PROVIDER)
     return lm15.ServerError(message, provider=PROVIDER)
 
