@@ -27,7 +27,8 @@ from dspy import lm15
 from dspy.clients.execution import request_to_dict
 
 from cuesmith.modules.in_process import InProcessLM, draw_marks
-from cuesmith.modules.local import LocalEngine, SharedSlots
+from cuesmith.modules.local import LocalEngine
+from cuesmith.modules.shared_slots import SharedSlots
 
 PACKED = ".jsonl.xz"
 _REFUSALS: dict[str, type[lm15.ProviderError]] = {
@@ -173,21 +174,10 @@ class ServerModel(LocalEngine):
         with urllib.request.urlopen(f"{url}/props") as props:
             count = int(json.load(props)["total_slots"])
         self._writer = lm15.OpenAIChatLM(api_key="none", compat=lm15.OpenAIChatCompat(max_tokens_field="max_tokens"))
-        self._url, self._shared = url, SharedSlots(count, self._send, url, "none")
+        self._shared = SharedSlots(count, url)
 
-    def _model(self) -> SharedSlots:  # type: ignore[override]
+    def _model(self) -> SharedSlots:
         return self._shared
-
-    def _send(self, body: dict[str, Any]) -> dict[str, Any]:
-        request = urllib.request.Request(
-            f"{self._url}/v1/chat/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=1800) as answer:
-                found: dict[str, Any] = json.load(answer)
-        except urllib.error.HTTPError as error:
-            found = json.load(error)
-        return found
 
 
 class RecordingEngine:

@@ -14,80 +14,89 @@ Source: ours; the server is llama.cpp's, by the wheels of xllamacpp.
 from __future__ import annotations
 
 import asyncio
-import atexit
 import ctypes
+import fcntl
 import hashlib
-import http.client
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shutil
 import signal
-import struct
+import sys
 import tempfile
 import threading
-from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Iterator, Mapping
+from concurrent.futures import CancelledError
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import cache, lru_cache
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, cast
 
 from dspy import lm15
 
+from cuesmith.modules.gguf_header import LocalModelError, memory, read_header
 from cuesmith.modules.in_process import InProcessLM, draw_marks, hashed_seed
+from cuesmith.modules.shared_slots import SharedSlots
 
 PROVIDER = "local"
 MAX_TOKENS = 1024
 """New tokens where a request sets no limit."""
 
+CONTEXT = 4096
+"""Tokens; the models with less have all they can."""
+
 LEAST_CONTEXT = 256
 """Tokens; a request of dspy's chat adapter alone takes about as many."""
 
-SHARED = 400
-"""Characters that requests must have in common for their common beginning to be kept."""
-
-KEPT = 12
-"""How many common beginnings are kept at once; each takes some megabytes."""
-
-PASSED_OVER = 32
-"""How often a waiting call may be passed over by one that goes on where a slot is."""
-
-_MAGIC = b"GGUF"
+MOST_SLOTS = 256
+MOST_THREADS = 512
+"""llama.cpp's own limits."""
 
 
-class LocalModelError(ValueError):
-    """A model file, or options for it, with which no model can be had; the message is one line."""
-
-
-def checked(path: str | os.PathLike[str], slots: int, context: int, threads: int | None) -> Path:
-    """Return the file's whole path.
+def checked(path: str | os.PathLike[str], slots: int, context: int, threads: int | None) -> tuple[Path, int]:
+    """Return the file's whole path, and the context that its model can have.
 
     Raises:
-        LocalModelError: If there is no such file, it is no GGUF file, a number is too small, or llama.cpp is missing.
+        LocalModelError: If llama.cpp is missing, there is no such file, it holds no whole language model, or a number
+            is out of range.
     """
-    for name, number, least in (("slots", slots, 1), ("context", context, LEAST_CONTEXT), ("threads", threads, 1)):
-        if number is not None and number < least:
-            raise LocalModelError(f"LocalLM: {name} must be at least {least}, got {number}")
+    _in_range("slots", slots, 1, MOST_SLOTS)
+    _in_range("context", context, LEAST_CONTEXT, None)
+    if threads is not None:
+        _in_range("threads", threads, 1, MOST_THREADS)
     if importlib.util.find_spec("xllamacpp") is None:
         raise LocalModelError("LocalLM needs llama.cpp: pip install 'cuesmith[local]'")
     file = Path(path).expanduser().absolute()
-    try:
-        with file.open("rb") as opened:
-            head = opened.read(8)
-    except OSError as error:
-        raise LocalModelError(f"{path}: {error.strerror or error}; LocalLM takes a .gguf file") from None
-    if head[:4] != _MAGIC or len(head) < 8 or not 2 <= struct.unpack("<I", head[4:])[0] <= 3:
-        raise LocalModelError(f"{path}: not a GGUF file of version 2 or 3 (it begins with {head!r})")
-    return file
+    header = read_header(file)
+    own = header.own("context_length") or CONTEXT
+    if context > max(own, CONTEXT):
+        raise LocalModelError(f"{file}: the model's context is {own} tokens, got context={context}")
+    context = min(context, own)
+    needed = slots * context * header.bytes_per_token
+    if needed > memory():
+        raise LocalModelError(
+            f"LocalLM: {slots} slots of {context} tokens take {needed >> 30} GB; this machine has {memory() >> 30}"
+        )
+    return file, context
+
+
+def _in_range(name: str, number: object, least: int, most: int | None) -> None:
+    if type(number) is not int or number < least or (most is not None and number > most):
+        wanted = f"at least {least}" if most is None else f"from {least} to {most}"
+        raise LocalModelError(f"LocalLM: {name} must be a whole number, {wanted}, got {number!r}")
 
 
 def digest(file: Path) -> str:
-    """Return the SHA-256 of a file, in hex; computed once for each size and time of change."""
-    about = file.stat()
-    return _digest(file, about.st_size, about.st_mtime_ns)
+    """Return the SHA-256 of a model's file, or of all its files, in hex; computed once while they stay the same."""
+    parts = [file]
+    if split := re.fullmatch(r"(.*-)\d{5}(-of-\d{5}\.gguf)", file.name):
+        parts = sorted(file.parent.glob(f"{split[1]}*{split[2]}"))
+    each = [_digest(part, part.stat().st_size, part.stat().st_mtime_ns) for part in parts]
+    return each[0] if len(each) == 1 else hashlib.sha256("".join(each).encode()).hexdigest()
 
 
 @lru_cache
@@ -99,138 +108,8 @@ def _digest(file: Path, size: int, changed: int) -> str:
 # --- the model --------------------------------------------------------------------------------------------------
 
 
-@dataclass(eq=False)
-class _Waiting:
-    """A call that waits for a slot."""
-
-    prefix: str | None
-    slot: int | None = None
-    passed: int = 0
-
-
-@dataclass(eq=False)
-class _Slots:
-    """Who may use which slot. A freed slot goes to a call that begins as the slot's last one did, if one waits."""
-
-    count: int
-    lock: threading.Condition = field(default_factory=threading.Condition)
-    free: list[int] = field(default_factory=list)
-    holds: dict[int, str | None] = field(default_factory=dict)
-    queue: list[_Waiting] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.free = list(range(self.count))
-
-    @contextmanager
-    def taken(self, prefix: str | None) -> Iterator[int]:
-        """Wait for a slot."""
-        mine = _Waiting(prefix)
-        with self.lock:
-            self.queue.append(mine)
-            self._assign()
-            while mine.slot is None:
-                self.lock.wait()
-        slot = mine.slot
-        try:
-            yield slot
-        finally:
-            with self.lock:
-                self.holds[slot] = prefix
-                self.free.append(slot)
-                self._assign()
-
-    def waits_for(self, prefix: str) -> bool:
-        """Whether another call that begins like this one waits."""
-        with self.lock:
-            return any(each.prefix == prefix for each in self.queue)
-
-    def _assign(self) -> None:
-        while self.free and self.queue:
-            following = [
-                (each, slot) for each in self.queue for slot in self.free if each.prefix == self.holds.get(slot, "")
-            ]
-            first = self.queue[0]
-            if following and first.passed < PASSED_OVER:
-                chosen, slot = following[0]
-            else:
-                chosen, slot = first, self.free[0]
-            for each in self.queue[: self.queue.index(chosen)]:
-                each.passed += 1
-            self.queue.remove(chosen)
-            self.free.remove(slot)
-            chosen.slot = slot
-        self.lock.notify_all()
-
-
-class SharedSlots:
-    """llama.cpp's slots, and the common beginnings of prompts that they share. Thread-safe.
-
-    Slots compute each on their own. A beginning that several calls have is computed once, kept in a file, and read
-    by each slot that needs it; a freed slot goes to a call that begins as its last one did.
-    """
-
-    def __init__(self, count: int, send: Callable[[dict[str, Any]], dict[str, Any]], url: str, key: str) -> None:
-        """Take the slots of a server.
-
-        Args:
-            count: How many.
-            send: Answers a Chat Completions body.
-            url: Where the server's slots are saved and restored.
-            key: Its API key.
-        """
-        self._slots, self._send = _Slots(count), send
-        self._address, self._key = url.removeprefix("http://").rstrip("/"), key
-        self._keeping = threading.Lock()
-        self._kept: OrderedDict[str, None] = OrderedDict()
-        self._seen: Counter[str] = Counter()
-
-    def complete(self, body: dict[str, Any]) -> dict[str, Any]:
-        """Answer a Chat Completions body."""
-        messages = body["messages"]
-        beginning = json.dumps([messages[:-1], body.get("tools")])
-        prefix = beginning if len(messages) > 1 and len(beginning) > SHARED else None
-        with self._slots.taken(prefix) as slot:
-            if prefix is not None and self._slots.holds.get(slot) != prefix:
-                self._share(prefix, slot, body)
-            return self._send({**body, "id_slot": slot})
-
-    def _share(self, prefix: str, slot: int, body: Mapping[str, Any]) -> None:
-        """Give a slot the beginning of its call, if it is kept; compute and keep it, if others will want it."""
-        name = hashlib.sha256(prefix.encode(errors="surrogatepass")).hexdigest()[:24]
-        with self._keeping:
-            self._seen[name] += 1
-            if name in self._kept:
-                self._kept.move_to_end(name)
-                self._act(slot, "restore", name)
-            elif self._seen[name] > 1 or self._slots.waits_for(prefix):
-                plain = {k: v for k, v in body.items() if k not in ("response_format", "logprobs", "top_logprobs")}
-                answer = self._send({**plain, "max_tokens": 1, "id_slot": slot})
-                if "choices" in answer and self._act(slot, "save", name):
-                    self._keep(name)
-
-    def _keep(self, name: str) -> None:
-        self._kept[name] = None
-        while len(self._kept) > KEPT:
-            self.forget(self._kept.popitem(last=False)[0])
-
-    def forget(self, name: str) -> None:
-        """Called with the name of a file that is no longer needed."""
-
-    def _act(self, slot: int, action: str, name: str) -> bool:
-        """Save or restore what a slot has computed; a failure costs time alone."""
-        link = http.client.HTTPConnection(self._address, timeout=60)
-        try:
-            head = {"Authorization": f"Bearer {self._key}", "Content-Type": "application/json"}
-            link.request("POST", f"/slots/{slot}?action={action}", json.dumps({"filename": name}), head)
-            return link.getresponse().status == 200
-        except (OSError, http.client.HTTPException):
-            return False
-        finally:
-            link.close()
-
-
 class LlamaModel(SharedSlots):
-    """A loaded model: llama.cpp's server in this process.
+    """A loaded model: llama.cpp's server in this process, listening on a socket in a folder of its own.
 
     There is one of a file and its options in a process (`loaded`).
     """
@@ -241,15 +120,27 @@ class LlamaModel(SharedSlots):
         Raises:
             LocalModelError: If llama.cpp cannot load it.
         """
-        self._folder = Path(tempfile.mkdtemp(prefix="cuesmith-llama-", dir=_memory_folder()))
-        atexit.register(shutil.rmtree, self._folder, ignore_errors=True)
         key = secrets.token_hex(16)
-        server = _server(file, slots, context, threads, self._folder, key)
-        super().__init__(slots, server.handle_chat_completions, server.listening_address, key)
+        self._folder, self._held = _own_folder()
+        try:
+            self._server = _server(file, slots, context, threads, self._folder, key)
+        except BaseException:
+            self._leave()
+            raise
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))  # destroyed in `_end`, if at all
+        super().__init__(slots, self._server.listening_address, key, lambda name: (self._folder / name).unlink(True))
+        Finalize(None, self._end, exitpriority=0)  # as atexit does, and in the processes of multiprocessing too
 
-    def forget(self, name: str) -> None:
-        """Delete the file."""
-        (self._folder / name).unlink(missing_ok=True)
+    def _end(self) -> None:
+        self.close()
+        if not _forked:
+            ctypes.pythonapi.Py_DecRef(ctypes.py_object(self._server))
+            del self._server
+        self._leave()
+
+    def _leave(self) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+        os.close(self._held)
 
 
 def _server(file: Path, slots: int, context: int, threads: int, folder: Path, key: str) -> Any:
@@ -260,7 +151,7 @@ def _server(file: Path, slots: int, context: int, threads: int, folder: Path, ke
     params.n_parallel, params.n_ctx, params.kv_unified = slots, slots * context, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = threads
     params.cpuparams.poll = params.cpuparams_batch.poll = 0  # threads that spin starve all others of a busy machine
-    params.hostnames, params.port, params.api_keys = ["127.0.0.1"], 0, [key]
+    params.hostnames, params.api_keys = [f"{folder}/llama.sock"], [key]
     params.slot_save_path = f"{folder}/"
     params.cache_ram_mib, params.ui, params.verbosity, params.warmup = 0, False, -1, False
     with _own_signals():
@@ -271,40 +162,90 @@ def _server(file: Path, slots: int, context: int, threads: int, folder: Path, ke
             raise LocalModelError(f"{file}: llama.cpp cannot load it with {asked} (damaged, or too large?)") from None
 
 
-def _memory_folder() -> str | None:
-    """Return a folder that is kept in memory, where the system has one."""
-    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+_FOLDER = "cuesmith-llama-"
+
+
+def _own_folder() -> tuple[Path, int]:
+    """Return a new folder, in memory where the system has that, and the lock by which others know that it is in use."""
+    place = Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir())
+    for left in place.glob(f"{_FOLDER}*"):
+        with suppress(OSError):
+            _remove_unused(left)
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
+        with suppress(FileNotFoundError):
+            held = os.open(folder, os.O_RDONLY)
+            fcntl.flock(held, fcntl.LOCK_EX)
+            if folder.exists():  # else another process has removed it before it was locked
+                return folder, held
+            os.close(held)
+
+
+def _remove_unused(folder: Path) -> None:
+    """Remove a folder whose process was killed; an OSError tells that it is in use."""
+    held = os.open(folder, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        os.close(held)
 
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
     """Keep this process's handlers of SIGINT and SIGTERM: llama.cpp's server would take them, for good."""
-    libc = ctypes.CDLL(None)
-    if not hasattr(libc, "sigaction"):
-        yield
-        return
-    kept = {number: ctypes.create_string_buffer(512) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number, action in kept.items():
-        libc.sigaction(int(number), None, action)
+    libc, numbers = ctypes.CDLL(None), (signal.SIGINT, signal.SIGTERM)
+    kept = {number: ctypes.create_string_buffer(512) for number in numbers}
+    # Meanwhile they wait: none may reach the other handlers. llama.cpp's threads inherit that, and never get any.
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
     try:
+        for number, action in kept.items():
+            libc.sigaction(int(number), None, action)
         yield
     finally:
         for number, action in kept.items():
             libc.sigaction(int(number), action, None)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _loading = threading.Lock()
+_forked = False
+
+
+def _after_fork() -> None:
+    """Let a forked process, which has nothing of its parent's llama.cpp but the memory, load models of its own.
+
+    What llama.cpp does at the end of a process is to wait for threads, which are the parent's: it is left out.
+    """
+    global _forked
+    _loading.release()
+    if "xllamacpp" in sys.modules:
+        _forked, libc = True, ctypes.CDLL(None)
+        if hasattr(libc, "on_exit"):  # what is registered last is called first, with the exit status
+            libc.on_exit(libc._exit, None)
+
+
+os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_after_fork)
 
 
 def loaded(file: Path, slots: int, context: int, threads: int | None) -> LlamaModel:
-    """Return the model, which this process loads once."""
+    """Return the model, which each process loads once, a forked one too.
+
+    Raises:
+        LocalModelError: If the file is no longer there or whole, or llama.cpp cannot load it.
+    """
     with _loading:
-        return _loaded(file, slots, context, threads or len(os.sched_getaffinity(0)))
+        return _loaded(os.getpid(), file, slots, context, threads or _cores())
 
 
 @cache
-def _loaded(file: Path, slots: int, context: int, threads: int) -> LlamaModel:
+def _loaded(process: int, file: Path, slots: int, context: int, threads: int) -> LlamaModel:
+    read_header(file)
     return LlamaModel(file, slots, context, threads)
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 # --- the engine -------------------------------------------------------------------------------------------------
@@ -323,23 +264,27 @@ class LocalEngine:
     free = True
     """It runs in this process: its calls cost nothing, which a budget in dollars has to know."""
 
-    def __init__(self, path: str, slots: int = 8, context: int = 4096, threads: int | None = None) -> None:
+    def __init__(self, path: str, slots: int = 8, context: int = CONTEXT, threads: int | None = None) -> None:
         """Create the engine; the model is loaded at the first request.
 
         Raises:
             LocalModelError: See `checked`.
         """
-        self.file = checked(path, slots, context, threads)
-        self.slots, self.context, self.threads = slots, context, threads
+        self.file, self.context = checked(path, slots, context, threads)
+        self.slots, self.threads = slots, threads
         self._writer = lm15.OpenAIChatLM(api_key="none", compat=lm15.OpenAIChatCompat(max_tokens_field="max_tokens"))
 
-    def _model(self) -> LlamaModel:
-        return loaded(self.file, self.slots, self.context, self.threads)
+    def _model(self) -> SharedSlots:
+        try:
+            return loaded(self.file, self.slots, self.context, self.threads)
+        except LocalModelError as error:
+            raise lm15.ConfigurationError(str(error), provider=PROVIDER) from None
 
     def _body(self, request: lm15.Request, marks: tuple[int | None, ...]) -> dict[str, Any]:
         """Return the Chat Completions body, with a seed that is a function of the request and its marks."""
         wire = self._writer.build_request(request, False)
         body: dict[str, Any] = json.loads(wire.body or b"{}")
+        body.pop("model", None)  # a model's name is no part of a draw
         body.setdefault("temperature", 0.0)
         body["max_tokens"] = body.get("max_tokens") or MAX_TOKENS
         options = sorted((name, repr(value)) for name, value in body.items())
@@ -359,16 +304,23 @@ class LocalEngine:
             lm15.ContextLengthError: If it does not fit the context.
             lm15.UnsupportedFeatureError: For what the model cannot read.
             lm15.InvalidRequestError: For options out of range.
+            lm15.ConfigurationError: If the model cannot be loaded.
         """
         return self.answer(request, draw_marks())
 
     def answer(self, request: lm15.Request, marks: tuple[int | None, ...]) -> lm15.Response:
         """As `complete`, with what tells the request from others of the same words (`draw_marks`)."""
-        return self._respond(request, self._model().complete(self._body(request, marks)))
+        reply = self._model().submit(self._body(request, marks))
+        try:
+            return self._respond(request, reply.result())
+        except CancelledError:  # the process ends, and a thread like this one with it
+            raise SystemExit from None
+        finally:
+            reply.cancel()  # nothing, unless the wait was broken off
 
     def stream(self, request: lm15.Request) -> Iterator[object]:
         """A request's answer as events; the text comes in one piece."""
-        return cast(Iterator[object], lm15.response_to_events(self.complete(request)))
+        return _events(self.complete(request))
 
     def close(self) -> None:
         """Nothing to release: the model belongs to the process."""
@@ -376,6 +328,10 @@ class LocalEngine:
     def __deepcopy__(self, memo: dict[int, object]) -> LocalEngine:
         """Itself."""
         return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle as it is saved."""
+        return type(self).load_state, (self.dump_state(),)
 
     def identity(self) -> dict[str, object]:
         """What decides about its answers: the file's content, wherever it lies, and the context."""
@@ -396,15 +352,26 @@ class AsyncLocalEngine(LocalEngine):
 
     async def complete(self, request: lm15.Request) -> lm15.Response:  # type: ignore[override, unused-ignore]
         """Answer a request; see `LocalEngine.complete`."""
-        return await asyncio.to_thread(self.answer, request, draw_marks())
+        reply = asyncio.wrap_future(self._model().submit(self._body(request, draw_marks())))
+        return self._respond(request, await reply)
 
     async def stream(self, request: lm15.Request) -> AsyncIterator[object]:  # type: ignore[override, unused-ignore]
         """A request's answer as events; the text comes in one piece."""
-        for event in lm15.response_to_events(await self.complete(request)):
+        for event in _events(await self.complete(request)):
             yield event
 
     async def aclose(self) -> None:
         """Nothing to release: the model belongs to the process."""
+
+
+def _events(response: lm15.Response) -> Iterator[object]:
+    """Return a response as a stream's events, which know JSON as text alone."""
+    parts = tuple(
+        lm15.TextPart(json.dumps(part.value, ensure_ascii=False)) if isinstance(part, lm15.DataPart) else part
+        for part in response.message.parts
+    )
+    message = replace(response.message, parts=parts)
+    return cast(Iterator[object], lm15.response_to_events(replace(response, message=message)))
 
 
 def _error(answer: Mapping[str, Any]) -> lm15.ProviderError:
@@ -414,7 +381,9 @@ def _error(answer: Mapping[str, Any]) -> lm15.ProviderError:
     message, code = str(told.get("message", "llama.cpp gave no reply")), told.get("code")
     if told.get("type") == "exceed_context_size_error" or "context size" in message:
         return lm15.ContextLengthError(f"{message} (LocalLM(context=...))", provider=PROVIDER)
-    if isinstance(code, int) and 400 <= code < 500:
+    # A reply that is no call of a tool, or no JSON, though it should be: the next try would give the same.
+    unreadable = "does not match the expected" in message or "Failed to parse" in message
+    if unreadable or (isinstance(code, int) and 400 <= code < 500):
         return lm15.InvalidRequestError(message, provider=PROVIDER)
     return lm15.ServerError(message, provider=PROVIDER)
 
@@ -435,7 +404,7 @@ class LocalLM(InProcessLM):
         path: str | os.PathLike[str],
         *,
         slots: int = 8,
-        context: int = 4096,
+        context: int = CONTEXT,
         threads: int | None = None,
         temperature: float = 0.0,
         max_tokens: int = MAX_TOKENS,
@@ -447,7 +416,7 @@ class LocalLM(InProcessLM):
         Args:
             path: The .gguf file.
             slots: Calls that are answered at once; further ones wait.
-            context: Tokens of a prompt and its reply together.
+            context: Tokens of a prompt and its reply together, at most what the model was made for.
             threads: Threads to compute with; by default one for each core. On a busy machine fewer are faster.
             temperature: 0 takes the most likely tokens.
             max_tokens: Most new tokens of a reply.
@@ -455,7 +424,7 @@ class LocalLM(InProcessLM):
             options: Further options of each call, as `dspy.LM` takes them (`top_p`, `stop`, `seed`, ...).
 
         Raises:
-            LocalModelError: If the file is missing or no GGUF file, a number is too small, or llama.cpp is missing.
+            LocalModelError: See `checked`.
         """
         engine = LocalEngine(os.fspath(path), slots, context, threads)
         async_engine = AsyncLocalEngine(os.fspath(path), slots, context, threads)
@@ -468,6 +437,18 @@ class LocalLM(InProcessLM):
             async_engine=async_engine,
             **options,
         )
+        self._name()
+
+    def _name(self) -> None:
+        """Tell the file's content by the model's name where dspy's cache goes by it: other files have that name too."""
+        engine: LocalEngine = self._engine_spec
+        self.model = f"{PROVIDER}/{engine.file.stem}" + (f"@{digest(engine.file)[:16]}" if self.cache else "")
+
+    def copy(self, **kwargs: Any) -> LocalLM:
+        """As `dspy.LM`."""
+        copied: LocalLM = super().copy(**kwargs)
+        copied._name()
+        return copied
 
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> LocalLM:
