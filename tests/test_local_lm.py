@@ -34,7 +34,7 @@ LONG = "Be brief, be right, and never say more than was asked of you. " * 10
 """A system message that is worth sharing."""
 
 
-class Mood(dspy.Signature):
+class Mood(dspy.Signature):  # type: ignore[misc]
     """Say how it is."""
 
     question: str = dspy.InputField()
@@ -115,7 +115,7 @@ def test_tools_are_called(tmp_path: Path) -> None:
         """Tell the weather."""
         return city
 
-    class Ask(dspy.Signature):
+    class Ask(dspy.Signature):  # type: ignore[misc]
         question: str = dspy.InputField()
         tools: list[dspy.Tool] = dspy.InputField()
         calls: dspy.ToolCalls = dspy.OutputField()
@@ -206,7 +206,8 @@ def test_the_cache_knows_files_by_their_content(model: Path, tmp_path: Path) -> 
     lm = cached(model)
     first = lm(text)
     assert lm(text) == first and lm.history[-1]["usage"] == {}
-    moved = cached(Path(os.link(model, tmp_path / model.name) or tmp_path / model.name))
+    os.link(model, tmp_path / model.name)
+    moved = cached(tmp_path / model.name)
     assert moved(text) == first and moved.history[-1]["usage"] == {}
     (tmp_path / "other").mkdir()
     other = cached(write_model(tmp_path / "other" / model.name, seed=1))
