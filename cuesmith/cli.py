@@ -12,12 +12,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import cuesmith
 from cuesmith.programs.arguments import amount, be_offline, columns, count, model, seed
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
+
+LOCAL = {"compilers": ("abo",), "validation_size": 60, "test_size": 60, "budget_calls": 300}
+"""Settings with model files, unless told otherwise: some minutes on two cores with half a billion weights."""
 
 STUDIES = {
     "diagnose": "show what a finished run tells: its course, its refinements, how its prompts are followed",
@@ -83,7 +86,8 @@ def _parser(given: Sequence[str]) -> Parser:
         "quickstart",
         help="compile a small program and show what it gained",
         description="Compile a program on a task and show its held-out score before and after. Without "
-        "--lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key.",
+        "--lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key. "
+        "With --local it runs on this machine too, on a real model, and says beforehand how many minutes it will take.",
         allow_abbrev=False,
     )
     data = quick.add_mutually_exclusive_group()
@@ -93,14 +97,19 @@ def _parser(given: Sequence[str]) -> Parser:
     add("--inputs", metavar="COLUMNS", type=columns, help="of --data: what is asked, with commas")
     add("--outputs", metavar="COLUMNS", type=columns, help="of --data: what is the answer, with commas")
     add("--metric", metavar="NAME", help="of --data: exact, choice, number, f1, json_fields or set_f1")
-    add("--compiler", choices=sorted(COMPILERS), default="both", help="which compilers run (default: both)")
+    add("--compiler", choices=sorted(COMPILERS), help="which compilers run (default: both; of a model file abo)")
     add("--ablation", action="store_true", help="also run ABO without demonstrations")
-    add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
-    add("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer (default: --lm)")
+    target, optimizer = quick.add_mutually_exclusive_group(), quick.add_mutually_exclusive_group()
+    target.add_argument("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
+    target.add_argument("--local", metavar="FILE", type=Path, help="a model file (.gguf) instead of the embedded one")
+    optimizer.add_argument("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer")
+    optimizer.add_argument("--local-optimizer", metavar="FILE", type=Path, help="a model file as optimizer")
+    add("--threads", metavar="N", type=count, help="threads of a model file (default: one a core; fewer if busy)")
     add("--budget-usd", metavar="X", type=amount, help="dollars each compile may cost")
-    add("--budget-calls", metavar="N", type=count, help="calls each compile may make")
+    add("--budget-calls", metavar="N", type=count, help="calls each compile may make (of a model file: 300)")
     add("--seed", metavar="N", type=seed, default=0, help="seed of splits and search (default: 0)")
-    add("--test-size", metavar="N", type=count, default=250, help="held-out examples (default: 250)")
+    add("--validation-size", metavar="N", type=count, help="examples to choose with (default: 100; of a file: 60)")
+    add("--test-size", metavar="N", type=count, help="held-out examples (default: 250; of a model file: 60)")
     add("--json", action="store_true", help="print one JSON object instead of text")
     add("--save", metavar="PATH", type=Path, help="file for the program (default: in runs/quickstart/)")
     add("--run-dir", metavar="DIR", type=Path, help="keep journals here; resumes what is there")
@@ -118,16 +127,17 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
         inputs=options.inputs,
         outputs=options.outputs,
         metric=options.metric,
-        compilers=COMPILERS[options.compiler],
         ablation=options.ablation,
         lm=options.lm,
+        local=options.local,
         optimizer_lm=options.optimizer_lm,
+        local_optimizer=options.local_optimizer,
+        threads=options.threads,
         budget_usd=options.budget_usd,
-        budget_calls=options.budget_calls,
         seed=options.seed,
-        test_size=options.test_size,
         save=options.save,
         run_dir=options.run_dir,
+        **_numbers(options),
     )
     try:
         return quickstart.main(settings, as_json=options.json)
@@ -136,6 +146,22 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
     except comparison.RunFailed as error:
         print(f"cuesmith: error: {error}", file=sys.stderr)
         return 1
+    except cuesmith.Interrupted as stop:
+        print(f"cuesmith: {stop}", file=sys.stderr)
+        return 130
+
+
+def _numbers(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the settings that are numbers of the run: those given, and those of model files beside them."""
+    names = ("validation_size", "test_size", "budget_calls")
+    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
+    if options.compiler is not None:
+        given["compilers"] = COMPILERS[options.compiler]
+    return {**(LOCAL if _on_files(options) else {}), **given}
+
+
+def _on_files(options: argparse.Namespace) -> bool:
+    return options.local is not None or options.local_optimizer is not None
 
 
 def _compilers() -> int:
@@ -154,6 +180,8 @@ def _check_paths(parser: Parser, options: argparse.Namespace) -> None:
     of_data = [f"--{name}" for name in ("inputs", "outputs", "metric") if getattr(options, name) is not None]
     if options.data is None and of_data:
         parser.error(f"{', '.join(of_data)}: only with --data")
+    if options.threads is not None and not _on_files(options):
+        parser.error("--threads: only with --local or --local-optimizer")
     if options.save is not None and (options.save.suffix != ".json" or options.save.is_dir()):
         parser.error(f"--save {options.save}: must be the name of a file that ends in .json")
     if options.run_dir is not None and options.run_dir.exists() and not options.run_dir.is_dir():

@@ -9,19 +9,21 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import dspy
 
-from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+from cuesmith.modules.local import LocalModelError
 from cuesmith.programs import report
 from cuesmith.programs.evaluation import compare, evaluate
+from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, Choice, answering, named, writing
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
 from cuesmith.teleprompters.registry import compile, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.interruption import Interrupted
 from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.session import CompileError
@@ -55,10 +57,14 @@ class Settings:
         compilers: Names of compilers, as `cuesmith.compile` takes them.
         ablation: Whether to run ABO without demonstrations beside them.
         lm: LiteLLM name of the target; the embedded model by default.
-        optimizer_lm: LiteLLM name of the optimizer; by default that of `lm`, or the simulated one.
+        local: A model file as the target, in place of `lm`.
+        optimizer_lm: LiteLLM name of the optimizer; by default the target, or beside the embedded one the simulated one.
+        local_optimizer: A model file as the optimizer, in place of `optimizer_lm`.
+        threads: Threads that model files are computed with; by default one for each core.
         budget_usd: Dollars each compile may cost.
         budget_calls: Calls each compile may make.
         seed: Seed of the splits and of the search.
+        validation_size: Examples that a compiler chooses prompts with.
         test_size: Held-out examples.
         save: Where compiled programs go; several get the compiler's name before the suffix.
         run_dir: Where journals go, one folder a compiler.
@@ -72,10 +78,14 @@ class Settings:
     compilers: tuple[str, ...] = ("iterative-ape", "abo")
     ablation: bool = False
     lm: str | None = None
+    local: Path | None = None
     optimizer_lm: str | None = None
+    local_optimizer: Path | None = None
+    threads: int | None = None
     budget_usd: float | None = None
     budget_calls: int | None = None
     seed: int = 0
+    validation_size: int = 100
     test_size: int = 250
     save: Path | None = None
     run_dir: Path | None = None
@@ -85,6 +95,37 @@ class Settings:
         """What to compile with, in order."""
         plain = tuple(Variant(name) for name in self.compilers)
         return (*plain, Variant("abo", demonstrations=False)) if self.ablation else plain
+
+    @property
+    def sizes(self) -> Sizes:
+        """Sizes of the splits."""
+        return Sizes(validation=self.validation_size, test=self.test_size)
+
+    @property
+    def target(self) -> Choice:
+        """The model that the program runs on."""
+        if self.local is not None:
+            return answering(self.local, self.threads)
+        return EMBEDDED if self.lm is None else named(self.lm)
+
+    @property
+    def optimizer(self) -> Choice:
+        """The model that writes prompts."""
+        file = self.local if self.optimizer_lm is None else None
+        if (chosen := self.local_optimizer or file) is not None:
+            return writing(chosen, self.threads)
+        name = self.optimizer_lm or self.lm
+        return SIMULATED if name is None else named(name)
+
+    @property
+    def on_files(self) -> bool:
+        """Whether a model file takes part."""
+        return self.local is not None or self.local_optimizer is not None
+
+    @property
+    def in_flight(self) -> int:
+        """Calls under way at once: those that would wait for a model file's slot would count as slow."""
+        return AT_ONCE if self.on_files else 32
 
 
 @dataclass(frozen=True)
@@ -152,32 +193,30 @@ def read_task(settings: Settings) -> Task:
         BadInput: If there is none, or its file is no task.
     """
     try:
-        sizes = Sizes(test=settings.test_size)
         if settings.data is not None:
             told = {"inputs": settings.inputs, "outputs": settings.outputs}
-            return load(settings.data, **told, metric=settings.metric, sizes=sizes, seed=settings.seed)
-        return generate(settings.task or DEFAULT_FAMILY, sizes=sizes, seed=settings.seed)
+            return load(settings.data, **told, metric=settings.metric, sizes=settings.sizes, seed=settings.seed)
+        return generate(settings.task or DEFAULT_FAMILY, sizes=settings.sizes, seed=settings.seed)
     except TaskError as error:
         raise BadInput(str(error)) from None
 
 
 def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
-    """Return the target and the optimizer model.
+    """Return the target and the optimizer model; model files are opened, and not loaded yet.
 
     Raises:
-        BadInput: If dspy does not take a model's name.
+        BadInput: If dspy does not take a model's name, or a file is no model.
     """
-    optimizer_name = settings.optimizer_lm or settings.lm
-    target = EmbeddedLM() if settings.lm is None else _named(settings.lm)
-    optimizer = SimulatedOptimizer() if optimizer_name is None else _named(optimizer_name)
-    return target, optimizer
+    return _made(settings.target), _made(settings.optimizer)
 
 
-def _named(model: str) -> dspy.LM:
+def _made(choice: Choice) -> dspy.BaseLM:
     try:
-        return dspy.LM(model)
+        return choice.make()
+    except LocalModelError as error:
+        raise BadInput(one_line(error)) from None
     except Exception as error:  # whatever is objected to, it is the name
-        raise BadInput(f"model {model!r}: {one_line(error)}") from None
+        raise BadInput(f"model {choice.name!r}: {one_line(error)}") from None
 
 
 def forecast(settings: Settings, task: Task) -> dict[Variant, Forecast]:
@@ -187,6 +226,11 @@ def forecast(settings: Settings, task: Task) -> dict[Variant, Forecast]:
         compiler = compiler_class(variant.compiler)(task.metric, **variant.options)  # type: ignore[arg-type]
         forecasts[variant] = compiler.estimate(student, trainset=task.train, valset=task.validation)
     return forecasts
+
+
+def capped(settings: Settings, bound: Forecast) -> int:
+    """Return the calls of a compile at most: its bound, or the budget where that is less."""
+    return min(bound.calls, settings.budget_calls or bound.calls)
 
 
 def run(
@@ -217,13 +261,14 @@ def run(
     with dspy.context(lm=target), _explained():
         done = [_compile(settings, task, student, variant, optimizer, callbacks) for variant in settings.variants]
         stage("the baseline on held-out examples")
-        baseline = evaluate(student, task.test, task.metric)
+        judge = partial(evaluate, examples=task.test, metric=task.metric, max_in_flight=settings.in_flight)
+        baseline = judge(student)
         if baseline.n == 0:
             raise RunFailed(f"no held-out example could be scored: {why_missing(baseline)}")
         rows = []
         for each in done:
             stage(f"{each.variant.label} on held-out examples")
-            rows.append(each.row(student, baseline, evaluate(each.program, task.test, task.metric)))
+            rows.append(each.row(student, baseline, judge(each.program)))
     return Result(settings, task, baseline, tuple(rows), time.perf_counter() - start)
 
 
@@ -251,22 +296,34 @@ def _compile(
     callbacks: Sequence[Callback],
 ) -> _Compiled:
     start = time.perf_counter()
-    program = compile(
-        student,
-        variant.compiler,
-        metric=task.metric,
-        trainset=task.train,
-        valset=task.validation,
-        run_dir=None if settings.run_dir is None else settings.run_dir / variant.slug,
-        optimizer_lm=optimizer,
-        budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
-        seed=settings.seed,
-        callbacks=callbacks,
-        progress=False,
-        **variant.options,
-    )
+    try:
+        program = compile(
+            student,
+            variant.compiler,
+            metric=task.metric,
+            trainset=task.train,
+            valset=task.validation,
+            run_dir=None if settings.run_dir is None else settings.run_dir / variant.slug,
+            optimizer_lm=optimizer,
+            budget=Budget(usd=settings.budget_usd, calls=settings.budget_calls),
+            seed=settings.seed,
+            max_in_flight=settings.in_flight,
+            callbacks=callbacks,
+            progress=False,
+            **variant.options,
+        )
+    except Interrupted as stop:
+        raise _kept(stop, settings, task, variant) from None
     seconds = time.perf_counter() - start
     return _Compiled(variant, program, _save(settings, task, variant, program), seconds)
+
+
+def _kept(stop: Interrupted, settings: Settings, task: Task, variant: Variant) -> Interrupted:
+    """Save what an interrupted compile has found, and say where it is."""
+    found = stop.program
+    kept = "nothing was scored yet" if found is None else f"the best so far is {_save(settings, task, variant, found)}"
+    go_on = "--run-dir keeps what was done" if settings.run_dir is None else "the same command goes on from here"
+    return Interrupted(f"interrupted: {kept}; {go_on}", found)
 
 
 def _save(settings: Settings, task: Task, variant: Variant, compiled: dspy.Module) -> Path:

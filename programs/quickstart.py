@@ -1,7 +1,8 @@
 """`cuesmith quickstart`: compile one small program and show, on held-out examples, what it gained.
 
 By default everything runs on this machine: the target is the embedded model, and the optimizer is simulated.
-That shows the machinery at work; it is no evidence about large models.
+That shows the machinery at work; it is no evidence about large models. With model files it runs on this machine too,
+and says beforehand how many minutes that will take.
 
 Source: ours.
 """
@@ -10,26 +11,42 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from cuesmith.programs import report
-from cuesmith.programs.comparison import Result, Row, Settings, Variant, forecast, models, read_task, run, why_missing
+from cuesmith.programs.comparison import (
+    Result,
+    Row,
+    Settings,
+    Variant,
+    capped,
+    forecast,
+    models,
+    read_task,
+    run,
+    why_missing,
+)
 from cuesmith.programs.evaluation import estimate
+from cuesmith.programs.models import EMBEDDED, SIMULATED
+from cuesmith.programs.pace import Expected, expect, measure
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
+from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.progress import Progress
 
 TINY = (
     "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "
-    "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model."
+    "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model, --local a model file."
 )
-SIMULATED = (
+RULES = (
     "The optimizer is simulated: no model, but rules that answer each request from the request's own text. "
     "--optimizer-lm takes any LiteLLM model."
 )
+CHANGEABLE = "(--compiler, --validation-size, --test-size and --budget-calls change these numbers)"
 
 
 def main(settings: Settings, *, as_json: bool = False) -> int:
@@ -51,27 +68,39 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     console = Console(highlight=False)
     task = read_task(settings)
     target, optimizer = models(settings)
+    bounds = forecast(settings, task)
     if not as_json:
-        console.print(_heading(settings, task), soft_wrap=True)
+        console.print(_heading(settings, task, bounds), soft_wrap=True)
+    expected = None
+    if settings.on_files:
+        with Progress() as progress:
+            progress.stage("loading the models and timing a few calls")
+            expected = expect(settings, task, bounds.values(), measure(settings, task, target, optimizer))
+        if not as_json:
+            console.print("time       " + "\n           ".join(expected.lines()), soft_wrap=True)
+    if not as_json:
+        console.print()
     with Progress() as progress:
         result = run(settings, task, target, optimizer, callbacks=(progress,), stage=progress.stage)
     if as_json:
-        console.file.write(json.dumps(to_json(result), ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(to_json(result, expected), ensure_ascii=False, allow_nan=False)
+        console.file.write(text + "\n")
     else:
         show(result, console)
     return 0
 
 
-def to_json(result: Result) -> dict[str, Json]:
-    """The result as one JSON object."""
+def to_json(result: Result, expected: Expected | None = None) -> dict[str, Json]:
+    """The result as one JSON object, with what was expected of its time if that was measured."""
     task, settings = result.task, result.settings
     return {
         "task": task.name,
         "splits": {"train": len(task.train), "validation": len(task.validation), "test": len(task.test)},
         "seed": settings.seed,
-        "lm": settings.lm or "cuesmith/nano",
-        "optimizer_lm": settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer",
-        "simulated": settings.lm is None and settings.optimizer_lm is None,
+        "lm": settings.target.name,
+        "optimizer_lm": settings.optimizer.name,
+        "simulated": settings.optimizer == SIMULATED,
+        "expected": None if expected is None else expected.json(),
         "baseline": report.estimate_json(estimate(result.baseline)),
         "compilers": [_row_json(result, row) for row in result.rows],
         "seconds": round(result.seconds, 2),
@@ -115,15 +144,17 @@ def show(result: Result, console: Console) -> None:
 
 
 def _caveats(settings: Settings) -> list[str]:
-    tiny = [TINY] if settings.lm is None else []
-    return [*tiny, SIMULATED] if settings.lm is None and settings.optimizer_lm is None else tiny
+    tiny = [TINY] if settings.target == EMBEDDED else []
+    return [*tiny, RULES] if settings.optimizer == SIMULATED else tiny
 
 
-def _heading(settings: Settings, task: Task) -> Text:
+_REMARKS = {EMBEDDED: " (embedded, tiny)", SIMULATED: " (no model: simulated)"}
+
+
+def _heading(settings: Settings, task: Task, bounds: Mapping[Variant, Forecast]) -> Text:
     description = f": {task.description}" if task.description else ""
-    target = settings.lm or "cuesmith/nano (embedded, tiny)"
-    optimizer = settings.optimizer_lm or settings.lm or "cuesmith/simulated-optimizer (no model: simulated)"
-    bounds = [f"{f.calls:,} ({variant.label})" for variant, f in forecast(settings, task).items()]
+    target, optimizer = (f"{each.name}{_REMARKS.get(each, '')}" for each in (settings.target, settings.optimizer))
+    most = [f"{capped(settings, bound):,} ({variant.label})" for variant, bound in bounds.items()]
     sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} held-out test"
     judged = [] if settings.data is None else [f"metric     {task.metric}"]
     lines = [
@@ -132,10 +163,12 @@ def _heading(settings: Settings, task: Task) -> Text:
         f'program    dspy.ChainOfThought("{task.fields}") on {target}',
         *judged,
         f"optimizer  {optimizer}",
-        f"calls      at most {'; '.join(bounds)}",
+        f"calls      at most {'; '.join(most)}",
         f"           and {len(task.test)} for each held-out score ({len(bounds) + 1} of them)",
     ]
-    return Text(report.visible("\n".join(lines)) + "\n")
+    if settings.on_files:
+        lines.append(f"           {CHANGEABLE}")
+    return Text(report.visible("\n".join(lines)))
 
 
 def _table(result: Result) -> Table:
@@ -178,22 +211,20 @@ def _remarks(row: Row) -> list[str]:
 
 def python_lines(settings: Settings, variant: Variant) -> str:
     """Return Python that does the same: the imports, and three statements."""
-    optimizer = settings.optimizer_lm or settings.lm
-    target = "EmbeddedLM()" if settings.lm is None else f"dspy.LM({settings.lm!r})"
-    writer = "SimulatedOptimizer()" if optimizer is None else repr(optimizer)
-    sizes = "" if settings.test_size == Sizes().test else f"sizes=Sizes(test={settings.test_size}), "
+    sizes = _sizes(settings)
     source = _source(settings)
     caps = {"usd": settings.budget_usd, "calls": settings.budget_calls}
     budget = ", ".join(f"{name}={cap}" for name, cap in caps.items() if cap is not None)
-    written = {name: repr(value) for name, value in {"seed": settings.seed, **variant.options}.items()}
+    at_once = {"max_in_flight": settings.in_flight} if settings.on_files else {}
+    written = {name: repr(value) for name, value in {"seed": settings.seed, **variant.options, **at_once}.items()}
     options = written | ({"budget": f"Budget({budget})"} if budget else {})
-    statements = f"""dspy.configure(lm={target})
+    statements = f"""dspy.configure(lm={settings.target.code})
 task = {source}, {sizes}seed={settings.seed})
 compiled = compile(dspy.ChainOfThought(task.signature), {variant.compiler!r}, metric=task.metric,
-                   trainset=task.train, valset=task.validation, optimizer_lm={writer},
+                   trainset=task.train, valset=task.validation, optimizer_lm={settings.optimizer.code},
                    {", ".join(f"{name}={value}" for name, value in options.items())})
 """
-    names = [n for n in ("Budget", "EmbeddedLM", "SimulatedOptimizer", "compile") if f"{n}(" in statements]
+    names = [n for n in ("Budget", "EmbeddedLM", "LocalLM", "SimulatedOptimizer", "compile") if f"{n}(" in statements]
     tasks = [n for n in ("Sizes", "generate", "load") if f"{n}(" in statements]
     return f"""import dspy
 from cuesmith import {", ".join(names)}
@@ -208,3 +239,11 @@ def _source(settings: Settings) -> str:
         return f"generate({settings.task or DEFAULT_FAMILY!r}"
     told = {"inputs": settings.inputs, "outputs": settings.outputs, "metric": settings.metric}
     return ", ".join([f"load({str(settings.data)!r}", *(f"{name}={v!r}" for name, v in told.items() if v is not None)])
+
+
+def _sizes(settings: Settings) -> str:
+    """Return the argument for the sizes that are not the usual ones."""
+    usual = Sizes()
+    wanted = {"validation": settings.validation_size, "test": settings.test_size}
+    told = ", ".join(f"{name}={size}" for name, size in wanted.items() if size != getattr(usual, name))
+    return f"sizes=Sizes({told}), " if told else ""

@@ -1,0 +1,60 @@
+"""The models that a command's options name: what each is called, how it is made, and the Python that makes it.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import dspy
+
+from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.modules.local import LocalLM
+from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+
+AT_ONCE = 8
+"""Calls that a model file answers at once: the slots of a `LocalLM` unless told otherwise."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A model that was chosen, and not made yet.
+
+    Attributes:
+        name: What it is called.
+        code: The Python that makes it.
+        make: Makes it.
+    """
+
+    name: str
+    code: str
+    make: Callable[[], dspy.BaseLM] = field(repr=False, compare=False)
+
+
+EMBEDDED = Choice("cuesmith/nano", "EmbeddedLM()", EmbeddedLM)
+SIMULATED = Choice("cuesmith/simulated-optimizer", "SimulatedOptimizer()", SimulatedOptimizer)
+
+
+def named(model: str) -> Choice:
+    """The LiteLLM model of that name."""
+    return Choice(model, f"dspy.LM({model!r})", partial(dspy.LM, model))
+
+
+def answering(file: Path, threads: int | None) -> Choice:
+    """A model file that runs the program; small models now and then write without end, which would take minutes."""
+    return _local(file, threads, max_tokens=256)
+
+
+def writing(file: Path, threads: int | None) -> Choice:
+    """A model file that writes prompts, each draw another."""
+    return _local(file, threads, temperature=0.7, max_tokens=512)
+
+
+def _local(file: Path, threads: int | None, **options: float) -> Choice:
+    given: dict[str, float] = options if threads is None else {"threads": threads, **options}
+    written = ", ".join([repr(str(file)), *(f"{name}={value}" for name, value in given.items())])
+    return Choice(f"local/{file.stem}", f"LocalLM({written})", partial(LocalLM, file, **given))  # type: ignore[arg-type]

@@ -1,0 +1,166 @@
+"""How many minutes a run on models of this machine will take: measured on a few calls, before it starts.
+
+Only calls that are free are made; how long a provider will take is not asked.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import dspy
+from dspy.utils.exceptions import LMError
+
+from cuesmith.programs.comparison import BadInput, Settings, Variant, capped, one_line
+from cuesmith.programs.evaluation import evaluate
+from cuesmith.programs.tasks import Task
+from cuesmith.signatures import WriteInstructions
+from cuesmith.teleprompters.runtime._dspy import is_free
+from cuesmith.teleprompters.runtime.candidate import Json
+from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.evidence import describe_task, gold, inputs_of, shown_example
+from cuesmith.teleprompters.runtime.replies import ADAPTER
+
+WRITTEN = 200
+"""Tokens that the measured request of the optimizer may write; about as many as most requests do."""
+
+SHOWN = 4
+"""Examples that it shows, as the request for a first instruction does."""
+
+FEWEST = 0.5
+"""Share of a compile's bound that it takes at least, mostly: candidates that fall behind are dropped early."""
+
+LONGER = 2.0
+"""How much longer a program run takes at most, mostly, once its prompt has steps and demonstrations."""
+
+Span = tuple[float, float]
+"""About how long something takes, in minutes: at least, at most."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast the two models are here and now; None is a provider's, which was not asked.
+
+    Attributes:
+        run: Seconds that a run of the program takes, of the time that several at once take.
+        request: Seconds that a request to the optimizer takes.
+        at_once: How many runs there were at once.
+    """
+
+    run: float | None
+    request: float | None
+    at_once: int
+
+
+@dataclass(frozen=True)
+class Expected:
+    """About how long a run will take.
+
+    Attributes:
+        pace: What was measured.
+        compiling: Minutes of all compiles together.
+        scoring: Minutes of the held-out scores.
+    """
+
+    pace: Pace
+    compiling: Span
+    scoring: Span
+
+    @property
+    def whole(self) -> Span:
+        """Minutes of both."""
+        return self.compiling[0] + self.scoring[0], self.compiling[1] + self.scoring[1]
+
+    def lines(self) -> list[str]:
+        """For a person, in two sentences."""
+        speeds = {
+            f"a run of the program, {self.pace.at_once} at once": self.pace.run,
+            "a request to the optimizer": self.pace.request,
+        }
+        measured = [f"{seconds:.2g} s {what}" for what, seconds in speeds.items() if seconds is not None]
+        provider = "; a provider's time comes on top" if len(measured) < len(speeds) else ""
+        parts = f"{_minutes(self.compiling)} to compile, {_minutes(self.scoring)} for the held-out scores"
+        return [
+            f"about {_minutes(self.whole)} minutes: {parts}{provider}",
+            f"measured just now: {', '.join(measured)}; Ctrl-C keeps the best so far",
+        ]
+
+    def json(self) -> dict[str, Json]:
+        """The same figures."""
+        rounded = {name: [round(each, 2) for each in span] for name, span in self._spans().items()}
+        seconds = {"program_run": self.pace.run, "optimizer_request": self.pace.request}
+        told = {name: None if value is None else round(value, 3) for name, value in seconds.items()}
+        return {"minutes": rounded, "seconds": told, "at_once": self.pace.at_once}
+
+    def _spans(self) -> dict[str, Span]:
+        return {"whole": self.whole, "compiling": self.compiling, "held_out": self.scoring}
+
+
+def measure(settings: Settings, task: Task, target: dspy.BaseLM, optimizer: dspy.BaseLM) -> Pace:
+    """Load the models and time a few calls.
+
+    Raises:
+        BadInput: If a model file cannot be loaded.
+    """
+    free = [lm for lm in (target, optimizer) if is_free(lm)]
+    for lm in free:
+        _load(lm)
+    shown = task.train[: settings.in_flight]
+    student = dspy.ChainOfThought(task.signature)
+
+    def run() -> None:
+        evaluate(student, shown, task.metric, lm=target, max_in_flight=settings.in_flight)
+
+    def request() -> None:
+        optimizer(messages=_request(task), max_tokens=WRITTEN)
+
+    return Pace(
+        _seconds(run) / len(shown) if target in free else None,
+        _seconds(request) if optimizer in free else None,
+        len(shown),
+    )
+
+
+def expect(settings: Settings, task: Task, forecasts: Iterable[Forecast], pace: Pace) -> Expected:
+    """Return about how long a run takes at that pace, from the compilers' own bounds and the budget."""
+    run, request = pace.run or 0.0, pace.request or 0.0
+    least = most = 0.0
+    for bound in forecasts:
+        share = capped(settings, bound) / bound.calls
+        requests, runs = share * bound.optimizer_calls, share * (bound.calls - bound.optimizer_calls)
+        least += FEWEST * (requests * request + runs * run)
+        most += requests * request + runs * run * LONGER
+    compiled = len(settings.variants)
+    held_out = len(task.test) * run
+    scoring = ((1 + compiled) * held_out / 60, (1 + compiled * LONGER) * held_out / 60)
+    return Expected(pace, (least / 60, most / 60), scoring)
+
+
+def _load(lm: dspy.BaseLM) -> None:
+    try:
+        lm("Hello", max_tokens=1)
+    except LMError as error:
+        raise BadInput(one_line(error.__cause__ or error)) from None
+
+
+def _seconds(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _request(task: Task) -> list[dict[str, object]]:
+    """Return the messages of a request for a first instruction."""
+    signature = dspy.ensure_signature(task.signature)
+    examples = [shown_example(inputs_of(each), gold(each, signature)) for each in task.train[:SHOWN]]
+    inputs = {"task_description": describe_task(signature, signature.instructions), "examples": examples}
+    messages: list[dict[str, object]] = ADAPTER.format(WriteInstructions, [], inputs)
+    return messages
+
+
+def _minutes(span: Span) -> str:
+    least, most = (max(1, round(each)) for each in span)
+    return f"{least}" if least == most else f"{least} to {most}"
