@@ -90,13 +90,13 @@ class Expected:
 
     def json(self) -> dict[str, Json]:
         """The same figures."""
-        rounded = {name: [round(each, 2) for each in span] for name, span in self._spans().items()}
+        spans = {"whole": self.whole, "compiling": self.compiling, "held_out": self.scoring}
         seconds = {"program_run": self.pace.run, "optimizer_request": self.pace.request}
-        told = {name: None if value is None else round(value, 3) for name, value in seconds.items()}
-        return {"minutes": rounded, "seconds": told, "at_once": self.pace.at_once}
-
-    def _spans(self) -> dict[str, Span]:
-        return {"whole": self.whole, "compiling": self.compiling, "held_out": self.scoring}
+        return {
+            "minutes": {name: [round(each, 2) for each in span] for name, span in spans.items()},
+            "seconds": {name: None if value is None else round(value, 3) for name, value in seconds.items()},
+            "at_once": self.pace.at_once,
+        }
 
 
 def measure(settings: Settings, task: Task, target: dspy.BaseLM, optimizer: dspy.BaseLM) -> Pace:

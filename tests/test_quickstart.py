@@ -6,19 +6,32 @@ import ast
 import io
 import json
 import math
+import signal
 from dataclasses import replace
 from pathlib import Path
 
 import dspy
 import pytest
 from dspy.lm15 import AuthError, Message, Request, Response, Usage
+from gguf_support import write_model
 from rich.console import Console
 
-from cuesmith import SimulatedOptimizer
+from cuesmith import Interrupted, LocalLM, SimulatedOptimizer, cli
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs import quickstart, report
-from cuesmith.programs.comparison import BadInput, Result, RunFailed, Settings, Variant, forecast, read_task, run
+from cuesmith.programs.comparison import (
+    BadInput,
+    Result,
+    RunFailed,
+    Settings,
+    Variant,
+    forecast,
+    models,
+    read_task,
+    run,
+)
 from cuesmith.programs.evaluation import compare, estimate, evaluate
+from cuesmith.programs.pace import FEWEST, LONGER, Pace, expect, measure
 from cuesmith.programs.tasks import Sizes, generate, load
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Forecast
@@ -53,6 +66,16 @@ class Obedient:
 
     def __deepcopy__(self, memo: object) -> Obedient:
         return self
+
+
+class Impatient(Obedient):
+    """Has its user press Ctrl-C at the 60th call."""
+
+    def complete(self, request: Request) -> Response:
+        """Answer."""
+        if self.calls == 60:
+            signal.raise_signal(signal.SIGINT)
+        return super().complete(request)
 
 
 class Refusing:
@@ -108,7 +131,7 @@ def test_the_result_as_text(result: Result) -> None:
     for part in ("0.0 [0.0, ", "100.0 [", "+100.0 [", "<0.001", "calls: ", "--- before", "+++ after"):
         assert part in text
     assert str(result.rows[0].saved) in text
-    assert quickstart.TINY in " ".join(text.split()) and quickstart.SIMULATED in " ".join(text.split())
+    assert quickstart.TINY in " ".join(text.split()) and quickstart.RULES in " ".join(text.split())
 
 
 def test_a_wrong_key_is_one_clear_line() -> None:
@@ -154,6 +177,7 @@ def test_variants_and_their_names() -> None:
         Settings(task="sum", lm="openai/gpt-4.1-mini", budget_usd=2.0, budget_calls=500),
         Settings(data=Path("it's.json"), optimizer_lm="anthropic/claude", test_size=100),
         Settings(data=Path("rows.csv"), inputs=("a b", "c"), outputs=("d",), metric="f1"),
+        Settings(local=Path("it's.gguf"), threads=1, validation_size=60, test_size=60, budget_calls=300),
     ],
 )
 def test_the_printed_python_is_complete(settings: Settings) -> None:
@@ -191,6 +215,112 @@ def test_told_columns_of_data_are_read_and_printed(tmp_path: Path) -> None:
     assert all(each.calls > 100 for each in forecasts.values())
     heading = str(quickstart._heading(settings, task))
     assert 'ChainOfThought("a, c -> b: one of 2")' in heading and "metric     ExactMatch(output='b')" in heading
+
+
+def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
+    settings = replace(SETTINGS, save=tmp_path / "best.json")
+    lm = dspy.LM("test/quickstart-impatient", engine=Impatient(), cache=False)
+    with pytest.raises(Interrupted, match=r"the best so far is .*best\.json; --run-dir keeps") as caught:
+        run(settings, read_task(settings), lm, SimulatedOptimizer())
+    loaded = dspy.ChainOfThought("question -> answer")
+    loaded.load(tmp_path / "best.json")
+    assert Candidate.of(loaded) == Candidate.of(caught.value.program)
+
+
+# --- a model file ---
+
+
+@pytest.fixture(scope="module")
+def local(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """A run on a tiny model that writes noise."""
+    file = write_model(tmp_path_factory.mktemp("model") / "tiny.gguf")
+    small = {"validation_size": 4, "test_size": 3, "budget_calls": 16}
+    return Settings(task="max", compilers=("iterative-ape",), local=file, threads=1, **small)
+
+
+def test_a_model_file_runs_the_whole_job_and_says_its_minutes_beforehand(
+    local: Settings, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    settings = replace(local, save=tmp_path / "program.json")
+    assert quickstart.main(settings) == 0
+    text = capsys.readouterr().out
+    before, _, after = text.partition("held-out score, %")
+    assert "on local/tiny\noptimizer  local/tiny\ncalls      at most 16 (iterative-ape)" in before
+    assert "time       about 1 minutes: 1 to compile, 1 for the held-out scores" in before
+    assert "measured just now: " in before and "--validation-size" in before
+    assert f"LocalLM({str(settings.local)!r}, threads=1, max_tokens=256)" in after
+    assert quickstart.TINY not in text and quickstart.RULES not in text
+    assert json.loads((tmp_path / "program.json").read_text())["predict"]["lm"] is None
+
+
+def test_what_a_run_was_expected_to_take_stands_in_its_json(
+    local: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quickstart.main(local, as_json=True) == 0
+    data = json.loads(capsys.readouterr().out)
+    assert (data["lm"], data["optimizer_lm"], data["simulated"]) == ("local/tiny", "local/tiny", False)
+    assert data["expected"]["at_once"] == 8 and data["expected"]["seconds"]["program_run"] > 0
+    minutes = data["expected"]["minutes"]
+    assert 0 < minutes["whole"][0] < minutes["whole"][1] and set(minutes) == {"whole", "compiling", "held_out"}
+
+
+def test_the_printed_models_are_those_of_the_run(local: Settings) -> None:
+    for made, choice in zip(models(local), (local.target, local.optimizer), strict=True):
+        printed = eval(choice.code, {"LocalLM": LocalLM})
+        assert printed.dump_state() == made.dump_state()
+
+
+def test_which_model_does_what(local: Settings) -> None:
+    files = {"local": Path("a.gguf"), "local_optimizer": Path("b.gguf")}
+    mixed = Settings(local=Path("a.gguf"), optimizer_lm="openai/gpt-4.1")
+    named = [Settings(**files), mixed, Settings(lm="openai/gpt-4.1-mini", local_optimizer=Path("b.gguf"))]
+    assert [(each.target.name, each.optimizer.name) for each in (*named, Settings())] == [
+        ("local/a", "local/b"),
+        ("local/a", "openai/gpt-4.1"),
+        ("openai/gpt-4.1-mini", "local/b"),
+        ("cuesmith/nano", "cuesmith/simulated-optimizer"),
+    ]
+
+
+def test_minutes_follow_from_the_bounds_the_budget_and_the_pace(local: Settings) -> None:
+    settings = replace(local, budget_calls=50, test_size=30)
+    task = read_task(settings)
+    expected = expect(settings, task, [Forecast(10, 90, 100)], Pace(2.0, 12.0, 8))  # 5 requests, 45 runs
+    assert expected.compiling == pytest.approx((FEWEST * (60 + 90) / 60, (60 + 90 * LONGER) / 60))
+    assert expected.scoring == pytest.approx((2.0, 1 + LONGER))
+    assert expected.lines()[0] == "about 3 to 7 minutes: 1 to 4 to compile, 2 to 3 for the held-out scores"
+
+
+def test_only_what_is_free_is_measured(local: Settings) -> None:
+    optimizer = dspy.LM("test/quickstart-unasked", engine=Refusing(), cache=False)
+    settings = replace(local, optimizer_lm="test/quickstart-unasked")
+    pace = measure(settings, read_task(settings), models(local)[0], optimizer)
+    assert pace.request is None and pace.run is not None
+    first, second = expect(settings, read_task(settings), [Forecast(1, 9, 10)], pace).lines()
+    assert first.endswith("; a provider's time comes on top") and "optimizer" not in second
+
+
+def test_a_damaged_model_file_is_one_line_before_anything_runs(tmp_path: Path, local: Settings) -> None:
+    (file := tmp_path / "damaged.gguf").write_bytes(b"GGUF\x03\x00\x00\x00" + bytes(100))
+    with pytest.raises(BadInput, match=r"damaged\.gguf: .*") as caught:
+        quickstart.main(replace(local, local=file))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "compilers", "test_size", "calls"),
+    [
+        ([], ("iterative-ape", "abo"), 250, None),
+        (["--local", "m.gguf"], cli.LOCAL["compilers"], 60, 300),
+        (["--local-optimizer", "m.gguf", "--compiler", "both"], ("iterative-ape", "abo"), 60, 300),
+        (["--local", "m.gguf", "--test-size", "9", "--budget-calls", "7"], cli.LOCAL["compilers"], 9, 7),
+    ],
+)
+def test_a_model_file_brings_smaller_numbers_unless_others_are_given(
+    given: list[str], compilers: tuple[str, ...], test_size: int, calls: int | None
+) -> None:
+    settings = Settings(**cli._numbers(cli._parser([]).parse_args(["quickstart", *given])))
+    assert (settings.compilers, settings.test_size, settings.budget_calls) == (compilers, test_size, calls)
 
 
 # --- evaluation ---
