@@ -58,7 +58,7 @@ class Settings:
         ablation: Whether to run ABO without demonstrations beside them.
         lm: LiteLLM name of the target; the embedded model by default.
         local: A model file as the target, in place of `lm`.
-        optimizer_lm: LiteLLM name of the optimizer; by default the target, or beside the embedded one the simulated one.
+        optimizer_lm: LiteLLM name of the optimizer; by default the target, beside the embedded one the simulated one.
         local_optimizer: A model file as the optimizer, in place of `optimizer_lm`.
         threads: Threads that model files are computed with; by default one for each core.
         budget_usd: Dollars each compile may cost.

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import dspy
 from dspy.utils.exceptions import LMError
 
-from cuesmith.programs.comparison import BadInput, Settings, Variant, capped, one_line
+from cuesmith.programs.comparison import BadInput, Settings, capped, one_line
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks import Task
 from cuesmith.signatures import WriteInstructions
@@ -115,7 +115,7 @@ def measure(settings: Settings, task: Task, target: dspy.BaseLM, optimizer: dspy
         evaluate(student, shown, task.metric, lm=target, max_in_flight=settings.in_flight)
 
     def request() -> None:
-        optimizer(messages=_request(task), max_tokens=WRITTEN)
+        optimizer(_request(task), max_tokens=WRITTEN)
 
     return Pace(
         _seconds(run) / len(shown) if target in free else None,
@@ -152,15 +152,14 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _request(task: Task) -> list[dict[str, object]]:
-    """Return the messages of a request for a first instruction."""
+def _request(task: Task) -> str:
+    """Return the text of a request for a first instruction."""
     signature = dspy.ensure_signature(task.signature)
     examples = [shown_example(inputs_of(each), gold(each, signature)) for each in task.train[:SHOWN]]
     inputs = {"task_description": describe_task(signature, signature.instructions), "examples": examples}
-    messages: list[dict[str, object]] = ADAPTER.format(WriteInstructions, [], inputs)
-    return messages
+    return "\n\n".join(str(message["content"]) for message in ADAPTER.format(WriteInstructions, [], inputs))
 
 
 def _minutes(span: Span) -> str:
-    least, most = (max(1, round(each)) for each in span)
-    return f"{least}" if least == most else f"{least} to {most}"
+    least, most = (f"{each:.0f}" if each >= 3 else f"{max(0.1, each):.1f}" for each in span)
+    return least if least == most else f"{least} to {most}"
