@@ -273,11 +273,15 @@ def test_the_printed_models_are_those_of_the_run(local: Settings) -> None:
         assert printed.dump_state() == made.dump_state()
 
 
-def test_which_model_does_what(local: Settings) -> None:
-    files = {"local": Path("a.gguf"), "local_optimizer": Path("b.gguf")}
-    mixed = Settings(local=Path("a.gguf"), optimizer_lm="openai/gpt-4.1")
-    named = [Settings(**files), mixed, Settings(lm="openai/gpt-4.1-mini", local_optimizer=Path("b.gguf"))]
-    assert [(each.target.name, each.optimizer.name) for each in (*named, Settings())] == [
+def test_which_model_does_what() -> None:
+    a, b = Path("a.gguf"), Path("b.gguf")
+    given = [
+        Settings(local=a, local_optimizer=b),
+        Settings(local=a, optimizer_lm="openai/gpt-4.1"),
+        Settings(lm="openai/gpt-4.1-mini", local_optimizer=b),
+        Settings(),
+    ]
+    assert [(each.target.name, each.optimizer.name) for each in given] == [
         ("local/a", "local/b"),
         ("local/a", "openai/gpt-4.1"),
         ("openai/gpt-4.1-mini", "local/b"),
