@@ -20,8 +20,8 @@ from cuesmith.programs.arguments import amount, be_offline, columns, count, mode
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
 LOCAL = {"compilers": ("iterative-ape",), "validation_size": 60, "test_size": 60, "budget_calls": 300}
-"""Settings with model files, unless told otherwise: some minutes on two cores with half a billion weights. This compiler's
-prompts stay short, and are written in one request each."""
+"""Settings with model files, unless told otherwise: some minutes on two cores with half a billion weights. Prompts of
+this compiler stay short, and are written in one request each."""
 
 LOCAL_TASK = "max"
 """Half a billion weights can do it if they are told what it is; counting objects they cannot."""
