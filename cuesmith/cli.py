@@ -19,8 +19,12 @@ from cuesmith.programs.arguments import amount, be_offline, columns, count, mode
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
-LOCAL = {"compilers": ("abo",), "validation_size": 60, "test_size": 60, "budget_calls": 300}
-"""Settings with model files, unless told otherwise: some minutes on two cores with half a billion weights."""
+LOCAL = {"compilers": ("iterative-ape",), "validation_size": 60, "test_size": 60, "budget_calls": 300}
+"""Settings with model files, unless told otherwise: some minutes on two cores with half a billion weights. Prompts of
+this compiler stay short, and are written in one request each."""
+
+LOCAL_TASK = "max"
+"""Half a billion weights can do it if they are told what it is; counting objects they cannot."""
 
 STUDIES = {
     "diagnose": "show what a finished run tells: its course, its refinements, how its prompts are followed",
@@ -91,13 +95,13 @@ def _parser(given: Sequence[str]) -> Parser:
         allow_abbrev=False,
     )
     data = quick.add_mutually_exclusive_group()
-    data.add_argument("--task", metavar="NAME", help="a generated task family (default: objects)")
+    data.add_argument("--task", metavar="NAME", help="a generated task family (default: objects; of a file max)")
     add = quick.add_argument
     data.add_argument("--data", metavar="FILE", type=Path, help="a file or folder of data")
     add("--inputs", metavar="COLUMNS", type=columns, help="of --data: what is asked, with commas")
     add("--outputs", metavar="COLUMNS", type=columns, help="of --data: what is the answer, with commas")
     add("--metric", metavar="NAME", help="of --data: exact, choice, number, f1, json_fields or set_f1")
-    add("--compiler", choices=sorted(COMPILERS), help="which compilers run (default: both; of a model file abo)")
+    add("--compiler", choices=sorted(COMPILERS), help="which compilers run (default: both; of a file iterative-ape)")
     add("--ablation", action="store_true", help="also run ABO without demonstrations")
     target, optimizer = quick.add_mutually_exclusive_group(), quick.add_mutually_exclusive_group()
     target.add_argument("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
@@ -122,7 +126,7 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
     from cuesmith.programs import comparison, quickstart  # only now: they load dspy
 
     settings = comparison.Settings(
-        task=options.task,
+        task=options.task or (LOCAL_TASK if _on_files(options) and options.data is None else None),
         data=options.data,
         inputs=options.inputs,
         outputs=options.outputs,

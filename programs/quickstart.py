@@ -211,7 +211,8 @@ def _remarks(row: Row) -> list[str]:
 
 def python_lines(settings: Settings, variant: Variant) -> str:
     """Return Python that does the same: the imports, and three statements."""
-    sizes, source = _sizes(settings), _source(settings)
+    sizes = _sizes(settings)
+    source = _source(settings)
     caps = {"usd": settings.budget_usd, "calls": settings.budget_calls}
     budget = ", ".join(f"{name}={cap}" for name, cap in caps.items() if cap is not None)
     at_once = {"max_in_flight": settings.in_flight} if settings.on_files else {}

@@ -33,7 +33,7 @@ from cuesmith.programs.comparison import (
     run,
 )
 from cuesmith.programs.evaluation import compare, estimate, evaluate
-from cuesmith.programs.pace import FEWEST, LONGER, Pace, expect, measure
+from cuesmith.programs.pace import LONGER, RACED, Pace, expect, measure
 from cuesmith.programs.tasks import Sizes, generate, load
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Forecast
@@ -292,10 +292,12 @@ def test_which_model_does_what() -> None:
 def test_minutes_follow_from_the_bounds_the_budget_and_the_pace(local: Settings) -> None:
     settings = replace(local, budget_calls=50, test_size=30)
     task = read_task(settings)
-    expected = expect(settings, task, [Forecast(10, 90, 100)], Pace(2.0, 12.0, 8))  # 5 requests, 45 runs
-    assert expected.compiling == pytest.approx((FEWEST * (60 + 90) / 60, (60 + 90 * LONGER) / 60))
+    expected = expect(settings, task, [Forecast(10, 90, 100)], Pace(2.0, 12.0, 8))
+    least = 5 * 12 + 45 * 2  # every candidate is scored in full: the budget ends it, half way
+    most = 10 * 12 + 90 * RACED * 2 * LONGER  # candidates are dropped early: more of the calls are requests
+    assert expected.compiling == pytest.approx((least / 60, most / 60))
     assert expected.scoring == pytest.approx((2.0, 1 + LONGER))
-    assert expected.lines()[0] == "about 3 to 7 minutes: 1.2 to 4 to compile, 2.0 to 3 for the held-out scores"
+    assert expected.lines()[0] == "about 4 to 7 minutes: 2.5 to 4 to compile, 2.0 to 3 for the held-out scores"
 
 
 def test_only_what_is_free_is_measured(local: Settings) -> None:
