@@ -30,13 +30,8 @@ WRITTEN = 200
 SHOWN = 4
 """Examples that it shows, as the request for a first instruction does."""
 
-<<<<<<< HEAD
-FEWEST = 0.5
-"""Share of a compile's bound that it takes at least, mostly: candidates that fall behind are dropped early."""
-=======
 RACED = 0.4
 """Share of the program runs in a compile's bound that it takes mostly: candidates that fall behind are dropped."""
->>>>>>> quick
 
 LONGER = 2.0
 """How much longer a program run takes at most, mostly, once its prompt has steps and demonstrations."""
@@ -134,24 +129,15 @@ def expect(settings: Settings, task: Task, forecasts: Iterable[Forecast], pace: 
     run, request = pace.run or 0.0, pace.request or 0.0
     least = most = 0.0
     for bound in forecasts:
-<<<<<<< HEAD
-        share = capped(settings, bound) / bound.calls
-        requests, runs = share * bound.optimizer_calls, share * (bound.calls - bound.optimizer_calls)
-        least += FEWEST * (requests * request + runs * run)
-        most += requests * request + runs * run * LONGER
-=======
         cases = [_calls(settings, bound, share) for share in (RACED, 1.0)]
         least += min(requests * request + runs * run for requests, runs in cases)
         most += max(requests * request + runs * run * LONGER for requests, runs in cases)
->>>>>>> quick
     compiled = len(settings.variants)
     held_out = len(task.test) * run
     scoring = ((1 + compiled) * held_out / 60, (1 + compiled * LONGER) * held_out / 60)
     return Expected(pace, (least / 60, most / 60), scoring)
 
 
-<<<<<<< HEAD
-=======
 def _calls(settings: Settings, bound: Forecast, share: float) -> tuple[float, float]:
     """Return how many requests and runs a compile makes until it ends or its budget does.
 
@@ -165,7 +151,6 @@ def _calls(settings: Settings, bound: Forecast, share: float) -> tuple[float, fl
     return done * bound.optimizer_calls, done * runs
 
 
->>>>>>> quick
 def _load(lm: dspy.BaseLM) -> None:
     try:
         lm("Hello", max_tokens=1)
