@@ -304,10 +304,10 @@ def _title(found: Report) -> str:
 
 def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
     from cuesmith.programs.diagnosis.figures import Section
-    from cuesmith.programs.quickstart import SIMULATED, TINY
+    from cuesmith.programs.quickstart import RULES, TINY
 
     tiny = [TINY] if settings.lm is None else []
-    limits = " ".join([*found.findings.limits, *tiny, *([SIMULATED] if settings.optimizer is None else [])])
+    limits = " ".join([*found.findings.limits, *tiny, *([RULES] if settings.optimizer is None else [])])
     return (*found.findings.sections, Section("What this does not show", limits, ()))
 
 
