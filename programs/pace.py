@@ -77,7 +77,7 @@ class Expected:
     def lines(self) -> list[str]:
         """For a person, in two sentences."""
         speeds = {
-            f"a run of the program, {self.pace.at_once} at once": self.pace.run,
+            f"a run of the program ({self.pace.at_once} at once)": self.pace.run,
             "a request to the optimizer": self.pace.request,
         }
         measured = [f"{seconds:.2g} s {what}" for what, seconds in speeds.items() if seconds is not None]
