@@ -296,11 +296,11 @@ def test_a_model_with_less_context_than_the_default_has_all_of_it(tmp_path: Path
 # --- slots and what they share ----------------------------------------------------------------------------------
 
 
-def test_a_common_beginning_is_computed_once_or_twice(model: Path) -> None:
+def test_a_common_beginning_is_computed_once(model: Path) -> None:
     lm = LocalLM(model, slots=8, context=2048, threads=1)
     replies = in_threads(8, lambda k: lm(request(f"question {k}", LONG, max_tokens=4)), 40)
-    whole = [each for each in replies if (each.usage.cache_read_tokens or 0) < len(LONG)]
-    assert len(whole) <= 2  # of 40, in 8 slots; what all slots are given was computed beside them, once
+    # In 8 slots: all are given what was computed beside them. On a busy machine the first call may be alone.
+    assert sum((each.usage.cache_read_tokens or 0) < len(LONG) for each in replies) <= 1
 
 
 def test_replies_are_the_same_without_sharing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
