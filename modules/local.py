@@ -28,10 +28,10 @@ import sys
 import tempfile
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
-from concurrent.futures import CancelledError
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import lru_cache
 from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any, cast
@@ -130,6 +130,8 @@ class LlamaModel(SharedSlots):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._server))  # destroyed in `_end`, if at all
         super().__init__(slots, self._server.listening_address, key, lambda name: (self._folder / name).unlink(True))
         Finalize(None, self._end, exitpriority=0)  # as atexit does, and in the processes of multiprocessing too
+        # A server that is ended before it has begun its work would be waited for in vain: see that it has.
+        asyncio.run_coroutine_threadsafe(self._act(0, "erase", ""), self._loop).result()
 
     def _end(self) -> None:
         self.close()
@@ -154,7 +156,7 @@ def _server(file: Path, slots: int, context: int, threads: int, folder: Path, ke
     params.hostnames, params.api_keys = [f"{folder}/llama.sock"], [key]
     params.slot_save_path = f"{folder}/"
     params.cache_ram_mib, params.ui, params.verbosity, params.warmup = 0, False, -1, False
-    with _own_signals():
+    with _own_handlers():
         try:
             return xllamacpp.Server(params)
         except Exception:
@@ -172,7 +174,7 @@ def _own_folder() -> tuple[Path, int]:
         with suppress(OSError):
             _remove_unused(left)
     while True:
-        folder = Path(tempfile.mkdtemp(prefix=_FOLDER, dir=place))
+        folder = Path(tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=place))
         with suppress(FileNotFoundError):
             held = os.open(folder, os.O_RDONLY)
             fcntl.flock(held, fcntl.LOCK_EX)
@@ -191,21 +193,31 @@ def _remove_unused(folder: Path) -> None:
         os.close(held)
 
 
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
 @contextmanager
-def _own_signals() -> Iterator[None]:
-    """Keep this process's handlers of SIGINT and SIGTERM: llama.cpp's server would take them, for good."""
-    libc, numbers = ctypes.CDLL(None), (signal.SIGINT, signal.SIGTERM)
-    kept = {number: ctypes.create_string_buffer(512) for number in numbers}
-    # Meanwhile they wait: none may reach the other handlers. llama.cpp's threads inherit that, and never get any.
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+def _signals_wait() -> Iterator[None]:
+    """Let signals wait: threads that are started meanwhile never get any, and leave them to the program's own."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
     try:
-        for number, action in kept.items():
-            libc.sigaction(int(number), None, action)
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _own_handlers() -> Iterator[None]:
+    """Keep this process's handlers of SIGINT and SIGTERM: llama.cpp's server would take them, for good."""
+    libc = ctypes.CDLL(None)
+    kept = {number: ctypes.create_string_buffer(512) for number in _SIGNALS}
+    for number, action in kept.items():
+        libc.sigaction(int(number), None, action)
+    try:
         yield
     finally:
         for number, action in kept.items():
             libc.sigaction(int(number), action, None)
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 _loading = threading.Lock()
@@ -228,20 +240,27 @@ def _after_fork() -> None:
 os.register_at_fork(before=_loading.acquire, after_in_parent=_loading.release, after_in_child=_after_fork)
 
 
+_models: dict[tuple[int, Path, int, int, int], LlamaModel] = {}
+
+
 def loaded(file: Path, slots: int, context: int, threads: int | None) -> LlamaModel:
     """Return the model, which each process loads once, a forked one too.
 
     Raises:
         LocalModelError: If the file is no longer there or whole, or llama.cpp cannot load it.
     """
+    key = os.getpid(), file, slots, context, threads or _cores()
     with _loading:
-        return _loaded(os.getpid(), file, slots, context, threads or _cores())
+        if key not in _models:
+            read_header(file)
+            # In a thread of its own, which no KeyboardInterrupt takes the model from.
+            with _signals_wait(), ThreadPoolExecutor(1) as pool:
+                pool.submit(_load, *key).result()
+        return _models[key]
 
 
-@cache
-def _loaded(process: int, file: Path, slots: int, context: int, threads: int) -> LlamaModel:
-    read_header(file)
-    return LlamaModel(file, slots, context, threads)
+def _load(process: int, file: Path, slots: int, context: int, threads: int) -> None:
+    _models[process, file, slots, context, threads] = LlamaModel(file, slots, context, threads)
 
 
 def _cores() -> int:

@@ -31,6 +31,9 @@ KEPT = 12
 REMEMBERED = 1000
 """Of how many beginnings it is known that a call has had them."""
 
+TOGETHER = 0.01
+"""Seconds that the first call with a beginning waits for others that come with it."""
+
 PASSED_OVER = 32
 """How often a waiting call may be passed over by one that goes on where a slot is."""
 
@@ -172,15 +175,17 @@ class SharedSlots:
     async def _share(self, prefix: str, slot: int, body: Mapping[str, Any]) -> None:
         """Give a slot the beginning of its call, if it is kept; compute and keep it, if others want it."""
         name = hashlib.sha256(prefix.encode(errors="surrogatepass")).hexdigest()[:24]
+        first = name not in self._seen
+        if first:
+            self._seen.append(name)
+            await asyncio.sleep(TOGETHER)
         if name in self._kept:
             self._kept.move_to_end(name)
             await self._kept[name].wait()
             if name in self._kept:
                 await self._act(slot, "restore", name)
-        elif name in self._seen or any(each.prefix == prefix for each in self._slots.queue):
+        elif not first or any(each.prefix == prefix for each in self._slots.queue):
             await self._keep(name, slot, body)
-        else:
-            self._seen.append(name)
 
     async def _keep(self, name: str, slot: int, body: Mapping[str, Any]) -> None:
         """Compute a call's prompt in a slot, and keep it; others with the same beginning wait meanwhile."""

@@ -5,13 +5,16 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import copy
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,7 +37,7 @@ LONG = "Be brief, be right, and never say more than was asked of you. " * 10
 """A system message that is worth sharing."""
 
 
-class Mood(dspy.Signature):  # type: ignore[misc]
+class Mood(dspy.Signature):  # type: ignore[misc, unused-ignore]
     """Say how it is."""
 
     question: str = dspy.InputField()
@@ -115,13 +118,13 @@ def test_tools_are_called(tmp_path: Path) -> None:
         """Tell the weather."""
         return city
 
-    class Ask(dspy.Signature):  # type: ignore[misc]
+    class Ask(dspy.Signature):  # type: ignore[misc, unused-ignore]
         question: str = dspy.InputField()
         tools: list[dspy.Tool] = dspy.InputField()
         calls: dspy.ToolCalls = dspy.OutputField()
 
     caller = LocalLM(
-        write_model(tmp_path / "caller.gguf", width=264, says="|<do>\n"), slots=1, threads=1, max_tokens=60
+        write_model(tmp_path / "caller.gguf", width=264, says="|<do>\n"), slots=1, threads=1, max_tokens=100
     )
     with dspy.context(lm=caller, adapter=dspy.ChatAdapter(use_native_function_calling=True)):
         found = dspy.Predict(Ask)(question="What is the weather in Rome?", tools=[dspy.Tool(weather)])
@@ -177,9 +180,9 @@ def test_copies_share_the_model(lm: LocalLM, model: Path) -> None:
     assert program.deepcopy().lm.engine is lm.engine
     expected = lm("a b")
     again = LocalLM(model, slots=2, context=2048, threads=1, max_tokens=12)
-    before = local._loaded.cache_info()
+    before = len(local._models)
     assert copy.deepcopy(lm)("a b") == again("a b") == asyncio.run(again.acall("a b")) == expected
-    assert local._loaded.cache_info().misses == before.misses
+    assert len(local._models) == before
 
 
 def test_a_saved_program_keeps_its_model(lm: LocalLM, tmp_path: Path) -> None:
@@ -293,20 +296,17 @@ def test_a_model_with_less_context_than_the_default_has_all_of_it(tmp_path: Path
 # --- slots and what they share ----------------------------------------------------------------------------------
 
 
-def test_a_common_beginning_is_computed_once_or_twice(model: Path) -> None:
+def test_a_common_beginning_is_computed_once(model: Path) -> None:
     lm = LocalLM(model, slots=8, context=2048, threads=1)
     replies = in_threads(8, lambda k: lm(request(f"question {k}", LONG, max_tokens=4)), 40)
-    whole = [each for each in replies if (each.usage.cache_read_tokens or 0) < len(LONG)]
-    assert len(whole) <= 2  # of 40, in 8 slots; what all slots are given was computed beside them, once
+    # In 8 slots: all are given what was computed beside them. On a busy machine the first call may be alone.
+    assert sum((each.usage.cache_read_tokens or 0) < len(LONG) for each in replies) <= 1
 
 
 def test_replies_are_the_same_without_sharing(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def ask(lm: LocalLM) -> list[Any]:
-        bound = [lm.copy(logprobs=True, top_logprobs=2, max_tokens=20)] * 16
-        prompts = [
-            [{"role": "system", "content": LONG}, {"role": "user", "content": f"question {k}"}] for k in range(16)
-        ]
-        return in_threads(8, lambda k: bound[k](messages=prompts[k])[0]["logprobs"]["content"], 16)
+        replies = in_threads(8, lambda k: lm(request(f"question {k}", LONG, max_tokens=20, logprobs=2)), 16)
+        return [each.provider_data["choices"][0]["logprobs"]["content"] for each in replies]
 
     shared = ask(LocalLM(model, slots=4, context=1024, threads=1))
     monkeypatch.setattr(shared_slots, "SHARED", 10**9)
@@ -392,9 +392,9 @@ def test_a_server_that_is_gone_is_an_error() -> None:
 # --- compiling --------------------------------------------------------------------------------------------------
 
 
-def test_a_compile_holds_its_cap_and_resumes(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
-) -> None:
+@pytest.mark.filterwarnings("ignore::cuesmith.CompileWarning")
+def test_a_compile_holds_its_cap_and_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = write_model(tmp_path / "words.gguf", width=264, says='"ab"ba"')  # strings that end, in JSON
     asked: list[str] = []
     answer = LocalEngine.answer
 
@@ -422,12 +422,12 @@ def test_a_compile_holds_its_cap_and_resumes(
     assert first.stopped_by == "calls" and len(asked) == 40 == len(set(asked))
     assert sum(each.calls for each in first.spent.by_role.values()) == 40
     assert all(each.usd == 0.0 for each in first.spent.by_role.values())
-    os.link(model, tmp_path / model.name)
-    again = compile(tmp_path / model.name).compilation
-    assert again.best == first.best and again.candidates == first.candidates and len(asked) == 40
     (tmp_path / "other").mkdir()
+    moved = model.rename(tmp_path / "other" / model.name)
+    again = compile(moved).compilation
+    assert again.best == first.best and again.candidates == first.candidates and len(asked) == 40
     with pytest.raises(JournalError, match="engine"):
-        compile(write_model(tmp_path / "other" / model.name, seed=1))
+        compile(write_model(model, seed=1))
 
 
 # --- processes --------------------------------------------------------------------------------------------------
@@ -437,9 +437,12 @@ import logging, os, signal, sys, threading, time
 logging.disable(logging.WARNING)
 import cuesmith
 from cuesmith.modules import local
-lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=4096, threads=2, max_tokens=4000)
+lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=4096, threads=1, max_tokens=4000)
 def say(*text): print(*text, file=sys.stdout, flush=True)
 """
+
+
+FOLDER = "cuesmith-llama-"
 
 
 @pytest.fixture(scope="module")
@@ -448,17 +451,24 @@ def slow(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_model(tmp_path_factory.mktemp("slow") / "slow.gguf", width=512)
 
 
-def folders() -> set[str]:
-    """The folders of loaded models."""
-    return {each.name for place in ("/dev/shm", "/tmp") for each in Path(place).glob("cuesmith-llama-*")}
+def left() -> set[Path]:
+    """The folders of models that no process has loaded any more."""
+    found = set()
+    for folder in Path("/dev/shm" if os.access("/dev/shm", os.W_OK) else tempfile.gettempdir()).glob(f"{FOLDER}*"):
+        held = os.open(folder, os.O_RDONLY)
+        with suppress(BlockingIOError):
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            found.add(folder)
+        os.close(held)
+    return found
 
 
 def run(model: Path, code: str, status: int = 0, stderr: str = "") -> str:
     """Return what a process prints; check that all ends as it should, and that it leaves nothing."""
-    before = folders()
+    before = left()
     done = subprocess.run([sys.executable, "-c", BEGIN + code, model], capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (status, done.stderr if stderr and stderr in done.stderr else ""), done
-    assert folders() <= before
+    assert left() <= before
     return done.stdout
 
 
@@ -466,7 +476,7 @@ def test_a_process_that_ends_while_calls_are_under_way(slow: Path) -> None:
     code = """
 for k in range(4):
     threading.Thread(target=lm, args=(f"question {k}",), daemon=True).start()
-while local._loaded.cache_info().currsize == 0: time.sleep(0.01)
+while not local._models: time.sleep(0.01)
 time.sleep(0.2)
 say("end")
 """
@@ -499,6 +509,7 @@ kill()
 def test_a_forked_process_loads_its_own(model: Path) -> None:
     code = """
 import multiprocessing
+lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=1024, threads=2, max_tokens=200)
 asked = lambda: lm("hello", max_tokens=5)
 first = asked()
 def child(ask, status):
@@ -518,13 +529,12 @@ process.start(); process.join(); say(process.exitcode, asked() == first)
 
 
 def test_what_a_killed_process_leaves_is_removed_at_the_next_start(model: Path) -> None:
-    before = folders()
     code = 'lm("hello", max_tokens=3); say("loaded"); time.sleep(60)'
     with subprocess.Popen([sys.executable, "-c", BEGIN + code, model], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stdout.readline() == "loaded\n"
-        (mine,) = folders() - before
-        assert run(model, 'lm("hello", max_tokens=3)') == "" and mine in folders()  # it is in use
+        (mine,) = Path("/dev/shm").glob(f"{FOLDER}{process.pid}-*")
+        assert run(model, 'lm("hello", max_tokens=3)') == "" and mine.exists()  # it is in use
         process.kill()
-    assert mine in folders()
+    assert mine in left()
     run(model, 'lm("hello", max_tokens=3)')
-    assert mine not in folders()
+    assert not mine.exists()
