@@ -129,7 +129,7 @@ def test_tools_are_called(tmp_path: Path) -> None:
     with dspy.context(lm=caller, adapter=dspy.ChatAdapter(use_native_function_calling=True)):
         found = dspy.Predict(Ask)(question="What is the weather in Rome?", tools=[dspy.Tool(weather)])
     call = found.calls.tool_calls[0]
-    assert call.name == "weather" and call.args in ({"city": "Rome"}, {"city": "Oslo"})
+    assert call.name == "weather" and any(city in str(call.args) for city in ("Rome", "Oslo"))
 
 
 @pytest.mark.parametrize("text", ["naïve 日本語 🙂 \u202e", "\x00\x01 \x7f\n", "  ", ""])
@@ -435,6 +435,7 @@ def test_a_compile_holds_its_cap_and_resumes(tmp_path: Path, monkeypatch: pytest
 BEGIN = """
 import logging, os, signal, sys, threading, time
 logging.disable(logging.WARNING)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
 import cuesmith
 from cuesmith.modules import local
 lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=4096, threads=1, max_tokens=4000)

@@ -220,10 +220,14 @@ def test_told_columns_of_data_are_read_and_printed(tmp_path: Path) -> None:
 
 
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
     settings = replace(SETTINGS, save=tmp_path / "best.json")
     lm = dspy.LM("test/quickstart-impatient", engine=Impatient(), cache=False)
-    with pytest.raises(Interrupted, match=r"the best so far is .*best\.json; --run-dir keeps") as caught:
-        run(settings, read_task(settings), lm, SimulatedOptimizer())
+    try:
+        with pytest.raises(Interrupted, match=r"the best so far is .*best\.json; --run-dir keeps") as caught:
+            run(settings, read_task(settings), lm, SimulatedOptimizer())
+    finally:
+        signal.signal(signal.SIGINT, before)
     loaded = dspy.ChainOfThought("question -> answer")
     loaded.load(tmp_path / "best.json")
     assert Candidate.of(loaded) == Candidate.of(caught.value.program)
