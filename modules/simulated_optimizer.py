@@ -37,7 +37,7 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated.author import Author, Source, Values, digest
 from cuesmith.modules.simulated.deviations import locate_deviation, revise_step
 from cuesmith.modules.simulated.foreign_answers import FOREIGN_WRITERS
-from cuesmith.modules.simulated.instructions import vary_instructions, write_instructions
+from cuesmith.modules.simulated.instructions import summarize_data, vary_instructions, write_instructions
 from cuesmith.modules.simulated.judging import check_rule, identify_condition
 from cuesmith.modules.simulated.reflection import (
     criticize_instruction,
@@ -144,6 +144,8 @@ class SimulatedOptimizerEngine:
         author = Author(self.seed, _asked(request), draw)
         asked, source = author.asked, self._source(author)
         values = _WRITERS[asked.name](author, source) if asked.name in _WRITERS else {}
+        if "analysis" in asked.outputs:
+            values.setdefault("analysis", "I compared what is shown with what should have come out.")
         for name, kind in asked.outputs.items():
             values.setdefault(name, _plausible(kind, author))
         return {name: values[name] for name in asked.outputs} if asked.outputs else values
@@ -245,6 +247,7 @@ def _plausible(kind: str, author: Author) -> FieldValue:
 
 _WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "WriteInstructions": write_instructions,
+    "SummarizeData": summarize_data,
     "VaryInstructions": vary_instructions,
     "WriteSteps": write_steps,
     "WorkExample": work_example,

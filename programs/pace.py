@@ -17,12 +17,13 @@ from dspy.utils.exceptions import LMError
 from cuesmith.programs.comparison import BadInput, Settings, capped, one_line
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks import Task
-from cuesmith.signatures import WriteInstructions
+from cuesmith.signatures import STYLES, WriteInstructions
 from cuesmith.teleprompters.runtime._dspy import is_free
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
-from cuesmith.teleprompters.runtime.evidence import describe_task, gold, inputs_of, shown_example
+from cuesmith.teleprompters.runtime.evidence import gold, inputs_of, shown_example
 from cuesmith.teleprompters.runtime.replies import ADAPTER
+from cuesmith.teleprompters.search.context import ProgramContext
 
 WRITTEN = 200
 """Tokens that the measured request of the optimizer may write; about as many as most requests do."""
@@ -168,7 +169,9 @@ def _request(task: Task) -> str:
     """Return the text of a request for a first instruction."""
     signature = dspy.ensure_signature(task.signature)
     examples = [shown_example(inputs_of(each), gold(each, signature)) for each in task.train[:SHOWN]]
-    inputs = {"task_description": describe_task(signature, signature.instructions), "examples": examples}
+    context = ProgramContext({"predict": signature}, {"predict": signature.instructions})
+    inputs = {"context": context.shown("predict", signature.instructions), "examples": examples,
+              "style": STYLES["brief"]}  # fmt: skip
     return "\n\n".join(str(message["content"]) for message in ADAPTER.format(WriteInstructions, [], inputs))
 
 

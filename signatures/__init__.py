@@ -1,8 +1,8 @@
 """Every request that Cuesmith makes to a language model, as a typed, documented `dspy.Signature`."""
 
-from cuesmith.signatures.behavior import Deviation, LocateDeviation, ReviseStep, WorkExample, WriteSteps
+from cuesmith.signatures.behavior import Deviation, LocateDeviation, Move, ReviseStep, WorkExample, WriteSteps
 from cuesmith.signatures.diagnosing import CheckRule, Followed, IdentifyCondition
-from cuesmith.signatures.instructions import VaryInstructions, WriteInstructions
+from cuesmith.signatures.instructions import STYLES, Style, SummarizeData, VaryInstructions, WriteInstructions
 from cuesmith.signatures.reflection import (
     CriticizeInstruction,
     EditInstruction,
@@ -15,6 +15,7 @@ from cuesmith.signatures.reflection import (
 from cuesmith.signatures.rendering import canonical_steps, canonical_task, parse_steps, render_steps, undemonstrated
 
 __all__ = [
+    "STYLES",
     "CheckRule",
     "CriticizeInstruction",
     "Deviation",
@@ -22,11 +23,14 @@ __all__ = [
     "Followed",
     "IdentifyCondition",
     "LocateDeviation",
+    "Move",
     "ProposeInstruction",
     "ReflectOnFailures",
     "ReflectOnSuccesses",
     "ReviseStep",
     "RewriteInstruction",
+    "Style",
+    "SummarizeData",
     "SummarizeReasons",
     "VaryInstructions",
     "WorkExample",

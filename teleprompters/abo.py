@@ -8,7 +8,7 @@ from typing import Unpack
 
 import dspy
 
-from cuesmith.signatures import Deviation, ReviseStep, WriteSteps, render_steps
+from cuesmith.signatures import ReviseStep, WriteSteps, render_steps
 from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole
@@ -18,12 +18,11 @@ from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.demos import Behavior, Demonstration
 from cuesmith.teleprompters.search.deviations import Located, most_frequent
 from cuesmith.teleprompters.search.drafts import Draft, keep_drafts, outside_demonstrations
-from cuesmith.teleprompters.search.initial import task_inputs
 from cuesmith.teleprompters.search.locating import locate
 from cuesmith.teleprompters.search.material import subsets
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
+from cuesmith.teleprompters.search.texts import mend, step_list, steps_fault, text_field
 from cuesmith.teleprompters.search.working import demonstrate
 
 
@@ -32,9 +31,12 @@ class ABO(PromptSearch):
 
     The optimizer writes steps from examples, and works training examples by following each step. Then, for
     each kept candidate: run a minibatch, find in every failed response the first step it left and how, and let
-    the most frequent (step, kind) decide the edit. A step that was skipped or misapplied stays, and failing
-    inputs become its new demonstrations; a step that is insufficient, or the form of the answer, is rewritten,
-    and the demonstrations with it. A step of the search changes one predictor, round robin.
+    the most frequent (step, kind) decide the edit. A step that was skipped or misapplied stays at first, and failing
+    inputs become its new demonstrations; a step that is insufficient, or the form of the answer, is edited, split,
+    deleted, or gets another before it, and the demonstrations with it. A step of the search changes one predictor.
+
+    A predictor without a reasoning field writes the work of its steps before its first field, where nothing reads it
+    but this search.
 
     Its native form has the steps of the paper's section 6 (0, 1, 2) and a narrower beam of ours.
 
@@ -44,7 +46,7 @@ class ABO(PromptSearch):
         errors: Failed responses looked at for each kept candidate.
         demos_per_predictor: Demonstrations a prompt has at most.
         retries: Further draws for a demonstration that does not pass its tests.
-        demonstrations: False is the paper's ablation: steps only, and every edit rewrites a step.
+        demonstrations: False is the paper's ablation: everything as otherwise, but no demonstrations.
         **options: As for `PromptSearch`.
 
     Raises:
@@ -93,7 +95,7 @@ class ABO(PromptSearch):
         batch = scene.minibatch(outside_demonstrations(parents, scene.material.evidence))
         ran = await scene.try_out([parent.candidate for parent in parents], batch)
         families = await asyncio.gather(*(
-            self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.setting.threshold))
+            self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.threshold))
             for (draft, on_select), on_batch in zip(beam, ran, strict=True)))
         return [child for family in families for child in family]
 
@@ -102,30 +104,35 @@ class ABO(PromptSearch):
         name = scene.turn(ran)
         if name not in parent.behaviors:  # the student itself: it has no steps to edit
             return await self._write(scene, parent, [name], self.setting.branch)
-        located = await locate(scene.run, parent.behaviors[name].steps, name, ran, salt=f"step {scene.step}",
-                               threshold=scene.setting.threshold, most=self.errors)
+        own = parent.behaviors[name]
+        located = await locate(scene.requests, own.task, own.steps, name, ran, salt=f"step {scene.step}",
+                               threshold=scene.threshold, most=self.errors)
         ranking = most_frequent(located)
         if not ranking and (perfect or not self.demonstrations):
             return []  # nothing failed, or nothing can be said of why
         edits = []
         for i in range(self.setting.branch):
-            pair = ranking[i % len(ranking)] if ranking else None
+            again, place = divmod(i, len(ranking)) if ranking else (0, 0)
+            pair = ranking[place] if ranking else None
             first = [one for one in located if (one.step, one.kind) == pair]
             rest = [one for one in located if (one.step, one.kind) != pair]
-            edits.append(self._variant(scene, parent, name, first, rest, i))
+            edits.append(self._variant(scene, parent, name, first, rest, i, again=again > 0))
         return [child for child in await asyncio.gather(*edits) if child is not None]
 
     async def _variant(self, scene: Scene, parent: Draft, name: str, first: Sequence[Located],
-                       rest: Sequence[Located], i: int) -> Draft | None:
-        """Make one child: rewrite the step, or only the demonstrations; None if the new steps are unusable."""
+                       rest: Sequence[Located], i: int, *, again: bool) -> Draft | None:
+        """Make one child: mend the step, or only the demonstrations; None if the new steps are unusable.
+
+        Of a step that was skipped or misapplied, the second child for the same failures (`again`) mends it as well.
+        """
         old = parent.behaviors[name]
         steps, move = old.steps, "demonstrate"
-        if first and (first[0].kind in ("insufficient", "format") or not self.demonstrations):
-            steps, move = await self._revise(scene, steps, first, i), "revise"
+        if first and (again or first[0].kind in ("insufficient", "format")):
+            steps, move = await self._revise(scene, name, old, first, i)
         if not steps:
             return None
         failing = [one.failure.example for one in (*first, *rest)]
-        demos = await self._work(scene, name, steps, failing, f"step {scene.step}, {i}", len(first))
+        demos = await self._work(scene, name, old.task, steps, failing, f"step {scene.step}, {i}", len(first))
         if steps == old.steps:  # what was shown before still follows these steps
             new = {question_key(one.case.example) for one in demos}
             kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
@@ -134,17 +141,21 @@ class ABO(PromptSearch):
         return parent.change(scene.run, {name: Behavior(old.task, steps, demos)},
                              made_from(move, seen, parent.candidate))
 
-    async def _revise(self, scene: Scene, steps: Sequence[str], located: Sequence[Located], i: int
-                      ) -> tuple[str, ...]:
-        kind: Deviation = located[0].kind
+    async def _revise(self, scene: Scene, name: str, old: Behavior, located: Sequence[Located], i: int
+                      ) -> tuple[tuple[str, ...], str]:
+        """Return the steps with one of them mended, and the move; no steps if they are unusable."""
+        steps, kind = old.steps, located[0].kind
         number = len(steps) if kind == "format" else located[0].step  # the last step says the form of the answer
-        request = {"steps": list(steps), "step": number, "kind": kind,
-                   "failures": [one.failure.shown() for one in located]}
-        replies = await scene.run.ask(ReviseStep, request, salt=f"step {scene.step}, {i}")
-        return self._usable(scene, replies[0].get("revised_steps")) if replies else ()
+        request = {"steps": list(steps), "step": number, "kind": kind, "max_steps": self.max_steps,
+                   "failures": [one.shown() for one in located]}
+        salt = f"step {scene.step}, {i}"
+        replies = await scene.ask(ReviseStep, name, request, instructions=old.task, salt=salt)
+        if not replies:
+            return (), "revise"
+        move, mended = mend(steps, number, replies[0].get("move"), step_list(replies[0].get("new_steps")))
+        return self._usable(scene, mended), f"{move} step"
 
-    def _usable(self, scene: Scene, found: object) -> tuple[str, ...]:
-        steps = step_list(found)
+    def _usable(self, scene: Scene, steps: tuple[str, ...]) -> tuple[str, ...]:
         fault = steps_fault(steps, self.max_steps, scene.guard)
         if fault:
             scene.run.seen.dropped[fault] += 1
@@ -165,20 +176,21 @@ class ABO(PromptSearch):
 
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:
-        salt = f"write {scene.step}, {j}"
-        replies = await scene.run.ask(WriteSteps, task_inputs(scene.run, scene.book, name, examples), salt=salt)
-        steps = self._usable(scene, replies[0].get("steps")) if replies else ()
+        salt, student = f"write {scene.step}, {j}", scene.run.baseline.prompts[name].instructions
+        request = {"examples": scene.book.shown(name, examples), "max_steps": self.max_steps}
+        replies = await scene.ask(WriteSteps, name, request, instructions=student, salt=salt)
+        steps = self._usable(scene, step_list(replies[0].get("steps"))) if replies else ()
         if not steps:
             return None
-        own = scene.guard.pin(name, scene.run.baseline.prompts[name].instructions)
+        own = scene.guard.pin(name, student)
         written = scene.guard.usable(name, text_field(replies[0], "task")) or own
         tasks = (task for task in (written, own) if len(render_steps(task, steps)) <= scene.guard.longest)
         if (task := next(tasks, None)) is None:
             scene.run.seen.dropped["too long"] += 1
             return None
-        return Behavior(task, steps, await self._work(scene, name, steps, (), salt))
+        return Behavior(task, steps, await self._work(scene, name, task, steps, (), salt))
 
-    async def _work(self, scene: Scene, name: str, steps: Sequence[str], failing: Sequence[dspy.Example],
+    async def _work(self, scene: Scene, name: str, task: str, steps: Sequence[str], failing: Sequence[dspy.Example],
                     salt: str, first: int = 0) -> tuple[Demonstration, ...]:
         """Have demonstrations worked: on failing inputs before others, the `first` of them before the rest."""
         if not self.demonstrations:
@@ -190,8 +202,8 @@ class ABO(PromptSearch):
             order += scene.run.rng("demonstrate", name, salt, k).sample(keys, len(keys))
         known = (scene.book.case(name, workable[key]) for key in dict.fromkeys(order) if key in workable)
         cases = [case for case in known if case is not None][: self.demos_per_predictor]
-        return await demonstrate(scene.run, steps, cases, retries=self.retries, threshold=scene.setting.threshold,
-                                 salt=salt)
+        return await demonstrate(scene.requests, name, task, steps, cases, retries=self.retries,
+                                 threshold=scene.threshold, salt=salt)
 
     def initial_calls(self) -> int:
         """Return the optimizer calls of an initial prompt: its steps, and its demonstrations with all retries."""

@@ -119,7 +119,7 @@ class APO(BeamSearch):
         if not self.paraphrases:
             return []
         inputs = {"instruction": source.prompts[name].instructions}
-        replies = await scene.run.ask(VaryInstructions, inputs, n=self.paraphrases, salt=f"step {scene.step}")
+        replies = await scene.ask(VaryInstructions, name, inputs, n=self.paraphrases, salt=f"step {scene.step}")
         made = (scene.child(source, name, text_field(reply, "variation"), "vary") for reply in replies)
         return [child for child in made if child is not None]
 

@@ -79,7 +79,7 @@ class APOSum(BeamSearch):
         if not reasons:
             return ""
         request = {"instruction": parent.prompts[name].instructions, "reasons": list(reasons)}
-        replies = await scene.run.ask(SummarizeReasons, request, salt=f"step {scene.step}")
+        replies = await scene.ask(SummarizeReasons, name, request, salt=f"step {scene.step}")
         if not replies:
             return ""
         points = texts_of(replies[0].get("points"))

@@ -38,7 +38,7 @@ class IterativeAPE(BeamSearch):
     async def _vary(self, scene: Scene, parent: Candidate) -> list[Candidate]:
         name = scene.turn()
         inputs = {"instruction": parent.prompts[name].instructions}
-        replies = await scene.run.ask(VaryInstructions, inputs, n=self.setting.branch, salt=f"step {scene.step}")
+        replies = await scene.ask(VaryInstructions, name, inputs, n=self.setting.branch, salt=f"step {scene.step}")
         children = (scene.child(parent, name, text_field(reply, "variation"), "vary") for reply in replies)
         return [child for child in children if child is not None]
 

@@ -67,7 +67,8 @@ class OPRO(BeamSearch):
         request = {"scored_instructions": self._history(scene, name),
                    "exemplars": [f"{SLOT}\n{text}" for text in scene.book.shown(name, shown)]}
         count = self.setting.width * self.setting.branch
-        replies = await scene.run.ask(ProposeInstruction, request, n=count, salt=f"step {scene.step}")
+        replies = await scene.ask(ProposeInstruction, name, request, n=count, salt=f"step {scene.step}",
+                                  instructions=best.prompts[name].instructions)
         made = (scene.child(best, name, text_field(reply, "instruction").replace(SLOT, ""), "propose", shown)
                 for reply in replies)
         return [child for child in made if child is not None]

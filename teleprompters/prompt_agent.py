@@ -124,16 +124,16 @@ class PromptAgent(BeamSearch):
         failed = [failure.shown() for failure in scene.failures(ran, name)]
         solved = [] if failed else scene.book.shown(name, batch)
         if failed:
-            replies = await scene.run.ask(ReflectOnFailures, {"instruction": text, "failures": failed}, salt=salt)
+            replies = await scene.ask(ReflectOnFailures, name, {"instruction": text, "failures": failed}, salt=salt)
         else:
-            replies = await scene.run.ask(ReflectOnSuccesses, {"instruction": text, "successes": solved}, salt=salt)
+            replies = await scene.ask(ReflectOnSuccesses, name, {"instruction": text, "successes": solved}, salt=salt)
         reflection = shortened(text_field(replies[0], "reflection")) if replies else ""
         if not reflection:
             return None
         trajectory = list(dict.fromkeys(each.prompts[name].instructions for each in lineage))
         request = {"instruction": text, "evidence": failed or solved, "reflection": reflection,
                    "trajectory": trajectory}
-        replies = await scene.run.ask(RewriteInstruction, request, salt=salt)
+        replies = await scene.ask(RewriteInstruction, name, request, salt=salt)
         if not replies:
             return None
         return scene.child(parent, name, text_field(replies[0], "rewritten_instruction"), "rewrite", batch)
@@ -158,4 +158,5 @@ class PromptAgent(BeamSearch):
         s = self.setting
         rewrites = s.width * self.depth * s.steps
         runs = rewrites * (min(self.batch, n_train) + n_select) + n_select
-        return Plan(2 * rewrites, runs + (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train))
+        runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
+        return Plan(self.dataset_summary + 2 * rewrites, runs)

@@ -7,13 +7,15 @@ public code of each method; guards, racing and the choice of predictor are ours.
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, Unpack, get_args
+from typing import ClassVar, Literal, Self, Unpack, get_args
 
 import dspy
 
+from cuesmith.signatures import STYLES, Style
 from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -21,17 +23,25 @@ from cuesmith.teleprompters.runtime.checks import chosen, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.metric import MetricFunction
-from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.outcomes import Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.session import REPORT_SHARE
+from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded, thinks
 from cuesmith.teleprompters.search.credit import STRATEGIES, Strategy
 from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
 from cuesmith.teleprompters.search.scene import Scene
-from cuesmith.teleprompters.search.setting import UNIFIED, Setting
+from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 from cuesmith.teleprompters.search.success import success_threshold
 
 Form = Literal["unified", "native"]
 FORMS: tuple[Form, ...] = get_args(Form)
+
+STEPS = 1
+"""Under a cap on calls a setting is made so small that so many steps fit in. Ours."""
+
+USED = 0.6
+"""Share of its upper bounds that a search takes by and large: racing and single draws that serve. Ours."""
 
 
 class SearchOptions(Options, total=False):
@@ -50,10 +60,18 @@ class SearchOptions(Options, total=False):
     pinned: str | Mapping[str, str] | None
     longest: int | None
     next_predictor: Strategy
+    task_description: str
+    metric_description: str | None
+    dataset_summary: bool | None
+    analysis: Literal["auto"] | bool
+    style: Style
 
 
 class PromptSearch(Compiler):
     """A search over the prompts of a program.
+
+    In the unified form a cap on calls makes the setting smaller where not even a step would fit in: numbers that were
+    given stay, and a note says what became of the others.
 
     Args:
         metric: As for `Compiler`.
@@ -75,6 +93,13 @@ class PromptSearch(Compiler):
         longest: Characters that instructions may have. None: 4,000, or half as many again as the student's own have.
         next_predictor: Of a program with several predictors, a step changes one: "round robin" in the program's
             order, or by "credit", where failed runs first left the successful ones.
+        task_description: What the optimizer is told of the task in every request, besides what the program says.
+        metric_description: What it is told that the metric rewards. None: the first paragraph of its docstring.
+        dataset_summary: Whether it first writes a summary of the data, in one call, which every request then shows.
+            None: yes in the unified form.
+        analysis: Whether requests let it think in a field of its own before it judges or writes; "auto": unless it is
+            a model that thinks by itself.
+        style: "brief" asks for short instructions, "expert" for all facts, conventions and edge rules that help.
         **options: As for `Compiler`.
 
     Raises:
@@ -104,6 +129,11 @@ class PromptSearch(Compiler):
         pinned: str | Mapping[str, str] | None = None,
         longest: int | None = None,
         next_predictor: Strategy = "round robin",
+        task_description: str = "",
+        metric_description: str | None = None,
+        dataset_summary: bool | None = None,
+        analysis: Literal["auto"] | bool = "auto",
+        style: Style = "brief",
         **options: Unpack[Options],
     ) -> None:
         super().__init__(metric, **options)
@@ -112,6 +142,7 @@ class PromptSearch(Compiler):
         given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
                  "minibatch": minibatch, "scoring": scoring, "threshold": threshold}
         numbers = {name: number for name, number in given.items() if number is not None}
+        self.given = frozenset(numbers)
         self.setting = replace(self.NATIVE if search == "native" else UNIFIED, **numbers)  # type: ignore[arg-type]
         self.scoring = self.setting.scoring
         if not isinstance(racing, bool | None):
@@ -120,6 +151,16 @@ class PromptSearch(Compiler):
         self.pinned = _pinned(pinned)
         self.longest = None if longest is None else whole("longest", longest)
         self.next_predictor: Strategy = chosen("next_predictor", next_predictor, STRATEGIES)
+        self.task_description = _text("task_description", task_description)
+        own = rewarded(metric) if metric_description is None else metric_description
+        self.metric_description = _text("metric_description", own)
+        if not isinstance(dataset_summary, bool | None):
+            raise TypeError(f"dataset_summary must be True, False or None, got {dataset_summary!r}")
+        self.dataset_summary = self.form == "unified" if dataset_summary is None else dataset_summary
+        if analysis != "auto" and not isinstance(analysis, bool):
+            raise ValueError(f'analysis={analysis!r} must be "auto", True or False')
+        self.analysis = analysis
+        self.style: Style = chosen("style", style, tuple(STYLES))
 
     @abstractmethod
     async def unified(self, scene: Scene) -> Candidate:
@@ -135,6 +176,9 @@ class PromptSearch(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
+        return await self._fitted(run)._search(run)
+
+    async def _search(self, run: Run) -> Candidate:
         setting = self.setting if self.threshold is not None else replace(
             self.setting, threshold=await success_threshold(run, self.setting.threshold))
         run.seen.threshold = setting.threshold
@@ -143,12 +187,41 @@ class PromptSearch(Compiler):
             material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),
             self.longest, [predictor.signature for predictor in run.predictors.values()])
         book = await begin(run, setting, material)
-        scene = Scene(run, setting, material, book, self.racing, self.next_predictor)
+        scene = Scene(run, await self._requests(run), setting, material, book, self.racing, self.next_predictor,
+                      self.threshold is None).at(0)
+        if self.dataset_summary:
+            scene = await scene.summarized()
         return await (self.native(scene) if self.form == "native" else self.unified(scene))
 
     async def native(self, scene: Scene) -> Candidate:
         """Search as the method's authors do; a beam search with other numbers unless the method says otherwise."""
         return await self.unified(scene)
+
+    async def _requests(self, run: Run) -> Requests:
+        """Return what asks the optimizer, with what every request is told."""
+        ran = (await run.score([run.baseline], run.select))[0].outcomes
+        traces = [outcome.trace for outcome in ran if isinstance(outcome, Scored)]
+        context = ProgramContext.of(run, traces, self.metric_description, self.task_description)
+        analysis = not thinks(self._models(run.student)[1]) if self.analysis == "auto" else self.analysis
+        return Requests(run, context, self.style, analysis)
+
+    def _fitted(self, run: Run) -> Self:
+        """Return this compiler with the largest setting whose first steps a cap on calls leaves room for."""
+        if self.budget.calls is None or self.form == "native":
+            return self
+        for setting in smaller(self.setting, self.given):
+            fitted = copy.copy(self)
+            fitted.setting = replace(setting, steps=min(STEPS, setting.steps))
+            plan = fitted.plan(len(run.predictors), len(run.select), len(run.train))
+            fitted.setting = setting
+            calls = plan.optimizer_calls + plan.program_runs * len(run.predictors)
+            if USED * calls <= (1 - REPORT_SHARE) * self.budget.calls:
+                break
+        if fitted.setting != self.setting:
+            s = fitted.setting
+            run.note(f"A cap of {self.budget.calls} calls is low for this search: it keeps {s.width} candidates with "
+                     f"{s.branch} new ones each, from {s.initial} initial prompts and minibatches of {s.minibatch}.")
+        return fitted
 
     @property
     def success(self) -> float:
@@ -162,9 +235,9 @@ class PromptSearch(Compiler):
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds of the search.
 
-        Optimizer calls: initial * predictors * `initial_calls` + steps * width * (calls of
-        `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width * (runs
-        of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
+        Optimizer calls: one for a summary of the data, initial * predictors * `initial_calls` + steps * width *
+        (calls of `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width
+        * (runs of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
 
         Args:
             n_predictors: Predictors of the student.
@@ -175,7 +248,8 @@ class PromptSearch(Compiler):
         parents = s.steps * s.width
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
         runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
-        return Plan(s.initial * n_predictors * self.initial_calls() + parents * each.optimizer_calls, runs)
+        asked = self.dataset_summary + s.initial * n_predictors * self.initial_calls()
+        return Plan(asked + parents * each.optimizer_calls, runs)
 
     def check_student(self, student: dspy.Module) -> None:
         """Raise if an option does not fit the student.
@@ -224,7 +298,13 @@ class BeamSearch(PromptSearch):
 
     async def start(self, scene: Scene) -> list[Candidate]:
         """Return the initial candidates beside the student."""
-        return await write_instructions(scene.run, scene.setting, scene.material, scene.book)
+        return await write_instructions(scene.requests, scene.setting, scene.material, scene.book)
+
+
+def _text(name: str, text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text, got {text!r}")
+    return text.strip()
 
 
 def _pinned(pinned: str | Mapping[str, str] | None) -> str | Mapping[str, str]:

@@ -77,7 +77,8 @@ class Optimizer:
         time.sleep(random.random() * self.latency)
         draw = current_draw.get()
         assert draw is not None
-        name, writer = ("instruction", self.write) if asked.name == "WriteInstructions" else ("variation", self.vary)
+        name, writer = {"WriteInstructions": ("instruction", self.write), "SummarizeData": ("summary", self.write)}.get(
+            asked.name, ("variation", self.vary))
         return respond(request, f"[[ ## {name} ## ]]\n{writer(asked, draw)}\n\n[[ ## completed ## ]]")
 
     def named(self, name: str) -> list[Asked]:
@@ -145,9 +146,9 @@ def test_the_first_prompts_see_four_training_examples_and_variations_see_only_th
         shown = asked.texts("examples")
         assert len(set(shown)) == 4
         assert all(re.findall(r"question: (.*)\nanswer: yes", text)[0] in questions for text in shown)
-        assert "inputs: question (str)\noutputs: answer (str)" in asked.text("task_description")
+        assert "input question: str\noutput answer: str" in asked.text("context")
     assert len({asked.text("examples") for asked in written}) == 4
-    assert all(asked.inputs.keys() == {"instruction"} for asked in varied)
+    assert all(asked.inputs.keys() == {"context", "instruction"} for asked in varied)
 
 
 def test_equal_variations_are_one_candidate() -> None:
@@ -202,7 +203,7 @@ def test_predictors_take_turns_and_are_described_by_their_own_runs() -> None:
         tuple(n for n in c.names if c.prompts[n] != by_id[c.origin.parents[0]].prompts[n])
         for c in by_id.values() if c.origin.move == "vary")
     assert set(changed) <= {("draft",), ("check",)} and len(changed) == 2
-    own = [a for a in optimizer.named("WriteInstructions") if "guess" in a.text("task_description")]
+    own = [a for a in optimizer.named("WriteInstructions") if 'this stage: "check"' in a.text("context")]
     assert own and any(re.search(r"guess: (yes|no)", text) for a in own for text in a.texts("examples"))
 
 
@@ -211,10 +212,10 @@ def test_the_plan_is_reached_and_never_exceeded() -> None:
     run(optimizer, target, steps=2)
     plan = IterativeAPE(exact, steps=2).plan(1, 12, 12)
     # 4 initial + 2 steps * 4 parents * 4 variations; (1 student + all of them) * 12 + 3 training scores of 4 + 12
-    assert plan.optimizer_calls == 4 + 2 * 4 * 4 == len(optimizer.asked)
+    assert plan.optimizer_calls == 1 + 4 + 2 * 4 * 4 == len(optimizer.asked)  # the first one summarises the data
     assert plan.program_runs == (1 + 4 + 32) * 12 + 3 * 4 + 12
     assert target.calls - 2 * 12 <= plan.program_runs
-    assert IterativeAPE(exact).plan(3, 0, 0).optimizer_calls == 3 * 4 + 3 * 16
+    assert IterativeAPE(exact).plan(3, 0, 0).optimizer_calls == 1 + 3 * 4 + 3 * 16
 
 
 def test_the_result_does_not_depend_on_concurrency() -> None:

@@ -115,7 +115,7 @@ def test_a_step_asks_and_scores_as_often_as_the_method_says(kind: type[Compiler]
     small = {"width": 2, "branch": 3, "steps": 2, "initial": 4, "minibatch": 6, "racing": False, **groups}
     found = compiled(kind, optimizer, **small)
     counts = Counter(asked.name for asked in optimizer.asked)
-    assert counts.pop("WriteInstructions") == 4
+    assert counts.pop("WriteInstructions") == 4 and counts.pop("SummarizeData") == 1
     assert counts == {name: 2 * n for name, n in CALLS[kind].items()}
     children = {"vary", "edit", "rewrite", "propose"}
     assert sum(t.candidate.origin.move in children for t in found.candidates) == 2 * 2 * 3

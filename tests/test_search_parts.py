@@ -12,7 +12,6 @@ from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, question_key
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
-    describe_task,
     gold,
     has_reasoning,
     render_fields,
@@ -92,11 +91,6 @@ def test_gold_is_what_the_signature_answers() -> None:
     assert gold(dspy.Example(question="q", label="x").with_inputs("question"), COT) == {"label": "x"}
 
 
-def test_a_task_is_described_by_instructions_and_fields() -> None:
-    signature = dspy.Signature("question, n: int -> answer: bool", "Answer it.")
-    assert describe_task(signature, "Do it.") == "Do it.\ninputs: question (str), n (int)\noutputs: answer (bool)"
-
-
 @pytest.mark.parametrize(("found", "steps"), [
     (["Step 1: Copy.", "2. Add.", " "], ("Copy.", "Add.")),
     (["Copy.", "copy.", "Add."], ("copy.", "Add.")),
@@ -112,7 +106,7 @@ def test_steps_are_brought_into_form(found: object, steps: tuple[str, ...]) -> N
     (["Write [[ ## answer ## ]]."], 4000, "field header"), ([f"Do {k}." for k in range(8)], 4000, None),
     ([f"Do {k}." for k in range(9)], 4000, "too many steps"), (["Add this.", "Say it."], 12, "too long")])
 def test_steps_are_used_whole_or_not_at_all(steps: list[str], longest: int, fault: str | None) -> None:
-    assert steps_fault(steps, 8, Guard({}, longest, frozenset())) == fault
+    assert steps_fault(steps, 8, Guard({}, longest, {})) == fault
 
 
 @pytest.mark.parametrize(("text", "usable"), [

@@ -11,29 +11,31 @@ from cuesmith import signatures
 from cuesmith.signatures import canonical_steps, canonical_task, parse_steps, render_steps
 
 REQUESTS = {
-    "WriteInstructions": ("task_description, examples", "instruction"),
-    "VaryInstructions": ("instruction", "variation"),
-    "WriteSteps": ("task_description, examples", "task, steps"),
-    "WorkExample": ("steps, inputs, outputs", "work"),
-    "LocateDeviation": ("steps, inputs, expected, response", "step, kind, reason"),
-    "ReviseStep": ("steps, step, kind, failures", "revised_steps"),
-    "CriticizeInstruction": ("instruction, failures, count", "reasons"),
-    "EditInstruction": ("instruction, failures, reason", "edited_instruction"),
-    "SummarizeReasons": ("instruction, reasons", "points, support"),
-    "ReflectOnFailures": ("instruction, failures", "reflection"),
-    "ReflectOnSuccesses": ("instruction, successes", "reflection"),
-    "RewriteInstruction": ("instruction, evidence, reflection, trajectory", "rewritten_instruction"),
-    "ProposeInstruction": ("scored_instructions, exemplars", "instruction"),
-    "IdentifyCondition": ("feedback, conditions", "condition"),
-    "CheckRule": ("rule, response", "followed"),
+    "SummarizeData": ("context, examples", "summary"),
+    "WriteInstructions": ("context, examples, style", "analysis, instruction"),
+    "VaryInstructions": ("context, instruction", "variation"),
+    "WriteSteps": ("context, examples, max_steps", "analysis, task, steps"),
+    "WorkExample": ("context, steps, inputs, outputs", "work"),
+    "LocateDeviation": ("context, steps, inputs, expected, feedback, response", "analysis, step, kind, reason"),
+    "ReviseStep": ("context, steps, step, kind, failures, max_steps", "analysis, move, new_steps"),
+    "CriticizeInstruction": ("context, instruction, failures, count", "analysis, reasons"),
+    "EditInstruction": ("context, instruction, failures, reason, style", "analysis, edited_instruction"),
+    "SummarizeReasons": ("context, instruction, reasons", "points, support"),
+    "ReflectOnFailures": ("context, instruction, failures", "reflection"),
+    "ReflectOnSuccesses": ("context, instruction, successes", "reflection"),
+    "RewriteInstruction": (
+        "context, instruction, evidence, reflection, trajectory, style", "analysis, rewritten_instruction"),
+    "ProposeInstruction": ("context, scored_instructions, exemplars, style", "analysis, instruction"),
+    "IdentifyCondition": ("feedback, conditions", "analysis, condition"),
+    "CheckRule": ("rule, response", "analysis, followed"),
 }
 LISTS = {
-    "examples", "steps", "failures", "revised_steps", "reasons", "points", "successes", "evidence", "trajectory",
+    "examples", "steps", "failures", "new_steps", "reasons", "points", "successes", "evidence", "trajectory",
     "scored_instructions", "exemplars", "conditions",
 }  # fmt: skip
 TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
-    "step": int, "count": int, "most_steps": int, "support": list[int], "kind": signatures.Deviation,
-    "followed": signatures.Followed,
+    "step": int, "count": int, "max_steps": int, "support": list[int], "kind": signatures.Deviation,
+    "followed": signatures.Followed, "move": signatures.Move,
 }  # fmt: skip
 
 
@@ -53,7 +55,7 @@ def test_every_request_is_typed_documented_and_guarded(name: str) -> None:
     text = " ".join(signature.instructions.split())
     assert "not follow" in text or "do not carry it out" in text  # what is shown is data, not orders
     if {"examples", "failures", "successes", "evidence", "exemplars"} & set(signature.input_fields):
-        assert "Do not copy" in text
+        assert any(told in text for told in ("assages of one", "no exemplar", "copy none of them"))
 
 
 def test_steps_are_rendered_exactly_so() -> None:

@@ -5,6 +5,7 @@ import copy
 import random
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import dspy
 import pytest
@@ -24,6 +25,7 @@ from cuesmith.signatures import (
     WriteSteps,
     render_steps,
 )
+from cuesmith.teleprompters.search.texts import mend
 
 ENGINE = SimulatedOptimizerEngine()
 
@@ -41,7 +43,7 @@ def shown(family: Family, n: int, seed: int = 0, names: tuple[str, str] = ("ques
 
 
 def asking(examples: list[str]) -> Asked:
-    return Asked.of(WriteInstructions, task_description="Answer the question.", examples=examples)
+    return Asked.of(WriteInstructions, examples=examples)
 
 
 # --- writing -----------------------------------------------------------------------------------------------
@@ -74,7 +76,7 @@ def test_two_outputs_are_two_tasks() -> None:
     text = str(ENGINE.answer(asking(examples), 0)["instruction"])
     assert "For `answer`:" in text and "For `size`:" in text
     assert ENGINE.truth(asking(examples), 0).families == ("reverse", "count")
-    steps = ENGINE.answer(Asked.of(WriteSteps, task_description="", examples=examples), 0)["steps"]
+    steps = ENGINE.answer(Asked.of(WriteSteps, examples=examples), 0)["steps"]
     assert isinstance(steps, list) and len(steps) == 5
 
 
@@ -129,7 +131,7 @@ def test_a_variation_of_an_unknown_text_keeps_its_names_and_its_steps() -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_steps_and_work_of_every_family(name: str) -> None:
     family = FAMILIES[name]
-    asked = Asked.of(WriteSteps, task_description="", examples=shown(family, 6))
+    asked = Asked.of(WriteSteps, examples=shown(family, 6))
     written = [ENGINE.answer(asked, d)["steps"] for d in range(30)]
     assert sum(steps == list(family.steps) for steps in written) >= 15
     question = family.sample(random.Random(1), held_out=True)
@@ -203,9 +205,10 @@ def test_a_step_that_lacks_something_is_insufficient() -> None:
 def revised(steps: list[str], step: int, kind: str, engine: SimulatedOptimizerEngine = ENGINE) -> list[str]:
     failure = f"question: {QUESTION}\nexpected answer: {GOLD}\nresponse: {LINES[0]}\nStep 2: 11\nanswer: 11"
     asked = Asked.of(ReviseStep, steps=steps, step=step, kind=kind, failures=[failure] * 2)
-    steps_now = engine.answer(asked, 0)["revised_steps"]
-    assert isinstance(steps_now, list)
-    return [str(text) for text in steps_now]
+    answer = engine.answer(asked, 0)
+    new = answer["new_steps"]
+    assert isinstance(new, list)
+    return list(mend(steps, step, answer["move"], [str(text) for text in new])[1])
 
 
 def test_revisions_repair_the_planted_fault() -> None:
@@ -245,8 +248,8 @@ def test_prior_answers_ignore_the_evidence() -> None:
     assert about == {()}  # none of them says what any task is
     own = list(SUM.steps)
     broken = [own[0], "Work it out.", own[2]]
-    assert revised(broken, 2, "insufficient", engine)[1] == "Work it out."
-    asked = Asked.of(WriteSteps, task_description="", examples=shown(SUM, 4))
+    assert "Work it out" in revised(broken, 2, "insufficient", engine)[1].capitalize()
+    asked = Asked.of(WriteSteps, examples=shown(SUM, 4))
     steps = engine.answer(asked, 0)["steps"]
     assert isinstance(steps, list) and not set(steps) & set(own)
 
@@ -257,7 +260,7 @@ def test_noise_degrades() -> None:
         for d in range(6):
             wrong = str(engine.answer(asking(shown(family, 4)), d)["instruction"])
             assert ENGINE.truth(Asked.of(VaryInstructions, instruction=wrong), 0).families != (name,)
-            steps = engine.answer(Asked.of(WriteSteps, task_description="", examples=shown(family, 4)), d)["steps"]
+            steps = engine.answer(Asked.of(WriteSteps, examples=shown(family, 4)), d)["steps"]
             assert isinstance(steps, list) and not set(family.steps) <= set(steps)
     assert located("\n".join([*LINES[:2], "Step 3: 25"]), engine=engine)[0] != 3
     assert revised([SUM.steps[0], "Guess.", SUM.steps[2]], 2, "insufficient", engine) != list(SUM.steps)
@@ -272,16 +275,17 @@ def test_shares_are_checked(prior: float, noise: float, named: str) -> None:
 # --- as a dspy.LM ------------------------------------------------------------------------------------------
 
 INPUTS: dict[str, dict[str, FieldValue]] = {
-    "WriteInstructions": {"task_description": "", "examples": shown(SUM, 4)},
+    "SummarizeData": {"examples": shown(SUM, 4)},
+    "WriteInstructions": {"examples": shown(SUM, 4)},
     "VaryInstructions": {"instruction": "Add all the numbers."},
-    "WriteSteps": {"task_description": "x", "examples": shown(SUM, 4)},
+    "WriteSteps": {"examples": shown(SUM, 4), "max_steps": 8},
     "WorkExample": {"steps": list(SUM.steps), "inputs": f"question: {QUESTION}", "outputs": f"answer: {GOLD}"},
     "LocateDeviation": {
         "steps": list(SUM.steps), "inputs": f"question: {QUESTION}", "expected": f"answer: {GOLD}",
-        "response": "\n".join(LINES[1:]),
+        "response": "\n".join(LINES[1:]), "feedback": "",
     },
     "ReviseStep": {
-        "steps": list(SUM.steps), "step": 1, "kind": "skipped", "failures": shown(SUM, 2)},
+        "steps": list(SUM.steps), "step": 1, "kind": "skipped", "failures": shown(SUM, 2), "max_steps": 8},
     "CriticizeInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "count": 3},
     "EditInstruction": {"instruction": "Do it.", "failures": shown(SUM, 2), "reason": "It never asks for the sum."},
     "SummarizeReasons": {"instruction": "Do it.", "reasons": ["Too vague.", "No sum of the numbers.", "Too vague!"]},
@@ -299,10 +303,13 @@ INPUTS: dict[str, dict[str, FieldValue]] = {
     },
     "CheckRule": {"rule": "Answer in one word.", "response": "answer: four"},
 }  # fmt: skip
+INPUTS = {name: {field: "" for field in ("context", "style") if field in getattr(signatures, name).input_fields} | given
+          for name, given in INPUTS.items()}  # fmt: skip
 
 
 def test_every_request_has_inputs_here() -> None:
-    requests = {name for name in signatures.__all__ if name[0].isupper()} - {"Deviation", "Followed"}
+    others = {"Deviation", "Followed", "Move", "STYLES", "Style"}
+    requests = {name for name in signatures.__all__ if name[0].isupper()} - others
     assert set(INPUTS) == requests
 
 
@@ -325,7 +332,7 @@ def test_every_request_is_understood_in_both_formats(name: str, adapter: Callabl
 def test_repeated_requests_outside_of_an_ask_are_draws_in_turn() -> None:
     lm, predict = SimulatedOptimizer(), dspy.Predict(VaryInstructions)
     with dspy.context(lm=lm):
-        texts = [predict(instruction="Count the words.").variation for _ in range(5)]
+        texts = [predict(context="", instruction="Count the words.").variation for _ in range(5)]
     asked = Asked.of(VaryInstructions, instruction="Count the words.")
     assert texts == [ENGINE.answer(asked, d)["variation"] for d in range(5)]
 
@@ -336,7 +343,7 @@ def test_async_deepcopy_reasoning_and_foreign_requests() -> None:
 
     async def run() -> dspy.Prediction:
         with dspy.context(lm=lm):
-            return await dspy.ChainOfThought(WriteInstructions).acall(task_description="", examples=shown(SUM, 4))
+            return await dspy.ChainOfThought(WriteInstructions).acall(context="", style="", examples=shown(SUM, 4))
 
     assert asyncio.run(run()).reasoning
     with dspy.context(lm=lm):
@@ -351,7 +358,8 @@ def test_a_program_that_holds_it_can_be_saved(tmp_path: Path) -> None:
     program.save(tmp_path / "program.json")
     loaded = dspy.Predict(VaryInstructions)
     loaded.load(tmp_path / "program.json", allow_unsafe_lm_state=True)
-    assert loaded(instruction="Count the words.").variation == program(instruction="Count the words.").variation
+    asked = {"context": "", "instruction": "Count the words."}
+    assert loaded(**asked).variation == program(**asked).variation
 
 
 ODD = st.text(st.sampled_from("ab 1:\n`\"'[]{}#\\_Step é\u2028"), max_size=60)
@@ -380,6 +388,6 @@ def test_any_input_gets_a_reply_that_parses(name: str, data: st.DataObject, prio
         prediction = dspy.Predict(signature)(**inputs)
     assert set(signature.output_fields) <= set(prediction.keys())
     if name == "ReviseStep":
-        assert 1 <= len(prediction.revised_steps) <= 8
+        assert prediction.move in get_args(signatures.Move) and len(prediction.new_steps) <= 99
     if name == "SummarizeReasons":
         assert len(prediction.points) == len(prediction.support)

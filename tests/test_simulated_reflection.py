@@ -52,12 +52,12 @@ def solved(family: Family, n: int = 6, seed: int = 0) -> list[str]:
 
 def text(asked: Asked, draw: int = 0, engine: SimulatedOptimizerEngine = ENGINE) -> str:
     """The answer's one text."""
-    (value,) = engine.answer(asked, draw).values()
-    return str(value)
+    return str([*engine.answer(asked, draw).values()][-1])
 
 
 def texts(asked: Asked, draw: int = 0, engine: SimulatedOptimizerEngine = ENGINE) -> list[str]:
-    value = next(iter(engine.answer(asked, draw).values()))
+    answer = engine.answer(asked, draw)
+    value = next(answer[name] for name in answer if name != "analysis")
     assert isinstance(value, list)
     return [str(item) for item in value]
 

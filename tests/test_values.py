@@ -20,8 +20,9 @@ from replies_support import Engine, written
 from cuesmith.teleprompters import ABO, Compiler, IterativeAPE
 from cuesmith.teleprompters.peers.copro import COPRO
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, question_key, to_json, typed
-from cuesmith.teleprompters.runtime.evidence import describe_task, render_fields, text_of
+from cuesmith.teleprompters.runtime.evidence import render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import Guard
+from cuesmith.teleprompters.search.context import ProgramContext
 
 PNG = "data:image/png;base64," + base64.b64encode(b"\x89PNG" * 15_000).decode()
 IMAGE = dspy.Image(url=PNG)
@@ -174,9 +175,9 @@ def test_what_a_module_wrote_is_kept(name: str) -> None:
         text = dict(compiled.named_predictors())[changed].signature.instructions
         assert text.count(kept) == whole[changed].count(kept) and said in text and "Be brief." not in text
     assert "Think twice." not in text
-    described = describe_task(dict(program.named_predictors())[changed].signature,
-                              student.prompts[changed].instructions)
-    assert kept in described, "the optimizer sees what its text stands beside"
+    signature = dict(program.named_predictors())[changed].signature
+    context = ProgramContext({changed: signature}, {changed: student.prompts[changed].instructions})
+    assert kept in context.shown(changed), "the optimizer sees what its text stands beside"
 
 
 def search(query: str) -> str:

@@ -12,7 +12,6 @@ from cuesmith.modules.simulated.instructions import surface
 from cuesmith.modules.simulated.steps import MAX_STEPS, Worked, work_of
 from cuesmith.modules.simulated.wordings import (
     LAST_FRAMES,
-    PRIOR_LAST,
     PRIOR_REASONS,
     PRIOR_STEPS,
     VAGUE_STEPS,
@@ -21,7 +20,7 @@ from cuesmith.modules.simulated.wordings import (
     norm,
     step_variants,
 )
-from cuesmith.signatures import Deviation
+from cuesmith.signatures import Deviation, Move
 
 _KINDS: tuple[Deviation, ...] = get_args(Deviation)
 
@@ -164,59 +163,46 @@ def revise_step(author: Author, source: Source) -> Values:
     number = author.asked.inputs.get("step", 1)
     place = min(max((number if isinstance(number, int) else 1) - 1, 0), max(len(steps) - 1, 0))
     kind = author.asked.text("kind")
-    if source == "prior" or not steps:
-        revised = _elsewhere(author, steps, place)
-    elif source == "noise":
-        revised = [*steps[:place], author.pick("vague", VAGUE_STEPS), *steps[place + 1 :]]
-    elif not author.tasks:
-        revised = _fallback_revision(author, steps, place)
-    else:
-        revised = _repaired(author, steps, place, kind)
-    return {"revised_steps": list(revised[: MAX_STEPS - 1]) + list(revised[MAX_STEPS - 1 :][-1:])}
+    if not steps:
+        return {"move": "add", "new_steps": [author.pick("prior revision", PRIOR_STEPS)]}
+    if source == "prior":
+        return _moved("edit", [author.pick("prior revision", _unhelpful(steps[place]))])
+    if source == "noise":
+        return _moved("edit", [author.pick("vague", VAGUE_STEPS)])
+    if not author.tasks:
+        return _moved("add", [_fallback_step(author)])
+    return _repaired(author, steps, place, kind)
 
 
-def _elsewhere(author: Author, steps: list[str], place: int) -> list[str]:
-    """A revision that sounds like one and leaves the step in question as it is."""
-    other = [k for k in range(len(steps)) if k != place]
-    if not other:
-        return [author.pick("prior revision", PRIOR_STEPS), *(steps or [PRIOR_LAST[0]])]
-    options = [
-        [*steps[:k], text, *steps[k + 1 :]]
-        for k in other
-        for text in (
-            f"{steps[k]} Be careful.", f"Carefully {lowered(steps[k])}", f"{steps[k]} Pay attention to detail."
-        )
-    ]
-    return author.pick("prior revision", options)
+def _moved(move: Move, texts: Sequence[str]) -> Values:
+    return {"move": move, "new_steps": list(texts)}
 
 
-def _repaired(author: Author, steps: list[str], place: int, kind: str) -> list[str]:
+def _unhelpful(step: str) -> list[str]:
+    """Edits of a step that sound like one."""
+    return [f"{step} Be careful.", f"Carefully {lowered(step)}", f"{step} Pay attention to detail."]
+
+
+def _repaired(author: Author, steps: list[str], place: int, kind: str) -> Values:
     """Restore what the list lacks around the step, else make the step itself clearer."""
-    family = author.tasks[0].family
+    family, own = author.tasks[0].family, steps[place]
     if kind == "format":
-        form = [
-            text for frame in LAST_FRAMES[1:] if norm(text := framed(frame, family.steps[-1])) != norm(steps[-1])
-        ]
-        return [*steps[:-1], author.pick("format", form)]
-    gaps = _gaps([family], steps)
-    near = [gap for gap in gaps if gap[0] in (place, place + 1)] or gaps[:1]
-    if near:
-        return _restored(family, steps, near)
-    k = canonical(family, steps[place])
-    if k is None:  # nothing is missing, so a step that the family does not have only distracts
-        return [*steps[:place], *steps[place + 1 :]] if len(steps) > 1 else list(family.steps)
-    texts = _clearer(family, steps[place], last=k == len(family.steps) - 1)
-    return [*steps[:place], author.pick("clearer", texts), *steps[place + 1 :]]
-
-
-def _restored(family: Family, steps: list[str], gaps: Sequence[tuple[int, str]]) -> list[str]:
-    """Put missing steps where they belong, in place of a step there that the family does not have."""
-    revised = list(steps)
-    for at in sorted({place for place, _ in gaps}, reverse=True):
-        texts = [text for place, text in gaps if place == at]
-        foreign = at < len(steps) and canonical(family, steps[at]) is None
-        revised[at : at + foreign] = texts
-    return revised
+        form = [text for frame in LAST_FRAMES[1:] if norm(text := framed(frame, family.steps[-1])) != norm(own)]
+        return _moved("edit", [author.pick("format", form)])
+    gaps, k = _gaps([family], steps), canonical(family, own)
+    before = [text for at, text in gaps if at == place]
+    behind = [text for at, text in gaps if at == place + 1]
+    room = int(str(author.asked.inputs.get("max_steps", MAX_STEPS))) - len(steps)
+    if k is None and (before or behind):  # instead of a step that the family does not have
+        texts = [*before, *behind][: max(1, room + 1)]
+        return _moved("split" if len(texts) > 1 else "edit", texts)
+    if before and room >= len(before):
+        return _moved("add", before)
+    if behind and room >= len(behind):
+        return _moved("split", [own, *behind])
+    if k is None and len(steps) > 1:  # nothing is missing here, so such a step only distracts
+        return _moved("delete", [])
+    return _moved("edit", [author.pick("clearer", _clearer(family, own, last=k == len(family.steps) - 1))])
 
 
 def _clearer(family: Family, step: str, *, last: bool) -> list[str]:
@@ -228,11 +214,10 @@ def _clearer(family: Family, step: str, *, last: bool) -> list[str]:
     return [text for text in step_variants(own, last) if norm(text) != norm(step)]
 
 
-def _fallback_revision(author: Author, steps: list[str], place: int) -> list[str]:
+def _fallback_step(author: Author) -> str:
     words, _ = surface(author.asked.texts("failures"))
     about = f" about {', '.join(words)}" if words else ""
-    before = author.pick("fallback revision", (
+    return author.pick("fallback revision", (
         f"Write out what the input says{about}.", f"List every detail{about} that the next step needs.",
         f"Note the parts of the input{about}, one by one.",
     ))  # fmt: skip
-    return [*steps[:place], before, *steps[place:]]

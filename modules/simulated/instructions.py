@@ -41,6 +41,13 @@ def write_instructions(author: Author, source: Source) -> Values:
     return {"instruction": joined(author.tasks, [wording_of(author, task.family) for task in author.tasks])}
 
 
+def summarize_data(author: Author, source: Source) -> Values:
+    """Answer `SummarizeData`: what the surface of the examples shows."""
+    words, form = surface(author.asked.texts("examples"))
+    about = f"The inputs are about things like {', '.join(words)}. " if words else ""
+    return {"summary": f"{about}Every right output is {form}."}
+
+
 def wording_of(author: Author, family: Family) -> str:
     """A precise instruction for a family's task."""
     return author.pick(f"instruction {family.name}", *instructions_of(family))

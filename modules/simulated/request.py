@@ -78,7 +78,8 @@ class Asked:
     @property
     def key(self) -> str:
         """The request's identity: the same whichever adapter wrote it."""
-        return json.dumps([self.name, dict(self.inputs), sorted(self.outputs)], sort_keys=True, default=str)
+        inputs = {name: value for name, value in self.inputs.items() if name not in _BESIDES}
+        return json.dumps([self.name, inputs, sorted({*self.outputs} - _BESIDES)], sort_keys=True, default=str)
 
     def text(self, name: str) -> str:
         """An input as one text."""
@@ -100,10 +101,15 @@ class Asked:
         return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
 
+_BESIDES = {"context", "style", "analysis"}
+"""Fields that many requests have, and that tell none from another."""
+
+
 def _name_of(inputs: Sequence[str], outputs: Sequence[str]) -> str:
     for name, signature in _requests().items():
         # An adapter or ChainOfThought may ask for more than the signature does, such as `reasoning`.
-        if set(signature.input_fields) <= set(inputs) and set(signature.output_fields) <= set(outputs):
+        own = set(signature.input_fields) - _BESIDES, set(signature.output_fields) - _BESIDES
+        if own[0] <= set(inputs) and own[1] <= set(outputs):
             return name
     return foreign.name_of(inputs, outputs)
 

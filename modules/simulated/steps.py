@@ -17,7 +17,7 @@ from cuesmith.modules.simulated.instructions import (
 from cuesmith.modules.simulated.wordings import PRIOR_LAST, PRIOR_STEPS, VAGUE_STEPS, step_variants
 
 MAX_STEPS = 8
-"""Steps that are written at most."""
+"""Steps that are written at most, if a request does not say."""
 
 
 def write_steps(author: Author, source: Source) -> Values:
@@ -27,7 +27,9 @@ def write_steps(author: Author, source: Source) -> Values:
         return {"task": prior_instruction(author), "steps": [*inner, author.pick("prior last", PRIOR_LAST)]}
     if not author.tasks:
         return _fallback_steps(author)
-    steps = [step for family in author.families for step in _own_steps(author, family)][:MAX_STEPS]
+    most = int(str(author.asked.inputs.get("max_steps", MAX_STEPS)))
+    own = [step for family in author.families for step in _own_steps(author, family)]
+    steps = own if len(own) <= most else [*own[: most - 1], own[-1]]
     if source == "noise":
         steps = _degraded_steps(author, steps)
     task = joined(author.tasks, [wording_of(author, family) for family in author.families])

@@ -18,6 +18,7 @@ from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, shown_failure, sound
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.context import ProgramContext
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.reflecting import texts_of
 
@@ -68,8 +69,9 @@ class Evidence:
     errors: tuple[Error, ...] = ()
 
     def request(self) -> dict[str, object]:
-        """Return the inputs of `CriticizeInstruction`: one reason is wanted."""
+        """Return the inputs of `CriticizeInstruction`: one reason is wanted; a record does not tell the context."""
         return {
+            "context": "",
             "instruction": sound(self.instructions),
             "failures": [error.shown() for error in self.errors],
             "count": 1,
@@ -158,9 +160,10 @@ async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str
         RunStopped: As `Run.ask`.
     """
     draws = _numbered(shown)
+    context = ProgramContext.of(run).shown(run.baseline.names[-1])
 
     async def one(place: int) -> None:
-        request = shown[place].request()
+        request = {**shown[place].request(), "context": context}
         replies = await run.ask(CriticizeInstruction, request, salt=f"{salt}, draw {draws[place]}")
         into[place] = next((text for reply in replies for text in _reason(reply)), None)
 

@@ -33,8 +33,8 @@ from cuesmith.teleprompters.runtime.evidence import answer_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
+from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.deviations import read_failure
-from cuesmith.teleprompters.search.initial import task_inputs
 from cuesmith.teleprompters.search.material import Casebook
 from cuesmith.teleprompters.search.setting import UNIFIED
 from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
@@ -62,8 +62,10 @@ async def write_steps(run: Run, number: int) -> tuple[str, tuple[str, ...]] | No
     """
     name = run.baseline.names[-1]
     shown = run.rng("steps", number).sample(list(run.train), min(UNIFIED.init_examples, len(run.train)))
-    request = task_inputs(run, Casebook(run, UNIFIED), name, shown)
-    replies = await run.ask(WriteSteps, request, salt=f"study, procedure {number}")
+    request = {"examples": Casebook(run, UNIFIED).shown(name, shown), "max_steps": MOST_STEPS}
+    replies = await Requests(run, ProgramContext.of(run)).ask(
+        WriteSteps, name, request, instructions=run.baseline.prompts[name].instructions,
+        salt=f"study, procedure {number}")
     steps = step_list(replies[0].get("steps")) if replies else ()
     assert run.guard is not None
     if steps_fault(steps, MOST_STEPS, run.guard):

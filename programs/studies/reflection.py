@@ -45,6 +45,7 @@ from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import EditInstruction, VaryInstructions
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.texts import text_field
 
 __all__ = ["STUDY", "Experiment", "conduct", "forecast"]
@@ -110,12 +111,13 @@ class Experiment:
         reason = self.kept.reasons[arm][k] = said[0]
         if reason is None:
             return
+        requests = Requests(run, ProgramContext.of(run))
         shown: dict[str, Sequence[Error]] = {arm: (), **({SEEN: evidence.errors} if arm == OWN else {})}
 
         async def edit(way: str) -> None:
             failures = [error.shown() for error in shown[way]]
             request = {"instruction": evidence.instructions, "failures": failures, "reason": reason}
-            replies = await run.ask(EditInstruction, request, salt=f"refinement {k}")
+            replies = await requests.ask(EditInstruction, run.baseline.names[-1], request, salt=f"refinement {k}")
             written[k, way] = text_field(replies[0], "edited_instruction") if replies else ""
 
         await asyncio.gather(*map(edit, shown))
@@ -123,7 +125,8 @@ class Experiment:
     async def _reword(self, run: Run, written: dict[tuple[int, str], str], k: int) -> None:
         assert self.kept.observed is not None
         request = {"instruction": self.kept.observed.instructions}
-        replies = await run.ask(VaryInstructions, request, salt=f"refinement {k}")
+        requests = Requests(run, ProgramContext.of(run))
+        replies = await requests.ask(VaryInstructions, run.baseline.names[-1], request, salt=f"refinement {k}")
         written[k, REWORDING] = text_field(replies[0], "variation") if replies else ""
 
     async def _score(self, run: Run, arm: str, k: int, text: str) -> None:

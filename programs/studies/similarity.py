@@ -27,6 +27,7 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 from cuesmith.teleprompters.search.beam import distinct
+from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.deviations import Failure
 from cuesmith.teleprompters.search.initial import write_instructions
 from cuesmith.teleprompters.search.material import Material, begin
@@ -131,7 +132,8 @@ async def _experiment(run: Run, task: Task, n: int, kept: _Kept) -> None:
 async def _scene(run: Run, draws: int) -> Scene:
     setting = Setting(initial=draws, minibatch=MINIBATCH)
     material = Material.of(run, setting)
-    return Scene(run, setting, material, await begin(run, setting, material), False, "round robin")
+    requests = Requests(run, ProgramContext.of(run))
+    return Scene(run, requests, setting, material, await begin(run, setting, material), False, "round robin")
 
 
 def _draws(n: int) -> int:
@@ -144,7 +146,7 @@ async def _prompts(scene: Scene, name: str, n: int) -> list[tuple[Candidate, int
     run, draws = scene.run, _draws(n)
     own, written, edited = await asyncio.gather(
         _paraphrases(scene, run.baseline, name, draws),
-        write_instructions(run, scene.setting, scene.material, scene.book),
+        write_instructions(scene.requests, scene.setting, scene.material, scene.book),
         _edits(scene, name, draws))
     again = await asyncio.gather(*(_paraphrases(scene, one, name, draws) for one in (*written[:1], *edited[:1])))
     makers = (written, edited, own, *again)
@@ -164,7 +166,7 @@ async def _prompts(scene: Scene, name: str, n: int) -> list[tuple[Candidate, int
 
 async def _paraphrases(scene: Scene, parent: Candidate, name: str, count: int) -> list[Candidate]:
     inputs = {"instruction": parent.prompts[name].instructions}
-    replies = await scene.run.ask(VaryInstructions, inputs, n=count, salt="similarity")
+    replies = await scene.ask(VaryInstructions, name, inputs, n=count, salt="similarity")
     made = (scene.child(parent, name, text_field(reply, "variation"), "vary") for reply in replies)
     return [one for one in distinct(c for c in made if c is not None) if one != parent]
 

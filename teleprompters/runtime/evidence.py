@@ -24,6 +24,9 @@ REASONING = "reasoning"
 LONGEST = 4000
 """Characters of one value that the optimizer is shown at most; the middle of a longer one is left out."""
 
+PROGRAMS = "the program's expected"
+"""How a label is called that is not the shown predictor's."""
+
 SHORT = 300
 """Characters of a value of dspy's own types that are shown as they are."""
 
@@ -137,9 +140,28 @@ def has_reasoning(signature: type[dspy.Signature]) -> bool:
 
 def gold(example: dspy.Example, signature: type[dspy.Signature]) -> dict[str, object]:
     """Return the labels of an example that `signature` has as answers; all labels where it has none of them."""
+    return own_gold(example, signature) or labels_of(example)
+
+
+def own_gold(example: dspy.Example, signature: type[dspy.Signature]) -> dict[str, object]:
+    """Return the labels of an example that `signature` has as answers."""
     labels = labels_of(example)
-    own = {name: labels[name] for name in answer_fields(signature) if name in labels}
-    return own or labels
+    return {name: labels[name] for name in answer_fields(signature) if name in labels}
+
+
+def expected(example: dspy.Example, signature: type[dspy.Signature], *, alone: bool) -> dict[str, object]:
+    """Return what should come out on an example, by name.
+
+    Args:
+        example: The program's example.
+        signature: A predictor's.
+        alone: Whether the program has no other predictor: if it has, labels that are none of this one's outputs are
+            called the program's.
+    """
+    own = own_gold(example, signature)
+    if own or alone:
+        return own or labels_of(example)
+    return {f"{PROGRAMS} {name}": value for name, value in labels_of(example).items()}
 
 
 def inputs_of(example: dspy.Example) -> dict[str, object]:
@@ -158,11 +180,21 @@ def shown_example(inputs: Mapping[str, object], outputs: Mapping[str, object]) -
 
 
 def shown_failure(
-    inputs: Mapping[str, object], expected: Mapping[str, object], response: str, feedback: str = ""
+    inputs: Mapping[str, object], expected: Mapping[str, object], response: str, feedback: str = "", later: str = ""
 ) -> str:
-    """Return a failed example for the optimizer: inputs, expected outputs, the response, the metric's words."""
-    entries: dict[str, object] = {**inputs, **{f"expected {name}": v for name, v in expected.items()}}
-    entries["response"] = response
+    """Return a failed example for the optimizer.
+
+    Args:
+        inputs: The predictor's.
+        expected: What should have come out, as the function of that name gives it.
+        response: What the predictor wrote.
+        feedback: The metric's words.
+        later: What the later predictors made of it.
+    """
+    right = {name if name.startswith(PROGRAMS) else f"expected {name}": held for name, held in expected.items()}
+    entries: dict[str, object] = {**inputs, **right, "response": response}
+    if later:
+        entries["later stages"] = later
     if feedback:
         entries["feedback"] = feedback
     return render_fields(entries)
@@ -177,32 +209,3 @@ def feedback_of(outcome: Outcome) -> str:
             return reason
         case _:
             return ""
-
-
-def describe_task(signature: type[dspy.Signature], instructions: str) -> str:
-    """Return what a program says of a predictor's task: its instructions and its fields with their types.
-
-    Args:
-        signature: The predictor's signature.
-        instructions: Its present instructions.
-    """
-    inputs = [_describe_field(signature, name) for name in signature.input_fields]
-    outputs = [_describe_field(signature, name) for name in answer_fields(signature)]
-    whole = str(signature.instructions)
-    parts = whole.split(instructions, 1) if instructions else [whole]
-    fixed = [part.strip() for part in parts if instructions in whole and part.strip()]  # see `frames`
-    return "\n".join([
-        instructions,
-        *(f"besides, in every prompt: {shortened(part)}" for part in fixed),
-        f"inputs: {', '.join(inputs)}",
-        f"outputs: {', '.join(outputs)}",
-    ])
-
-
-def _describe_field(signature: type[dspy.Signature], name: str) -> str:
-    info = signature.fields[name]
-    kind = getattr(info.annotation, "__name__", None) if isinstance(info.annotation, type) else None
-    extra = info.json_schema_extra
-    said = extra.get("desc") if isinstance(extra, dict) else None
-    known = f": {said}" if isinstance(said, str) and said and said != f"${{{name}}}" else ""
-    return f"{name} ({kind or info.annotation}{known})"

@@ -90,6 +90,7 @@ class Effect:
         sending: How many calls of its are on their way, or wait to be tried again.
         refused: Why requests were refused as invalid, by who made them; who is answered later has recovered.
         finish: Why each reply ended ("stop", "length", ...), in the order of the replies.
+        said: The target's replies as they are journalled, in the order in which they came.
         texts: If not None, the requests are added to it as text.
         over: Its result is known: what threads that it has left behind still do is no part of it.
         abandoned: Nobody waits for its result any more: none of its calls is sent.
@@ -108,6 +109,7 @@ class Effect:
     sending: int = 0
     refused: dict[object, str] = field(default_factory=dict)
     finish: list[str] = field(default_factory=list)
+    said: list[object] = field(default_factory=list)
     texts: list[str] | None = None
     over: bool = False
     abandoned: bool = False
@@ -144,6 +146,11 @@ class Effect:
         """Count what a call used."""
         with self.lock:
             self.used[role] = self.used.get(role, Usage()) + usage
+
+    def hear(self, role: Role, stored: object) -> None:
+        """Keep a reply of the target's."""
+        if role == "target":
+            self.said.append(stored)
 
     def fail(self, reason: str) -> None:
         """Note that a call failed for good."""
@@ -574,6 +581,7 @@ class Gate:
         assert isinstance(usage, dict) and isinstance(finish, list)
         current.add(role, Usage(**usage))
         current.finish.extend(finish)
+        current.hear(role, body["outputs"])
         current.refused.pop(current, None)
         return body["outputs"]
 
@@ -646,6 +654,7 @@ class Gate:
             current.add(role, usage)
         current.replayable &= reply.stored is not None
         current.finish.extend(reply.finish)
+        current.hear(role, reply.stored)
         current.refused.pop(request.caller, None)
         self.throttle.speed_up()
         if self.ledger.budget.usd is not None and not reply.price_known and usage.calls:

@@ -20,8 +20,9 @@ from pydantic import PydanticUserError, TypeAdapter
 from cuesmith.signatures import undemonstrated
 from cuesmith.teleprompters.runtime.evidence import shortened, sound, text_of
 
-COPIED_WORDS = 8
-"""So many words in a row, found in a training example, are a copy. Ours."""
+COPIED_WORDS, MOST_COPIED = 8, 40
+"""Half of a training example's text is a copy, but not fewer words in a row than the first, and so many as the second
+always are: what is shorter may be a fact or a convention that belongs into instructions. Ours."""
 
 COMMON = 5
 """A run of words that one example in this many has belongs to the task ("Answer with yes or no"). Ours."""
@@ -47,12 +48,12 @@ class Guard:
     Attributes:
         pinned: Predictor name -> text that its instructions keep.
         longest: Characters that instructions may have.
-        pieces: Runs of words that are copies.
+        pieces: Number of words -> runs of so many words that are copies.
     """
 
     pinned: Mapping[str, str]
     longest: int
-    pieces: frozenset[tuple[str, ...]]
+    pieces: Mapping[int, frozenset[tuple[str, ...]]]
 
     @classmethod
     def of(
@@ -75,9 +76,13 @@ class Guard:
         """
         counts = Counter(run for example in examples for run in set(_runs_of(example)))
         said = [*own, *pinned.values(), *_labels(examples), *(text for one in signatures for text in _said_by(one))]
-        allowed = {run for text in said for run in _runs(text)}
         common = max(2, len(examples) / COMMON)
-        pieces = frozenset(run for run, n in counts.items() if n < common) - allowed
+        rare: dict[int, set[tuple[str, ...]]] = {}
+        for run, n in counts.items():
+            if n < common:
+                rare.setdefault(len(run), set()).add(run)
+        pieces = {size: frozenset(runs.difference(*(_runs(text, size) for text in said)))
+                  for size, runs in rare.items()}  # fmt: skip
         return cls(pinned, longest_of(own) if longest is None else longest, pieces)
 
     def usable(self, name: str, text: str) -> str | None:
@@ -105,7 +110,7 @@ class Guard:
 
     def copies(self, text: str) -> bool:
         """Return whether a text has a long piece of a training example in it."""
-        return any(run in self.pieces for run in _runs(text))
+        return any(run in runs for size, runs in self.pieces.items() for run in _runs(text, size))
 
 
 def longest_of(own: Sequence[str]) -> int:
@@ -125,12 +130,17 @@ def unwrapped(text: str) -> str:
 
 def _runs_of(example: dspy.Example) -> Iterator[tuple[str, ...]]:
     for value in example.toDict().values():
-        yield from _runs(shortened(text_of(value)))
+        text = shortened(text_of(value))
+        yield from _runs(text, min(MOST_COPIED, max(COPIED_WORDS, math.ceil(len(_words(text)) / 2))))
 
 
-def _runs(text: str) -> Iterator[tuple[str, ...]]:
-    words = re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", text.casefold())
-    return (tuple(words[i : i + COPIED_WORDS]) for i in range(len(words) - COPIED_WORDS + 1))
+def _runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
+    words = _words(text)
+    return (tuple(words[i : i + size]) for i in range(len(words) - size + 1))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", text.casefold())
 
 
 def _labels(examples: Sequence[dspy.Example]) -> list[str]:

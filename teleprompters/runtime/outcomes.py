@@ -22,11 +22,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Step:
-    """One call of one predictor inside a program run; values are JSON data (`to_json`), read by `typed_fields`."""
+    """One call of one predictor inside a program run; values are JSON data (`to_json`), read by `typed_fields`.
+
+    Attributes:
+        predictor: Its name.
+        inputs: What it was given.
+        outputs: Its fields, as they were read.
+        aside: What the reply held before its first field, which no field shows; "" if nothing, or if it is not known.
+    """
 
     predictor: str
     inputs: Mapping[str, object]
     outputs: Mapping[str, object]
+    aside: str = ""
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ Source: ours.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
@@ -16,6 +16,9 @@ from dspy.utils.exceptions import AdapterParseError
 from cuesmith.teleprompters.runtime.events import Lost
 from cuesmith.teleprompters.runtime.evidence import sound
 from cuesmith.teleprompters.runtime.thinking import OPEN, strip_thinking
+
+ANALYSIS = "analysis"
+"""The field of a request in which a model may think before it answers. A reply without it is as good."""
 
 _HEADER = "[[ ##"
 
@@ -53,8 +56,7 @@ class _Own(dspy.ChatAdapter):  # type: ignore[misc]
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Read a reply; raises `AdapterParseError`."""
-        fields: dict[str, Any] = super().parse(signature, _answer(self, signature, completion))
-        return fields
+        return _unanalysed(super().parse, signature, _answer(self, signature, completion))
 
     def _make_json_adapter_fallback(self) -> dspy.JSONAdapter:
         return _OwnJSON()
@@ -63,8 +65,18 @@ class _Own(dspy.ChatAdapter):  # type: ignore[misc]
 class _OwnJSON(dspy.JSONAdapter):  # type: ignore[misc]
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Read a reply; raises `AdapterParseError`."""
-        fields: dict[str, Any] = super().parse(signature, _answer(self, signature, completion))
-        return fields
+        return _unanalysed(super().parse, signature, _answer(self, signature, completion))
+
+
+def _unanalysed(parse: Callable[[type[dspy.Signature], str], dict[str, Any]], signature: type[dspy.Signature],
+                text: str) -> dict[str, Any]:
+    """Read a reply that may lack `ANALYSIS`; raises `AdapterParseError`."""
+    try:
+        return parse(signature, text)
+    except AdapterParseError:
+        if ANALYSIS not in signature.output_fields:
+            raise
+        return {ANALYSIS: "", **parse(signature.delete(ANALYSIS), text)}
 
 
 def _answer(adapter: dspy.Adapter, signature: type[dspy.Signature], completion: str) -> str:
@@ -116,7 +128,7 @@ def lost_by_finish(finish: Sequence[str]) -> Lost | None:
 
 def lost_by_content(reply: dspy.Prediction) -> Lost | None:
     """Return "refused" where a text of a reply does nothing but decline, "empty" where it has no value at all."""
-    values = list(reply.values())
+    values = [value for name, value in reply.items() if name != ANALYSIS]
     texts = [value for value in values if isinstance(value, str)]
     texts += [value[0] for value in values if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str)]
     if any(map(is_refusal, texts)):

@@ -20,6 +20,7 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
+from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
@@ -34,6 +35,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     Step,
 )
 from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.thinking import strip_thinking
 from cuesmith.teleprompters.runtime.throttle import Throttle
 from cuesmith.teleprompters.runtime.workers import Workers
 
@@ -184,7 +186,7 @@ class Scorer:
                     outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
             except TimeoutError:
                 return self._overdue(current)
-            return self._settled(outcome, current, strays)
+            return _with_asides(self._settled(outcome, current, strays), current.said)
 
     def _overdue(self, current: Effect) -> Outcome:
         """Give an effect up that has taken too long."""
@@ -367,6 +369,29 @@ def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
         Step(names.get(id(predictor), type(predictor).__name__), _data(inputs), _data(dict(outputs.items())))
         for predictor, inputs, outputs in trace
     )
+
+
+def _with_asides(outcome: Outcome, said: Sequence[object]) -> Outcome:
+    """Add to each call what its reply held before the first field, where every call had one reply."""
+    if isinstance(outcome, ProviderFailure) or not 0 < len(outcome.trace) == len(said):
+        return outcome
+    asides = [_aside(reply) for reply in said]
+    if not any(asides):
+        return outcome
+    return replace(outcome, trace=tuple(map(_with_aside, outcome.trace, asides)))
+
+
+def _with_aside(step: Step, aside: str) -> Step:
+    return replace(step, aside=aside)
+
+
+def _aside(stored: object) -> str:
+    """Return the text before the first field of a reply in dspy's chat format; "" in any other."""
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else None
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    text = first.get("text") if isinstance(first, Mapping) else first
+    head, found, _ = strip_thinking(text).partition(HEADER) if isinstance(text, str) else ("", "", "")
+    return head.strip() if found else ""
 
 
 def _data(values: Mapping[str, object]) -> dict[str, object]:

@@ -17,8 +17,8 @@ from cuesmith.teleprompters.runtime.candidate import typed_fields
 from cuesmith.teleprompters.runtime.evidence import (
     REASONING,
     answer_fields,
+    expected,
     feedback_of,
-    gold,
     has_reasoning,
     inputs_of,
     render_fields,
@@ -56,11 +56,12 @@ class Failure:
     Attributes:
         example: The program's example.
         inputs: What the predictor was given.
-        expected: The right outputs as far as labels tell them.
+        expected: What should have come out as far as labels tell it, as `evidence.expected` names it.
         response: All that it wrote.
-        reasoning: The text in which its steps' labels stand; None where no field shows it.
+        reasoning: The text in which its steps' labels stand; None where nothing shows it.
         parsed: Whether its reply could be used.
         feedback: The metric's words, or the parse error.
+        later: What later predictors made of it.
     """
 
     example: dspy.Example
@@ -70,14 +71,11 @@ class Failure:
     reasoning: str | None
     parsed: bool
     feedback: str
+    later: str = ""
 
     def shown(self) -> str:
         """Return the failure as the optimizer is shown it."""
-        return shown_failure(self.inputs, self.expected, self.response, self.feedback)
-
-    def shown_expected(self) -> str:
-        """Return the right outputs, or where nobody knows them what the metric says."""
-        return render_fields(self.expected or {"feedback": self.feedback})
+        return shown_failure(self.inputs, self.expected, self.response, self.feedback, self.later)
 
 
 def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequence[str],
@@ -97,20 +95,24 @@ def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequ
     if not isinstance(outcome, Scored | ParseFailure):
         return None
     calls = [step for step in outcome.trace if step.predictor == name]
-    feedback, expected = feedback_of(outcome), gold(example, signature)
+    feedback, right = feedback_of(outcome), expected(example, signature, alone=len(names) == 1)
     if isinstance(outcome, ParseFailure):
         done = {step.predictor for step in outcome.trace}
         if name != next((other for other in names if other not in done), None):
             return None
         inputs = inputs_of(example)
         reasoning = outcome.response if has_reasoning(signature) else None
-        return Failure(example, inputs, expected, outcome.response, reasoning, False, feedback)
+        return Failure(example, inputs, right, outcome.response, reasoning, False, feedback)
     if not calls:
         return None
-    inputs, outputs = typed_fields(calls[-1].inputs, signature), typed_fields(calls[-1].outputs, signature)
-    reasoning = text_of(outputs.get(REASONING, "")) if has_reasoning(signature) else None
+    last = calls[-1]
+    inputs, outputs = typed_fields(last.inputs, signature), typed_fields(last.outputs, signature)
+    reasoning = text_of(outputs.get(REASONING, "")) if has_reasoning(signature) else last.aside or None
     answered = all(text_of(outputs.get(field, "")).strip() for field in answer_fields(signature))
-    return Failure(example, inputs, expected, render_fields(outputs), reasoning, answered, feedback)
+    response = "\n".join(part for part in (last.aside, render_fields(outputs)) if part)
+    behind = [step for step in outcome.trace[outcome.trace.index(last) + 1 :] if step.predictor != name]
+    later = "\n".join(f'"{step.predictor}" gave {render_fields(step.outputs)}' for step in behind)
+    return Failure(example, inputs, right, response, reasoning, answered, feedback, later)
 
 
 def by_rule(failure: Failure, n_steps: int) -> tuple[int, Deviation] | None:
@@ -131,11 +133,17 @@ def by_rule(failure: Failure, n_steps: int) -> tuple[int, Deviation] | None:
 
 @dataclass(frozen=True)
 class Located:
-    """A failure with its first deviating step."""
+    """A failure with its first deviating step, and what was found of it."""
 
     failure: Failure
     step: int
     kind: Deviation
+    reason: str = ""
+
+    def shown(self) -> str:
+        """Return it as the optimizer is shown it."""
+        found = f"\nfound: {self.reason}" if self.reason else ""
+        return f"{self.failure.shown()}{found}"
 
 
 def most_frequent(located: Sequence[Located]) -> list[tuple[int, Deviation]]:

@@ -9,41 +9,39 @@ import dspy
 
 from cuesmith.signatures import WriteInstructions
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, made_from
-from cuesmith.teleprompters.runtime.evidence import describe_task
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.material import Casebook, Material, subsets
 from cuesmith.teleprompters.search.setting import Setting
 from cuesmith.teleprompters.search.texts import text_field
 
 
-async def write_instructions(run: Run, setting: Setting, material: Material, book: Casebook) -> list[Candidate]:
+async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook
+                             ) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
     Candidate j takes the j-th draw of each predictor; where a draw cannot be used, the predictor keeps the
     student's instructions. Ours: the paper's programs have one predictor.
 
     Args:
-        run: The run.
+        requests: Asks.
         setting: How many candidates, and examples for each.
         material: The examples.
         book: What each predictor has to do on them.
     """
+    run = requests.run
     shown = subsets(run, material.evidence, setting.init_examples, setting.initial, "initial")
     drawn = await asyncio.gather(*(
-        _write(run, book, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
+        _write(requests, book, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
     return [_candidate(run, drawn[j * len(run.predictors):][: len(run.predictors)], examples)
             for j, examples in enumerate(shown)]
 
 
-def task_inputs(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example]) -> dict[str, object]:
-    """Return what a request that writes a prompt for predictor `name` is given."""
-    described = describe_task(run.predictors[name].signature, run.baseline.prompts[name].instructions)
-    return {"task_description": described, "examples": book.shown(name, examples)}
-
-
-async def _write(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example], j: int) -> str | None:
-    replies = await run.ask(WriteInstructions, task_inputs(run, book, name, examples), salt=f"initial {j}")
-    return run.usable(name, text_field(replies[0], "instruction")) if replies else None
+async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], j: int) -> str | None:
+    request = {"examples": book.shown(name, examples)}
+    own = requests.run.baseline.prompts[name].instructions
+    replies = await requests.ask(WriteInstructions, name, request, instructions=own, salt=f"initial {j}")
+    return requests.run.usable(name, text_field(replies[0], "instruction")) if replies else None
 
 
 def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:

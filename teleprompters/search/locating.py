@@ -9,16 +9,18 @@ from collections.abc import Sequence
 from cuesmith.signatures import LocateDeviation
 from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.deviations import KINDS, Failure, Located, by_rule, read_failure
+from cuesmith.teleprompters.search.texts import text_field
 
 
-async def locate(run: Run, steps: Sequence[str], name: str, ran: Scores, *, threshold: float, most: int,
-                 salt: str) -> list[Located]:
+async def locate(requests: Requests, task: str, steps: Sequence[str], name: str, ran: Scores, *, threshold: float,
+                 most: int, salt: str) -> list[Located]:
     """Return the first deviating step of each failed response, in the order of the examples.
 
     Args:
-        run: The run.
+        requests: Asks.
+        task: What predictor `name` had to do.
         steps: What predictor `name` had to follow.
         name: The predictor.
         ran: The candidate's outcomes on a minibatch.
@@ -29,21 +31,24 @@ async def locate(run: Run, steps: Sequence[str], name: str, ran: Scores, *, thre
     Returns:
         At most `most`; none for a response of which the optimizer gave no step and kind that exist.
     """
+    run = requests.run
     signature = run.predictors[name].signature
     read = [read_failure(example, outcome, name, run.baseline.names, signature)
             for example, outcome in ran.failures(threshold)]
     failures = [failure for failure in read if failure is not None][:most]
-    found = await asyncio.gather(*(_locate(run, steps, failure, salt) for failure in failures))
+    found = await asyncio.gather(*(_locate(requests, task, steps, name, failure, salt) for failure in failures))
     return [one for one in found if one is not None]
 
 
-async def _locate(run: Run, steps: Sequence[str], failure: Failure, salt: str) -> Located | None:
+async def _locate(requests: Requests, task: str, steps: Sequence[str], name: str, failure: Failure, salt: str
+                  ) -> Located | None:
     if (ruled := by_rule(failure, len(steps))) is not None:
         return Located(failure, *ruled)
-    request = {"steps": list(steps), "inputs": render_fields(failure.inputs),
-               "expected": failure.shown_expected(), "response": failure.response}
-    for reply in await run.ask(LocateDeviation, request, salt=salt):
+    later = f"\nlater stages: {failure.later}" if failure.later else ""
+    request = {"steps": list(steps), "inputs": render_fields(failure.inputs), "feedback": failure.feedback,
+               "expected": render_fields(failure.expected), "response": f"{failure.response}{later}"}
+    for reply in await requests.ask(LocateDeviation, name, request, instructions=task, salt=salt):
         step, kind = reply.get("step"), reply.get("kind")
         if isinstance(step, int) and 1 <= step <= len(steps) and kind in KINDS:
-            return Located(failure, step, kind)
+            return Located(failure, step, kind, text_field(reply, "reason"))
     return None

@@ -15,6 +15,7 @@ import dspy
 from cuesmith.teleprompters.runtime.candidate import example_id, question_key, typed_fields
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
+    expected,
     gold,
     inputs_of,
     shown_example,
@@ -75,23 +76,29 @@ class Casebook:
     Args:
         run: The run; read for the signatures.
         setting: Says what score is a success.
+
+    Attributes:
+        threshold: A run with at least this score is a success.
     """
 
     def __init__(self, run: Run, setting: Setting) -> None:
         self._signatures = {name: predictor.signature for name, predictor in run.predictors.items()}
-        self._threshold = setting.threshold
-        self._traces: dict[str, tuple[Step, ...]] = {}
+        self.threshold = setting.threshold
+        self._best: dict[str, Scored] = {}
 
     def learn(self, scores: Sequence[Scores]) -> None:
-        """Keep the trace of the first success on each example."""
+        """Keep the best run on each example; of equal ones the first."""
         for one in scores:
             for example, outcome in zip(one.examples, one.outcomes, strict=True):
-                if isinstance(outcome, Scored) and outcome.score >= self._threshold:
-                    self._traces.setdefault(example_id(example), outcome.trace)
+                if isinstance(outcome, Scored):
+                    key = example_id(example)
+                    if key not in self._best or outcome.score > self._best[key].score:
+                        self._best[key] = outcome
 
     def success(self, example: dspy.Example) -> tuple[Step, ...]:
-        """Return the trace of the first run that succeeded on an example; none as long as no run did."""
-        return self._traces.get(example_id(example), ())
+        """Return the trace of the best run on an example; none as long as no run succeeded."""
+        best = self._best.get(example_id(example))
+        return best.trace if best is not None and best.score >= self.threshold else ()
 
     def case(self, name: str, example: dspy.Example) -> Case | None:
         """Return what predictor `name` has to do on `example`; None as long as nobody knows."""
@@ -110,7 +117,8 @@ class Casebook:
         case = self.case(name, example)
         if case is not None:
             return shown_example(case.inputs, case.outputs)
-        return shown_example(inputs_of(example), gold(example, self._signatures[name]))
+        right = expected(example, self._signatures[name], alone=len(self._signatures) == 1)
+        return shown_example(inputs_of(example), right)
 
     def _direct(self, name: str, example: dspy.Example) -> Case | None:
         signature = self._signatures[name]
@@ -122,7 +130,7 @@ class Casebook:
 
     def _traced(self, name: str, example: dspy.Example) -> Case | None:
         signature = self._signatures[name]
-        calls = [step for step in self._traces.get(example_id(example), ()) if step.predictor == name]
+        calls = [step for step in self.success(example) if step.predictor == name]
         if not calls or not set(answer_fields(signature)) <= set(calls[-1].outputs):
             return None
         last = calls[-1]  # of a loop, the call that ended it

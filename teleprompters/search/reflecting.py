@@ -43,7 +43,7 @@ async def criticize(scene: Scene, parent: Candidate, name: str, group: Sequence[
         At most `count` reasons.
     """
     request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group], "count": count}
-    replies = await scene.run.ask(CriticizeInstruction, request, salt=f"step {scene.step}, group {j}")
+    replies = await scene.ask(CriticizeInstruction, name, request, salt=f"step {scene.step}, group {j}")
     return texts_of(replies[0].get("reasons"))[:count] if replies else []
 
 
@@ -56,7 +56,7 @@ async def edit(scene: Scene, parent: Candidate, name: str, group: Sequence[Failu
     """
     request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group],
                "reason": reason}
-    replies = await scene.run.ask(EditInstruction, request, n=n, salt=f"step {scene.step}, {salt}")
+    replies = await scene.ask(EditInstruction, name, request, n=n, salt=f"step {scene.step}, {salt}")
     seen = [failure.example for failure in group]
     made = (scene.child(parent, name, text_field(reply, "edited_instruction"), "edit", seen) for reply in replies)
     return [child for child in made if child is not None]

@@ -9,7 +9,7 @@ how large a minibatch is: those defaults are ours.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cuesmith.teleprompters.runtime.checks import whole
 
@@ -31,6 +31,7 @@ class Setting:
             fixed sample on which the best one's training score is taken.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success; the metrics of most tasks say 1.0.
+        watching: Whether the best one's training score is taken at every step.
     """
 
     width: int = 4
@@ -41,6 +42,7 @@ class Setting:
     minibatch: int = 16
     scoring: int = 50
     threshold: float = 1.0
+    watching: bool = True
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -64,8 +66,26 @@ class Setting:
         Args:
             n_train: How many training examples there are.
         """
-        return min(self.minibatch, n_train // 3)
+        return min(self.minibatch, n_train // 3) if self.watching else 0
 
 
 UNIFIED = Setting()
 """What `search="unified"` means for every compiler."""
+
+SMALLER = tuple(
+    {"width": width, "branch": branch, "initial": initial, "minibatch": minibatch, "watching": False}
+    for width, branch, initial, minibatch in
+    ((4, 4, 4, 16), (3, 3, 4, 12), (2, 3, 3, 8), (2, 2, 3, 8), (2, 1, 2, 6), (1, 2, 2, 6), (1, 1, 1, 4))
+)  # fmt: skip
+"""What the unified setting becomes, one after the other, where a cap on calls is too low for it. Ours."""
+
+
+def smaller(setting: Setting, given: frozenset[str]) -> list[Setting]:
+    """Return the setting and all that it may become under a cap, the largest first.
+
+    Args:
+        setting: What is wanted.
+        given: The numbers that somebody chose: these stay.
+    """
+    less = ({name: number for name, number in one.items() if name not in given} for one in SMALLER)
+    return [setting, *(replace(setting, **one) for one in less)]  # type: ignore[arg-type]

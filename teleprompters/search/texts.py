@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import dspy
 
-from cuesmith.signatures import canonical_steps
+from cuesmith.signatures import Move, canonical_steps
 from cuesmith.teleprompters.runtime.guards import Guard
 
 LONGEST_STEP = 600
@@ -35,6 +35,35 @@ def step_list(found: object) -> tuple[str, ...]:
         return ()
     texts = canonical_steps([step for step in found if isinstance(step, str)])
     return tuple({step.casefold(): step for step in texts if any(map(str.isalnum, step))}.values())
+
+
+def mend(steps: Sequence[str], number: int, move: object, new: Sequence[str]) -> tuple[Move, tuple[str, ...]]:
+    """Put new steps in the place of one, or before it; all others stay as they are.
+
+    What a model writes again although it stays (another step, or all of them) is no new step. A move that does not fit
+    what was written is taken for the one that does.
+
+    Args:
+        steps: The procedure.
+        number: The step's, from 1 on.
+        move: What was said to be done.
+        new: What was written.
+
+    Returns:
+        The move, and the procedure; no steps if nothing would be changed.
+    """
+    i = number - 1
+    others = {step.casefold() for k, step in enumerate(steps) if k != i}
+    fresh = [step for step in new if step.casefold() not in others]
+    if move == "add":
+        fresh = [step for step in fresh if step.casefold() != steps[i].casefold()]
+        mended, done = (*steps[:i], *fresh, *steps[i:]), "add"
+    elif not fresh:
+        mended, done = ((*steps[:i], *steps[i + 1 :]), "delete") if move == "delete" else (tuple(steps), "edit")
+    else:
+        mended, done = (*steps[:i], *fresh, *steps[i + 1 :]), "split" if len(fresh) > 1 else "edit"
+    found: Move = done  # type: ignore[assignment]
+    return found, () if mended == tuple(steps) else mended
 
 
 def steps_fault(steps: Sequence[str], most: int, guard: Guard) -> str | None:
