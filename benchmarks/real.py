@@ -233,9 +233,11 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
                 program = compile(
                     student, way.name, metric=metric, trainset=list(task.train), valset=list(task.validation),
                     optimizer_lm=optimizer, seed=cell.seed, budget=Budget(calls=CALLS), progress=False,
-                    max_in_flight=way.in_flight, **dict(way.options),
+                    max_in_flight=way.in_flight, example_timeout=None, **dict(way.options),
                 )  # fmt: skip
                 compilation = program.compilation
+                if compilation.stopped_by not in (None, "calls"):
+                    raise RecordError(f"{cell} was stopped by {compilation.stopped_by}: run it again to go on")
             except CompileError as failed:
                 error = str(failed)
             book.check()

@@ -231,6 +231,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             run_dir=None if run_dir is None else Path(run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
+            shortest=self.shortest,
         )
         check_prices(self.budget, job.lms)
         notes = await self._preflight(student, job.metric, trainset, valset, len(split.fresh))
@@ -291,6 +292,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
                 warnings.warn(note.text, CompileWarning, stacklevel=2)
         few = few_fresh(n_fresh)
         return (*gold, *((few,) if few else ()))
+
+    @property
+    def shortest(self) -> bool:
+        """Whether of candidates that cannot be told apart the shortest is returned. Ours."""
+        return False
 
     @property
     def success(self) -> float | None:

@@ -224,6 +224,11 @@ class PromptSearch(Compiler):
         return fitted
 
     @property
+    def shortest(self) -> bool:
+        """Whether of candidates that cannot be told apart the shortest is returned: in the unified form."""
+        return self.form == "unified"
+
+    @property
     def success(self) -> float:
         """The score that counts as a success, as far as it is known before the student is scored."""
         return self.setting.threshold

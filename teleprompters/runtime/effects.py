@@ -52,11 +52,15 @@ from cuesmith.teleprompters.runtime.replies import (
 )
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer, settling
 from cuesmith.teleprompters.runtime.splitting import Split
+from cuesmith.teleprompters.runtime.statistics import paired_gain
 
 T = TypeVar("T")
 
 LONGEST_INPUT = 12_000
 """Characters of one text of a request to the optimizer, unless instructions may be half as long. Ours."""
+
+EQUAL = 0.5
+"""Two candidates are equally good if a difference like theirs comes by chance more often than this. Ours."""
 
 MOST_REFUSED = 8
 """So many requests to the optimizer, all taken for faulty by its provider, stop a run. Ours."""
@@ -391,6 +395,19 @@ class Effects(Asker):
             if gained > 0 and 2 * len(pairs) >= whole:
                 ahead.append((len(pairs) == whole, gained / len(pairs), -candidate.size, candidate))
         return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
+
+    def shortest_as_good(self, best: Candidate) -> Candidate:
+        """Return the shortest candidate that cannot be told from the best one: it is above the student too, and the
+        difference between the two is more likely chance than not (`EQUAL`)."""
+        own, base = self.known(best, self.select), self.known(self.baseline, self.select)
+        for candidate in sorted(self._candidates.values(), key=lambda c: (c.size, c.id)):
+            scores = self.known(candidate, self.select)
+            if candidate.size >= best.size or best == self.baseline or None in (*own, *scores, *base):
+                continue
+            above = math.fsum(s or 0.0 for s in scores) > math.fsum(s or 0.0 for s in base)
+            if above and paired_gain(scores, own, seed=self.seed).p_value > EQUAL:
+                return candidate
+        return best
 
     def key(self, candidate: Candidate, example: dspy.Example) -> str:
         """Return what names the program run of a candidate on an example."""

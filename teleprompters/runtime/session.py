@@ -11,7 +11,7 @@ import contextlib
 import math
 import threading
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -85,6 +85,7 @@ class Job:
         forecast: Upper bounds.
         callbacks: Readers of the events.
         notes: What was found before the first call.
+        shortest: Whether of candidates that cannot be told apart the shortest is returned.
     """
 
     compiler: str
@@ -103,6 +104,7 @@ class Job:
     forecast: Forecast = field(default_factory=lambda: Forecast(0, 0, 0))
     callbacks: Sequence[Callback] = ()
     notes: tuple[Note, ...] = ()
+    shortest: bool = False
 
     @property
     def lms(self) -> list[dspy.BaseLM]:
@@ -273,7 +275,8 @@ class Session:
         if self.gate.stopped_by is not None:
             await self.gate.drained(GRACE_S)
         best = effects.best_so_far()
-        return best if found is None else self._better_of(found, best)
+        best = best if found is None else self._better_of(found, best)
+        return effects.shortest_as_good(best) if self.job.shortest else best
 
     def _better_of(self, found: Candidate, best: Candidate) -> Candidate:
         """Return the search's choice, unless another candidate scored above it, or none above the student."""
@@ -397,11 +400,25 @@ class Session:
     def _remark(self, best: Candidate, gain: Gain | None) -> None:
         """Note what the run has to say of itself; its result comes last."""
         run, seen = self.effects, self._seen()
-        notes = [*remarks(seen), self._verdict(best, gain, seen)]
+        notes = [*remarks(seen), *self._length(best), self._verdict(best, gain, seen)]
         for note in notes:
             run.note(self._redactor(note.text), note.kind)
         if seen.asked and len(seen.lost) == seen.asked:
             warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
+
+    def _length(self, best: Candidate) -> Iterator[Note]:
+        """Yield how long the new prompt is, and what a program run with it takes."""
+        run, select = self.effects, self.job.split.select
+        if best == run.baseline:
+            return
+        text = f"The prompt has {best.size} characters (the student's {run.baseline.size})"
+        used = [run.cost(Scores(c, tuple(select), ())) for c in (best, run.baseline)]
+        n = [sum(v is not None for v in run.known(c, select)) for c in (best, run.baseline)]
+        if all(n) and all(usage.tokens for usage in used):
+            text += f"; a program run takes {used[0].tokens / n[0]:.0f} tokens ({used[1].tokens / n[1]:.0f})"
+            if all(usage.usd for usage in used):
+                text += f" and ${(used[0].usd or 0.0) / n[0]:.2g} (${(used[1].usd or 0.0) / n[1]:.2g})"
+        yield Note("length", f"{text}.")
 
     def _verdict(self, best: Candidate, gain: Gain | None, seen: Seen) -> Note:
         run, fresh = self.effects, self.job.split.fresh
