@@ -31,6 +31,8 @@ from cuesmith.teleprompters.runtime.run import Run
 
 Mode = Literal["train", "weights"]
 
+_GIVE_ONE = "give prompter='Qwen/Qwen2.5-0.5B-Instruct' or another local model (pip install 'cuesmith[train]')"
+
 
 class AlignPro(Compiler):
     """Align-Pro: train a prompter that rewrites the input of the frozen program.
@@ -43,13 +45,17 @@ class AlignPro(Compiler):
     lambda E log Z); training ends when there is nothing left of it, and the record (`alignment_of(compilation)`)
     says what share of it was realised.
 
+    Without a prompter nothing is trained: the optimizer model rewrites as it is, by one request before each run of the
+    program, is compared with the program alone, and a note says so. What training could gain is not measured then: it
+    depends on the model that is trained.
+
     `mode="weights"` trains nothing: the compiled program draws several rewrites whenever it runs and returns the answer
     to one of them, drawn by Lemma 1. That needs a metric that judges without a label: a reward model, or a judge.
 
     Args:
         metric: The reward r, as for `Compiler`.
         prompter: rho_sft: a local transformers model (`LocalPolicy`, or a folder or name to load one from), or, for
-            `mode="weights"`, also a `dspy.LM`; a `Prompter` of either.
+            `mode="weights"`, also a `dspy.LM`; a `Prompter` of either. None: the optimizer model, untrained.
         field: The input that is rewritten; by default the only one there is.
         mode: "train" or "weights".
         training: How rho is trained: trainer ("ppo" as the paper, "rloo", "grpo"), kl_coefficient (the paper's
@@ -73,7 +79,7 @@ class AlignPro(Compiler):
         self,
         metric: MetricFunction,
         *,
-        prompter: PrompterModel,
+        prompter: PrompterModel | None = None,
         field: str | None = None,
         mode: Mode = "train",
         training: Training | None = None,
@@ -89,9 +95,14 @@ class AlignPro(Compiler):
         if mode not in get_args(Mode):
             raise ValueError(f"mode={mode!r} must be one of {', '.join(get_args(Mode))}")
         self.mode = mode
-        self.prompter = prompter_of(prompter, decoding, local=mode == "train")
+        self.untrained = mode == "train" and prompter is None
+        if prompter is None:
+            prompter = self.optimizer_lm or Prompter(decoding=decoding)
+        self.prompter = prompter_of(prompter, decoding, local=mode == "train" and not self.untrained)
         if not (training is None or isinstance(training, Training)):
             raise TypeError(f"training must be a Training or None, got {type(training).__name__}")
+        if training is not None and self.untrained:
+            raise ValueError(f"training=... says how a prompter is trained, and there is none: {_GIVE_ONE}")
         self.training = training or Training()
         self.field = field
         self.pairs = [(str(source), str(target)) for source, target in pairs]
@@ -120,6 +131,8 @@ class AlignPro(Compiler):
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds; rewrites that repeat are not run again, so that it mostly takes fewer."""
+        if self.untrained:
+            return Plan(n_select + FRESH_EXAMPLES, n_select)
         drawn = min(self.yardstick, n_train) * self.rewrites
         measured = drawn * max(2, self.responses)
         if self.mode == "weights":
@@ -139,10 +152,16 @@ class AlignPro(Compiler):
         if self.mode == "weights":
             await check_label_free(run)
         frozen = Frozen(run, run.train, field, self.responses)
+        if self.untrained:
+            run.note(f"Nothing is trained: the optimizer model rewrites as it is. To train a prompter, {_GIVE_ONE}.",
+                     "alignment")  # fmt: skip
+            frozen.keep(Alignment(self.mode, self.training.kl_coefficient, None))
         kept = frozen.folder("untrained-prompter")
         untrained = await frozen.apart(
             lambda: warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, kept))
         first = await self._score(run, _prompted(frozen, untrained, field, "untrained prompter"), 0)
+        if self.untrained:
+            return first.candidate
         rows = sorted(run.rng("yardstick").sample(range(len(run.train)), min(self.yardstick, len(run.train))))
         longest = self.training.max_new_tokens
         draws = await sampled(untrained, frozen, run, rows, self.rewrites, self.seed, longest) if rows else []

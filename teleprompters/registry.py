@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import importlib
 import os
+import re
 from collections.abc import Sequence
 
 import dspy
@@ -28,18 +30,30 @@ COMPILERS: dict[str, str] = {
 """Name -> where its class is. A compiler is one file, and one line here."""
 
 
+ALIASES: dict[str, str] = {
+    "ape": "iterative-ape",
+    "miprov2": "mipro",
+    "bootstrap-rs": "bootstrap",
+    "bootstrap-few-shot-with-random-search": "bootstrap",
+}
+"""What some also call a compiler, such as dspy's own class names -> its name."""
+
+
 def compiler_class(name: str) -> type[Compiler]:
     """Return the compiler of that name.
 
     Args:
-        name: As in `COMPILERS`; case, "_" and "-" do not matter.
+        name: As in `COMPILERS` or `ALIASES`; case, "_" and "-" do not matter, so that a class's name will do as well.
 
     Raises:
-        ValueError: If there is none.
+        ValueError: If there is none; the message has the nearest name.
     """
-    key = name.lower().replace("_", "-") if isinstance(name, str) else name
-    if key not in COMPILERS:
-        raise ValueError(f"no compiler is called {name!r}: there are {', '.join(sorted(COMPILERS))}")
+    known = {_plain(each): ALIASES.get(each, each) for each in (*COMPILERS, *ALIASES)}
+    key = known.get(_plain(name))
+    if key is None:
+        near = difflib.get_close_matches(_plain(name), known, n=1)
+        meant = f"did you mean {known[near[0]]!r}? There are" if near else "there are"
+        raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(COMPILERS))}")
     module, _, attribute = COMPILERS[key].partition(":")
     found = getattr(importlib.import_module(module), attribute)
     assert isinstance(found, type) and issubclass(found, Compiler)
@@ -60,7 +74,7 @@ def compile(
 
     Args:
         student: Any dspy module.
-        name: A name of `COMPILERS`, e.g. "abo".
+        name: As for `compiler_class`, e.g. "abo".
         metric: As for every compiler.
         trainset: As for `Compiler.compile`.
         valset: As for `Compiler.compile`.
@@ -81,3 +95,7 @@ def compile(
         raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
     compiler = chosen(metric=metric, **options)  # type: ignore[arg-type]
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
+
+
+def _plain(name: object) -> str:
+    return re.sub("[-_]", "", str(name).lower())

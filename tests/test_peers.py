@@ -58,7 +58,8 @@ def reply(system: str, user: str, drawn: int | None = None) -> str:
         return toy_reply(system, user, drawn)
     asked = re.findall(r"^\d+\. `(\w+)` \(([^)]*)\)", rest.partition("All interactions")[0], re.MULTILINE)
     text = f"Repeat the word. skill={3 + number(system, user, drawn) % 7}"
-    values = {name: {"self": text} if kind.startswith("dict") else text for name, kind in asked}
+    kinds = {"dict": {"self": text}, "list": [text]}
+    values = {name: kinds.get(kind[:4], text) for name, kind in asked}
     if "JSON" in system:
         return json.dumps(values)
     shown = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}

@@ -36,7 +36,11 @@ with dspy.context(lm=EmbeddedLM()):
     program = compile(
         dspy.ChainOfThought(task.signature), "iterative-ape", metric=task.metric, trainset=list(task.train),
         valset=list(task.validation), optimizer_lm=SimulatedOptimizer(), steps=1, branch=1, initial=2)
+    untrained = compile(
+        dspy.ChainOfThought(task.signature), "align-pro", metric=task.metric, trainset=list(task.train),
+        valset=list(task.validation), optimizer_lm=SimulatedOptimizer())
 assert program.compilation.best
+assert any("Nothing is trained" in note for note in untrained.compilation.notes)
 AlignPro(task.metric, prompter=dspy.LM("openai/x"), mode="weights")
 for prompter in ("some/model", dspy.LM("openai/x")):
     try:

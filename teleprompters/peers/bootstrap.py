@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import dspy
@@ -10,10 +11,14 @@ import dspy
 from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
 from cuesmith.teleprompters.peers.peer import Peer
-from cuesmith.teleprompters.runtime.checks import number, whole
+from cuesmith.teleprompters.peers.teaching import settings_of
+from cuesmith.teleprompters.runtime.checks import number, switch, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.run import Run
+
+_BARE, _IN_ORDER = -3, -1
+"""dspy's numbers of no demonstrations, the first set, and of the first that is bootstrapped."""
 
 
 class Bootstrap(Peer):
@@ -32,6 +37,12 @@ class Bootstrap(Peer):
         num_candidate_programs: Sets of demonstrations made from shuffled training examples.
         stop_at_score: Stop at this percentage, as dspy counts: 100 is a mean score of 1.
         metric_threshold: As above.
+        labeled_sample: Whether labels alone are a sample of the training examples, or the first of them.
+        restrict: The numbers of the sets that are made and compared: -3 is no demonstrations, -2 labels alone, -1 the
+            set from examples in their order, 0 and more the shuffled ones. None: all.
+        teacher: A program with the student's predictors whose successful runs become the demonstrations; by default
+            the student.
+        teacher_settings: dspy's settings while it runs: "lm", such as a stronger model, and "adapter".
         **options: As for `Compiler`.
 
     Raises:
@@ -51,6 +62,10 @@ class Bootstrap(Peer):
         num_candidate_programs: int = 16,
         stop_at_score: float | None = None,
         metric_threshold: float | None = None,
+        labeled_sample: bool = True,
+        restrict: Sequence[int] | None = None,
+        teacher: dspy.Module | None = None,
+        teacher_settings: Mapping[str, object] | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(metric, **options)
@@ -62,11 +77,23 @@ class Bootstrap(Peer):
         self.metric_threshold = (
             None if metric_threshold is None else number("metric_threshold", metric_threshold, least=-math.inf)
         )
+        self.labeled_sample = switch("labeled_sample", labeled_sample)
+        known = range(_BARE, self.num_candidate_programs)
+        if isinstance(restrict, int):
+            raise TypeError(f"restrict must be a list of numbers or None, got {restrict!r}")
+        self.restrict = (
+            None if restrict is None else [whole("restrict", i, least=known[0], most=known[-1]) for i in restrict]
+        )
+        if self.restrict == []:
+            raise ValueError(f"restrict must name at least one set, from {known[0]} to {known[-1]}, or be None")
+        self.teacher = teacher
+        self.teacher_settings = settings_of(teacher_settings, "lm", "adapter")
 
     def optimize(self, run: Run, host: Host) -> dspy.Module:
         """Run dspy.BootstrapFewShotWithRandomSearch to its end."""
         optimizer = dspy.BootstrapFewShotWithRandomSearch(
             metric=host.score,
+            teacher_settings=self._taught(),
             max_bootstrapped_demos=self.max_bootstrapped_demos,
             max_labeled_demos=self.max_labeled_demos,
             max_rounds=self.max_rounds,
@@ -75,7 +102,14 @@ class Bootstrap(Peer):
             stop_at_score=self.stop_at_score,
             metric_threshold=self.metric_threshold,
         )
-        return optimizer.compile(host.program, trainset=list(run.train), valset=list(run.select))
+        return optimizer.compile(
+            host.program,
+            trainset=list(run.train),
+            valset=list(run.select),
+            teacher=self._teacher(),
+            restrict=self.restrict,
+            labeled_sample=self.labeled_sample,
+        )
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds of the search.
@@ -88,5 +122,6 @@ class Bootstrap(Peer):
             n_select: Selection examples.
             n_train: Training examples.
         """
-        sets = self.num_candidate_programs
-        return Plan(0, (sets + 3) * n_select + (sets + 1) * n_train * self.max_rounds)
+        sets = set(self.restrict or range(_BARE, self.num_candidate_programs))
+        bootstrapped = [number for number in sets if number >= _IN_ORDER]
+        return Plan(0, len(sets) * n_select + len(bootstrapped) * n_train * self.max_rounds)

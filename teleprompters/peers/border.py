@@ -34,7 +34,7 @@ T = TypeVar("T")
 _GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 _TICK = 0.25
-_ROLES: tuple[Role, Role] = ("target", "judge")
+_ROLES: tuple[Role, ...] = ("target", "judge", "optimizer")
 
 
 class Border:
@@ -49,7 +49,7 @@ class Border:
 
     def __init__(self, gate: Gate, name: str, timeout: float | None, on_refused: Callable[[Exception], None]) -> None:
         self.gate = gate
-        self.target, self.judge = (_Foreign(name, role, gate, border=self) for role in _ROLES)
+        self.target, self.judge, self.optimizer = (_Foreign(name, role, gate, border=self) for role in _ROLES)
         self.loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._on_refused = on_refused
@@ -82,7 +82,7 @@ class Border:
                 self._check_time(deadline)
                 await asyncio.sleep(0.005)
         finally:
-            self._closed = self.target.abandoned = self.judge.abandoned = True
+            self._closed = self.target.abandoned = self.judge.abandoned = self.optimizer.abandoned = True
             if not done.done():
                 done.cancel()
         if self._fatal is not None:

@@ -25,6 +25,7 @@ from dspy.utils.parallelizer import ParallelExecutor
 
 from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
+from cuesmith.teleprompters.peers.teaching import is_taught
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.effects import effects_of
@@ -134,6 +135,10 @@ class Host:
         """Return the best candidate by what is known now."""
         return self._effects.best_so_far()
 
+    def keep(self, name: str, value: object) -> None:
+        """Leave something besides candidates for the compilation (`Compilation.extras`)."""
+        self._effects.extras[name] = value
+
     def reopen(self) -> bool:
         """Open the run's gate again after a cap closed it, to score what was found; returns whether it is open."""
         if self._border.gate.stopped_by in get_args(Cap):
@@ -164,18 +169,22 @@ class Host:
         pred_name: str | None = None,
         pred_trace: object = None,
     ) -> float | dspy.Prediction:
-        """Judge as `score`, and pass on the metric's feedback if it gave some."""
-        score, feedback = self._judged(example, prediction, trace, pred_name, pred_trace)
-        return dspy.Prediction(score=score, feedback=feedback) if feedback else score
+        """Judge as `score`, and pass on what else the metric gave: feedback, scores of several objectives."""
+        score, feedback, more = self._judged(example, prediction, trace, pred_name, pred_trace)
+        return dspy.Prediction(**{**more, "score": score, "feedback": feedback or None}) if feedback or more else score
 
-    def _judged(self, example: dspy.Example, prediction: dspy.Prediction | None, *more: object) -> tuple[float, str]:
+    def _judged(
+        self, example: dspy.Example, prediction: dspy.Prediction | None, *more: object
+    ) -> tuple[float, str, Mapping[str, object]]:
+        """Return score, feedback, and whatever else the metric gave."""
         if prediction is None:  # the program raised, which is noted already
-            return 0.0, ""
+            return 0.0, "", {}
         metric, ran = self._metric, getattr(self._now, "candidate", None)
         token = effect.set(self._border.judge)
         try:
             answer = metric.function(*(example, prediction, *more)[: metric.arity])
-            score, feedback = read_judgement(self._awaited(answer) if inspect.isawaitable(answer) else answer)
+            answer = self._awaited(answer) if inspect.isawaitable(answer) else answer
+            score, feedback = read_judgement(answer)
         except Exception as error:
             kind = ProviderFailure if is_outage(error) else MetricError
             self._observe(ran, example, kind(self.reason(error)))
@@ -184,7 +193,8 @@ class Host:
             effect.reset(token)
         if all(part is None for part in more):  # neither in bootstrapping nor for one predictor alone
             self._observe(ran, example, Scored(score, feedback))
-        return score, feedback
+        given = answer.items() if isinstance(answer, dspy.Prediction | dspy.Example | Mapping) else ()
+        return score, feedback, {str(name): value for name, value in given if name not in ("score", "feedback")}
 
     def _awaited(self, answer: Awaitable[object]) -> object:
         """Wait in this thread for what an async metric returns, which runs where it runs in every search."""
@@ -194,15 +204,33 @@ class Host:
 
         return asyncio.run_coroutine_threadsafe(wait(), self._border.loop).result()
 
+    def optimizing(self, work: Callable[..., T]) -> Callable[..., T]:
+        """Return `work`, a part of the optimizer that the user wrote, with all its model calls counted as such."""
+
+        def optimize(*args: object, **options: object) -> T:
+            token = effect.set(self._border.optimizer)
+            try:
+                return work(*args, **options)
+            finally:
+                effect.reset(token)
+
+        return optimize
+
     def ran(self, program: dspy.Module) -> None:
-        """Note which program begins to run in this thread."""
-        if effect.get() is not self._border.judge and isinstance(program, type(self._run.student)):
-            restore(program, self._frames)
-            self._now.candidate = Candidate.of(program)
+        """Note which program begins to run in this thread, if what becomes of it is a candidate's."""
+        if self._is_search():
+            self._now.candidate = None
+            if isinstance(program, type(self._run.student)):
+                restore(program, self._frames)
+                self._now.candidate = None if is_taught(program) else Candidate.of(program)
+
+    def _is_search(self) -> bool:
+        """Whether this thread runs programs, and neither the metric nor a part of the optimizer."""
+        return effect.get() not in (self._border.judge, self._border.optimizer)
 
     def raised(self, inputs: Mapping[str, object], error: Exception) -> None:
         """Note that the program which began in this thread raised."""
-        if effect.get() is not self._border.judge:
+        if self._is_search():
             lost = is_outage(error) and not isinstance(error, ContextWindowExceededError)
             reason = self.reason(error)
             raised = ParseFailure(f"the program raised {reason}", raised=True)

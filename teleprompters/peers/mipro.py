@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Literal, Unpack, get_args
 
 import dspy
@@ -11,6 +12,7 @@ from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
 from cuesmith.teleprompters.peers.peer import Peer
 from cuesmith.teleprompters.peers.quiet import quieten
+from cuesmith.teleprompters.peers.teaching import settings_of
 from cuesmith.teleprompters.runtime.checks import chosen, number, switch, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
@@ -40,6 +42,15 @@ class MIPRO(Peer):
         minibatch_full_eval_steps: After so many trials the best is scored on all.
         init_temperature: Of the proposals.
         metric_threshold: A run that scores at least this gives a demonstration; None takes any score above 0.
+        program_aware_proposer: Whether the proposals are told what the program does, from its code.
+        data_aware_proposer: Whether they are told a summary of the training examples.
+        view_data_batch_size: Training examples that the summary looks at in one call.
+        tip_aware_proposer: Whether each is told a tip, drawn at random.
+        fewshot_aware_proposer: Whether they are shown the bootstrapped demonstrations.
+        teacher: A program with the student's predictors whose successful runs become the demonstrations; by default
+            the student.
+        teacher_settings: dspy's settings while demonstrations are bootstrapped: "lm", such as a stronger model, and
+            "adapter".
         **options: As for `Compiler`.
 
     Raises:
@@ -65,6 +76,13 @@ class MIPRO(Peer):
         minibatch_full_eval_steps: int = 5,
         init_temperature: float = 1.0,
         metric_threshold: float | None = None,
+        program_aware_proposer: bool = True,
+        data_aware_proposer: bool = True,
+        view_data_batch_size: int = 10,
+        tip_aware_proposer: bool = True,
+        fewshot_aware_proposer: bool = True,
+        teacher: dspy.Module | None = None,
+        teacher_settings: Mapping[str, object] | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(metric, **options)
@@ -88,6 +106,13 @@ class MIPRO(Peer):
         self.metric_threshold = (
             None if metric_threshold is None else number("metric_threshold", metric_threshold, least=-math.inf)
         )
+        self.program_aware_proposer = switch("program_aware_proposer", program_aware_proposer)
+        self.data_aware_proposer = switch("data_aware_proposer", data_aware_proposer)
+        self.view_data_batch_size = whole("view_data_batch_size", view_data_batch_size)
+        self.tip_aware_proposer = switch("tip_aware_proposer", tip_aware_proposer)
+        self.fewshot_aware_proposer = switch("fewshot_aware_proposer", fewshot_aware_proposer)
+        self.teacher = teacher
+        self.teacher_settings = settings_of(teacher_settings, "lm", "adapter")
 
     def optimize(self, run: Run, host: Host) -> dspy.Module:
         """Run dspy.MIPROv2 to its end."""
@@ -98,6 +123,7 @@ class MIPRO(Peer):
             metric=host.score,
             prompt_model=host.optimizer,
             task_model=host.task,
+            teacher_settings=self._taught(),
             max_bootstrapped_demos=self.max_bootstrapped_demos,
             max_labeled_demos=self.max_labeled_demos,
             auto=self.auto,
@@ -116,6 +142,12 @@ class MIPRO(Peer):
             minibatch=self.minibatch,
             minibatch_size=min(self.minibatch_size, len(run.select)),
             minibatch_full_eval_steps=self.minibatch_full_eval_steps,
+            teacher=self._teacher(),
+            program_aware_proposer=self.program_aware_proposer,
+            data_aware_proposer=self.data_aware_proposer,
+            view_data_batch_size=self.view_data_batch_size,
+            tip_aware_proposer=self.tip_aware_proposer,
+            fewshot_aware_proposer=self.fewshot_aware_proposer,
         )
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:

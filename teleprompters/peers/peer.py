@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import importlib.util
 from abc import abstractmethod
+from collections.abc import Mapping
 from dataclasses import replace
+from types import MappingProxyType
 from typing import ClassVar, Unpack
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, LMError
 
-from cuesmith.teleprompters.compiler import Compiler, Options
+from cuesmith.teleprompters.compiler import Compiler, Options, check_prices
 from cuesmith.teleprompters.peers.hosting import Host
-from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
+from cuesmith.teleprompters.peers.teaching import check_teacher, taught_by, teacher_of
+from cuesmith.teleprompters.runtime._dspy import language_models, modules_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
@@ -59,6 +62,20 @@ class Peer(Compiler):
 
     SELECTS: ClassVar[bool] = True
     """Whether it compares candidates on selection examples. If not, none is known there until the end."""
+
+    teacher: dspy.Module | None = None
+    """A program whose successful runs become demonstrations in place of the student's."""
+
+    teacher_settings: Mapping[str, object] = MappingProxyType({})
+    """dspy's settings while it runs, such as a stronger `lm`."""
+
+    def _taught(self) -> dict[str, object]:
+        """Return the settings as bootstrapping gets them: with a model that is known as a teacher's."""
+        settings = dict(self.teacher_settings)
+        return settings | ({"lm": taught_by(lm)} if isinstance(lm := settings.get("lm"), dspy.BaseLM) else {})
+
+    def _teacher(self) -> dspy.Module | None:
+        return None if self.teacher is None else teacher_of(self.teacher)
 
     @abstractmethod
     def optimize(self, run: Run, host: Host) -> dspy.Module:
@@ -150,10 +167,15 @@ class Peer(Compiler):
         """Raise if dspy's optimizer cannot take the student; called before anything is paid for.
 
         Raises:
-            ValueError: If it cannot.
+            TypeError: If the teacher is no program.
+            ValueError: If it cannot, if the teacher cannot teach it, or if a cap in dollars cannot be held.
         """
         if not hasattr(type(student), "forward"):
             raise ValueError(f"{type(self).__name__} is synchronous: {type(student).__name__} needs a `forward`")
+        if self.teacher is not None:
+            check_teacher(self.teacher, student)
+        models = [self.teacher_settings.get("lm"), *(language_models(self.teacher) if self.teacher is not None else ())]
+        check_prices(self.budget, [lm for lm in models if isinstance(lm, dspy.BaseLM)])
 
 
 def _beyond_prompts(program: dspy.Module) -> list[object]:

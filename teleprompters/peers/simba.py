@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Unpack
 
 import dspy
@@ -9,6 +10,7 @@ import dspy
 from cuesmith.teleprompters.compiler import Options
 from cuesmith.teleprompters.peers.hosting import Host
 from cuesmith.teleprompters.peers.peer import Peer
+from cuesmith.teleprompters.peers.teaching import settings_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -32,6 +34,7 @@ class SIMBA(Peer):
         demo_input_field_maxlen: Characters kept of an input field in a demonstration.
         temperature_for_sampling: Of the choice which candidate is run.
         temperature_for_candidates: Of the choice which candidate is changed.
+        teacher_settings: {"lm": ...}: a stronger model, by which each example is run once a step.
         **options: As for `Compiler`.
 
     Raises:
@@ -53,6 +56,7 @@ class SIMBA(Peer):
         demo_input_field_maxlen: int = 100_000,
         temperature_for_sampling: float = 0.2,
         temperature_for_candidates: float = 0.2,
+        teacher_settings: Mapping[str, object] | None = None,
         **options: Unpack[Options],
     ) -> None:
         super().__init__(metric, **options)
@@ -67,6 +71,7 @@ class SIMBA(Peer):
         self.temperature_for_candidates = number(
             "temperature_for_candidates", temperature_for_candidates, least=0, above=True
         )
+        self.teacher_settings = settings_of(teacher_settings, "lm")
 
     def check_student(self, student: dspy.Module) -> None:
         """Raise if the student has no `forward`, or predictors with different models, which SIMBA cannot sample from.
@@ -91,6 +96,7 @@ class SIMBA(Peer):
             max_steps=self.max_steps,
             max_demos=self.max_demos,
             prompt_model=host.optimizer,
+            teacher_settings=self._taught(),
             demo_input_field_maxlen=self.demo_input_field_maxlen,
             num_threads=self.max_in_flight,
             temperature_for_sampling=self.temperature_for_sampling,
