@@ -19,8 +19,9 @@ from cuesmith.teleprompters.search.texts import text_field
 async def write_instructions(run: Run, setting: Setting, material: Material, book: Casebook) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
-    Candidate j takes the j-th draw of each predictor; where a draw cannot be used, the predictor keeps the
-    student's instructions. Ours: the paper's programs have one predictor.
+    Each sample of examples gives `init_draws` candidates, the last one what is left of them. A candidate takes one draw
+    of each predictor; where a draw cannot be used, the predictor keeps the student's instructions. Ours: the paper's
+    programs have one predictor.
 
     Args:
         run: The run.
@@ -28,11 +29,13 @@ async def write_instructions(run: Run, setting: Setting, material: Material, boo
         material: The examples.
         book: What each predictor has to do on them.
     """
-    shown = subsets(run, material.evidence, setting.init_examples, setting.initial, "initial")
+    counts = [min(setting.init_draws, setting.initial - k) for k in range(0, setting.initial, setting.init_draws)]
+    shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial")
     drawn = await asyncio.gather(*(
-        _write(run, book, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
-    return [_candidate(run, drawn[j * len(run.predictors):][: len(run.predictors)], examples)
-            for j, examples in enumerate(shown)]
+        asyncio.gather(*(_write(run, book, name, examples, n, j) for name in run.baseline.names))
+        for j, (examples, n) in enumerate(zip(shown, counts, strict=True))))
+    return [_candidate(run, texts, examples)
+            for examples, made in zip(shown, drawn, strict=True) for texts in zip(*made, strict=True)]
 
 
 def task_inputs(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example]) -> dict[str, object]:
@@ -41,9 +44,11 @@ def task_inputs(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Exa
     return {"task_description": described, "examples": book.shown(name, examples)}
 
 
-async def _write(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example], j: int) -> str | None:
-    replies = await run.ask(WriteInstructions, task_inputs(run, book, name, examples), salt=f"initial {j}")
-    return run.usable(name, text_field(replies[0], "instruction")) if replies else None
+async def _write(run: Run, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int, j: int
+                 ) -> list[str | None]:
+    replies = await run.ask(WriteInstructions, task_inputs(run, book, name, examples), n=n, salt=f"initial {j}")
+    made = [run.usable(name, text_field(reply, "instruction")) for reply in replies]
+    return [*made, *([None] * (n - len(made)))]
 
 
 def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:
