@@ -138,7 +138,7 @@ def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
 
 
 @pytest.mark.parametrize(("options", "sent"), [({}, None), ({"temperature": 0.0}, 1.0), ({"temperature": 0.7}, 0.7)])
-def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, float], sent: float | None) -> None:
+def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, Any], sent: float | None) -> None:
     engine = Engine(written(GOOD))
     compiled(engine, **options)
     assert {request.config.temperature for request in engine.requests} == {sent}
@@ -148,7 +148,7 @@ def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, float], se
     ("test/optimizer", {}, 0.4), ("test/optimizer", {"temperature": 0.0}, 0.4),
     ("test/optimizer", {"temperature": 0.9}, 0.9), ("test/gpt-5", {}, None), ("test/gpt-5", {"temperature": 1.0}, 1.0)])
 def test_a_searchs_temperature_is_sent_unless_the_model_has_its_own_or_takes_none(
-    model: str, options: dict[str, float], sent: float | None
+    model: str, options: dict[str, Any], sent: float | None
 ) -> None:
     engine = Engine(written(GOOD))
     found, _ = compiled(engine, model, 0.4, **options)
