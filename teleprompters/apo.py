@@ -33,9 +33,9 @@ class APO(BeamSearch):
     "gradients"), edits the prompt against each, and may add paraphrases of the edits and of the parent. A random cut
     leaves `branch` children a parent.
 
-    Its native form has the numbers of ProTeGi's public code: six rounds from the student's prompt alone, a minibatch
-    of 64, two paraphrases of each edit and of the parent, 8 children a parent, selection by UCB within 2,048 program
-    runs a round.
+    Its native form has the numbers of ProTeGi's public code: six rounds from the student's prompt alone, which competes
+    no longer than it is kept, an optimizer at a temperature of 0.7, a minibatch of 64, two paraphrases of each edit
+    and of the parent, 8 children a parent, selection by UCB within 2,048 program runs a round.
 
     Args:
         metric: As for `Compiler`.
@@ -54,7 +54,7 @@ class APO(BeamSearch):
         ValueError: If an option is out of range.
     """
 
-    NATIVE = Setting(width=4, branch=8, steps=6, initial=0, minibatch=64, scoring=200)
+    NATIVE = Setting(width=4, branch=8, steps=6, initial=0, minibatch=64, scoring=200, temperature=0.7)
 
     def __init__(
         self,
@@ -82,6 +82,17 @@ class APO(BeamSearch):
         s = self.setting
         most = 0 if self.selection == "full" else 1 + max(s.initial, s.width * (1 + s.branch))
         self.selection_runs = whole("selection_runs", selection_runs, least=most)  # one run for each candidate
+
+    async def native(self, scene: Scene) -> Candidate:
+        """Beam search among the kept candidates and their children."""
+        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene)])
+        await scene.record(beam)
+        for step in range(1, self.setting.steps + 1):
+            here = scene.at(step)
+            children = await self.update(here, beam)
+            beam = await self.keep(here, [*(kept.candidate for kept in beam), *children])
+            await here.record(beam)
+        return beam[0].candidate
 
     async def keep(self, scene: Scene, pool: Sequence[Candidate]) -> list[Scores]:
         """Return the best of the pool, found as `selection` says."""

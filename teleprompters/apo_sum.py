@@ -40,7 +40,7 @@ class APOSum(BeamSearch):
         ValueError: If an option is out of range.
     """
 
-    NATIVE = Setting(width=4, branch=8, steps=6, initial=0, minibatch=64)
+    NATIVE = Setting(width=4, branch=8, steps=6, initial=0, minibatch=64, temperature=0.7)
 
     def __init__(
         self,

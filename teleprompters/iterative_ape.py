@@ -22,13 +22,14 @@ class IterativeAPE(BeamSearch):
     alone, with no score, error or example. So it finds better wordings of what a parent says, and adds no
     knowledge: the baseline that any reflection has to beat. Demonstrations of the student stay as they are.
 
-    Its native form has the numbers of APE's public configurations where they exist: 50 initial prompts, each from
-    5 examples; width, branch and steps are ours, for the public code does not iterate.
+    Its native form has the numbers of APE's public configurations where they exist: 250 initial prompts, 50 drawn from
+    each of 5 samples of 5 examples, at a temperature of 0.9, each scored on 50 examples; width, branch and steps are
+    ours, for the public code does not iterate.
 
     Options and errors are those of `PromptSearch`.
     """
 
-    NATIVE = Setting(initial=50, init_examples=5)
+    NATIVE = Setting(initial=250, init_examples=5, init_draws=50, scoring=50, temperature=0.9)
 
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return variations of each kept candidate's instructions for the step's predictor."""

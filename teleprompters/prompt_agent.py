@@ -4,8 +4,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import itertools
+import math
+from collections.abc import Iterator, Sequence
 from typing import Unpack
+
+import dspy
 
 from cuesmith.signatures import ReflectOnFailures, ReflectOnSuccesses, RewriteInstruction
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
@@ -30,15 +34,17 @@ class PromptAgent(BeamSearch):
     why it went well.
 
     Its native form is Monte-Carlo tree search with the public code's numbers: 12 iterations; a node is chosen by UCT,
-    expanded by `width` rewrites, and the best child followed until it is deep enough, falls behind, or is better than
-    all so far; rewards are back-propagated. It returns the best node of the path with the highest mean reward. Every
-    node is fully scored, so there is no racing in it.
+    expanded by `width` rewrites, and the best child followed. A path ends for good where it is deep enough or has
+    fallen behind; at a node that beats all that paths have come to so far, only this iteration ends, and a later one
+    may go on from there. Rewards are back-propagated. It returns the best node of the path with the highest mean
+    reward. Batches go through the training examples epoch by epoch, each in a new order. Every node is fully scored,
+    so there is no racing in it.
 
     Args:
         metric: As for `Compiler`.
         batch: Training examples run and reflected on for each new prompt.
         depth: Rewrites on a path at most. Native form only, as all that follow.
-        min_depth: Rewrites on a path before it may stop early.
+        min_depth: Rewrites on a path before it may end otherwise than by `depth`.
         exploration: The weight of exploration in UCT.
         **options: As for `PromptSearch`; in the native form `steps` are iterations and `width` rewrites of a node.
 
@@ -70,7 +76,8 @@ class PromptAgent(BeamSearch):
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return `branch` rewrites of each kept candidate, each from its own batch."""
         made = await asyncio.gather(*(
-            self._rewrite(scene, scores.candidate, scene.run.lineage(scores.candidate), j)
+            self._rewrite(scene, scores.candidate, scene.run.lineage(scores.candidate), j,
+                          scene.minibatch(None, scores.candidate.id, j, size=self.batch))
             for scores in beam for j in range(self.setting.branch)))
         return [child for child in made if child is not None]
 
@@ -79,45 +86,55 @@ class PromptAgent(BeamSearch):
         run = scene.run
         root = Node((await run.score([run.baseline], run.select))[0])
         await scene.record([root.scores])
-        paths = [[root]]
+        paths: list[list[Node]] = []
+        numbers, highest = itertools.count(), root.reward
         for iteration in range(1, self.setting.steps + 1):
-            path = descend(root, self.exploration)
-            while not path[-1].stops:
-                await self._expand(scene.at(iteration), root, path)
+            here, path, ahead = scene.at(iteration), descend(root, self.exploration), False
+            while not path[-1].stops and not ahead:
+                await self._expand(here, root, path, numbers)
                 if not path[-1].children:
                     break
                 path.append(max(path[-1].children, key=lambda node: node.reward))
+                ahead = path[-1].depth > self.min_depth and path[-1].reward > highest
+                highest = max(highest, path[-1].reward)
             back_propagate(path)
             paths.append(path)
-            await scene.at(iteration).record(rank([node.scores for node in root.walk()])[: self.setting.width])
-        return best_of(paths).candidate
+            await here.record(rank([node.scores for node in root.walk()])[: self.setting.width])
+        return best_of(paths or [[root]]).candidate
 
-    async def _expand(self, scene: Scene, root: Node, path: Sequence[Node]) -> None:
-        """Give the last node of a path its children, each scored on the selection examples."""
+    async def _expand(self, scene: Scene, root: Node, path: Sequence[Node], numbers: Iterator[int]) -> None:
+        """Give the last node of a path its children, each scored on the selection examples.
+
+        Args:
+            scene: The iteration.
+            root: The tree.
+            path: From the root to the node; one that has children already keeps them.
+            numbers: Of the batches, counted over the whole search.
+        """
         node = path[-1]
         if node.children:
             return
         lineage = [each.candidate for each in path]
+        batches = {number: self._batch(scene, number) for number in itertools.islice(numbers, self.setting.width)}
         made = await asyncio.gather(*(
-            self._rewrite(scene, node.candidate, lineage, j, depth=node.depth) for j in range(self.setting.width)))
-        best = max(each.reward for each in root.walk())
+            self._rewrite(scene, node.candidate, lineage, number, batch, depth=node.depth)
+            for number, batch in batches.items()))
         children = distinct(child for child in made if child is not None)
         for scores in await scene.run.score(children, scene.run.select):
             child = Node(scores, node)
-            child.stops = self._stops(child, root, best)
+            behind = child.reward < (root.reward + node.reward) / 2
+            child.stops = child.depth >= self.depth or (child.depth > self.min_depth and behind)
             node.children.append(child)
 
-    def _stops(self, node: Node, root: Node, best: float) -> bool:
-        """Whether a path ends at a node: it is deep enough, has fallen behind, or is better than all before it."""
-        if node.depth >= self.depth:
-            return True
-        assert node.parent is not None
-        behind = node.reward < (root.reward + node.parent.reward) / 2
-        return node.depth > self.min_depth and (behind or node.reward > best)
+    def _batch(self, scene: Scene, number: int) -> list[dspy.Example]:
+        """Return the batch of that number: epochs of all examples, each in its own order, cut into batches."""
+        examples = scene.material.evidence
+        epoch, place = divmod(number, math.ceil(len(examples) / self.batch))
+        order = scene.run.rng("epoch", epoch).sample(examples, len(examples))
+        return order[place * self.batch :][: self.batch]
 
-    async def _rewrite(self, scene: Scene, parent: Candidate, lineage: Sequence[Candidate], j: int, depth: int = 0
-                       ) -> Candidate | None:
-        batch = scene.minibatch(None, parent.id, j, size=self.batch)
+    async def _rewrite(self, scene: Scene, parent: Candidate, lineage: Sequence[Candidate], j: int,
+                       batch: Sequence[dspy.Example], depth: int = 0) -> Candidate | None:
         ran = (await scene.try_out([parent], batch))[0]
         name = scene.at(scene.step + depth).turn(ran)
         text, salt = parent.prompts[name].instructions, f"step {scene.step}, {j}"

@@ -53,9 +53,11 @@ class SearchOptions(Options, total=False):
     steps: int | None
     initial: int | None
     init_examples: int | None
+    init_draws: int | None
     minibatch: int | None
     scoring: int | None
     threshold: float | None
+    temperature: float | None
     racing: bool | None
     pinned: str | Mapping[str, str] | None
     longest: int | None
@@ -82,10 +84,13 @@ class PromptSearch(Compiler):
         steps: Steps after the initial one.
         initial: Initial prompts written for each predictor; 0 starts from the student alone.
         init_examples: Examples shown for each of them.
+        init_draws: How many of them are drawn from the same examples.
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success. None: 1.0 where the student's scores say that the metric
             gives 0 to 1, else what the right answers of some examples score (`search/success.py`).
+        temperature: What the optimizer samples at, unless its model has a temperature of its own above 0, or takes none
+            (OpenAI's reasoning models).
         racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:
             yes, unless the method needs every score (`RACING`).
         pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
@@ -122,9 +127,11 @@ class PromptSearch(Compiler):
         steps: int | None = None,
         initial: int | None = None,
         init_examples: int | None = None,
+        init_draws: int | None = None,
         minibatch: int | None = None,
         scoring: int | None = None,
         threshold: float | None = None,
+        temperature: float | None = None,
         racing: bool | None = None,
         pinned: str | Mapping[str, str] | None = None,
         longest: int | None = None,
@@ -140,7 +147,8 @@ class PromptSearch(Compiler):
         self.form: Form = chosen("search", search, FORMS)
         self.threshold = threshold
         given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
-                 "minibatch": minibatch, "scoring": scoring, "threshold": threshold}
+                 "init_draws": init_draws, "minibatch": minibatch, "scoring": scoring, "threshold": threshold,
+                 "temperature": temperature}
         numbers = {name: number for name, number in given.items() if number is not None}
         self.given = frozenset(numbers)
         self.setting = replace(self.NATIVE if search == "native" else UNIFIED, **numbers)  # type: ignore[arg-type]
@@ -182,6 +190,7 @@ class PromptSearch(Compiler):
         setting = self.setting if self.threshold is not None else replace(
             self.setting, threshold=await success_threshold(run, self.setting.threshold))
         run.seen.threshold = setting.threshold
+        run.temperature = setting.temperature
         material = Material.of(run, setting)
         run.guard = Guard.of(
             material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),

@@ -56,7 +56,8 @@ def test_instructions_are_found_whatever_an_adapter_does_to_their_lines() -> Non
     assert not reaches("Do it.", "Do that.")
 
 
-def compiled(optimizer: Engine, **lm: Any) -> tuple[Compilation, list[Malformed]]:
+def compiled(optimizer: Engine, model: str = "test/optimizer", sampled_at: float | None = None, **lm: Any
+             ) -> tuple[Compilation, list[Malformed]]:
     """Compile a student that is right only with `GOOD`."""
     target = Engine(lambda system, asked, number: "[[ ## answer ## ]]\n" + (
         re.findall(r"say (\w+)", asked)[-1] if "BETTER" in system else "none"))
@@ -64,7 +65,7 @@ def compiled(optimizer: Engine, **lm: Any) -> tuple[Compilation, list[Malformed]
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
     compiler = IterativeAPE(
         lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=2,
-        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False, **lm),
+        temperature=sampled_at, optimizer_lm=dspy.LM(model, engine=optimizer, cache=False, **lm),
         initial=6, callbacks=[events.append])
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         program = compiler.compile(dspy.Predict("question -> answer"), trainset=data)
@@ -137,9 +138,21 @@ def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
 
 
 @pytest.mark.parametrize(("options", "sent"), [({}, None), ({"temperature": 0.0}, 1.0), ({"temperature": 0.7}, 0.7)])
-def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, float], sent: float | None) -> None:
+def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, Any], sent: float | None) -> None:
     engine = Engine(written(GOOD))
     compiled(engine, **options)
+    assert {request.config.temperature for request in engine.requests} == {sent}
+
+
+@pytest.mark.parametrize(("model", "options", "sent"), [
+    ("test/optimizer", {}, 0.4), ("test/optimizer", {"temperature": 0.0}, 0.4),
+    ("test/optimizer", {"temperature": 0.9}, 0.9), ("test/gpt-5", {}, None), ("test/gpt-5", {"temperature": 1.0}, 1.0)])
+def test_a_searchs_temperature_is_sent_unless_the_model_has_its_own_or_takes_none(
+    model: str, options: dict[str, Any], sent: float | None
+) -> None:
+    engine = Engine(written(GOOD))
+    found, _ = compiled(engine, model, 0.4, **options)
+    assert found.best.candidate.prompts["self"].instructions == GOOD
     assert {request.config.temperature for request in engine.requests} == {sent}
 
 

@@ -58,13 +58,14 @@ def example(question: str, answer: str = "1") -> dspy.Example:
 
 @pytest.mark.parametrize(("option", "bad"), [
     ("width", 0), ("branch", -1), ("steps", -3), ("initial", -1), ("scoring", 0), ("init_examples", 0),
-    ("minibatch", 0), ("threshold", float("nan"))])
+    ("minibatch", 0), ("init_draws", 0), ("temperature", 0.0), ("threshold", float("nan"))])
 def test_a_setting_out_of_range_is_refused_with_its_value(option: str, bad: float) -> None:
     with pytest.raises(ValueError, match=f"{option}.*{bad}"):
         Setting(**{option: bad})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("option", "bad"), [("width", "2"), ("steps", True), ("minibatch", 1.5), ("threshold", "1")])
+@pytest.mark.parametrize(("option", "bad"), [("width", "2"), ("steps", True), ("minibatch", 1.5), ("threshold", "1"),
+                                             ("temperature", "1")])
 def test_a_setting_of_the_wrong_type_is_refused(option: str, bad: object) -> None:
     with pytest.raises(TypeError, match=option):
         Setting(**{option: bad})  # type: ignore[arg-type]

@@ -79,6 +79,12 @@ def language_models(program: dspy.Module) -> list[dspy.BaseLM]:
     return list({id(lm): lm for lm in found}.values())
 
 
+def takes_temperature(lm: dspy.BaseLM) -> bool:
+    """Return whether a model may be sampled at another temperature than 1: OpenAI's reasoning models may not, which
+    dspy knows by their names and gives an option of their own."""
+    return "max_completion_tokens" not in lm.kwargs
+
+
 def copy_program(program: dspy.Module) -> dspy.Module:
     """Return a deep copy that shares the LMs.
 

@@ -22,6 +22,7 @@ from dspy.utils.exceptions import LMError, LMUnsupportedFeatureError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
+from cuesmith.teleprompters.runtime._dspy import takes_temperature
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
@@ -94,8 +95,9 @@ class Asker:
         n: int = 1,
         salt: str = "",
         longest: int = LONGEST_INPUT,
+        temperature: float | None = None,
     ) -> list[dspy.Prediction]:
-        """Ask as `Run.ask` does, with at most `longest` characters of one text."""
+        """Ask as `Run.ask` does, with at most `longest` characters of one text, at `Run.temperature`."""
         if set(inputs) != set(signature.input_fields):
             raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
         self.check_open()
@@ -105,19 +107,23 @@ class Asker:
         for number in range(n):
             key = f"ask:{name}:{number}"
             if key not in self._replies:
-                self._replies[key] = asyncio.create_task(self._ask_once(signature, inputs, key, number))
+                self._replies[key] = asyncio.create_task(
+                    self._ask_once(signature, inputs, key, number, temperature))
             tasks.append(self._replies[key])
         replies = await all_of(tasks)
         self.tell_spent()
         return [reply for reply in replies if reply is not None]
 
     async def _ask_once(
-        self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int
+        self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int,
+        temperature: float | None,
     ) -> dspy.Prediction | None:
         rollout = seeded(self.seed, key).randrange(1, 2**31)
         # At a temperature of 0 draws would be the same; one that nobody set is not sent: not every model takes one.
-        cold = self._lm.kwargs.get("temperature") == 0
-        config = {"rollout_id": rollout} | ({"temperature": 1.0} if cold else {})
+        own = self._lm.kwargs.get("temperature")
+        wanted = temperature if takes_temperature(self._lm) else None
+        sent = own or wanted or (None if own is None else 1.0)
+        config = {"rollout_id": rollout} | ({} if sent == own else {"temperature": sent})
         current = Effect(f"{self.seed}:{key}", "optimizer", self.gate)
         effect.set(current)
         current_draw.set(seeded(self.seed, key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)

@@ -38,6 +38,8 @@ class Run:
         select: Examples that candidates are compared on. None of them is in `train`; the examples of the final
             report are in neither and stay hidden.
         predictors: Name -> the student's predictor, for reading its signature.
+        temperature: What `ask` samples at, unless the optimizer model has a temperature of its own above 0, or takes
+            none. None is the provider's, and 1 where the model's own is 0. A search may set it before it begins.
         seen: What is counted for the run's remarks: draws, drafts, and why some could not be used.
     """
 
@@ -46,6 +48,7 @@ class Run:
         self.student, self.baseline, self.seed = effects.student, effects.baseline, effects.seed
         self.train, self.select, self.seen = effects.train, effects.select, effects.seen
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(self.student)))
+        self.temperature: float | None = None
         self._faults: dict[str, Fault | None] = {}
 
     def rng(self, *key: object) -> random.Random:
@@ -79,7 +82,8 @@ class Run:
             TypeError: If the inputs are not those of the signature.
             RunStopped: If a cap is reached, or the provider fails for good.
         """
-        return await self._effects.ask(signature, inputs, n=n, salt=salt, longest=self._longest_input())
+        return await self._effects.ask(
+            signature, inputs, n=n, salt=salt, longest=self._longest_input(), temperature=self.temperature)
 
     async def score(
         self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], *, draw: int = 0

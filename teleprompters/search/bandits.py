@@ -8,13 +8,16 @@ Each candidate is an arm, and a pull is its score on one more example. Sources:
 - "sh", successive (sequential) halving: Karnin, Koren, Somekh 2013, "Almost optimal exploration in multi-armed
   bandits".
 
-All of them as published for one winner. Ours: `width` winners in "sr" and "sh" (ProTeGi's code overspends in the one
-and leaves the other unfinished), examples in one order for all arms, and what a missing score counts as (nothing).
+"sr" and "sh" as published for one winner, "ucb" and "ucb-e" as in ProTeGi's code, where t is the number of the round.
+Ours: `width` winners in "sr" and "sh" (ProTeGi's code overspends in the one and leaves the other unfinished), examples
+in one order for all arms (in the code each round draws its own, for all arms it pulls), more rounds for more arms than
+the code's numbers are made for, and what a missing score counts as (nothing).
 """
 
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
@@ -29,10 +32,14 @@ Method = Literal["ucb", "ucb-e", "sr", "sh"]
 METHODS: tuple[Method, ...] = get_args(Method)
 
 ROUND = 8
-"""Arms that "ucb" and "ucb-e" pull in a round, and rounds that the budget is meant for: both as in ProTeGi's code."""
+"""Arms that "ucb" and "ucb-e" pull in a round, and the number of their rounds: both as in ProTeGi's code."""
 
 EXPLORATION = 1.0
 """The c of "ucb" and "ucb-e", as in ProTeGi's code."""
+
+
+ALMOST_NONE = 1e-3
+"""Pulls that ProTeGi's code gives each arm in its index on top of its own, lest it divide by 0."""
 
 
 class Bandit:
@@ -65,8 +72,8 @@ class Bandit:
         arms: How many there are.
         width: How many are wanted.
         order: The examples' numbers, in the order in which arms are pulled on them.
-        budget: Pulls of all arms together; never exceeded. Less is used where arms have seen all examples, and, by
-            rounding, in "sr" and "sh".
+        budget: Pulls of all arms together; never exceeded. Less is used where arms have seen all examples, by rounding,
+            and in "ucb" and "ucb-e" where there are less arms than a round has places.
 
     Raises:
         TypeError: If a number is no int.
@@ -144,19 +151,24 @@ class Bandit:
         return [arm for arm in arms if self._seen[arm] < len(self._order)]
 
     def _ucb(self) -> Iterator[dict[int, int]]:
-        samples = max(1, self.budget // max(ROUND * ROUND, 2 * len(self._left)))
-        rounds = 0
-        while arms := self._open(self._left):
-            arms.sort(key=lambda arm: (-self._index(arm, rounds), arm))
-            yield dict.fromkeys(arms[:ROUND], samples)
-            rounds += 1
+        rounds = max(ROUND, math.ceil(len(self._left) / ROUND) + 3)  # all arms, one round for t = 1, two to choose in
+        samples = self.budget // (rounds * ROUND)
+        for t in range(rounds) if samples else itertools.count():
+            arms = self._open(self._left)
+            if t:
+                arms.sort(key=lambda arm: (-self._index(arm, t, bool(samples)), arm))
+            yield dict.fromkeys(arms[:ROUND], samples or 1)
 
-    def _index(self, arm: int, rounds: int) -> float:
+    def _index(self, arm: int, t: int, greedy: bool) -> float:
+        """Return what an arm is chosen by in round `t`; one without pulls comes first, but at t = 1 if `greedy`.
+
+        The code's ln 1 = 0 makes that round a greedy one, in which an arm without pulls counts as 0.
+        """
+        spread = math.log(t) if self.method == "ucb" else EXPLORATION
         n = len(self._values[arm])
         if not n:
-            return math.inf
-        spread = math.log(rounds) if self.method == "ucb" else EXPLORATION
-        return self._mean(arm) + EXPLORATION * math.sqrt(spread / n)
+            return 0.0 if greedy and not spread else math.inf
+        return self._mean(arm) + EXPLORATION * math.sqrt(spread / (n + ALMOST_NONE))
 
     def _successive_rejects(self) -> Iterator[dict[int, int]]:
         k, width = len(self._left), self.width
@@ -204,6 +216,8 @@ async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Met
         RunStopped: As `run.score`.
     """
     arms = distinct(pool)
+    if method in ("ucb", "ucb-e"):  # whose first round pulls arms at random
+        arms = run.rng("arms", key).sample(arms, len(arms))
     order = run.rng("bandit", key).sample(range(len(run.select)), len(run.select))
     bandit = Bandit(method, len(arms), width, order, budget)
     while asked := bandit.next():

@@ -20,8 +20,9 @@ async def write_instructions(requests: Requests, setting: Setting, material: Mat
                              ) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
-    Candidate j takes the j-th draw of each predictor; where a draw cannot be used, the predictor keeps the
-    student's instructions. Ours: the paper's programs have one predictor.
+    Each sample of examples gives `init_draws` candidates, the last one what is left of them. A candidate takes one draw
+    of each predictor; where a draw cannot be used, the predictor keeps the student's instructions. Ours: the paper's
+    programs have one predictor.
 
     Args:
         requests: Asks.
@@ -30,18 +31,22 @@ async def write_instructions(requests: Requests, setting: Setting, material: Mat
         book: What each predictor has to do on them.
     """
     run = requests.run
-    shown = subsets(run, material.evidence, setting.init_examples, setting.initial, "initial")
+    counts = [min(setting.init_draws, setting.initial - k) for k in range(0, setting.initial, setting.init_draws)]
+    shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial")
     drawn = await asyncio.gather(*(
-        _write(requests, book, name, examples, j) for j, examples in enumerate(shown) for name in run.baseline.names))
-    return [_candidate(run, drawn[j * len(run.predictors):][: len(run.predictors)], examples)
-            for j, examples in enumerate(shown)]
+        asyncio.gather(*(_write(requests, book, name, examples, n, j) for name in run.baseline.names))
+        for j, (examples, n) in enumerate(zip(shown, counts, strict=True))))
+    return [_candidate(run, texts, examples)
+            for examples, made in zip(shown, drawn, strict=True) for texts in zip(*made, strict=True)]
 
 
-async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], j: int) -> str | None:
+async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int, j: int
+                 ) -> list[str | None]:
     request = {"examples": book.shown(name, examples)}
     own = requests.run.baseline.prompts[name].instructions
-    replies = await requests.ask(WriteInstructions, name, request, instructions=own, salt=f"initial {j}")
-    return requests.run.usable(name, text_field(replies[0], "instruction")) if replies else None
+    replies = await requests.ask(WriteInstructions, name, request, instructions=own, n=n, salt=f"initial {j}")
+    made = [requests.run.usable(name, text_field(reply, "instruction")) for reply in replies]
+    return [*made, *([None] * (n - len(made)))]
 
 
 def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import number, whole
 
 MOST = 10_000
 """No number of a setting is larger: what is, is a slip of the hand. Ours."""
@@ -27,11 +27,13 @@ class Setting:
         steps: Steps after the initial one.
         initial: Initial prompts that the optimizer writes for each predictor; 0 starts from the student alone.
         init_examples: Training examples shown for each of them; 4 in the paper.
+        init_draws: How many of them are drawn from the same training examples.
         minibatch: Training examples on which the kept candidates are run for evidence, and the size of the
             fixed sample on which the best one's training score is taken.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success; the metrics of most tasks say 1.0.
         watching: Whether the best one's training score is taken at every step.
+        temperature: What the optimizer samples at (`Run.temperature`).
     """
 
     width: int = 4
@@ -39,10 +41,12 @@ class Setting:
     steps: int = 3
     initial: int = 4
     init_examples: int = 4
+    init_draws: int = 1
     minibatch: int = 16
     scoring: int = 50
     threshold: float = 1.0
     watching: bool = True
+    temperature: float | None = None
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -51,7 +55,7 @@ class Setting:
             TypeError: If one is of the wrong type.
             ValueError: If one is out of range.
         """
-        for name in ("width", "branch", "init_examples", "minibatch", "scoring"):
+        for name in ("width", "branch", "init_examples", "init_draws", "minibatch", "scoring"):
             whole(name, getattr(self, name), most=MOST)
         for name in ("steps", "initial"):
             whole(name, getattr(self, name), least=0, most=MOST)
@@ -59,6 +63,8 @@ class Setting:
             raise TypeError(f"threshold must be a number, got {self.threshold!r}")
         if not math.isfinite(self.threshold):
             raise ValueError(f"threshold must be finite, got {self.threshold}")
+        if self.temperature is not None:
+            number("temperature", self.temperature, least=0, above=True)
 
     def watched(self, n_train: int) -> int:
         """Return how many training examples are set aside for the training score: at most a third.

@@ -17,7 +17,7 @@ class Node:
     Attributes:
         scores: Its scores on the selection examples; their mean is the node's reward.
         parent: The node it was rewritten from; None for the root.
-        stops: Whether a path ends here.
+        stops: Whether every path that reaches it ends here.
         children: Its rewrites.
         returns: One entry a back-propagation: the rewards from here to the end of the path, summed.
     """
@@ -77,6 +77,6 @@ def back_propagate(path: Sequence[Node]) -> None:
 
 
 def best_of(paths: Sequence[Sequence[Node]]) -> Node:
-    """Return the node of highest reward on the path of highest mean reward; ties: the earlier one."""
-    best = max(paths, key=lambda path: math.fsum(node.reward for node in path) / len(path))
+    """Return the node of highest reward on the path of highest mean reward; ties: the later path, the earlier node."""
+    best = max(reversed(paths), key=lambda path: math.fsum(node.reward for node in path) / len(path))
     return max(best, key=lambda node: node.reward)
