@@ -34,7 +34,8 @@ from cuesmith.teleprompters.search.deviations import (
 )
 from cuesmith.teleprompters.search.material import Case, Casebook, Material, subsets
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import step_list, steps_fault
+from cuesmith.teleprompters.search.success import within_reach
+from cuesmith.teleprompters.search.texts import mend, step_list, steps_fault
 
 COT = dspy.ChainOfThought("question -> answer").predict.signature
 PLAIN = dspy.Signature("question -> answer")
@@ -244,3 +245,37 @@ def test_equal_prompts_are_one_candidate_the_first() -> None:
 
 def test_predictors_take_turns() -> None:
     assert [turn(["a", "b"], step) for step in (1, 2, 3)] == ["a", "b", "a"]
+
+
+@pytest.mark.parametrize(("number", "move", "new", "done", "steps"), [
+    (2, "edit", ("X",), "edit", ("a", "X", "c")), (2, "split", ("X", "Y"), "split", ("a", "X", "Y", "c")),
+    (2, "add", ("X",), "add", ("a", "X", "b", "c")), (1, "add", ("X", "A"), "add", ("X", "a", "b", "c")),
+    (2, "delete", (), "delete", ("a", "c")), (2, "delete", ("X",), "edit", ("a", "X", "c")),
+    (2, "edit", ("a", "X", "c"), "edit", ("a", "X", "c")), (2, "edit", ("X", "Y"), "split", ("a", "X", "Y", "c")),
+    (2, "edit", (), "edit", ()), (2, "edit", ("b",), "edit", ()), (2, "add", ("b",), "add", ()),
+    (3, "split", ("c", "X"), "split", ("a", "b", "c", "X")), (2, None, ("X",), "edit", ("a", "X", "c"))])
+def test_one_step_is_mended_and_all_others_stay(
+    number: int, move: str | None, new: tuple[str, ...], done: str, steps: tuple[str, ...]
+) -> None:
+    assert mend(("a", "b", "c"), number, move, new) == (done, steps)
+
+
+@pytest.mark.parametrize(("rows", "threshold"), [
+    ([[1.0, 0.0, 0.0, 0.0]], 1.0), ([[0.0, 0.0, 0.0, 0.0]], 1.0), ([], 1.0), ([[None, None]], 1.0),
+    ([[0.1, 0.2, 0.3, 0.4]], 0.3), ([[0.9, 0.9, 0.3, 0.3]], 0.9), ([[0.9] * 4, [1.0, 0.0, 0.0, 0.0]], 1.0),
+    ([[0.5, None, 0.7, 0.6, 0.8]], 0.7), ([[0.0, 0.0, 0.0, 0.4]], 0.4), ([[0.5] * 4], 1.0), ([[-3.0, -2.0, -1.5, -1.0]], -1.5)])
+def test_a_success_is_within_reach(rows: list[list[float | None]], threshold: float) -> None:
+    assert within_reach(1.0, rows) == threshold
+
+
+def test_half_of_an_example_is_a_copy_and_a_fact_is_none() -> None:
+    words = " ".join(f"w{k}" for k in range(30))
+    example = dspy.Example(text=words, label="a transfer that has not arrived counts as pending here")
+    example = example.with_inputs("text")
+    guard = Guard.of([example, dspy.Example(text="short", label="x").with_inputs("text")], [], {})
+    assert guard.fault("Say " + " ".join(words.split()[:14])) is None
+    assert guard.fault("Say " + " ".join(words.split()[:15])) == "copied example"
+    assert guard.fault("Remember: a transfer that has not arrived counts") is None
+    assert guard.fault("Remember: a transfer that has not arrived counts as pending") == "copied example"
+    long = dspy.Example(text=" ".join(f"v{k}" for k in range(400)), label="x").with_inputs("text")
+    assert Guard.of([long, example], [], {}).fault(" ".join(f"v{k}" for k in range(40))) == "copied example"

@@ -65,5 +65,6 @@ def within_reach(threshold: float, rows: Sequence[Sequence[float | None]]) -> fl
     known = [sorted(v for v in row if v is not None) for row in rows]
     if not known or not known[0] or any(row[-1] >= threshold for row in known if row):
         return threshold
-    quarter = known[0][math.ceil(0.75 * len(known[0])) - 1]
-    return quarter if quarter > 0.0 or known[0][0] < 0.0 else threshold
+    best = known[0]
+    above = [v for v in best if v > best[0]]  # the lowest score of all is no success, however many have it
+    return max(best[math.ceil(0.75 * len(best)) - 1], above[0]) if above else threshold
