@@ -263,7 +263,8 @@ def test_one_step_is_mended_and_all_others_stay(
 @pytest.mark.parametrize(("rows", "threshold"), [
     ([[1.0, 0.0, 0.0, 0.0]], 1.0), ([[0.0, 0.0, 0.0, 0.0]], 1.0), ([], 1.0), ([[None, None]], 1.0),
     ([[0.1, 0.2, 0.3, 0.4]], 0.3), ([[0.9, 0.9, 0.3, 0.3]], 0.9), ([[0.9] * 4, [1.0, 0.0, 0.0, 0.0]], 1.0),
-    ([[0.5, None, 0.7, 0.6, 0.8]], 0.7), ([[0.0, 0.0, 0.0, 0.4]], 0.4), ([[0.5] * 4], 1.0), ([[-3.0, -2.0, -1.5, -1.0]], -1.5)])
+    ([[0.5, None, 0.7, 0.6, 0.8]], 0.7), ([[0.0, 0.0, 0.0, 0.4]], 0.4),
+    ([[0.5] * 4], 1.0), ([[-3.0, -2.0, -1.5, -1.0]], -1.5)])
 def test_a_success_is_within_reach(rows: list[list[float | None]], threshold: float) -> None:
     assert within_reach(1.0, rows) == threshold
 
