@@ -41,7 +41,7 @@ STEPS = 1
 """Under a cap on calls a setting is made so small that so many steps fit in. Ours."""
 
 USED = 0.6
-"""Share of its upper bounds that a search takes by and large: racing and single draws that serve. Ours."""
+"""Share of its upper bounds that a search with racing takes by and large. Ours."""
 
 
 class SearchOptions(Options, total=False):
@@ -224,7 +224,7 @@ class PromptSearch(Compiler):
             plan = fitted.plan(len(run.predictors), len(run.select), len(run.train))
             fitted.setting = setting
             calls = plan.optimizer_calls + plan.program_runs * len(run.predictors)
-            if USED * calls <= (1 - REPORT_SHARE) * self.budget.calls:
+            if (USED if self.racing else 1.0) * calls <= (1 - REPORT_SHARE) * self.budget.calls:
                 break
         if fitted.setting != self.setting:
             s = fitted.setting

@@ -18,6 +18,7 @@ from cuesmith.teleprompters import APO, OPRO, APOSum, Compiler, IterativeAPE, Pr
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.guards import Guard
+from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
 from cuesmith.teleprompters.search.credit import blamed
 from cuesmith.teleprompters.search.tree import Node, back_propagate, best_of, descend
@@ -385,3 +386,21 @@ def test_a_path_that_stops_is_not_followed_further() -> None:
     _node(0.9, child)
     child.stops = True
     assert descend(root, 1.0) == [root, child] and child.depth == 1
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_a_low_cap_leaves_room_for_a_first_step(kind: type[Compiler]) -> None:
+    optimizer = Optimizer()
+    found = compiled(kind, optimizer, budget=Budget(calls=200))
+    assert len(found.steps) > 1, "the initial prompts and at least one step"
+    said = [note for note in found.notes if note.startswith("A cap of 200 calls is low")]
+    assert len(said) == 1 and "it keeps 2 candidates" in said[0]
+    assert {asked.name for asked in optimizer.asked} >= set(CALLS[kind])
+
+
+def test_numbers_that_were_given_stay_under_a_low_cap() -> None:
+    optimizer = Optimizer()
+    compiled(OPRO, optimizer, budget=Budget(calls=200), initial=7)
+    assert len(optimizer.named("WriteInstructions")) == 7
+    enough = compiled(OPRO, Optimizer(), budget=Budget(calls=5000))
+    assert not any("is low for this search" in note for note in enough.notes)
