@@ -40,8 +40,9 @@ FORMS: tuple[Form, ...] = get_args(Form)
 STEPS = 1
 """Under a cap on calls a setting is made so small that so many steps fit in. Ours."""
 
-USED = 0.6
-"""Share of its upper bounds that a search with racing takes by and large. Ours."""
+USED, ASKED = 0.6, 0.4
+"""Shares of the upper bounds of program runs, with racing, and of optimizer calls that a search takes by and large.
+Ours."""
 
 
 class SearchOptions(Options, total=False):
@@ -223,8 +224,8 @@ class PromptSearch(Compiler):
             fitted.setting = replace(setting, steps=min(STEPS, setting.steps))
             plan = fitted.plan(len(run.predictors), len(run.select), len(run.train))
             fitted.setting = setting
-            calls = plan.optimizer_calls + plan.program_runs * len(run.predictors)
-            if (USED if self.racing else 1.0) * calls <= (1 - REPORT_SHARE) * self.budget.calls:
+            runs = (USED if self.racing else 1.0) * plan.program_runs * len(run.predictors)
+            if runs + ASKED * plan.optimizer_calls <= (1 - REPORT_SHARE) * self.budget.calls:
                 break
         if fitted.setting != self.setting:
             s = fitted.setting
