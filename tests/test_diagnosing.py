@@ -157,7 +157,7 @@ def test_both_requests_of_the_simulated_optimizer_tell_their_source() -> None:
     for prior, noise, source, said in ((0.0, 0.0, "evidence", "no"), (1.0, 0.0, "prior", "yes"),
                                        (0.0, 1.0, "noise", "yes")):
         engine = SimulatedOptimizerEngine(prior_bias=prior, noise=noise)
-        assert (engine.truth(asked, 0).source, engine.answer(asked, 0)) == (source, {"followed": said})
+        assert (engine.truth(asked, 0).source, engine.answer(asked, 0)["followed"]) == (source, said)
     empty = Asked.of(IdentifyCondition, feedback="", conditions=["name: A\nx", "name: B\ny"])
     assert SimulatedOptimizerEngine().truth(empty, 0).source == "fallback"
     assert SimulatedOptimizerEngine().answer(empty, 0)["condition"] in ("A", "B")

@@ -111,7 +111,7 @@ def test_an_optimizer_that_refuses_is_no_search_that_found_nothing(kind: type) -
 
 
 def test_it_is_warned_of_too_and_only_then() -> None:
-    with pytest.warns(cuesmith.CompileWarning, match="0 of 2 optimizer replies could be used"), dspy.context(
+    with pytest.warns(cuesmith.CompileWarning, match="0 of 3 optimizer replies could be used"), dspy.context(
             lm=model(Engine(says))):
         IterativeAPE(exact, optimizer_lm=model(Engine(refuses)), steps=0, initial=2).compile(
             dspy.Predict("question -> answer"), trainset=TRAIN)
@@ -131,7 +131,7 @@ def test_some_replies_that_cannot_be_used_are_counted_and_leave_the_verdict() ->
 
 def test_a_search_that_goes_well_says_nothing_of_the_kind() -> None:
     said = kinds(compiled(IterativeAPE, writes("BETTER")))
-    assert set(said) == {"power", "verdict"} and "significant (n = " in said["verdict"]
+    assert set(said) == {"length", "power", "verdict"} and "significant (n = " in said["verdict"]
 
 
 def test_the_same_replies_make_the_same_note_in_any_order() -> None:
@@ -176,7 +176,7 @@ def test_failures_are_shown_whatever_the_scale(kind: type, right: float, wrong: 
 
 
 @pytest.mark.parametrize(("seen", "gold", "threshold"), [
-    ([0.0, 1.0], [], 1.0), ([0.3, 0.7], [1.0], 1.0), ([1.0, 1.0], [1.0], 1.0), ([0.2, 0.2], [0.9], 1.0),  # 0 to 1
+    ([0.0, 1.0], [], 1.0), ([0.3, 0.7], [1.0], 1.0), ([1.0, 1.0], [1.0], 1.0), ([0.2, 0.2], [0.9], 0.9),  # 0 to 1
     ([0.0, 0.0], [0.0], 1.0), ([0.0, 0.0], [], 1.0),
     ([1.0, 1.0], [5.0, 4.0], 4.0), ([2.0, 5.0], [5.0], 5.0), ([0.0, 0.0], [100.0], 100.0),  # right answers tell
     ([-3.0, -1.0], [0.0], 0.0),
@@ -204,7 +204,7 @@ def test_a_threshold_that_every_answer_reaches_is_named() -> None:
     assert "counted as a success (scores 0.5 to 0.75, threshold 0.5)" in said["threshold"]
     assert "threshold=" in said["threshold"]
     said = kinds(compiled(APO, writes("plain"), graded(0.9, 0.2)))
-    assert "No answer counted as a success: the highest score is 0.2, the threshold 1" in said["threshold"]
+    assert "No answer counted as a success: the highest score is 0.2, the threshold 0.9" in said["threshold"]
     assert "threshold" not in kinds(compiled(APO, writes("plain"), graded(1.0, 0.0)))
 
 

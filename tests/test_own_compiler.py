@@ -30,7 +30,7 @@ class RandomSearch(Compiler):
             for name in run.baseline.names:
                 examples = run.rng(number, name).sample(run.train, min(4, len(run.train)))
                 shown = [shown_example(example.inputs().toDict(), example.labels().toDict()) for example in examples]
-                request = {"task_description": best.candidate.prompts[name].instructions, "examples": shown}
+                request = {"context": best.candidate.prompts[name].instructions, "examples": shown}
                 for reply in await run.ask(WriteInstructions, request, salt=f"{number}, {name}"):
                     origin = made_from("random", examples, best.candidate)
                     made = best.candidate.replace(name, instructions=reply.instruction, origin=origin)

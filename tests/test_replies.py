@@ -104,7 +104,7 @@ def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
 
 def test_json_behind_thinking_is_read() -> None:
     def reply(system: str, asked: str, number: int) -> str:
-        names = re.findall(r"fields: `(\w+)`", asked)
+        names = re.findall(r"`(\w+)`", asked.partition("fields: ")[2])
         return f"<think>hm, {{}}</think>{json.dumps(dict.fromkeys(names, GOOD))}" if names else "no such format"
 
     found, lost = compiled(Engine(reply))
@@ -162,6 +162,7 @@ def test_the_users_adapter_is_for_the_users_program(adapter: dspy.Adapter) -> No
     with dspy.context(adapter=adapter):
         compiled(engine)
     assert all("[[ ## instruction ## ]]" in str(r.messages[-1].text) or "variation" in str(r.messages[-1].text)
+               or "[[ ## summary ## ]]" in str(r.messages[-1].text)
                for r in engine.requests) and not any("<instruction>" in str(r.system) for r in engine.requests)
 
 

@@ -60,6 +60,9 @@ T = TypeVar("T")
 LONGEST_INPUT = 12_000
 """Characters of one text of a request to the optimizer, unless instructions may be half as long. Ours."""
 
+OPTIONAL = ("context", "style")
+"""Inputs of a request that need not be given: nothing is told then."""
+
 EQUAL = 0.5
 """Two candidates are equally good if a difference like theirs comes by chance more often than this. Ours."""
 
@@ -98,6 +101,7 @@ class Asker:
         temperature: float | None = None,
     ) -> list[dspy.Prediction]:
         """Ask as `Run.ask` does, with at most `longest` characters of one text, at `Run.temperature`."""
+        inputs = {**{name: "" for name in OPTIONAL if name in signature.input_fields}, **inputs}
         if set(inputs) != set(signature.input_fields):
             raise TypeError(f"{signature.__name__} takes {sorted(signature.input_fields)}, got {sorted(inputs)}")
         self.check_open()

@@ -71,7 +71,8 @@ class Run:
 
         Args:
             signature: The request, one of `cuesmith.signatures` or of that kind.
-            inputs: A value for each of its input fields. The middle of a very long text is left out.
+            inputs: A value for each of its input fields; `context` and `style` may be left out. The middle of a very
+                long text is left out. `search.context.Requests` asks with a full context.
             n: Distinct draws wanted.
             salt: Separates draws on the same inputs: the same (signature, inputs, salt, draw) is one effect.
 
