@@ -9,7 +9,7 @@ from typing import Unpack
 import dspy
 
 from cuesmith.signatures import ReviseStep, WriteSteps, render_steps
-from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
+from cuesmith.teleprompters.prompt_search import PromptSearch
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -20,6 +20,7 @@ from cuesmith.teleprompters.search.deviations import Located, most_frequent
 from cuesmith.teleprompters.search.drafts import Draft, keep_drafts, outside_demonstrations
 from cuesmith.teleprompters.search.locating import locate
 from cuesmith.teleprompters.search.material import subsets
+from cuesmith.teleprompters.search.options import SearchOptions
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
 from cuesmith.teleprompters.search.texts import mend, step_list, steps_fault, text_field

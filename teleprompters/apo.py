@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
 from cuesmith.signatures import VaryInstructions
-from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
+from cuesmith.teleprompters.prompt_search import BeamSearch
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -17,6 +17,7 @@ from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.bandits import select
 from cuesmith.teleprompters.search.beam import distinct
 from cuesmith.teleprompters.search.deviations import Failure
+from cuesmith.teleprompters.search.options import SearchOptions
 from cuesmith.teleprompters.search.reflecting import criticize, edit, groups
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting

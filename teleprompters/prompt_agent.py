@@ -12,7 +12,7 @@ from typing import Unpack
 import dspy
 
 from cuesmith.signatures import ReflectOnFailures, ReflectOnSuccesses, RewriteInstruction
-from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
+from cuesmith.teleprompters.prompt_search import BeamSearch
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -20,6 +20,7 @@ from cuesmith.teleprompters.runtime.evidence import shortened
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.search.beam import distinct
+from cuesmith.teleprompters.search.options import SearchOptions
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
 from cuesmith.teleprompters.search.texts import text_field
