@@ -320,7 +320,7 @@ def test_notes_are_events_after_the_start_and_stand_in_the_record_with_their_kin
     assert [event.note for event in events if isinstance(event, Noted)] == list(found.notes)
     assert isinstance(events[0], RunStarted)
     stored = json.loads((tmp_path / "record.json").read_text())["notes"]
-    assert stored == [{"kind": note.kind, "text": note.text} for note in found.notes] and len(stored) == 2
+    assert stored == [{"kind": note.kind, "text": note.text} for note in found.notes] and len(stored) == 3
     read = Record.read(tmp_path).notes
     assert [(note.kind, note.text) for note in read] == [(note.kind, note.text) for note in found.notes]
 

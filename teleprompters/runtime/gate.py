@@ -19,7 +19,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TypeAlias, cast, get_args
 
 from dspy.utils.exceptions import (
@@ -232,6 +232,8 @@ class Admission:
         sent: How many requests it has sent through LiteLLM.
         begun: How many requests dspy has begun for it: one for each completion that is asked for.
         gate: Where it was admitted.
+        outer: The call that it is made within and whose place it has taken, if so.
+        finish: Why the replies of inner calls ended, for a record that answers without them.
     """
 
     ticket: Ticket
@@ -241,6 +243,8 @@ class Admission:
     lost: bool = False
     sent: int = 0
     begun: int = 0
+    outer: Admission | None = None
+    finish: list[str] = field(default_factory=list)
 
     def goes_on(self) -> None:
         """Note that a request is begun.
@@ -581,7 +585,8 @@ class Gate:
         assert isinstance(usage, dict) and isinstance(finish, list)
         current.add(role, Usage(**usage))
         current.finish.extend(finish)
-        current.hear(role, body["outputs"])
+        if admission.get() is None:
+            current.hear(role, body["outputs"])
         current.refused.pop(current, None)
         return body["outputs"]
 
@@ -618,7 +623,7 @@ class Gate:
         depth = 0 if outer is None else outer.depth + 1
         if outer is not None and not outer.taken and not outer.sent and not self._halt.is_set():
             outer.taken = True
-            return Admission(outer.ticket, self, depth)
+            return Admission(outer.ticket, self, depth, outer=outer)
         size = self._size(request)
         reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
         waiter, final = object(), False
@@ -647,14 +652,18 @@ class Gate:
     ) -> None:
         usage = Usage() if place.taken else reply.usage
         # The journal first: a reply that a kill finds on its way there is paid twice.
+        ended = reply.finish or tuple(place.finish)
         if key is not None:
-            self._keep(key, role, reply, usage)
+            self._keep(key, role, replace(reply, finish=ended), usage)
+        if place.outer is not None:
+            place.outer.finish.extend(ended)
         if not place.taken:
             self.ledger.settle(place.ticket, usage)
             current.add(role, usage)
         current.replayable &= reply.stored is not None
         current.finish.extend(reply.finish)
-        current.hear(role, reply.stored)
+        if not place.depth:
+            current.hear(role, reply.stored)
         current.refused.pop(request.caller, None)
         self.throttle.speed_up()
         if self.ledger.budget.usd is not None and not reply.price_known and usage.calls:

@@ -387,7 +387,7 @@ def _with_aside(step: Step, aside: str) -> Step:
 
 def _aside(stored: object) -> str:
     """Return the text before the first field of a reply in dspy's chat format; "" in any other."""
-    outputs = stored.get("outputs") if isinstance(stored, Mapping) else None
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
     first = outputs[0] if isinstance(outputs, list) and outputs else None
     text = first.get("text") if isinstance(first, Mapping) else first
     head, found, _ = strip_thinking(text).partition(HEADER) if isinstance(text, str) else ("", "", "")
