@@ -1,5 +1,9 @@
-"""APO: automatic prompt optimization by textual gradients. Source: 2402.02101 section 3 after ProTeGi (2305.03495)
-and its public code; what is left out of that code stands in PAPERS.md."""
+"""APO: automatic prompt optimization by textual gradients: reasons why an instruction fails, and edits against them.
+
+Source: 2402.02101 section 3 after ProTeGi (2305.03495) and its public code (microsoft/LMOps, prompt_optimization); what
+is left out of that code stands in PAPERS.md. For any signature and metric instead of yes/no classification, and nothing
+is asked where nothing failed: ours.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,17 @@ import asyncio
 from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
-from cuesmith.signatures import VaryInstructions
+from cuesmith.signatures import CriticizeInstruction, EditInstruction, VaryInstructions
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.bandits import select
-from cuesmith.teleprompters.search.beam import distinct
-from cuesmith.teleprompters.search.deviations import Failure
-from cuesmith.teleprompters.search.reflecting import criticize, edit, groups
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.examples import Failure
+from cuesmith.teleprompters.search.scene import Scene, text_field, texts_of
+from cuesmith.teleprompters.search.selection import select
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import text_field
 
 Selection = Literal["full", "ucb", "ucb-e", "sr", "sh"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
@@ -143,3 +144,46 @@ class APO(BeamSearch):
         edited = self.error_groups * self.gradients * self.edits
         calls = self.error_groups + edited + self.paraphrases * (edited + 1)
         return Plan(calls, min(self.setting.minibatch, n_train))
+
+
+def groups(scene: Scene, parent: Candidate, failures: Sequence[Failure], count: int, size: int) -> list[list[Failure]]:
+    """Return `count` seeded samples of at most `size` failures; none where nothing failed."""
+    if not failures:
+        return []
+    rngs = (scene.run.rng("errors", scene.step, parent.id, j) for j in range(count))
+    return [rng.sample(list(failures), min(size, len(failures))) for rng in rngs]
+
+
+async def criticize(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], count: int, j: int
+                    ) -> list[str]:
+    """Ask why the instructions of predictor `name` could have led to a group of failures.
+
+    Args:
+        scene: The step.
+        parent: The candidate that failed.
+        name: The predictor.
+        group: The failures shown.
+        count: Reasons wanted.
+        j: The group's number.
+
+    Returns:
+        At most `count` reasons.
+    """
+    request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group], "count": count}
+    replies = await scene.ask(CriticizeInstruction, name, request, salt=f"step {scene.step}, group {j}")
+    return texts_of(replies[0].get("reasons"))[:count] if replies else []
+
+
+async def edit(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], reason: str, n: int, salt: str
+               ) -> list[Candidate]:
+    """Ask for `n` edits of the instructions of predictor `name` against one reason.
+
+    Returns:
+        The candidates whose texts may be used: 0 to n.
+    """
+    request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group],
+               "reason": reason}
+    replies = await scene.ask(EditInstruction, name, request, n=n, salt=f"step {scene.step}, {salt}")
+    seen = [failure.example for failure in group]
+    made = (scene.child(parent, name, text_field(reply, "edited_instruction"), "edit", seen) for reply in replies)
+    return [child for child in made if child is not None]

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from cuesmith.signatures import SummarizeReasons
+from cuesmith.teleprompters.apo import criticize, edit, groups
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.reflecting import criticize, edit, groups, texts_of
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, texts_of
 from cuesmith.teleprompters.search.setting import Setting
 
 

@@ -27,12 +27,9 @@ from cuesmith.teleprompters.runtime.outcomes import Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded, thinks
-from cuesmith.teleprompters.search.credit import STRATEGIES, Strategy
-from cuesmith.teleprompters.search.initial import write_instructions
-from cuesmith.teleprompters.search.material import Material, begin
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
+from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
-from cuesmith.teleprompters.search.success import success_threshold
 
 Form = Literal["unified", "native"]
 FORMS: tuple[Form, ...] = get_args(Form)
@@ -88,7 +85,7 @@ class PromptSearch(Compiler):
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success. None: 1.0 where the student's scores say that the metric
-            gives 0 to 1, else what the right answers of some examples score (`search/success.py`).
+            gives 0 to 1, else what the right answers of some examples score (`search/examples.py`).
         temperature: What the optimizer samples at, unless its model has a temperature of its own above 0, or takes none
             (OpenAI's reasoning models).
         racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:

@@ -21,11 +21,11 @@ from cuesmith.programs.diagnosis.association import Difference, fisher_exact, ka
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
+from cuesmith.teleprompters.behavior.steps import labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-from cuesmith.teleprompters.search.deviations import labelled
 
 __all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "decided", "following",
            "majority", "pairs_of", "rules_of", "section_of"]
