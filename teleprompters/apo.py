@@ -8,6 +8,7 @@ is asked where nothing failed: ours.
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
@@ -27,7 +28,49 @@ Selection = Literal["full", "ucb", "ucb-e", "sr", "sh"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
-class APO(BeamSearch):
+class GradientOptions(SearchOptions, total=False):
+    """The options that `APO` and `APOSum` share; `GradientSearch` says what they mean."""
+
+    error_groups: int
+    errors_per_group: int
+    gradients: int
+
+
+class GradientSearch(BeamSearch):
+    """What `APO` and `APOSum` share: a step runs the beam on one minibatch, and reflects on groups of its errors.
+
+    Args:
+        metric: As for `Compiler`.
+        error_groups: Groups of errors for each kept candidate.
+        errors_per_group: Errors in a group at most.
+        gradients: Reasons asked for each group.
+        **options: As for `PromptSearch`.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(self, metric: MetricFunction, *, error_groups: int = 4, errors_per_group: int = 4, gradients: int = 1,
+                 **options: Unpack[SearchOptions]) -> None:
+        super().__init__(metric, **options)
+        self.error_groups = whole("error_groups", error_groups)
+        self.errors_per_group = whole("errors_per_group", errors_per_group)
+        self.gradients = whole("gradients", gradients)
+
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        """Return the edits of each kept candidate against the reasons for its errors on one minibatch."""
+        parents = [scores.candidate for scores in beam]
+        ran = await scene.try_out(parents, scene.minibatch())
+        families = await asyncio.gather(*(self._expand(scene, one) for one in ran))
+        return [child for family in families for child in family]
+
+    @abstractmethod
+    async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
+        """Return the edits of one candidate, given how it did on the minibatch."""
+
+
+class APO(GradientSearch):
     """Textual gradient descent: ask why a prompt fails on groups of its errors, and edit it against each reason.
 
     A step runs every kept candidate on one minibatch, samples groups of its errors, asks for reasons (the
@@ -40,15 +83,12 @@ class APO(BeamSearch):
 
     Args:
         metric: As for `Compiler`.
-        error_groups: Groups of errors for each kept candidate.
-        errors_per_group: Errors in a group at most.
-        gradients: Reasons asked for each group.
         edits: Edited prompts drawn for each reason.
         paraphrases: Paraphrases drawn of each edit and of the parent; None: 0 in the unified form, 2 in the native.
         selection: How the kept candidates are found: by "full" scoring, or by a bandit, "ucb", "ucb-e", "sr"
             (successive rejects) or "sh" (successive halving). None: "full" in the unified form, "ucb" in the native.
         selection_runs: Program runs of a bandit a step.
-        **options: As for `PromptSearch`.
+        **options: As for `GradientSearch`.
 
     Raises:
         TypeError: If an option is of the wrong type.
@@ -61,20 +101,14 @@ class APO(BeamSearch):
         self,
         metric: MetricFunction,
         *,
-        error_groups: int = 4,
-        errors_per_group: int = 4,
-        gradients: int = 1,
         edits: int = 1,
         paraphrases: int | None = None,
         selection: Selection | None = None,
         selection_runs: int = 2048,
-        **options: Unpack[SearchOptions],
+        **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(metric, **options)
         native = self.form == "native"
-        self.error_groups = whole("error_groups", error_groups)
-        self.errors_per_group = whole("errors_per_group", errors_per_group)
-        self.gradients = whole("gradients", gradients)
         self.edits = whole("edits", edits)
         self.paraphrases = whole("paraphrases", 2 * native if paraphrases is None else paraphrases, least=0)
         self.selection: Selection = selection or ("ucb" if native else "full")
@@ -101,13 +135,6 @@ class APO(BeamSearch):
             return await super().keep(scene, pool)
         return await select(scene.run, distinct(pool), self.setting.width, method=self.selection,
                             budget=self.selection_runs, key=scene.step)
-
-    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
-        """Return the edits of each kept candidate against the reasons for its errors on one minibatch."""
-        parents = [scores.candidate for scores in beam]
-        ran = await scene.try_out(parents, scene.minibatch())
-        families = await asyncio.gather(*(self._expand(scene, one) for one in ran))
-        return [child for family in families for child in family]
 
     async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
         parent, name = ran.candidate, scene.turn(ran)
