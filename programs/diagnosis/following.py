@@ -255,7 +255,7 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
     """Return what predictor `name` wrote; None if it had no part in the run, or that is not known.
 
     A reply that could not be used is that of the first predictor, in the program's order, without a call in the
-    trace (as `search.deviations.read_failure` has it).
+    trace (as `search.examples.read_failure` has it).
     """
     if not isinstance(outcome, Scored | ParseFailure):
         return None
