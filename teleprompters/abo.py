@@ -9,22 +9,23 @@ from typing import Unpack
 import dspy
 
 from cuesmith.signatures import ReviseStep, WriteSteps, render_steps
-from cuesmith.teleprompters.prompt_search import PromptSearch
+from cuesmith.teleprompters.behavior.behavior import (
+    Behavior,
+    Demonstration,
+    Draft,
+    demonstrate,
+    keep_drafts,
+    outside_demonstrations,
+)
+from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
+from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.demos import Behavior, Demonstration
-from cuesmith.teleprompters.search.deviations import Located, most_frequent
-from cuesmith.teleprompters.search.drafts import Draft, keep_drafts, outside_demonstrations
-from cuesmith.teleprompters.search.locating import locate
-from cuesmith.teleprompters.search.material import subsets
-from cuesmith.teleprompters.search.options import SearchOptions
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, subsets, text_field
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import mend, step_list, steps_fault, text_field
-from cuesmith.teleprompters.search.working import demonstrate
 
 
 class ABO(PromptSearch):

@@ -1,33 +1,76 @@
-"""APO: automatic prompt optimization by textual gradients. Source: 2402.02101 section 3 after ProTeGi (2305.03495)
-and its public code; what is left out of that code stands in PAPERS.md."""
+"""APO: automatic prompt optimization by textual gradients: reasons why an instruction fails, and edits against them.
+
+Source: 2402.02101 section 3 after ProTeGi (2305.03495) and its public code (microsoft/LMOps, prompt_optimization); what
+is left out of that code stands in PAPERS.md. For any signature and metric instead of yes/no classification, and nothing
+is asked where nothing failed: ours.
+"""
 
 from __future__ import annotations
 
 import asyncio
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Literal, Unpack, get_args
 
-from cuesmith.signatures import VaryInstructions
-from cuesmith.teleprompters.prompt_search import BeamSearch
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.signatures import CriticizeInstruction, EditInstruction, VaryInstructions
+from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.bandits import select
-from cuesmith.teleprompters.search.beam import distinct
-from cuesmith.teleprompters.search.deviations import Failure
-from cuesmith.teleprompters.search.options import SearchOptions
-from cuesmith.teleprompters.search.reflecting import criticize, edit, groups
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.examples import Failure
+from cuesmith.teleprompters.search.scene import Scene, text_field, texts_of
+from cuesmith.teleprompters.search.selection import select
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import text_field
 
 Selection = Literal["full", "ucb", "ucb-e", "sr", "sh"]
 SELECTIONS: tuple[Selection, ...] = get_args(Selection)
 
 
-class APO(BeamSearch):
+class GradientOptions(SearchOptions, total=False):
+    """The options that `APO` and `APOSum` share; `GradientSearch` says what they mean."""
+
+    error_groups: int
+    errors_per_group: int
+    gradients: int
+
+
+class GradientSearch(BeamSearch):
+    """What `APO` and `APOSum` share: a step runs the beam on one minibatch, and reflects on groups of its errors.
+
+    Args:
+        metric: As for `Compiler`.
+        error_groups: Groups of errors for each kept candidate.
+        errors_per_group: Errors in a group at most.
+        gradients: Reasons asked for each group.
+        **options: As for `PromptSearch`.
+
+    Raises:
+        TypeError: If an option is of the wrong type.
+        ValueError: If an option is out of range.
+    """
+
+    def __init__(self, metric: MetricFunction, *, error_groups: int = 4, errors_per_group: int = 4, gradients: int = 1,
+                 **options: Unpack[SearchOptions]) -> None:
+        super().__init__(metric, **options)
+        self.error_groups = whole("error_groups", error_groups)
+        self.errors_per_group = whole("errors_per_group", errors_per_group)
+        self.gradients = whole("gradients", gradients)
+
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        """Return the edits of each kept candidate against the reasons for its errors on one minibatch."""
+        parents = [scores.candidate for scores in beam]
+        ran = await scene.try_out(parents, scene.minibatch())
+        families = await asyncio.gather(*(self._expand(scene, one) for one in ran))
+        return [child for family in families for child in family]
+
+    @abstractmethod
+    async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
+        """Return the edits of one candidate, given how it did on the minibatch."""
+
+
+class APO(GradientSearch):
     """Textual gradient descent: ask why a prompt fails on groups of its errors, and edit it against each reason.
 
     A step runs every kept candidate on one minibatch, samples groups of its errors, asks for reasons (the
@@ -40,15 +83,12 @@ class APO(BeamSearch):
 
     Args:
         metric: As for `Compiler`.
-        error_groups: Groups of errors for each kept candidate.
-        errors_per_group: Errors in a group at most.
-        gradients: Reasons asked for each group.
         edits: Edited prompts drawn for each reason.
         paraphrases: Paraphrases drawn of each edit and of the parent; None: 0 in the unified form, 2 in the native.
         selection: How the kept candidates are found: by "full" scoring, or by a bandit, "ucb", "ucb-e", "sr"
             (successive rejects) or "sh" (successive halving). None: "full" in the unified form, "ucb" in the native.
         selection_runs: Program runs of a bandit a step.
-        **options: As for `PromptSearch`.
+        **options: As for `GradientSearch`.
 
     Raises:
         TypeError: If an option is of the wrong type.
@@ -61,20 +101,14 @@ class APO(BeamSearch):
         self,
         metric: MetricFunction,
         *,
-        error_groups: int = 4,
-        errors_per_group: int = 4,
-        gradients: int = 1,
         edits: int = 1,
         paraphrases: int | None = None,
         selection: Selection | None = None,
         selection_runs: int = 2048,
-        **options: Unpack[SearchOptions],
+        **options: Unpack[GradientOptions],
     ) -> None:
         super().__init__(metric, **options)
         native = self.form == "native"
-        self.error_groups = whole("error_groups", error_groups)
-        self.errors_per_group = whole("errors_per_group", errors_per_group)
-        self.gradients = whole("gradients", gradients)
         self.edits = whole("edits", edits)
         self.paraphrases = whole("paraphrases", 2 * native if paraphrases is None else paraphrases, least=0)
         self.selection: Selection = selection or ("ucb" if native else "full")
@@ -101,13 +135,6 @@ class APO(BeamSearch):
             return await super().keep(scene, pool)
         return await select(scene.run, distinct(pool), self.setting.width, method=self.selection,
                             budget=self.selection_runs, key=scene.step)
-
-    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
-        """Return the edits of each kept candidate against the reasons for its errors on one minibatch."""
-        parents = [scores.candidate for scores in beam]
-        ran = await scene.try_out(parents, scene.minibatch())
-        families = await asyncio.gather(*(self._expand(scene, one) for one in ran))
-        return [child for family in families for child in family]
 
     async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
         parent, name = ran.candidate, scene.turn(ran)
@@ -144,3 +171,46 @@ class APO(BeamSearch):
         edited = self.error_groups * self.gradients * self.edits
         calls = self.error_groups + edited + self.paraphrases * (edited + 1)
         return Plan(calls, min(self.setting.minibatch, n_train))
+
+
+def groups(scene: Scene, parent: Candidate, failures: Sequence[Failure], count: int, size: int) -> list[list[Failure]]:
+    """Return `count` seeded samples of at most `size` failures; none where nothing failed."""
+    if not failures:
+        return []
+    rngs = (scene.run.rng("errors", scene.step, parent.id, j) for j in range(count))
+    return [rng.sample(list(failures), min(size, len(failures))) for rng in rngs]
+
+
+async def criticize(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], count: int, j: int
+                    ) -> list[str]:
+    """Ask why the instructions of predictor `name` could have led to a group of failures.
+
+    Args:
+        scene: The step.
+        parent: The candidate that failed.
+        name: The predictor.
+        group: The failures shown.
+        count: Reasons wanted.
+        j: The group's number.
+
+    Returns:
+        At most `count` reasons.
+    """
+    request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group], "count": count}
+    replies = await scene.ask(CriticizeInstruction, name, request, salt=f"step {scene.step}, group {j}")
+    return texts_of(replies[0].get("reasons"))[:count] if replies else []
+
+
+async def edit(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], reason: str, n: int, salt: str
+               ) -> list[Candidate]:
+    """Ask for `n` edits of the instructions of predictor `name` against one reason.
+
+    Returns:
+        The candidates whose texts may be used: 0 to n.
+    """
+    request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group],
+               "reason": reason}
+    replies = await scene.ask(EditInstruction, name, request, n=n, salt=f"step {scene.step}, {salt}")
+    seen = [failure.example for failure in group]
+    made = (scene.child(parent, name, text_field(reply, "edited_instruction"), "edit", seen) for reply in replies)
+    return [child for child in made if child is not None]

@@ -5,22 +5,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
-from typing import Unpack
 
 from cuesmith.signatures import SummarizeReasons
-from cuesmith.teleprompters.prompt_search import BeamSearch
+from cuesmith.teleprompters.apo import GradientSearch, criticize, edit, groups
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
-from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.options import SearchOptions
-from cuesmith.teleprompters.search.reflecting import criticize, edit, groups, texts_of
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, texts_of
 from cuesmith.teleprompters.search.setting import Setting
 
 
-class APOSum(BeamSearch):
+class APOSum(GradientSearch):
     """APO with one summarised reflection: what many groups of errors say counts more than what one says.
 
     As `APO`, but the reasons of all groups are first merged into points, each with the number of reasons that
@@ -29,40 +24,10 @@ class APOSum(BeamSearch):
 
     No native form is published: it starts from the student's prompt alone, with APO's numbers.
 
-    Args:
-        metric: As for `Compiler`.
-        error_groups: Groups of errors for each kept candidate.
-        errors_per_group: Errors in a group at most.
-        gradients: Reasons asked for each group.
-        **options: As for `PromptSearch`.
-
-    Raises:
-        TypeError: If an option is of the wrong type.
-        ValueError: If an option is out of range.
+    Options and errors are those of `GradientSearch`.
     """
 
     NATIVE = Setting(width=4, branch=8, steps=6, initial=0, minibatch=64, temperature=0.7)
-
-    def __init__(
-        self,
-        metric: MetricFunction,
-        *,
-        error_groups: int = 4,
-        errors_per_group: int = 4,
-        gradients: int = 1,
-        **options: Unpack[SearchOptions],
-    ) -> None:
-        super().__init__(metric, **options)
-        self.error_groups = whole("error_groups", error_groups)
-        self.errors_per_group = whole("errors_per_group", errors_per_group)
-        self.gradients = whole("gradients", gradients)
-
-    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
-        """Return the edits of each kept candidate against the summary of the reasons for its errors."""
-        parents = [scores.candidate for scores in beam]
-        ran = await scene.try_out(parents, scene.minibatch())
-        families = await asyncio.gather(*(self._expand(scene, one) for one in ran))
-        return [child for family in families for child in family]
 
     async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
         parent, name = ran.candidate, scene.turn(ran)

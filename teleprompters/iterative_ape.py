@@ -10,9 +10,8 @@ from cuesmith.teleprompters.prompt_search import BeamSearch
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, text_field
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import text_field
 
 
 class IterativeAPE(BeamSearch):

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from typing import Unpack
 
 from cuesmith.signatures import ProposeInstruction
-from cuesmith.teleprompters.prompt_search import BeamSearch
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.beam import distinct
-from cuesmith.teleprompters.search.options import SearchOptions
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, text_field
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import text_field
 
 SLOT = "<INS>"
 """Where the instruction will stand, in an exemplar."""

@@ -11,7 +11,7 @@ import copy
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import ClassVar, Literal, Self, Unpack
+from typing import ClassVar, Literal, Self, Unpack, get_args
 
 import dspy
 
@@ -27,21 +27,44 @@ from cuesmith.teleprompters.runtime.outcomes import Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded, thinks
-from cuesmith.teleprompters.search.credit import STRATEGIES, Strategy
-from cuesmith.teleprompters.search.initial import write_instructions
-from cuesmith.teleprompters.search.material import Material, begin
-from cuesmith.teleprompters.search.options import (
-    ASKED,
-    FORMS,
-    STEPS,
-    USED,
-    Form,
-    checked_pins,
-    checked_text,
-)
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
+from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
-from cuesmith.teleprompters.search.success import success_threshold
+
+Form = Literal["unified", "native"]
+FORMS: tuple[Form, ...] = get_args(Form)
+
+STEPS = 1
+"""Under a cap on calls a setting is made so small that so many steps fit in. Ours."""
+
+USED, ASKED = 0.6, 0.4
+"""Shares of the upper bounds of program runs, with racing, and of optimizer calls that a search takes by and large.
+Ours."""
+
+
+class SearchOptions(Options, total=False):
+    """The options that every prompt search takes; `PromptSearch` says what they mean."""
+
+    search: Form
+    width: int | None
+    branch: int | None
+    steps: int | None
+    initial: int | None
+    init_examples: int | None
+    init_draws: int | None
+    minibatch: int | None
+    scoring: int | None
+    threshold: float | None
+    temperature: float | None
+    racing: bool | None
+    pinned: str | Mapping[str, str] | None
+    longest: int | None
+    next_predictor: Strategy
+    task_description: str
+    metric_description: str | None
+    dataset_summary: bool | None
+    analysis: Literal["auto"] | bool
+    style: Style
 
 
 class PromptSearch(Compiler):
@@ -63,7 +86,7 @@ class PromptSearch(Compiler):
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
         scoring: Selection examples that a candidate is scored on at most.
         threshold: A score of at least this is a success. None: 1.0 where the student's scores say that the metric
-            gives 0 to 1, else what the right answers of some examples score (`search/success.py`).
+            gives 0 to 1, else what the right answers of some examples score (`search/examples.py`).
         temperature: What the optimizer samples at, unless its model has a temperature of its own above 0, or takes none
             (OpenAI's reasoning models).
         racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:
@@ -131,12 +154,12 @@ class PromptSearch(Compiler):
         if not isinstance(racing, bool | None):
             raise TypeError(f"racing must be True, False or None, got {racing!r}")
         self.racing = self.RACING if racing is None else racing
-        self.pinned = checked_pins(pinned)
+        self.pinned = _pinned(pinned)
         self.longest = None if longest is None else whole("longest", longest)
         self.next_predictor: Strategy = chosen("next_predictor", next_predictor, STRATEGIES)
-        self.task_description = checked_text("task_description", task_description)
+        self.task_description = _text("task_description", task_description)
         own = rewarded(metric) if metric_description is None else metric_description
-        self.metric_description = checked_text("metric_description", own)
+        self.metric_description = _text("metric_description", own)
         if not isinstance(dataset_summary, bool | None):
             raise TypeError(f"dataset_summary must be True, False or None, got {dataset_summary!r}")
         self.dataset_summary = self.form == "unified" if dataset_summary is None else dataset_summary
@@ -288,3 +311,18 @@ class BeamSearch(PromptSearch):
     async def start(self, scene: Scene) -> list[Candidate]:
         """Return the initial candidates beside the student."""
         return await write_instructions(scene.requests, scene.setting, scene.material, scene.book)
+
+
+def _text(name: str, text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"{name} must be a text, got {text!r}")
+    return text.strip()
+
+
+def _pinned(pinned: str | Mapping[str, str] | None) -> str | Mapping[str, str]:
+    if pinned is None:
+        return {}
+    texts = [pinned] if isinstance(pinned, str) else list(pinned.values()) if isinstance(pinned, Mapping) else [pinned]
+    if not all(isinstance(text, str) and text.strip() for text in texts):
+        raise TypeError(f"pinned must be a text, or a mapping from predictor name to text, got {pinned!r}")
+    return pinned

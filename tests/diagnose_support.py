@@ -20,7 +20,7 @@ from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.ledger import Budget
-from cuesmith.teleprompters.search.reflecting import texts_of
+from cuesmith.teleprompters.search.scene import texts_of
 
 
 def run(*arguments: object) -> int:

@@ -20,9 +20,9 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.abo import ABO
+from cuesmith.teleprompters.behavior.steps import labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, question_key
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.search.deviations import labelled
 
 SUM = FAMILIES["sum"]
 Answer = Mapping[str, object]

@@ -17,7 +17,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import paired_gain
-from cuesmith.teleprompters.search.bandits import METHODS, Bandit, Method, select
+from cuesmith.teleprompters.search.selection import METHODS, Bandit, Method, select
 
 Asked = list[dict[int, tuple[int, ...]]]
 

@@ -28,12 +28,13 @@ from cuesmith.programs.diagnosis.following import (
 )
 from cuesmith.programs.diagnosis.record import Record
 from cuesmith.signatures import render_steps
+from cuesmith.teleprompters.behavior.steps import by_rule, first_missing
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, rank
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.deviations import Failure, by_rule, first_missing
+from cuesmith.teleprompters.search.examples import Failure
 
 STEPS = ("Write the sentence.", "Number its words.", "Name the last word.", "Check that it is there.", "Give it.")
 RULES = tuple(Rule(text, k) for k, text in enumerate(STEPS, 1))

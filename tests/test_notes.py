@@ -23,7 +23,7 @@ from cuesmith.teleprompters.runtime.events import Event, Lost, Malformed, Noted,
 from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.remarks import Seen, few_fresh, needed, points, remarks, replies
 from cuesmith.teleprompters.runtime.statistics import pairs_to_show
-from cuesmith.teleprompters.search.success import threshold_of
+from cuesmith.teleprompters.search.examples import threshold_of
 
 Answer = Callable[[str, str, int], str]
 TRAIN = [dspy.Example(question=f"say w{i}", answer=f"w{i}").with_inputs("question") for i in range(30)]

@@ -70,7 +70,7 @@ def test_the_base_install_has_no_training_framework() -> None:
     [
         ("signatures/__init__.py", "import cuesmith.modules.sampling", "the folders"),
         ("teleprompters/runtime/run.py", "from cuesmith.teleprompters.alignment import record", "the kernel knows"),
-        ("teleprompters/search/beam.py", "from cuesmith.teleprompters.runtime.effects import Effects", "a search sees"),
+        ("teleprompters/search/scene.py", "import cuesmith.teleprompters.runtime.effects", "a search sees"),
         ("programs/report.py", "import cuesmith.programs.quickstart", "no circles"),
     ],
 )

@@ -19,8 +19,7 @@ from numpy.typing import NDArray
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.beam import keep_best
-from cuesmith.teleprompters.search.racing import race
+from cuesmith.teleprompters.search.selection import keep_best, race
 
 Row = Sequence[float | None]
 BINARY: dict[float | None, Outcome] = {0.0: Scored(0.0), 1.0: Scored(1.0), None: ProviderFailure("down")}

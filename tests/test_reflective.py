@@ -15,13 +15,13 @@ from dspy.lm15 import Message, Request, Response, Usage
 
 from cuesmith.modules.simulated_optimizer import Asked, FieldValue
 from cuesmith.teleprompters import APO, OPRO, APOSum, Compiler, IterativeAPE, PromptAgent
+from cuesmith.teleprompters.prompt_agent import Node, back_propagate, best_of, descend
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
-from cuesmith.teleprompters.search.credit import blamed
-from cuesmith.teleprompters.search.tree import Node, back_propagate, best_of, descend
+from cuesmith.teleprompters.search.scene import blamed
 
 Answer = Mapping[str, FieldValue]
 

@@ -9,7 +9,18 @@ import dspy
 import pytest
 
 from cuesmith.signatures import parse_steps
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, question_key
+from cuesmith.teleprompters.behavior.behavior import Behavior, Demonstration, ends_in, fault
+from cuesmith.teleprompters.behavior.steps import (
+    Located,
+    by_rule,
+    first_missing,
+    labelled,
+    mend,
+    most_frequent,
+    step_list,
+    steps_fault,
+)
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, distinct, question_key
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,
     gold,
@@ -20,22 +31,9 @@ from cuesmith.teleprompters.runtime.evidence import (
 )
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored, Scores, Step
-from cuesmith.teleprompters.search.beam import distinct
-from cuesmith.teleprompters.search.credit import turn
-from cuesmith.teleprompters.search.demos import Behavior, Demonstration, ends_in, fault
-from cuesmith.teleprompters.search.deviations import (
-    Failure,
-    Located,
-    by_rule,
-    first_missing,
-    labelled,
-    most_frequent,
-    read_failure,
-)
-from cuesmith.teleprompters.search.material import Case, Casebook, Material, subsets
+from cuesmith.teleprompters.search.examples import Case, Casebook, Failure, Material, read_failure, within_reach
+from cuesmith.teleprompters.search.scene import subsets, turn
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.success import within_reach
-from cuesmith.teleprompters.search.texts import mend, step_list, steps_fault
 
 COT = dspy.ChainOfThought("question -> answer").predict.signature
 PLAIN = dspy.Signature("question -> answer")

@@ -25,7 +25,7 @@ from cuesmith.signatures import (
     WriteSteps,
     render_steps,
 )
-from cuesmith.teleprompters.search.texts import mend
+from cuesmith.teleprompters.behavior.steps import mend
 
 ENGINE = SimulatedOptimizerEngine()
 

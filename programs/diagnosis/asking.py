@@ -19,8 +19,8 @@ from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.runtime.evidence import render_fields, shown_failure, sound
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import ProgramContext
-from cuesmith.teleprompters.search.deviations import Failure
-from cuesmith.teleprompters.search.reflecting import texts_of
+from cuesmith.teleprompters.search.examples import Failure
+from cuesmith.teleprompters.search.scene import texts_of
 
 __all__ = ["Ask", "Error", "Evidence", "TooLittle", "ask_all", "inquirer", "reasons", "requests_of"]
 

@@ -21,11 +21,11 @@ from cuesmith.programs.diagnosis.association import Difference, fisher_exact, ka
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
+from cuesmith.teleprompters.behavior.steps import labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-from cuesmith.teleprompters.search.deviations import labelled
 
 __all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "decided", "following",
            "majority", "pairs_of", "rules_of", "section_of"]
@@ -255,7 +255,7 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
     """Return what predictor `name` wrote; None if it had no part in the run, or that is not known.
 
     A reply that could not be used is that of the first predictor, in the program's order, without a call in the
-    trace (as `search.deviations.read_failure` has it).
+    trace (as `search.examples.read_failure` has it).
     """
     if not isinstance(outcome, Scored | ParseFailure):
         return None

@@ -27,6 +27,7 @@ from cuesmith.programs.studies.complexity_report import limits, sections
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import HARMLESS_STEPS, joined_steps
+from cuesmith.teleprompters.behavior.steps import step_list, steps_fault
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.evidence import answer_fields, text_of
@@ -34,10 +35,9 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Score
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
-from cuesmith.teleprompters.search.deviations import read_failure
-from cuesmith.teleprompters.search.material import Casebook
+from cuesmith.teleprompters.search.examples import Casebook, read_failure
+from cuesmith.teleprompters.search.scene import text_field
 from cuesmith.teleprompters.search.setting import UNIFIED
-from cuesmith.teleprompters.search.texts import step_list, steps_fault, text_field
 
 __all__ = ["STUDY", "checks_of", "conduct", "forecast", "versions", "write_steps"]
 

@@ -28,7 +28,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.deviations import read_failure
+from cuesmith.teleprompters.search.examples import read_failure
 
 __all__ = ["STUDY", "conduct", "forecast"]
 

@@ -15,7 +15,7 @@ from cuesmith.programs.diagnosis.asking import Error, Evidence
 from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.deviations import read_failure
+from cuesmith.teleprompters.search.examples import read_failure
 
 __all__ = ["Observed", "Shown", "batch_text", "exchanged", "observed", "round_robin", "swapped"]
 

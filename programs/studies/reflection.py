@@ -46,7 +46,7 @@ from cuesmith.signatures import EditInstruction, VaryInstructions
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
-from cuesmith.teleprompters.search.texts import text_field
+from cuesmith.teleprompters.search.scene import text_field
 
 __all__ = ["STUDY", "Experiment", "conduct", "forecast"]
 

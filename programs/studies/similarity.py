@@ -21,20 +21,16 @@ from cuesmith.programs.studies.similarity_analysis import FEWEST_EXAMPLES, Sampl
 from cuesmith.programs.studies.similarity_report import limits, sections
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import VaryInstructions
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.apo import criticize, edit, groups
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
-from cuesmith.teleprompters.search.beam import distinct
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
-from cuesmith.teleprompters.search.deviations import Failure
-from cuesmith.teleprompters.search.initial import write_instructions
-from cuesmith.teleprompters.search.material import Material, begin
-from cuesmith.teleprompters.search.reflecting import criticize, edit, groups
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.examples import Failure, Material, begin
+from cuesmith.teleprompters.search.scene import Scene, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.texts import text_field
 
 __all__ = ["STUDY", "conduct", "forecast"]
 

@@ -1,24 +1,36 @@
-"""What every part of a prompt search looks at, and the moves that all searches share. Source: ours."""
+"""What every part of a prompt search looks at, and what all searches share: initial prompts written from examples,
+which predictor comes next, reading what the optimizer wrote.
+
+Source: 2402.02101 section 3 has initial prompts from 4 examples; its programs have one predictor. The rest is ours.
+What the optimizer wrote is untrusted: every text is checked before it becomes a prompt.
+"""
 
 from __future__ import annotations
 
+import asyncio
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.signatures import WriteInstructions
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, made_from
+from cuesmith.teleprompters.runtime.evidence import REASONING, sound
 from cuesmith.teleprompters.runtime.guards import Guard
-from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scored, Scores, Step
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.search.beam import distinct, keep_best, record_step
 from cuesmith.teleprompters.search.context import SUMMARIZED, Requests, summary
-from cuesmith.teleprompters.search.credit import Strategy, blamed, turn
-from cuesmith.teleprompters.search.deviations import Failure, read_failure
-from cuesmith.teleprompters.search.material import Casebook, Material
-from cuesmith.teleprompters.search.racing import race
+from cuesmith.teleprompters.search.examples import Casebook, Failure, Material, read_failure, within_reach
+from cuesmith.teleprompters.search.selection import keep_best, race
 from cuesmith.teleprompters.search.setting import Setting
-from cuesmith.teleprompters.search.success import within_reach
+
+Strategy = Literal["round robin", "credit"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+
+LONGEST_REASON = 2000
+"""Characters of a reason that are used. Ours."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +96,10 @@ class Scene:
         return await keep_best(self.run, pool, self.setting.width)
 
     async def record(self, beam: Sequence[Scores]) -> None:
-        """Record the step."""
-        await record_step(self.run, self.step, beam, self.material.watched)
+        """Record the step: the beam's scores on the selection examples and the best one's on those watched."""
+        watched = self.material.watched
+        train = await self.run.score([beam[0].candidate], watched) if watched else []
+        await self.run.record(self.step, beam, train=train)
 
     def minibatch(self, pool: Sequence[dspy.Example] | None = None, *key: object, size: int | None = None
                   ) -> list[dspy.Example]:
@@ -132,3 +146,99 @@ class Scene:
             seen: The examples that the optimizer was shown for it.
         """
         return self.run.child(parent, name, text, move=move, seen=seen)
+
+
+async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook
+                             ) -> list[Candidate]:
+    """Return the initial candidates: each has new instructions for every predictor, from its own examples.
+
+    Each sample of examples gives `init_draws` candidates, the last one what is left of them. A candidate takes one draw
+    of each predictor; where a draw cannot be used, the predictor keeps the student's instructions. Ours: the paper's
+    programs have one predictor.
+
+    Args:
+        requests: Asks.
+        setting: How many candidates, and examples for each.
+        material: The examples.
+        book: What each predictor has to do on them.
+    """
+    run = requests.run
+    counts = [min(setting.init_draws, setting.initial - k) for k in range(0, setting.initial, setting.init_draws)]
+    shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial")
+    drawn = await asyncio.gather(*(
+        asyncio.gather(*(_write(requests, book, name, examples, n, j) for name in run.baseline.names))
+        for j, (examples, n) in enumerate(zip(shown, counts, strict=True))))
+    return [_candidate(run, texts, examples)
+            for examples, made in zip(shown, drawn, strict=True) for texts in zip(*made, strict=True)]
+
+
+async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int, j: int
+                 ) -> list[str | None]:
+    request = {"examples": book.shown(name, examples)}
+    own = requests.run.baseline.prompts[name].instructions
+    replies = await requests.ask(WriteInstructions, name, request, instructions=own, n=n, salt=f"initial {j}")
+    made = [requests.run.usable(name, text_field(reply, "instruction")) for reply in replies]
+    return [*made, *([None] * (n - len(made)))]
+
+
+def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:
+    prompts = {name: prompt if text is None else Prompt(text, prompt.demos)
+               for (name, prompt), text in zip(run.baseline, drawn, strict=True)}
+    return Candidate(prompts, made_from("initial", examples, run.baseline))
+
+
+def subsets(run: Run, examples: Sequence[dspy.Example], size: int, count: int, *key: object
+            ) -> list[list[dspy.Example]]:
+    """Return `count` seeded samples of at most `size` examples; `key` separates different uses."""
+    size = min(size, len(examples))
+    return [run.rng("subset", *key, j).sample(list(examples), size) for j in range(count)]
+
+
+def turn(names: Sequence[str], step: int) -> str:
+    """Return the predictor that step 1, 2, ... changes: round robin in the program's order."""
+    return names[(step - 1) % len(names)]
+
+
+def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, threshold: float) -> str:
+    """Return the predictor where most failed runs went wrong.
+
+    A run is compared with one that succeeded on the same example, of whichever candidate: the first predictor, in
+    the program's order, that answered differently is to blame. A reply that cannot be used is that of the first
+    predictor without a call. Where neither tells, and on ties, it is round robin.
+
+    Args:
+        names: All predictors.
+        step: The step, for round robin.
+        ran: A candidate's outcomes.
+        book: What is known of successes.
+        threshold: A lower score is a failure.
+    """
+    blame: Counter[str] = Counter()
+    for example, outcome in ran.failures(threshold):
+        if isinstance(outcome, ParseFailure):
+            done = {call.predictor for call in outcome.trace}
+            blame.update([name for name in names if name not in done][:1])
+        elif isinstance(outcome, Scored) and (good := book.success(example)):
+            blame.update([name for name in names if _said(outcome.trace, name) != _said(good, name)][:1])
+    first = (step - 1) % len(names)
+    order = [*names[first:], *names[:first]]
+    return max(order, key=lambda name: blame[name])
+
+
+def _said(trace: Sequence[Step], name: str) -> list[Mapping[str, object]]:
+    return [{field: value for field, value in call.outputs.items() if field != REASONING}
+            for call in trace if call.predictor == name]
+
+
+def text_field(reply: dspy.Prediction, name: str) -> str:
+    """Return a text field of a reply, stripped; "" if it is missing or no text."""
+    found = reply.get(name)
+    return found.strip() if isinstance(found, str) else ""
+
+
+def texts_of(found: object) -> list[str]:
+    """Return the usable texts of a list that the optimizer wrote: stripped, cut, without repetitions."""
+    if isinstance(found, str) or not isinstance(found, Sequence):
+        return []
+    texts = (sound(text).strip()[:LONGEST_REASON] for text in found if isinstance(text, str))
+    return list({text.casefold(): text for text in texts if text}.values())

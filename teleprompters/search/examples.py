@@ -1,4 +1,5 @@
-"""Which training examples a search may use for what, and what a predictor has to do on each. Source: ours.
+"""The training examples of a search: which may be used for what, what a predictor has to do on each, and what is a
+success or a failure on it. Source: ours.
 
 A program's examples say what goes into the program and should come out of it. A predictor inside it has inputs
 and outputs of its own: for the only predictor of a program they are mostly the example's, else they are read
@@ -7,6 +8,8 @@ from the trace of a run that succeeded.
 
 from __future__ import annotations
 
+import asyncio
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -14,15 +17,25 @@ import dspy
 
 from cuesmith.teleprompters.runtime.candidate import example_id, question_key, typed_fields
 from cuesmith.teleprompters.runtime.evidence import (
+    REASONING,
     answer_fields,
     expected,
+    feedback_of,
     gold,
+    has_reasoning,
     inputs_of,
+    labels_of,
+    render_fields,
     shown_example,
+    shown_failure,
+    text_of,
 )
-from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores, Step, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.setting import Setting
+
+GOLD = 3
+"""Examples whose right answers are judged."""
 
 
 @dataclass(frozen=True)
@@ -152,8 +165,123 @@ async def begin(run: Run, setting: Setting, material: Material) -> Casebook:
     return book
 
 
-def subsets(run: Run, examples: Sequence[dspy.Example], size: int, count: int, *key: object
-            ) -> list[list[dspy.Example]]:
-    """Return `count` seeded samples of at most `size` examples; `key` separates different uses."""
-    size = min(size, len(examples))
-    return [run.rng("subset", *key, j).sample(list(examples), size) for j in range(count)]
+@dataclass(frozen=True)
+class Failure:
+    """What one predictor did on an example that the program failed on.
+
+    Attributes:
+        example: The program's example.
+        inputs: What the predictor was given.
+        expected: What should have come out as far as labels tell it, as `evidence.expected` names it.
+        response: All that it wrote.
+        reasoning: The text in which its steps' labels stand; None where nothing shows it.
+        parsed: Whether its reply could be used.
+        feedback: The metric's words, or the parse error.
+        later: What later predictors made of it.
+    """
+
+    example: dspy.Example
+    inputs: Mapping[str, object]
+    expected: Mapping[str, object]
+    response: str
+    reasoning: str | None
+    parsed: bool
+    feedback: str
+    later: str = ""
+
+    def shown(self) -> str:
+        """Return the failure as the optimizer is shown it."""
+        return shown_failure(self.inputs, self.expected, self.response, self.feedback, self.later)
+
+
+def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequence[str],
+                 signature: type[dspy.Signature]) -> Failure | None:
+    """Return what predictor `name` did in a failed run; None if it had no part in it.
+
+    A reply that could not be used is that of the first predictor, in the program's order, without a call in the
+    trace: the others are not blamed for it.
+
+    Args:
+        example: The program's example.
+        outcome: What became of it.
+        name: The predictor.
+        names: All predictors.
+        signature: The predictor's signature.
+    """
+    if not isinstance(outcome, Scored | ParseFailure):
+        return None
+    calls = [step for step in outcome.trace if step.predictor == name]
+    feedback, right = feedback_of(outcome), expected(example, signature, alone=len(names) == 1)
+    if isinstance(outcome, ParseFailure):
+        done = {step.predictor for step in outcome.trace}
+        if name != next((other for other in names if other not in done), None):
+            return None
+        inputs = inputs_of(example)
+        reasoning = outcome.response if has_reasoning(signature) else None
+        return Failure(example, inputs, right, outcome.response, reasoning, False, feedback)
+    if not calls:
+        return None
+    last = calls[-1]
+    inputs, outputs = typed_fields(last.inputs, signature), typed_fields(last.outputs, signature)
+    reasoning = text_of(outputs.get(REASONING, "")) if has_reasoning(signature) else last.aside or None
+    answered = all(text_of(outputs.get(field, "")).strip() for field in answer_fields(signature))
+    response = "\n".join(part for part in (last.aside, render_fields(outputs)) if part)
+    behind = [step for step in outcome.trace[outcome.trace.index(last) + 1 :] if step.predictor != name]
+    later = "\n".join(f'"{step.predictor}" gave {render_fields(step.outputs)}' for step in behind)
+    return Failure(example, inputs, right, response, reasoning, answered, feedback, later)
+
+
+async def success_threshold(run: Run, usual: float) -> float:
+    """Return the score from which on an answer counts as a success.
+
+    It is the usual one where some of the student's answers have it and all scores lie between 0 and 1. If not, the
+    metric may have another scale (1 to 5, percent, a negative loss) or no full marks to give, and is asked what it
+    gives to the right answers of some training examples.
+
+    Args:
+        run: The run; its student has been scored.
+        usual: The threshold for scores from 0 to 1.
+
+    Raises:
+        RunStopped: As `Run.judge`.
+    """
+    seen = [v for v in run.known(run.baseline, run.select) if v is not None]
+    if max(seen) >= usual and min(seen) < max(seen) and all(0.0 <= v <= 1.0 for v in seen):
+        return usual
+    labelled = [(example, labels) for example in run.train if (labels := labels_of(example))][:GOLD]
+    judged = await asyncio.gather(*(run.judge(example, labels) for example, labels in labelled))
+    return threshold_of(seen, [v for one in judged if (v := value(one)) is not None], usual)
+
+
+def threshold_of(seen: Sequence[float], gold: Sequence[float], usual: float) -> float:
+    """Return the threshold for a metric.
+
+    - All scores, gold ones included, between 0 and 1: the usual one, unless right answers do not get it.
+    - No answer scored above the right ones: the least score of these.
+    - The metric has no high opinion of them: the highest score seen; if no other was seen, anything above it.
+
+    Args:
+        seen: Scores of the student's answers, at least one.
+        gold: Scores of right answers; none if it could not be asked.
+        usual: The threshold for scores from 0 to 1.
+    """
+    if all(0.0 <= v <= 1.0 for v in (*seen, *gold)) and (not gold or min(gold) >= usual or max(gold) == 0.0):
+        return usual
+    if gold and min(gold) >= max(seen):
+        return min(gold)
+    return max(seen) if min(seen) < max(seen) else math.nextafter(max(seen), math.inf)
+
+
+def within_reach(threshold: float, rows: Sequence[Sequence[float | None]]) -> float:
+    """Return the threshold, or where nothing has come up to it what the best quarter of the best row has.
+
+    Args:
+        threshold: What would be a success.
+        rows: Scores of candidates on the same examples, the best candidate first; None where one is missing.
+    """
+    known = [sorted(v for v in row if v is not None) for row in rows]
+    if not known or not known[0] or any(row[-1] >= threshold for row in known if row):
+        return threshold
+    best = known[0]
+    above = [v for v in best if v > best[0]]  # the lowest score of all is no success, however many have it
+    return max(best[math.ceil(0.75 * len(best)) - 1], above[0]) if above else threshold

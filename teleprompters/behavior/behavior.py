@@ -1,0 +1,215 @@
+"""Behaviours and the candidates written from them: steps, and examples worked by visibly following every step.
+
+Source: 2402.02101 section 6 (an example of following the instruction is part of the prompt, and without it the
+gain is lost); the tests a demonstration must pass, and the retries, are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import dspy
+
+from cuesmith.signatures import WorkExample, render_steps
+from cuesmith.teleprompters.behavior.steps import labelled
+from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, question_key
+from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
+from cuesmith.teleprompters.runtime.guards import HEADER
+from cuesmith.teleprompters.runtime.outcomes import Scores, value
+from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.context import Requests
+from cuesmith.teleprompters.search.examples import Case
+from cuesmith.teleprompters.search.scene import Scene, text_field
+
+LONGEST_WORK = 4000
+"""Characters the work of an example may have. Ours."""
+
+SHORT_ANSWER = 12
+"""Words of an answer that the work must end in; a longer one is not compared word by word. Ours."""
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A case and the work that follows every step to its answer."""
+
+    case: Case
+    work: str
+
+
+@dataclass(frozen=True)
+class Behavior:
+    """What a predictor is to do: its task, the steps and demonstrations of following them."""
+
+    task: str
+    steps: tuple[str, ...]
+    demonstrations: tuple[Demonstration, ...] = ()
+
+    def prompt(self, signature: type[dspy.Signature]) -> Prompt:
+        """Write the behaviour as a predictor's prompt.
+
+        The work goes where the predictor thinks: into the `reasoning` field of its demonstrations, or, where
+        it has none, with the example into the instructions.
+
+        Args:
+            signature: The predictor's signature.
+        """
+        if has_reasoning(signature):
+            demos = tuple(_demo(one, signature) for one in self.demonstrations)
+            return Prompt(render_steps(self.task, self.steps), demos)
+        inlined = "\n\n".join(
+            f"{render_fields(one.case.inputs)}\n{one.work}\n{render_fields(one.case.outputs)}"
+            for one in self.demonstrations)
+        return Prompt(render_steps(self.task, self.steps, inlined))
+
+
+def _demo(one: Demonstration, signature: type[dspy.Signature]) -> Demo:
+    values: Mapping[str, object] = {**one.case.inputs, REASONING: one.work, **one.case.outputs}
+    return Demo.of({name: values[name] for name in signature.fields if name in values})
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A candidate and what its changed predictors are to do.
+
+    Attributes:
+        candidate: The prompts.
+        behaviors: Predictor name -> behaviour; a predictor that still has the student's prompt is not in it.
+    """
+
+    candidate: Candidate
+    behaviors: Mapping[str, Behavior]
+
+    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin) -> Draft:
+        """Return a draft with other behaviours for some predictors."""
+        prompts = {name: behavior.prompt(run.predictors[name].signature) for name, behavior in behaviors.items()}
+        candidate = Candidate({**self.candidate.prompts, **prompts}, origin)
+        return Draft(candidate, {**self.behaviors, **behaviors})
+
+    def shows(self) -> set[str]:
+        """Return the contents of the examples that are its demonstrations."""
+        return {question_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
+
+
+class Kept(tuple[tuple[Draft, Scores], ...]):
+    """The drafts of a beam with their scores on the selection examples, best first."""
+
+    @property
+    def drafts(self) -> list[Draft]:
+        """The drafts, best first."""
+        return [draft for draft, _ in self]
+
+    @property
+    def scores(self) -> list[Scores]:
+        """Their scores, best first."""
+        return [scores for _, scores in self]
+
+
+async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
+    """Compare the drafts and keep the best, as `Scene.keep`."""
+    by_id: dict[str, Draft] = {}
+    for draft in pool:
+        by_id.setdefault(draft.candidate.id, draft)
+    beam = await scene.keep(draft.candidate for draft in pool)
+    return Kept((by_id[scores.candidate.id], scores) for scores in beam)
+
+
+def outside_demonstrations(drafts: Sequence[Draft], examples: Sequence[dspy.Example]) -> list[dspy.Example]:
+    """Return the examples that none of the drafts demonstrates; all of them if there is no other."""
+    shown: set[str] = set().union(*(draft.shows() for draft in drafts))
+    return [example for example in examples if question_key(example) not in shown] or list(examples)
+
+
+async def demonstrate(requests: Requests, name: str, task: str, steps: Sequence[str], cases: Sequence[Case], *,
+                      retries: int, threshold: float, salt: str) -> tuple[Demonstration, ...]:
+    """Have each case worked by following the steps, and return the demonstrations in the order of their cases.
+
+    A demonstration is kept only if its outputs earn the metric on its own example, its work carries every
+    step's label in order, and the last step ends in the outputs. The run counts the others by what is wrong with them.
+
+    Args:
+        requests: Asks.
+        name: The predictor.
+        task: What it has to do.
+        steps: What to follow.
+        cases: What to work; their outputs are right as far as labels and past successes tell.
+        retries: Further draws for a case whose work does not pass; then it is dropped.
+        threshold: The score that earns the metric.
+        salt: Separates draws on the same steps and cases.
+    """
+    run = requests.run
+    found = await asyncio.gather(*(
+        _work(requests, name, task, steps, case, retries, threshold, salt) for case in cases))
+    run.seen.worked += len(found)
+    run.seen.unworked.update(one for one in found if isinstance(one, str))
+    return tuple(one for one in found if isinstance(one, Demonstration))
+
+
+async def _work(requests: Requests, name: str, task: str, steps: Sequence[str], case: Case, retries: int,
+                threshold: float, salt: str) -> Demonstration | str:
+    """Return the demonstration, or why there is none."""
+    if not await _earns(requests.run, case, threshold):
+        return "its own outputs do not earn the metric"
+    request = {"steps": list(steps), "inputs": render_fields(case.inputs), "outputs": render_fields(case.outputs)}
+    why: str | None = "the optimizer gave no work"
+    for attempt in range(retries + 1):
+        asked = requests.ask(WorkExample, name, request, instructions=task, salt=f"{salt}, try {attempt}")
+        for reply in await asked:
+            work = text_field(reply, "work")
+            why = fault(work, len(steps), case.outputs)
+            if why is None:
+                return Demonstration(case, work)
+    return str(why)
+
+
+async def _earns(run: Run, case: Case, threshold: float) -> bool:
+    if case.judged:
+        return True
+    score = value(await run.judge(case.example, case.outputs))
+    return score is not None and score >= threshold
+
+
+def fault(work: str, n_steps: int, outputs: Mapping[str, object]) -> str | None:
+    """Return why a worked example may not become a demonstration; None if it may.
+
+    Args:
+        work: What was written.
+        n_steps: How many steps it had to follow.
+        outputs: The right outputs.
+    """
+    parts = list(labelled(work))
+    if [number for number, _ in parts] != list(range(1, n_steps + 1)):
+        return "it does not carry the label of every step in order"
+    if not all(text for _, text in parts):
+        return "the work of a step is empty"
+    if len(work) > LONGEST_WORK or HEADER in work:
+        return "it is too long or holds a field's header"
+    return None if ends_in(parts[-1][1], outputs) else "its last step does not end in the right answer"
+
+
+def ends_in(text: str, outputs: Mapping[str, object]) -> bool:
+    """Return whether a text ends in one of the outputs and holds them all, up to case and punctuation.
+
+    Only answers of at most `SHORT_ANSWER` words are looked for: the work of a longer one sums it up.
+    """
+    written = _words(text)
+    answers = [_words(text_of(value)) for value in outputs.values()]
+    short = [answer for answer in answers if 0 < len(answer) <= SHORT_ANSWER]
+    if not short:
+        return True
+    return all(_holds(written, answer) for answer in short) and any(
+        written[-len(answer):] == answer for answer in short)
+
+
+def _words(text: str) -> list[str]:
+    """The words, numbers with their sign, and ideographs one by one."""
+    plain = unicodedata.normalize("NFKC", text).casefold()
+    return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|(?<![\w.])-?\d+(?:[.,]\d+)*|[^\W_]+", plain)
+
+
+def _holds(written: list[str], answer: list[str]) -> bool:
+    n = len(answer)
+    return any(written[i : i + n] == answer for i in range(len(written) - n + 1))
