@@ -26,7 +26,7 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
-from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded, thinks
+from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded
 from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
 from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
@@ -209,7 +209,7 @@ class PromptSearch(Compiler):
         ran = (await run.score([run.baseline], run.select))[0].outcomes
         traces = [outcome.trace for outcome in ran if isinstance(outcome, Scored)]
         context = ProgramContext.of(run, traces, self.metric_description, self.task_description)
-        analysis = not thinks(self._models(run.student)[1]) if self.analysis == "auto" else self.analysis
+        analysis = not run.thinks if self.analysis == "auto" else self.analysis
         return Requests(run, context, self.style, analysis)
 
     def _fitted(self, run: Run) -> Self:

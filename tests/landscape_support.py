@@ -96,7 +96,7 @@ class World:
         self.landscape, self.exact, self.write = landscape, exact, write
         self.student = dspy.Predict(dspy.Signature("question -> answer", ROOT))
         self.baseline, self.seed = Candidate.of(self.student), landscape.seed
-        self.seen, self.stream = Seen(), Stream([])
+        self.seen, self.stream, self.lm = Seen(), Stream([]), dspy.LM("test/landscape")
         self.train, self.select = (
             tuple(dspy.Example(question=f"{kind}{i}", answer="yes").with_inputs("question") for i in range(n))
             for kind, n in (("t", n_train), ("s", n_select)))

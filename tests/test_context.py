@@ -18,7 +18,8 @@ from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.teleprompters.registry import compile as compile_by_name
 from cuesmith.teleprompters.registry import compiler_class
-from cuesmith.teleprompters.search.context import kind_of, rewarded, thinks
+from cuesmith.teleprompters.runtime.thinking import thinks
+from cuesmith.teleprompters.search.context import kind_of, rewarded
 
 OURS = ["iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo"]
 MULTI = ["unified", "native"]

@@ -86,7 +86,7 @@ class Asker:
     def __init__(self, lm: dspy.BaseLM, pool: Pool, stream: Stream, seed: int) -> None:
         self.pool, self.gate, self.stream, self.seed = pool, pool.gate, stream, seed
         self.seen = Seen()
-        self._lm = lm
+        self.lm = lm
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._heard = self._over = False
 
@@ -124,8 +124,8 @@ class Asker:
     ) -> dspy.Prediction | None:
         rollout = seeded(self.seed, key).randrange(1, 2**31)
         # At a temperature of 0 draws would be the same; one that nobody set is not sent: not every model takes one.
-        own = self._lm.kwargs.get("temperature")
-        wanted = temperature if takes_temperature(self._lm) else None
+        own = self.lm.kwargs.get("temperature")
+        wanted = temperature if takes_temperature(self.lm) else None
         sent = own or wanted or (None if own is None else 1.0)
         config = {"rollout_id": rollout} | ({} if sent == own else {"temperature": sent})
         current = Effect(f"{self.seed}:{key}", "optimizer", self.gate)
@@ -135,7 +135,7 @@ class Asker:
         self.gate.check()
         reply, lost = None, None
         try:
-            with settling(current), dspy.context(lm=self._lm, trace=[], disable_history=True, adapter=ADAPTER):
+            with settling(current), dspy.context(lm=self.lm, trace=[], disable_history=True, adapter=ADAPTER):
                 reply = await self.pool.workers.submit(work)
             if current.stopped:
                 raise RunStopped(self.gate.stopped_by or "stopped")

@@ -22,6 +22,7 @@ from cuesmith.teleprompters.runtime.events import StepDone
 from cuesmith.teleprompters.runtime.guards import Fault, Guard, longest_of, unwrapped
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scores
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
+from cuesmith.teleprompters.runtime.thinking import thinks
 
 
 class Run:
@@ -40,6 +41,7 @@ class Run:
         predictors: Name -> the student's predictor, for reading its signature.
         temperature: What `ask` samples at, unless the optimizer model has a temperature of its own above 0, or takes
             none. None is the provider's, and 1 where the model's own is 0. A search may set it before it begins.
+        thinks: Whether the optimizer model thinks by itself before it answers.
         seen: What is counted for the run's remarks: draws, drafts, and why some could not be used.
     """
 
@@ -49,6 +51,7 @@ class Run:
         self.train, self.select, self.seen = effects.train, effects.select, effects.seen
         self.predictors: Mapping[str, dspy.Predict] = MappingProxyType(dict(named_predictors(self.student)))
         self.temperature: float | None = None
+        self.thinks = thinks(effects.lm)
         self._faults: dict[str, Fault | None] = {}
 
     def rng(self, *key: object) -> random.Random:

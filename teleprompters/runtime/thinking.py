@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import re
 
+import dspy
+
 _NAMES = "think|thinking|thought|thoughts|reasoning|reflection|seed:think|antml:thinking"
 OPEN = re.compile(rf"<({_NAMES})>|◁think▷|\[THINK\]|<\|begin_of_thought\|>|<unused94>", re.IGNORECASE)
 _CLOSE = re.compile(rf"</({_NAMES})>|◁/think▷|\[/THINK\]|<\|end_of_thought\|>|<unused95>", re.IGNORECASE)
@@ -38,3 +40,18 @@ def strip_thinking(text: str) -> str:
         if after.strip() and not after.startswith(("\n", _HEADER, "{")):
             return text  # in a line of the answer
         text = after
+
+
+_THINKING = re.compile(
+    r"(?:^|[/.])(?:o[134](?:-|$)|gpt-5(?!\S*chat)|gpt-oss|deepseek-(?:r1|reasoner)|qwq|magistral|grok-4(?!\S*non)"
+    r"|gemini-(?:2\.5-pro|3))|[-:](?:thinking|reasoner|reasoning)\b",
+    re.IGNORECASE,
+)
+"""Models that think before they answer, whatever they are asked."""
+
+
+def thinks(lm: dspy.BaseLM) -> bool:
+    """Return whether a model thinks by itself before it answers, by its name or by how it is called."""
+    asked = [lm.kwargs.get(name) for name in ("reasoning_effort", "thinking", "reasoning")]
+    wanted = any(one not in (None, False, "", "none", "minimal", "disable", "disabled") for one in asked)
+    return wanted or _THINKING.search(str(lm.model)) is not None

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -180,21 +179,6 @@ def rewarded(metric: MetricFunction) -> str:
         if text and not made:
             return shortened(" ".join(text.split("\n\n", 1)[0].split()), TOLD)
     return ""
-
-
-_THINKING = re.compile(
-    r"(?:^|[/.])(?:o[134](?:-|$)|gpt-5(?!\S*chat)|gpt-oss|deepseek-(?:r1|reasoner)|qwq|magistral|grok-4(?!\S*non)"
-    r"|gemini-(?:2\.5-pro|3))|[-:](?:thinking|reasoner|reasoning)\b",
-    re.IGNORECASE,
-)
-"""Models that think before they answer, whatever they are asked."""
-
-
-def thinks(lm: dspy.BaseLM) -> bool:
-    """Return whether a model thinks by itself before it answers, by its name or by how it is called."""
-    asked = [lm.kwargs.get(name) for name in ("reasoning_effort", "thinking", "reasoning")]
-    wanted = any(one not in (None, False, "", "none", "minimal", "disable", "disabled") for one in asked)
-    return wanted or _THINKING.search(str(lm.model)) is not None
 
 
 # --- fields ------------------------------------------------------------------------------------------------
