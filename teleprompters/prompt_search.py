@@ -148,7 +148,7 @@ class PromptSearch(Compiler):
                  "init_draws": init_draws, "minibatch": minibatch, "scoring": scoring, "threshold": threshold,
                  "temperature": temperature}
         numbers = {name: number for name, number in given.items() if number is not None}
-        self.given = frozenset(numbers)
+        self.given = tuple(sorted(numbers))
         self.setting = replace(self.NATIVE if search == "native" else UNIFIED, **numbers)  # type: ignore[arg-type]
         self.scoring = self.setting.scoring
         if not isinstance(racing, bool | None):

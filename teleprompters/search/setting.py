@@ -9,6 +9,7 @@ how large a minibatch is: those defaults are ours.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.teleprompters.runtime.checks import number, whole
@@ -86,7 +87,7 @@ SMALLER = tuple(
 """What the unified setting becomes, one after the other, where a cap on calls is too low for it. Ours."""
 
 
-def smaller(setting: Setting, given: frozenset[str]) -> list[Setting]:
+def smaller(setting: Setting, given: Sequence[str]) -> list[Setting]:
     """Return the setting and all that it may become under a cap, the largest first.
 
     Args:
