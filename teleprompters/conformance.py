@@ -1179,7 +1179,8 @@ class CompilerConformance:
             if changed and self.shows_own_inputs:
                 calls = [sent.asked.inputs for sent in ran.target.sent if set(sent.asked.inputs) == inputs[name]]
                 assert any(all(str(value) in sent.text for value in call.values())
-                           for call in calls for sent in ran.optimizer.sent), f"{name!r} was changed unseen"
+                           for call in calls for sent in ran.optimizer.sent
+                           if "[[ ## summary ## ]]" not in sent.text), f"{name!r} was changed unseen"
 
     # Metrics.
 

@@ -510,7 +510,7 @@ kill()
 def test_a_forked_process_loads_its_own(model: Path) -> None:
     code = """
 import multiprocessing
-lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=1024, threads=2, max_tokens=200)
+lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=1024, threads=1, max_tokens=60)
 asked = lambda: lm("hello", max_tokens=5)
 first = asked()
 def child(ask, status):
