@@ -123,7 +123,7 @@ class Told:
     outputs: tuple[str, ...]
 
     def __call__(self, example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> dspy.Prediction:
-        """Score one prediction, with feedback."""
+        """1 for the right answer, else 0."""
         judged: Any = self.metric(example, prediction)
         score = float(getattr(judged, "score", judged))
         feedback = getattr(judged, "feedback", "") or self._told(example, score)

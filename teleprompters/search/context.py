@@ -10,7 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -18,7 +18,7 @@ import dspy
 from pydantic import BaseModel
 
 from cuesmith.signatures import STYLES, Style, SummarizeData
-from cuesmith.teleprompters.runtime.evidence import answer_fields, labels_of, shortened, text_of
+from cuesmith.teleprompters.runtime.evidence import REASONING, answer_fields, labels_of, shortened, text_of
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Step
 from cuesmith.teleprompters.runtime.replies import ANALYSIS
@@ -89,9 +89,9 @@ class ProgramContext:
             *((f"input {one}", _field(signature, one)) for one in signature.input_fields),
             *((f"output {one}", _field(signature, one) + self._goes(name, one)) for one in answer_fields(signature)),
             *((f'later or earlier stage "{other}"', self._other(other)) for other in self.signatures if other != name),
-            ("present instruction", instructions),
+            ("present instruction", "" if _is_default(signature, instructions) else instructions),
             *(("besides, in every prompt", part) for part in _fixed(signature, self.instructions[name])),
-            ("what is rewarded", self.metric),
+            ("how answers are scored", self.metric),
             ("the data", self.data),
         ]
         return "\n".join(f"{head}: {text}" for head, text in lines if text)
@@ -163,7 +163,9 @@ async def summary(requests: Requests, examples: Sequence[str]) -> str:
         examples: Solved examples, as an optimizer is shown them.
     """
     name = requests.run.baseline.names[-1]
-    replies = await requests.ask(SummarizeData, name, {"examples": list(examples)}, salt="data")
+    plain = replace(requests.context, metric="", task="")  # a weak model would summarise these as well
+    replies = await replace(requests, context=plain).ask(
+        SummarizeData, name, {"examples": list(examples)}, salt="data")
     found = replies[0].get("summary") if replies else ""
     return shortened(found.strip(), 2 * TOLD) if isinstance(found, str) else ""
 
@@ -232,6 +234,12 @@ def _model(model: type[BaseModel], within: tuple[object, ...]) -> str:
     fields = [f"{name}: {kind_of(info.annotation, (*within, model))}"
               + (f" ({info.description})" if info.description else "") for name, info in model.model_fields.items()]
     return f"{model.__name__} with {{{'; '.join(fields)}}}"
+
+
+def _is_default(signature: type[dspy.Signature], instructions: str) -> bool:
+    """Return whether instructions are what dspy writes where nobody wrote any: a model would only copy them."""
+    plain = signature.delete(REASONING) if REASONING in signature.fields else signature
+    return instructions == dspy.Signature(dict(plain.fields)).instructions
 
 
 def _fixed(signature: type[dspy.Signature], instructions: str) -> list[str]:
