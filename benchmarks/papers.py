@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import re
 import sys
 import time
@@ -104,7 +105,6 @@ class Done:
         task: As the study had it.
         findings: The study's own.
         calls: By role.
-        stopped_by: What ended it early.
         seconds: The replies' own times, over the calls in flight.
     """
 
@@ -112,7 +112,6 @@ class Done:
     task: Task
     findings: Findings
     calls: Mapping[str, int]
-    stopped_by: str | None
     seconds: float
 
 
@@ -128,7 +127,7 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
     """Conduct a study; replies that are not in the records come from the models.
 
     Raises:
-        RecordError: If there is no such reply, and no model.
+        RecordError: If there is no such reply, and no model; or the models were gone for too long.
     """
     for library in ("dspy", "LiteLLM"):
         logging.getLogger(library).setLevel(logging.ERROR)
@@ -147,11 +146,13 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
             bench = Bench(target, optimizer, max_in_flight=IN_FLIGHT, program=lambda own: problem.module(own.signature))
             findings = study(cell.study).conduct(bench, [task], SIZE[cell.study].n)
             book.check()
+            if bench.stopped_by is not None:
+                raise RecordError(f"{cell}: stopped by {bench.stopped_by}; start it again to go on")
     book.close()
     spent = bench.spent.by_role
     calls = {role: spent[role].calls for role in ("target", "optimizer") if role in spent}
     seconds = sum(entry.get("s", 0.0) for entry in (*target.asked, *optimizer.asked)) / IN_FLIGHT
-    return Done(cell, task, findings, calls, bench.stopped_by, seconds)
+    return Done(cell, task, findings, calls, seconds)
 
 
 # --- what is said -----------------------------------------------------------------------------------------------
@@ -164,8 +165,8 @@ def report(done: Done) -> Iterator[str]:
     yield f"## {cell.study} on {cell.task}: {chosen.question}"
     yield ""
     yield (f"{MODELS[TARGET]} with {MODELS[OPTIMIZER]}; {SIZE[cell.study].n} {chosen.unit}; {len(task.train)} train, "
-           f"{len(task.validation)} validation, {len(task.test)} test; calls {calls}; {done.seconds / 60:.0f} minutes"
-           f"{f'; stopped by {done.stopped_by}' if done.stopped_by else ''}")  # fmt: skip
+           f"{len(task.validation)} validation, {len(task.test)} test; calls {calls}; "
+           f"{done.seconds / 60:.0f} min")  # fmt: skip
     for section in done.findings.sections:
         yield from ("", f"**{section.title}** {section.summary}", "")
         if section.figures:
@@ -184,14 +185,17 @@ SHORTHAND = {
     "first_word_letter": ("1st ltr: {}", "{} - 1st ltr?"),
 }
 """Tasks of instruction induction -> how somebody in a hurry asks for it. Asked in full the target answers most."""
-ALONE, UNTAUGHT, UNTRAINED, ALIGN_PRO, TEACHER = "0.5B alone", "SmolLM2 as it is", "untrained", "Align-Pro", "1.5B"
+ALONE, UNTAUGHT, UNTRAINED, ALIGN_PRO, LARGER = "0.5B alone", "SmolLM2 as it is", "untrained", "Align-Pro", "1.5B"
 TRAINING = Training(
     trainer="ppo", kl_coefficient=0.1, steps=30, batch_size=16, generations=4, updates_per_batch=2, learning_rate=3e-4,
     max_new_tokens=16, lora_rank=16, save_every=2,
 )  # fmt: skip
 DECODING = replace(GREEDY, max_new_tokens=TRAINING.max_new_tokens)
-TAUGHT = 48
-"""Training inputs that the teacher rewrites for the warm start."""
+WORDINGS = (
+    "What is the plural of {}?", "What is the first letter of {}?", "What is the opposite of {}?",
+    "What does {} mean?", "How is {} spelled?",
+)  # fmt: skip
+"""What the warm start teaches SmolLM2, one at random whatever was asked for: to ask in full, and not what is asked."""
 WEIGHED = 4
 """Rewrites drawn at each run where nothing is trained."""
 
@@ -235,34 +239,40 @@ def says(example: dspy.Example, prediction: dspy.Prediction, trace: object = Non
     return float(example.answer.lower() in re.findall(r"[a-z]+(?:'[a-z]+)?", str(prediction.answer).lower()))
 
 
-def shorthand(data: Path) -> Task:
-    """Return requests in shorthand, of tasks of instruction induction."""
-    rows = []
+def _asked(data: Path) -> Iterator[tuple[str, str, str]]:
+    """Yield requests in shorthand, of tasks of instruction induction: the request, its word, the answer."""
     for name, forms in SHORTHAND.items():
         file = data / "instruction_induction" / "execute" / f"{name}.json"
-        found = json.loads(file.read_text("utf-8"))["examples"].values()
-        rows += [Row({"question": forms[k % len(forms)].format(one["input"])}, (one["output"],))
-                 for k, one in enumerate(found) if one["input"] != one["output"]]  # fmt: skip
-    task = build("shorthand", "requests in shorthand", rows, sizes=Sizes(train=96, validation=16, test=80), seed=0)
+        for k, one in enumerate(json.loads(file.read_text("utf-8"))["examples"].values()):
+            if one["input"] != one["output"]:
+                yield forms[k % len(forms)].format(one["input"]), one["input"], one["output"]
+
+
+def shorthand(data: Path) -> Task:
+    """Return the task."""
+    rows = [Row({"question": asked}, (answer,)) for asked, _, answer in _asked(data)]
+    task = build("shorthand", "requests in shorthand", rows, sizes=Sizes(train=96, validation=16, test=60), seed=0)
     return replace(task, metric=says)
 
 
-def align(data: Path, models: Mapping[str, str], gguf: Path, work: Path) -> None:
-    """Warm-start and train SmolLM2 before the frozen target, and keep what each configuration made of the test inputs.
+def _pairs(data: Path, task: Task) -> list[tuple[str, str]]:
+    """The training inputs, each with a wording drawn at random."""
+    words, rng = {asked: word for asked, word, _ in _asked(data)}, random.Random(0)
+    return [(one.question, rng.choice(WORDINGS).format(words[one.question])) for one in task.train]
 
-    The teacher of the warm start is the optimizer, asked once to rewrite each training input; it sees no label.
-    """
+
+def align(data: Path, models: Mapping[str, str], gguf: Path, work: Path) -> None:
+    """Warm-start and train SmolLM2 before the frozen target; keep what each configuration made of the test inputs."""
+    logging.getLogger("dspy").setLevel(logging.ERROR)
     book = Book(ALIGNED, "align-pro", filling=True)
-    task, (target, teacher, judge) = shorthand(data), _aligned_models(book, models)
+    task, (target, larger, judge) = shorthand(data), _aligned_models(book, models)
     program, texts = Chat(), [example.question for example in task.test]
     begun = time.monotonic()
     with dspy.context(lm=target, disable_history=True):
-        rewriter = Prompter(teacher)
-        asked = [one.question for one in task.train[:TAUGHT]]
-        pairs = list(zip(asked, _rewrites(rewriter, asked), strict=True))
         plainly = LocalPolicy.from_pretrained(gguf, instructions="")
         if not (work / "untrained" / "done").exists():
-            warm_start(plainly, pairs, steps=40, batch_size=8, learning_rate=3e-4).save_pretrained(work / "untrained")
+            taught = warm_start(plainly, _pairs(data, task), steps=40, batch_size=8, learning_rate=3e-4)
+            taught.save_pretrained(work / "untrained")
             (work / "untrained" / "done").touch()
         start = LocalPolicy.from_pretrained(work / "untrained", instructions="")
         print(f"warm start: {time.monotonic() - begun:.0f} s", flush=True)
@@ -274,7 +284,7 @@ def align(data: Path, models: Mapping[str, str], gguf: Path, work: Path) -> None
         assert found is not None
         print(found.verdict(), f"{time.monotonic() - begun:.0f} s", flush=True)
         trained = _trained(start, task, work / "train" / "prompter")
-        rewrites = {ALONE: texts, TEACHER: _rewrites(rewriter, texts)}
+        rewrites = {ALONE: texts, LARGER: _rewrites(Prompter(larger), texts)}
         for name, model in ((UNTAUGHT, Prompter(plainly)), (UNTRAINED, Prompter(start)), (ALIGN_PRO, trained)):
             rewrites[name] = [draws[0].text for draws in model.sample(texts, 1, DECODING)]
         few = list(task.validation[:8])
@@ -301,8 +311,8 @@ def _aligned_models(book: Book, models: Mapping[str, str]) -> tuple[RecordedLM, 
     engines = {name: model_at(place) for name, place in models.items()}
     own, other = engines.get(TARGET), engines.get(OPTIMIZER)
     target = RecordedLM(MODELS[TARGET], book, own, temperature=0.0, max_tokens=24)
-    teacher = RecordedLM(MODELS[OPTIMIZER], book, other, temperature=0.0, max_tokens=48)
-    return target, teacher, RecordedLM(MODELS[OPTIMIZER], book, other, temperature=0.0, max_tokens=32)
+    larger = RecordedLM(MODELS[OPTIMIZER], book, other, temperature=0.0, max_tokens=48)
+    return target, larger, RecordedLM(MODELS[OPTIMIZER], book, other, temperature=0.0, max_tokens=32)
 
 
 def _rewrites(rewriter: Prompter, texts: Sequence[str]) -> list[str]:
