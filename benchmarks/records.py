@@ -32,8 +32,9 @@ from cuesmith.modules.shared_slots import SharedSlots
 
 PACKED = ".jsonl.xz"
 _REFUSALS: dict[str, type[lm15.ProviderError]] = {
-    kind.__name__: kind for kind in (lm15.ContextLengthError, lm15.InvalidRequestError, lm15.ServerError)
+    kind.__name__: kind for kind in (lm15.ContextLengthError, lm15.InvalidRequestError)
 }
+"""What the same request is always answered with. A server that is gone is not: that is no reply, and no record."""
 
 
 class RecordError(RuntimeError):

@@ -77,6 +77,22 @@ def test_a_study_is_computed_again_from_its_record(
     assert (cell.folder / "errors.jsonl.xz").read_bytes() and (other / "errors.jsonl.xz").exists()
 
 
+def test_a_study_that_an_outage_stopped_is_not_whole(
+    papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Silent(Talker):
+        def said(self, text: str) -> str:
+            if "[[ ## reasons ## ]]" in text:
+                raise lm15.AuthError("gone", provider="local")
+            return super().said(text)
+
+    monkeypatch.setattr(papers, "model_at", lambda place: Silent())
+    cell = papers.Cell("errors", "sentiment")
+    with pytest.raises(papers.RecordError, match="stopped by"):
+        papers.run(cell, tmp_path, dict.fromkeys(("qwen05", "qwen15"), "http://"))
+    assert not list(cell.folder.glob("*.xz")) and (cell.folder / "errors.jsonl").read_bytes()
+
+
 @pytest.mark.slow
 def test_align_pro_is_computed_again_from_its_record(
     papers: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
