@@ -220,7 +220,7 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
         logging.getLogger(library).setLevel(logging.ERROR)
     problem, way = PROBLEMS[cell.task], WAYS.get(cell.way)
     book = Book(cell.folder, cell.name, filling=bool(models))
-    engines = {name: _model(place) for name, place in models.items()}
+    engines = {name: model_at(place) for name, place in models.items()}
     target = RecordedLM(MODELS[cell.target], book, engines.get(cell.target), max_tokens=problem.max_tokens,
                         **SEEN["target"])  # fmt: skip
     optimizer = RecordedLM(MODELS[OPTIMIZER], book, engines.get(OPTIMIZER), **SEEN["optimizer"])
@@ -261,7 +261,8 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
     )
 
 
-def _model(place: str) -> Model:
+def model_at(place: str) -> Model:
+    """Return the model behind a server's address, or in a file."""
     return ServerModel(place) if place.startswith("http") else LocalEngine(place)
 
 

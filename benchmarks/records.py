@@ -19,7 +19,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import AsyncIterator, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
@@ -32,8 +32,9 @@ from cuesmith.modules.shared_slots import SharedSlots
 
 PACKED = ".jsonl.xz"
 _REFUSALS: dict[str, type[lm15.ProviderError]] = {
-    kind.__name__: kind for kind in (lm15.ContextLengthError, lm15.InvalidRequestError, lm15.ServerError)
+    kind.__name__: kind for kind in (lm15.ContextLengthError, lm15.InvalidRequestError)
 }
+"""What the same request is always answered with. A server that is gone is not: that is no reply, and no record."""
 
 
 class RecordError(RuntimeError):
@@ -50,13 +51,14 @@ class Book:
         missed: What was asked for, is not in the book, and could not be asked of a model.
     """
 
-    def __init__(self, folder: Path, cell: str, *, filling: bool) -> None:
+    def __init__(self, folder: Path, cell: str, *, filling: bool, also: Sequence[Path] = ()) -> None:
         """Read the cell's record, or what there is of it.
 
         Args:
             folder: The group's folder.
             cell: The name of the cell's record.
             filling: Whether replies may be added.
+            also: Folders of other groups whose replies serve it too.
 
         Raises:
             RecordError: If a record is damaged or cut, or another process fills it.
@@ -69,7 +71,7 @@ class Book:
         self._others: dict[str, dict[str, Any]] = {}
         if filling and not self._replies:
             folder.mkdir(parents=True, exist_ok=True)
-            for other in sorted(folder.glob(f"*{PACKED}")):
+            for other in (path for group in (folder, *also) for path in sorted(group.glob(f"*{PACKED}"))):
                 self._others |= _entries(other)
             self._go_on()
 
@@ -100,6 +102,10 @@ class Book:
             self._file.write(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             self._file.flush()
             self._replies[key] = entry
+
+    def __len__(self) -> int:
+        """Return how many replies it has."""
+        return len(self._replies)
 
     def check(self) -> None:
         """Raise if something was asked for that is not in the book.

@@ -70,6 +70,16 @@ def plain_text(tokenizer: PreTrainedTokenizerBase, text: str) -> str:
     return text
 
 
+def _from_gguf(file: Path, dtype: str | None) -> tuple[Any, Any]:
+    """Load model and tokenizer from a .gguf file; weights left quantised could neither be trained nor saved."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    place: dict[str, Any] = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
+    plain: Any = GgufConfig(dequantize=True)
+    model = AutoModelForCausalLM.from_pretrained(**place, dtype=dtype or "float32", quantization_config=plain)
+    return model, AutoTokenizer.from_pretrained(**place)
+
+
 def _control_tokens(tokenizer: PreTrainedTokenizerBase) -> list[str]:
     tags = [token for token in tokenizer.get_added_vocab() if token.startswith("<") and token.endswith(">")]
     special = [str(token) for token in tokenizer.all_special_tokens]
@@ -169,7 +179,8 @@ class LocalPolicy:
         """Load a model of transformers, or what `save_pretrained` wrote.
 
         Args:
-            path: A folder or a name on the Hugging Face hub.
+            path: A folder, a name on the Hugging Face hub, or a .gguf file, whose weights are dequantised (in float32,
+                if `dtype` does not say otherwise).
             instructions: As for the constructor; None takes the saved ones, where there are any.
             device: As torch names it; None takes the GPU if there is one.
             dtype: As torch names it ("bfloat16"); None takes that of the weights.
@@ -184,9 +195,13 @@ class LocalPolicy:
 
         if instructions is None and (Path(path) / "policy.json").is_file():
             instructions = json.loads((Path(path) / "policy.json").read_text("utf-8"))["instructions"]
-        loaded: Any = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+        if Path(path).suffix == ".gguf":
+            loaded, tokenizer = _from_gguf(Path(path), dtype)
+        else:
+            loaded = AutoModelForCausalLM.from_pretrained(path, dtype=dtype or "auto")
+            tokenizer = AutoTokenizer.from_pretrained(path)
         model = loaded.to(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        return cls(model.eval(), AutoTokenizer.from_pretrained(path), instructions=instructions)
+        return cls(model.eval(), tokenizer, instructions=instructions)
 
     def save_pretrained(self, directory: Path) -> None:
         """Write the model (safetensors), its tokenizer and `policy.json`; `from_pretrained` reads them.

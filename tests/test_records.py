@@ -12,6 +12,7 @@ from typing import Any
 
 import dspy
 import pytest
+from dspy import lm15
 from gguf_support import write_model
 
 from cuesmith import Budget
@@ -97,6 +98,17 @@ def test_what_was_never_recorded_is_named(tmp_path: Path) -> None:
         lm("hello")
     with pytest.raises(records.RecordError, match=r"no record of request .* to noise"):
         book.check()
+
+
+def test_a_server_that_is_gone_leaves_no_record(tmp_path: Path) -> None:
+    class Gone:
+        def answer(self, request: lm15.Request, marks: object) -> lm15.Response:
+            raise lm15.ServerError("has not answered", provider="local")
+
+    lm = records.RecordedLM("noise", book := records.Book(tmp_path, "cell", filling=True), Gone(), num_retries=0)
+    with pytest.raises(Exception, match="has not answered"):
+        lm("hello")
+    assert len(book) == 0 and not (tmp_path / "cell.jsonl").read_bytes()
 
 
 def test_a_spread_over_compiles_is_not_one_over_answers() -> None:

@@ -23,6 +23,8 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
+from gguf_support import write_model  # noqa: E402
+
 from cuesmith.modules.policy import LocalPolicy  # noqa: E402
 from cuesmith.teleprompters.alignment.checkpoints import KEPT, MANIFEST, Checkpoints  # noqa: E402
 from cuesmith.teleprompters.alignment.training import (  # noqa: E402
@@ -296,6 +298,18 @@ def test_lora(trainer: Trainer, tmp_path: Path) -> None:
     assert weights(whole).keys() == weights(policy).keys()
     train(policy, INPUTS, rewards, config, directory=tmp_path, on_step=lambda s: s.step == 2)
     assert same(train(policy, INPUTS, rewards, config, directory=tmp_path), whole)
+
+
+def test_a_model_from_a_gguf_file_is_trained_and_saved_as_any_other(tmp_path: Path) -> None:
+    policy = LocalPolicy.from_pretrained(write_model(tmp_path / "tiny.gguf"), device="cpu")
+    config = replace(SMALL, lora_rank=2, learning_rate=2e-2, updates_per_batch=1, steps=2)
+    trained = train(policy, INPUTS, lambda rows, rewrites: [float(len(text)) for text in rewrites], config)
+    assert not same(trained, policy)
+    trained.save_pretrained(tmp_path / "saved")
+    assert same(LocalPolicy.from_pretrained(tmp_path / "saved", device="cpu"), trained)
+    policy.copy().save_pretrained(tmp_path / "copied")
+    loaded = LocalPolicy.from_pretrained(tmp_path / "copied", device="cpu")
+    assert loaded.fingerprint == policy.fingerprint and loaded.sample(["a"], 2) == policy.sample(["a"], 2)
 
 
 def test_another_training_in_the_directory_is_refused(tmp_path: Path) -> None:
