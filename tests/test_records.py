@@ -123,10 +123,10 @@ def test_a_spread_over_compiles_is_not_one_over_answers() -> None:
 
 @pytest.mark.skipif(not real.DATA.exists(), reason="the public data sets are not there")
 def test_the_readmes_table_is_what_the_records_give() -> None:
-    cells = real.recorded(lambda cell: cell.task == "objects" and cell.way in ("student", "abo", "gepa"))
+    cells = real.recorded(lambda cell: cell.task == "objects" and cell.way in ("student", "iterative-ape", "gepa"))
     assert cells
     done = real.replay(cells, real.DATA, processes=1)
     text = README.read_text()
     for line in real.tables(done):
         name = line.split("|")[1].strip() if line.startswith("| ") else ""
-        assert name not in ("student", "abo", "gepa") or line in text
+        assert name not in ("student", "iterative-ape", "gepa") or line in text
