@@ -239,7 +239,7 @@ def _model(model: type[BaseModel], within: tuple[object, ...]) -> str:
 def _is_default(signature: type[dspy.Signature], instructions: str) -> bool:
     """Return whether instructions are what dspy writes where nobody wrote any: a model would only copy them."""
     plain = signature.delete(REASONING) if REASONING in signature.fields else signature
-    return instructions == dspy.Signature(dict(plain.fields)).instructions
+    return bool(instructions == dspy.Signature(dict(plain.fields)).instructions)
 
 
 def _fixed(signature: type[dspy.Signature], instructions: str) -> list[str]:
