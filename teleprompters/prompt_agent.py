@@ -134,7 +134,7 @@ class PromptAgent(BeamSearch):
     async def _rewrite(self, scene: Scene, parent: Candidate, lineage: Sequence[Candidate], j: int,
                        batch: Sequence[dspy.Example], depth: int = 0) -> Candidate | None:
         ran = (await scene.try_out([parent], batch))[0]
-        name = scene.at(scene.step + depth).turn(ran)
+        name = scene.turn(ran, ahead=depth)
         text, salt = parent.prompts[name].instructions, f"step {scene.step}, {j}"
         failed = [failure.shown() for failure in scene.failures(ran, name)]
         solved = [] if failed else scene.book.shown(name, batch)

@@ -120,12 +120,17 @@ class Scene:
         self.book.learn(ran)
         return ran
 
-    def turn(self, ran: Scores | None = None) -> str:
-        """Return the predictor to change, given how its candidate did where that is known."""
-        names = self.run.baseline.names
+    def turn(self, ran: Scores | None = None, ahead: int = 0) -> str:
+        """Return the predictor to change.
+
+        Args:
+            ran: How its candidate did, where that is known.
+            ahead: Turns that this step has taken already.
+        """
+        names, step = self.run.baseline.names, self.step + ahead
         if ran is None or self.strategy == "round robin":
-            return turn(names, self.step)
-        return blamed(names, self.step, ran, self.book, self.threshold)
+            return turn(names, step)
+        return blamed(names, step, ran, self.book, self.threshold)
 
     def failures(self, ran: Scores, name: str) -> list[Failure]:
         """Return what predictor `name` did on the examples that the program failed on."""
