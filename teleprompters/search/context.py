@@ -89,12 +89,17 @@ class ProgramContext:
             *((f"input {one}", _field(signature, one)) for one in signature.input_fields),
             *((f"output {one}", _field(signature, one) + self._goes(name, one)) for one in answer_fields(signature)),
             *((f'later or earlier stage "{other}"', self._other(other)) for other in self.signatures if other != name),
-            ("present instruction", "" if _is_default(signature, instructions) else instructions),
+            ("present instruction", instructions if instructions != self._defaults[name] else ""),
             *(("besides, in every prompt", part) for part in _fixed(signature, self.instructions[name])),
             ("how answers are scored", self.metric),
             ("the data", self.data),
         ]
         return "\n".join(f"{head}: {text}" for head, text in lines if text)
+
+    @functools.cached_property
+    def _defaults(self) -> Mapping[str, str]:
+        """Stage -> instructions that nobody wrote: a model would only copy them."""
+        return {name: _default_of(signature) for name, signature in self.signatures.items()}
 
     def _stages(self) -> str:
         return ", then ".join(
@@ -236,10 +241,10 @@ def _model(model: type[BaseModel], within: tuple[object, ...]) -> str:
     return f"{model.__name__} with {{{'; '.join(fields)}}}"
 
 
-def _is_default(signature: type[dspy.Signature], instructions: str) -> bool:
-    """Return whether instructions are what dspy writes where nobody wrote any: a model would only copy them."""
+def _default_of(signature: type[dspy.Signature]) -> str:
+    """Return what dspy writes as instructions where nobody wrote any."""
     plain = signature.delete(REASONING) if REASONING in signature.fields else signature
-    return bool(instructions == dspy.Signature(dict(plain.fields)).instructions)
+    return str(dspy.Signature(dict(plain.fields)).instructions)
 
 
 def _fixed(signature: type[dspy.Signature], instructions: str) -> list[str]:
