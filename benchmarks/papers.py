@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from dspy.utils.exceptions import AdapterParseError
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from real import DATA, MODELS, OPTIMIZER, PROBLEMS, RECORDS, SEEN, SIZES, Problem, model_at
+from real import DATA, MODELS, OPTIMIZER, PROBLEMS, RECORDS, SEEN, SIZES, Problem, fill, model_at
 from records import PACKED, Book, RecordedLM, RecordError
 
 from cuesmith.modules.decoding import GREEDY
@@ -95,6 +96,11 @@ class Cell:
     def folder(self) -> Path:
         """Where its record is."""
         return RECORDS / "papers" / f"{self.task}-{TARGET}"
+
+    @property
+    def packed(self) -> Path:
+        """Its finished record."""
+        return self.folder / f"{self.study}{PACKED}"
 
 
 @dataclass(frozen=True)
@@ -380,18 +386,9 @@ def _points(gain: Gain) -> str:
 # --- running ----------------------------------------------------------------------------------------------------
 
 
-def fill(cells: Sequence[Cell], data: Path, models: Mapping[str, str]) -> None:
-    """Conduct the studies that have no record yet, one after the other."""
-    for cell in cells:
-        if (cell.folder / f"{cell.study}{PACKED}").exists():
-            continue
-        begun = time.monotonic()
-        try:
-            done = run(cell, data, models)
-        except RecordError as error:
-            print(error, file=sys.stderr, flush=True)
-            continue
-        print("\n".join([*report(done), f"{time.monotonic() - begun:.0f} s"]), flush=True)
+def conducted(cell: Cell, data: Path, models: Mapping[str, str]) -> Iterator[str]:
+    """Conduct a study, or read it from its record, and yield the lines of its report."""
+    yield from report(run(cell, data, models))
 
 
 def main() -> int:
@@ -412,11 +409,11 @@ def main() -> int:
             align(options.data, models, options.align, options.work)
             return 0
         if not options.replay:
-            fill(cells, options.data, models)
+            fill((cell.packed, partial(conducted, cell, options.data, models)) for cell in cells)
             return 0
         for cell in cells:
-            if (cell.folder / f"{cell.study}{PACKED}").exists():
-                print("\n".join(report(run(cell, options.data, {}))))
+            if cell.packed.exists():
+                print("\n".join(conducted(cell, options.data, {})))
         if (ALIGNED / f"align-pro{PACKED}").exists():
             print("\n".join(aligned(options.data)))
     except (RecordError, TaskError) as error:

@@ -26,6 +26,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -154,6 +155,11 @@ class Cell:
     def name(self) -> str:
         """The name of its own records."""
         return self.way if self.way == STUDENT else f"{self.way}-{self.seed}"
+
+    @property
+    def packed(self) -> Path:
+        """Its finished record."""
+        return self.folder / f"{self.name}{PACKED}"
 
 
 @dataclass(frozen=True)
@@ -350,20 +356,29 @@ def replay(cells: Sequence[Cell], data: Path, processes: int) -> list[Done]:
         return list(pool.map(run, cells, [data] * len(cells), [{}] * len(cells)))
 
 
-def fill(cells: Sequence[Cell], data: Path, models: Mapping[str, str]) -> None:
-    """Run the cells that have no record yet, one after the other."""
-    for cell in cells:
-        if (cell.folder / f"{cell.name}{PACKED}").exists():
+def fill(work: Iterable[tuple[Path, Callable[[], Iterable[str]]]]) -> None:
+    """Do the work that has no record yet, one after the other, and print what it tells.
+
+    Args:
+        work: Where the record of each goes, and what makes it.
+    """
+    for packed, conduct in work:
+        if packed.exists():
             continue
         begun = time.monotonic()
         try:
-            done = run(cell, data, models)
+            told = "\n".join(conduct())
         except RecordError as error:
             print(error, file=sys.stderr, flush=True)
             continue
-        print(f"{cell}: {100 * _mean([done.scores]):.0f} %, {done.calls}, stopped by {done.stopped_by}, "
-              f"{time.monotonic() - begun:.0f} s", flush=True)  # fmt: skip
-        print("\n".join(prompts([done])), flush=True)
+        print(f"{told}\n{time.monotonic() - begun:.0f} s", flush=True)
+
+
+def filled(cell: Cell, data: Path, models: Mapping[str, str]) -> Iterator[str]:
+    """Run a cell and yield what became of it."""
+    done = run(cell, data, models)
+    yield f"{cell}: {100 * _mean([done.scores]):.0f} %, {done.calls}, stopped by {done.stopped_by}"
+    yield from prompts([done])
 
 
 def main() -> int:
@@ -385,7 +400,7 @@ def main() -> int:
             models = dict(pair.split("=", 1) for pair in [*options.local, *options.server])
             cells = [Cell(task, target, way, 0 if way == STUDENT else seed) for seed in options.seeds
                      for task in options.tasks for target in options.targets for way in options.compilers]  # fmt: skip
-            fill(list(dict.fromkeys(cells)), options.data, models)
+            fill((cell.packed, partial(filled, cell, options.data, models)) for cell in dict.fromkeys(cells))
             return 0
         wanted = recorded(lambda c: c.task in options.tasks and c.target in options.targets
                           and c.way in options.compilers)  # fmt: skip

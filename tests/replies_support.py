@@ -9,6 +9,8 @@ from typing import Any
 
 from dspy.lm15 import Message, Request, Response, Usage
 
+from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
+
 
 class Engine:
     """A model in this process; `reply(system, question, number)` gives text, or text and how it ended."""
@@ -27,6 +29,23 @@ class Engine:
 
     def __deepcopy__(self, memo: object) -> Engine:
         return self
+
+
+class Optimizer(Engine):
+    """The simulated optimizer; keeps what it was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda system, text, number: "")
+        self.simulated = SimulatedOptimizerEngine()
+
+    def complete(self, request: Request) -> Response:
+        super().complete(request)
+        return self.simulated.complete(request)
+
+    @property
+    def texts(self) -> list[str]:
+        """The requests, as text."""
+        return [str(request.messages[-1].text) for request in self.requests]
 
 
 def written(text: str) -> Callable[[str, str, int], str]:

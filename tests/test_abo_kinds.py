@@ -8,34 +8,19 @@ import zlib
 
 import dspy
 import pytest
-from dspy.lm15 import Request, Response
-from replies_support import Engine
+from replies_support import Engine, Optimizer
 
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.simulated.request import Asked
-from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.teleprompters import ABO
 from cuesmith.teleprompters.runtime.compilation import Compilation
 
 SUM = FAMILIES["sum"]
 
 
-class Optimizer(Engine):
-    """The simulated optimizer; keeps what it was asked."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda system, text, number: "")
-        self.simulated = SimulatedOptimizerEngine()
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        super().complete(request)
-        return self.simulated.complete(request)
-
-    def named(self, name: str) -> list[Asked]:
-        """Return the requests of that name."""
-        asked = [Asked.parse(str(request.messages[-1].text)) for request in self.requests]
-        return [one for one in asked if one.name == name]
+def named(optimizer: Optimizer, name: str) -> list[Asked]:
+    """Return the requests of that name."""
+    return [asked for asked in map(Asked.parse, optimizer.texts) if asked.name == name]
 
 
 def examples(n: int, seed: int, *labels: str) -> list[dspy.Example]:
@@ -95,7 +80,7 @@ def demos(found: Compilation) -> int:
 
 def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
     found, optimizer = compiled(exact, dspy.Predict("question -> answer"), examples(60, 1, "answer"))
-    asked = optimizer.named("LocateDeviation")
+    asked = named(optimizer, "LocateDeviation")
     assert asked and all(re.match(r"Step 1: .*\nStep 2: ", one.text("response")) for one in asked)
     assert all("\nanswer: 7" in one.text("response") for one in asked)
     assert demos(found)
@@ -104,11 +89,11 @@ def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
 @pytest.mark.parametrize("labels", [("answer",), ()])
 def test_a_judge_without_full_marks_leaves_demonstrations(labels: tuple[str, ...]) -> None:
     found, optimizer = compiled(judge, dspy.ChainOfThought("question -> answer"), examples(60, 2, *labels))
-    assert demos(found) and optimizer.named("WorkExample")
+    assert demos(found) and named(optimizer, "WorkExample")
     shown = {demo["answer"] == SUM.solve(str(demo["question"])).answer  # type: ignore[union-attr]
              for trial in found.candidates for _, prompt in trial.candidate for demo in prompt.demos}
     assert shown == {True}  # of the best runs, or the right ones
-    failed = optimizer.named("LocateDeviation") + optimizer.named("ReviseStep")
+    failed = named(optimizer, "LocateDeviation") + named(optimizer, "ReviseStep")
     assert failed and all("The tone is not named." in "\n".join(map(one.text, one.inputs)) for one in failed)
     assert not any("do not earn the metric" in note for note in found.notes)
 
@@ -121,7 +106,7 @@ def test_that_nothing_has_full_marks_is_said() -> None:
 def test_two_outputs_are_worked_and_shown() -> None:
     found, optimizer = compiled(exact, dspy.ChainOfThought("question -> answer, twice"),
                                 examples(60, 3, "answer", "twice"))
-    assert all("twice: " in one.text("outputs") for one in optimizer.named("WorkExample"))
+    assert all("twice: " in one.text("outputs") for one in named(optimizer, "WorkExample"))
     assert demos(found) and found.best.select is not None
 
 
@@ -131,7 +116,7 @@ def test_the_ablation_differs_in_the_demonstrations_alone() -> None:
         compiled(exact, dspy.ChainOfThought("question -> answer"), train, max_in_flight=1,
                  demonstrations=demonstrations)
         for demonstrations in (True, False))
-    first = [[one.key for one in optimizer.named("WriteSteps")[:2]] for _, optimizer in (with_demos, without)]
+    first = [[one.key for one in named(optimizer, "WriteSteps")[:2]] for _, optimizer in (with_demos, without)]
     assert first[0] == first[1] and demos(with_demos[0]) and not demos(without[0])
     moves = {trial.candidate.origin.move for trial in without[0].candidates}
     assert moves <= {"student", "write", "edit step", "split step", "add step", "delete step"}

@@ -11,11 +11,9 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
-from dspy.lm15 import Request, Response
-from replies_support import Engine
+from replies_support import Engine, Optimizer
 
 from cuesmith.modules.simulated.request import Asked
-from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.teleprompters.registry import compile as compile_by_name
 from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.thinking import thinks
@@ -60,19 +58,6 @@ def answer(system: str, text: str, number: int) -> str:
     return f"[[ ## reasoning ## ]]\nSo.\n\n[[ ## urgency ## ]]\n{urgency}\n\n[[ ## completed ## ]]"
 
 
-class Optimizer(Engine):
-    """The simulated optimizer; keeps what it was sent."""
-
-    def __init__(self) -> None:
-        super().__init__(lambda system, text, number: "")
-        self.simulated = SimulatedOptimizerEngine()
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        super().complete(request)
-        return self.simulated.complete(request)
-
-
 def right(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
     """Whether the urgency is the one that the desk gave it.
 
@@ -90,7 +75,7 @@ def requests(name: str, **options: Any) -> list[str]:
         compile_by_name(Desk(), name, metric=right, trainset=MAILS, progress=False,
                         optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), **options)
     assert optimizer.requests
-    return [str(request.messages[-1].text) for request in optimizer.requests]
+    return optimizer.texts
 
 
 @pytest.mark.parametrize("form", MULTI)
