@@ -120,14 +120,7 @@ class APO(GradientSearch):
 
     async def native(self, scene: Scene) -> Candidate:
         """Beam search among the kept candidates and their children."""
-        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene)])
-        await scene.record(beam)
-        for step in range(1, self.setting.steps + 1):
-            here = scene.at(step)
-            children = await self.update(here, beam)
-            beam = await self.keep(here, [*(kept.candidate for kept in beam), *children])
-            await here.record(beam)
-        return beam[0].candidate
+        return await self.climb(scene)
 
     async def keep(self, scene: Scene, pool: Sequence[Candidate]) -> list[Scores]:
         """Return the best of the pool, found as `selection` says."""

@@ -293,14 +293,22 @@ class BeamSearch(PromptSearch):
         """
 
     async def unified(self, scene: Scene) -> Candidate:
-        """Beam search: initial prompts, then steps of `update`, the best of student, parents and children kept."""
-        student = scene.run.baseline
-        beam = await self.keep(scene, [student, *await self.start(scene)])
+        """Beam search in which the student competes at every step."""
+        return await self.climb(scene, [scene.run.baseline])
+
+    async def climb(self, scene: Scene, always: Sequence[Candidate] = ()) -> Candidate:
+        """Beam search: student and initial prompts, then steps of `update`, the best of parents and children kept.
+
+        Args:
+            scene: The initial step.
+            always: Candidates that compete at every step, whether or not they were kept.
+        """
+        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene)])
         await scene.record(beam)
         for step in range(1, self.setting.steps + 1):
             here = scene.at(step)
             children = await self.update(here, beam)
-            beam = await self.keep(here, [student, *(kept.candidate for kept in beam), *children])
+            beam = await self.keep(here, [*always, *(kept.candidate for kept in beam), *children])
             await here.record(beam)
         return beam[0].candidate
 
