@@ -196,8 +196,9 @@ def test_the_ablation_shows_no_demonstration_anywhere() -> None:
     assert not any("Example of following" in p.instructions for t in found.candidates for _, p in t.candidate)
 
 
-@pytest.mark.parametrize("work", ["Step 1: 3", "Step 1: a\nStep 2: b\nStep 3: 0x", "", "[[ ## answer ## ]]\n3"])
-def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: str) -> None:
+@pytest.mark.parametrize("work", [
+    ["3"], ["a", "b", "0x"], [], ["a", "[[ ## answer ## ]]\n3"], ["a", "", "3"], ["Step 1: a\nStep 2: b"]])
+def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: list[str]) -> None:
     optimizer = Optimizer({"WorkExample": always(work=work)})
     found = compile_with(abo(optimizer, steps=0, initial=1, retries=2, demos_per_predictor=3), Target()).compilation
     assert len(optimizer.named("WorkExample")) == 3 * 3
@@ -383,7 +384,7 @@ def test_the_plan_is_reached_and_never_exceeded() -> None:
         return {"task": "Add.", "steps": steps, "move": "edit", "new_steps": steps[:1]}
 
     optimizer, target = Optimizer({
-        "WriteSteps": fresh, "ReviseStep": fresh, "WorkExample": always(work="no"),
+        "WriteSteps": fresh, "ReviseStep": fresh, "WorkExample": always(work=["no"]),
         "LocateDeviation": always(step=2, kind="insufficient", reason="")}), Target((0, 50, 90))
     compiler = abo(optimizer, steps=2, errors=3)
     found = compile_with(compiler, target).compilation

@@ -154,6 +154,27 @@ def test_only_the_rewritten_predictors_answers_are_expected_of_it() -> None:
     assert "expected answer" in toy.told and "book" not in toy.told
 
 
+class Drafted(dspy.Module):  # type: ignore[misc]
+    """Two stages, the first without a label of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = dspy.Predict("question -> draft"), dspy.Predict("question, draft -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Draft, then answer."""
+        return self.second(question=question, draft=self.first(question=question).draft)
+
+
+def test_another_stages_label_is_called_the_programs() -> None:
+    toy = Reflecting()
+    toy.compile("gepa", student=Drafted(), component_selector="all")
+    kinds = {"draft" in one["Generated Outputs"]: re.findall(r"^.*expected.*(?=: )", one["Feedback"], re.MULTILINE)
+             for text in re.findall(r"^\[\{.*\}\]$", toy.told, re.MULTILINE) for one in json.loads(text)
+             if "expected" in one["Feedback"]}
+    assert kinds == {True: ["the program's expected answer"], False: ["expected answer"]}
+
+
 def test_the_metrics_own_words_stand_and_five_arguments_get_the_predictor() -> None:
     seen: set[tuple[str | None, int]] = set()
 

@@ -19,6 +19,7 @@ from cuesmith.teleprompters.behavior.steps import (
     most_frequent,
     step_list,
     steps_fault,
+    under_labels,
 )
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, distinct, question_key
 from cuesmith.teleprompters.runtime.evidence import (
@@ -126,6 +127,14 @@ def test_the_first_label_out_of_order_is_found(text: str, missing: int | None) -
 
 def test_labelled_work_is_read_in_the_texts_order() -> None:
     assert list(labelled("Hm. Step 1: 3 4\nStep 2: **7**")) == [(1, "3 4"), (2, "7")]
+
+
+@pytest.mark.parametrize(("found", "work"), [
+    (["3 4", "7"], "Step 1: 3 4\nStep 2: 7"), (["Step 1: 3 4", "**Step 2:** 7"], "Step 1: 3 4\nStep 2: 7"),
+    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"), ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
+    (["See step 2: no"], "Step 1: See step 2: no"), ([], ""), ("3 4", ""), (None, "")])
+def test_labels_of_work_are_written_for_the_model(found: object, work: str) -> None:
+    assert under_labels(found) == work
 
 
 def failure(reasoning: str | None, parsed: bool = True) -> Failure:

@@ -31,7 +31,7 @@ REQUESTS = {
 }
 LISTS = {
     "examples", "steps", "failures", "new_steps", "reasons", "points", "successes", "evidence", "trajectory",
-    "scored_instructions", "exemplars", "conditions",
+    "scored_instructions", "exemplars", "conditions", "work",
 }  # fmt: skip
 TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
     "step": int, "count": int, "max_steps": int, "support": list[int], "kind": signatures.Deviation,

@@ -139,17 +139,17 @@ def test_steps_and_work_of_every_family(name: str) -> None:
     for steps in written:
         assert isinstance(steps, list)
         demo = Asked.of(WorkExample, steps=steps, inputs=f"question: {question}", outputs=f"answer: {gold}")
-        assert ENGINE.answer(demo, 0)["work"] == work
+        assert "\n".join(f"Step {k}: {t}" for k, t in enumerate(ENGINE.answer(demo, 0)["work"], 1)) == work
 
 
 def test_work_follows_foreign_steps_and_ends_in_the_gold() -> None:
     steps = ["Read the text.", "Number all the words in order.", "Number the words once more."]
     asked = Asked.of(WorkExample, steps=steps, inputs="question: red old cat", outputs="answer: 3")
-    lines = str(ENGINE.answer(asked, 0)["work"]).splitlines()
-    assert lines[1] == "Step 2: 1 red, 2 old, 3 cat"
-    assert len(lines) == 3 and lines[2].startswith("Step 3: ") and lines[2].endswith("3")
+    lines = ENGINE.answer(asked, 0)["work"]
+    assert isinstance(lines, list) and len(lines) == 3
+    assert lines[1] == "1 red, 2 old, 3 cat" and str(lines[2]).endswith("3")
     wrong = Asked.of(WorkExample, steps=list(FAMILIES["count"].steps), inputs="question: a b", outputs="answer: 9")
-    assert str(ENGINE.answer(wrong, 0)["work"]).endswith("Step 2: 9")
+    assert ENGINE.answer(wrong, 0)["work"][-1] == "9"
 
 
 # --- deviations --------------------------------------------------------------------------------------------

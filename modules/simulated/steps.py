@@ -92,15 +92,14 @@ def work_example(author: Author, source: Source) -> Values:
     steps = author.asked.texts("steps")
     gold = "; ".join(value for _, value in entries_of(author.asked.text("outputs")) if value)
     if not steps:
-        return {"work": gold}
+        return {"work": [gold]}
     worked = work_of(author, steps)
     if source == "prior":
         lines = [author.pick("prior work", ("Done carefully.", "I did this with care.", "OK.")) for _ in steps]
     else:
         lines = [_line(author, work) for work in worked]
     lines[-1] = _ending(worked[-1] if source != "prior" else None, gold)
-    labelled = [f"Step {k}: {line}" for k, line in enumerate(lines, 1)]
-    return {"work": "\n".join(_degraded_work(author, labelled) if source == "noise" else labelled)}
+    return {"work": _degraded_work(author, lines) if source == "noise" else lines}
 
 
 def _line(author: Author, work: Worked | None) -> str:
@@ -121,7 +120,6 @@ def _degraded_work(author: Author, lines: list[str]) -> list[str]:
     k = rng.randrange(max(1, len(lines) - 1))
     if len(lines) > 1 and rng.random() < 0.5:
         return [*lines[:k], *lines[k + 1 :]]
-    label, _, text = lines[k].partition(": ")
-    words = text.split()
+    words = lines[k].split()
     garbled = words[: len(words) // 2] or ["unclear"]
-    return [*lines[:k], f"{label}: {' '.join(garbled)}", *lines[k + 1 :]]
+    return [*lines[:k], " ".join(garbled), *lines[k + 1 :]]

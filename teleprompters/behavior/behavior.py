@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import dspy
 
 from cuesmith.signatures import WorkExample, render_steps
-from cuesmith.teleprompters.behavior.steps import labelled
+from cuesmith.teleprompters.behavior.steps import labelled, under_labels
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, question_key
 from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import HEADER
@@ -23,7 +23,7 @@ from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.examples import Case
-from cuesmith.teleprompters.search.scene import Scene, text_field
+from cuesmith.teleprompters.search.scene import Scene
 
 LONGEST_WORK = 4000
 """Characters the work of an example may have. Ours."""
@@ -158,7 +158,7 @@ async def _work(requests: Requests, name: str, task: str, steps: Sequence[str], 
     for attempt in range(retries + 1):
         asked = requests.ask(WorkExample, name, request, instructions=task, salt=f"{salt}, try {attempt}")
         for reply in await asked:
-            work = text_field(reply, "work")
+            work = under_labels(reply.get("work"))
             why = fault(work, len(steps), case.outputs)
             if why is None:
                 return Demonstration(case, work)
@@ -182,7 +182,7 @@ def fault(work: str, n_steps: int, outputs: Mapping[str, object]) -> str | None:
     """
     parts = list(labelled(work))
     if [number for number, _ in parts] != list(range(1, n_steps + 1)):
-        return "it does not carry the label of every step in order"
+        return "it has not one text for each step"
     if not all(text for _, text in parts):
         return "the work of a step is empty"
     if len(work) > LONGEST_WORK or HEADER in work:

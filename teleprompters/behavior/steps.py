@@ -37,6 +37,19 @@ def labelled(text: str) -> Iterator[tuple[int, str]]:
         yield int(mark[1]), text[mark.end() : end].strip(" \n\t*")
 
 
+def under_labels(found: object) -> str:
+    """Return the work of the steps with each text under its label, which models leave out.
+
+    Args:
+        found: What was written, meant to be a text for each step; one text that has the labels itself will do.
+    """
+    texts = [text.strip(" \n\t*") for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    if len(texts) == 1 and first_missing(texts[0], 2) is None:
+        return texts[0]
+    plain = (text[mark.end() :].strip(" \n\t*") if (mark := _LABEL.match(text)) else text for text in texts)
+    return "\n".join(f"Step {k}: {text}" for k, text in enumerate(plain, 1))
+
+
 def first_missing(text: str, n_steps: int) -> int | None:
     """Return the first of the steps 1..n that has no label behind the label before it; None if all have one."""
     due = 1

@@ -13,7 +13,7 @@ from cuesmith.teleprompters.peers.hosting import Host
 from cuesmith.teleprompters.peers.peer import Peer
 from cuesmith.teleprompters.runtime.checks import chosen, number, switch, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
-from cuesmith.teleprompters.runtime.evidence import gold, labels_of, render_fields
+from cuesmith.teleprompters.runtime.evidence import as_expected, expected, labels_of, render_fields
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.run import Run
 
@@ -172,10 +172,11 @@ class GEPA(Peer):
             score = float(given["score"])
             wrong = prediction is not None and score < self.perfect_score and not given.get("feedback")
             predictor = run.predictors.get(pred_name or "")
-            expected = gold(example, predictor.signature) if predictor is not None else labels_of(example)
-            if not (wrong and expected and self.expected_as_feedback):
+            alone = len(run.predictors) == 1
+            right = labels_of(example) if predictor is None else expected(example, predictor.signature, alone=alone)
+            if not (wrong and right and self.expected_as_feedback):
                 return found
-            entries = render_fields({f"expected {name}": value for name, value in expected.items()})
+            entries = render_fields(as_expected(right))
             return dspy.Prediction(**{**given, "feedback": f"This trajectory got a score of {score}.\n{entries}"})
 
         return judged

@@ -179,6 +179,11 @@ def shown_example(inputs: Mapping[str, object], outputs: Mapping[str, object]) -
     return render_fields({**inputs, **outputs})
 
 
+def as_expected(values: Mapping[str, object]) -> dict[str, object]:
+    """Return what `expected` gives under names that say so."""
+    return {name if name.startswith(PROGRAMS) else f"expected {name}": held for name, held in values.items()}
+
+
 def shown_failure(
     inputs: Mapping[str, object], expected: Mapping[str, object], response: str, feedback: str = "", later: str = ""
 ) -> str:
@@ -191,8 +196,7 @@ def shown_failure(
         feedback: The metric's words.
         later: What the later predictors made of it.
     """
-    right = {name if name.startswith(PROGRAMS) else f"expected {name}": held for name, held in expected.items()}
-    entries: dict[str, object] = {**inputs, **right, "response": response}
+    entries: dict[str, object] = {**inputs, **as_expected(expected), "response": response}
     if later:
         entries["later stages"] = later
     if feedback:
