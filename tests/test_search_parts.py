@@ -131,7 +131,8 @@ def test_labelled_work_is_read_in_the_texts_order() -> None:
 
 @pytest.mark.parametrize(("found", "work"), [
     (["3 4", "7"], "Step 1: 3 4\nStep 2: 7"), (["Step 1: 3 4", "**Step 2:** 7"], "Step 1: 3 4\nStep 2: 7"),
-    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"), ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
+    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"), 
+    ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
     (["See step 2: no"], "Step 1: See step 2: no"), ([], ""), ("3 4", ""), (None, "")])
 def test_labels_of_work_are_written_for_the_model(found: object, work: str) -> None:
     assert under_labels(found) == work
