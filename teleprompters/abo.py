@@ -14,11 +14,10 @@ from cuesmith.teleprompters.behavior.behavior import (
     Demonstration,
     Draft,
     demonstrate,
-    keep_drafts,
     outside_demonstrations,
 )
 from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
-from cuesmith.teleprompters.prompt_search import PromptSearch, SearchOptions
+from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -28,7 +27,7 @@ from cuesmith.teleprompters.search.scene import Scene, subsets, text_field
 from cuesmith.teleprompters.search.setting import Setting
 
 
-class ABO(PromptSearch):
+class ABO(BeamSearch):
     """Optimise what the target model does: numbered checkable steps, and demonstrations of following them.
 
     The optimizer writes steps from examples, and works training examples by following each step. Then, for
@@ -78,30 +77,21 @@ class ABO(PromptSearch):
             raise TypeError(f"demonstrations must be True or False, got {demonstrations!r}")
         self.demonstrations = demonstrations
 
-    async def unified(self, scene: Scene) -> Candidate:
-        """Beam search as for `PromptSearch`, over drafts: candidates with the steps they are written from."""
-        student = Draft(scene.run.baseline, {})
-        written = await self._write(scene, student, scene.run.baseline.names, self.setting.initial)
-        beam = await keep_drafts(scene, [student, *written])
-        await scene.record(beam.scores)
-        for step in range(1, self.setting.steps + 1):
-            here = scene.at(step)
-            children = await self._children(here, beam)
-            beam = await keep_drafts(here, [student, *beam.drafts, *children])
-            await here.record(beam.scores)
-        return beam.drafts[0].candidate
+    async def start(self, scene: Scene, count: int) -> list[Candidate]:
+        """Return candidates with new steps for every predictor, each from its own examples."""
+        return await self._write(scene, Draft(scene.run.baseline, {}), scene.run.baseline.names, count)
 
-    async def _children(self, scene: Scene, beam: Sequence[tuple[Draft, Scores]]) -> list[Draft]:
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Run the kept candidates on one minibatch without their demonstrations, and edit each where it failed."""
-        parents = [draft for draft, _ in beam]
+        parents = [Draft.of(scene, scores.candidate) for scores in beam]
         batch = scene.minibatch(outside_demonstrations(parents, scene.material.evidence))
         ran = await scene.try_out([parent.candidate for parent in parents], batch)
         families = await asyncio.gather(*(
             self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.threshold))
-            for (draft, on_select), on_batch in zip(beam, ran, strict=True)))
+            for draft, on_select, on_batch in zip(parents, beam, ran, strict=True)))
         return [child for family in families for child in family]
 
-    async def _edit(self, scene: Scene, parent: Draft, ran: Scores, *, perfect: bool) -> list[Draft]:
+    async def _edit(self, scene: Scene, parent: Draft, ran: Scores, *, perfect: bool) -> list[Candidate]:
         """Return the children of one candidate: variant i edits for the i-th most frequent (step, kind)."""
         name = scene.turn(ran)
         if name not in parent.behaviors:  # the student itself: it has no steps to edit
@@ -122,7 +112,7 @@ class ABO(PromptSearch):
         return [child for child in await asyncio.gather(*edits) if child is not None]
 
     async def _variant(self, scene: Scene, parent: Draft, name: str, first: Sequence[Located],
-                       rest: Sequence[Located], i: int, *, again: bool) -> Draft | None:
+                       rest: Sequence[Located], i: int, *, again: bool) -> Candidate | None:
         """Make one child: mend the step, or only the demonstrations; None if the new steps are unusable.
 
         Of a step that was skipped or misapplied, the second child for the same failures (`again`) mends it as well.
@@ -140,7 +130,7 @@ class ABO(PromptSearch):
             kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
             demos = (*demos, *kept)[: self.demos_per_predictor]
         seen = [*failing[: len(first)], *(one.case.example for one in demos)]
-        return parent.change(scene.run, {name: Behavior(old.task, steps, demos)},
+        return parent.change(scene, {name: Behavior(old.task, steps, demos)},
                              made_from(move, seen, parent.candidate))
 
     async def _revise(self, scene: Scene, name: str, old: Behavior, located: Sequence[Located], i: int
@@ -163,18 +153,21 @@ class ABO(PromptSearch):
             scene.run.seen.dropped[fault] += 1
         return () if fault else steps
 
-    async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int) -> list[Draft]:
-        """Write `count` drafts with new steps for the named predictors, draft j from its own examples."""
+    async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int
+                     ) -> list[Candidate]:
+        """Write `count` candidates with new steps for the named predictors, candidate j from its own examples."""
         shown = subsets(scene.run, scene.material.evidence, self.setting.init_examples, count, "write", scene.step)
-        return [draft for draft in await asyncio.gather(*(
+        written = await asyncio.gather(*(
             self._write_one(scene, parent, names, examples, j) for j, examples in enumerate(shown)))
-            if draft.behaviors]
+        return [candidate for candidate in written if candidate is not None]
 
     async def _write_one(self, scene: Scene, parent: Draft, names: Sequence[str],
-                         examples: Sequence[dspy.Example], j: int) -> Draft:
+                         examples: Sequence[dspy.Example], j: int) -> Candidate | None:
         written = await asyncio.gather(*(self._behavior(scene, name, examples, j) for name in names))
         behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
-        return parent.change(scene.run, behaviors, made_from("write", examples, parent.candidate))
+        if not behaviors and not parent.behaviors:
+            return None
+        return parent.change(scene, behaviors, made_from("write", examples, parent.candidate))
 
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:

@@ -67,11 +67,11 @@ class OPRO(BeamSearch):
 
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return width * branch proposals, each a change of the best candidate's prompt for the step's predictor."""
-        return await self._propose(scene, beam[0].candidate, [trial.candidate for trial in scene.run.trials()])
+        return await self._propose(scene, beam[0].candidate, [trial.candidate for trial in scene.trials()])
 
     async def native(self, scene: Scene) -> Candidate:
         """A beam search that knows in what order its prompts were proposed."""
-        tried = [scene.run.baseline, *await self.start(scene)]
+        tried = [scene.run.baseline, *await self.start(scene, self.setting.initial)]
         beam = await self.keep(scene, tried)
         await scene.record(beam)
         for step in range(1, self.setting.steps + 1):
@@ -100,7 +100,7 @@ class OPRO(BeamSearch):
         Of texts with equal scores those of later candidates come later, and go out of the list last.
         """
         half = len(scene.run.select) / 2  # an outage may have left gaps
-        means = {trial.candidate.id: trial.mean for trial in scene.run.trials() if trial.n >= half}
+        means = {trial.candidate.id: trial.mean for trial in scene.trials() if trial.n >= half}
         scores: dict[str, float] = {}
         for candidate in tried:
             if means.get(candidate.id, -math.inf) >= self.least_score:

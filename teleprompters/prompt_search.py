@@ -303,7 +303,7 @@ class BeamSearch(PromptSearch):
             scene: The initial step.
             always: Candidates that compete at every step, whether or not they were kept.
         """
-        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene)])
+        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene, self.setting.initial)])
         await scene.record(beam)
         for step in range(1, self.setting.steps + 1):
             here = scene.at(step)
@@ -316,9 +316,10 @@ class BeamSearch(PromptSearch):
         """Return the `width` best candidates of a pool, best first."""
         return await scene.keep(pool)
 
-    async def start(self, scene: Scene) -> list[Candidate]:
-        """Return the initial candidates beside the student."""
-        return await write_instructions(scene.requests, scene.setting, scene.material, scene.book)
+    async def start(self, scene: Scene, count: int) -> list[Candidate]:
+        """Return initial candidates, `count` of them as far as what the optimizer writes can be used."""
+        setting, key = replace(scene.setting, initial=count), (scene.step,) * bool(scene.step)
+        return await write_instructions(scene.requests, setting, scene.material, scene.book, *key)
 
 
 def _text(name: str, text: str) -> str:

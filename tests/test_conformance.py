@@ -195,7 +195,7 @@ class Obeys(Mine):
 class Unseen(Mine):
     """Writes for the last predictor without having seen what it gets."""
 
-    async def start(self, scene: Scene) -> list[Candidate]:
+    async def start(self, scene: Scene, count: int) -> list[Candidate]:
         name = scene.run.baseline.names[-1]
         texts = await self.texts(scene, scene.run.baseline, name)
         return [scene.run.baseline.replace(name, instructions=text, origin=Origin("vary")) for text in texts]

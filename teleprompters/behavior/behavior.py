@@ -19,8 +19,7 @@ from cuesmith.teleprompters.behavior.steps import labelled, under_labels
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, question_key
 from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import HEADER
-from cuesmith.teleprompters.runtime.outcomes import Scores, value
-from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.outcomes import value
 from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.examples import Case
 from cuesmith.teleprompters.search.scene import Scene
@@ -83,38 +82,23 @@ class Draft:
     candidate: Candidate
     behaviors: Mapping[str, Behavior]
 
-    def change(self, run: Run, behaviors: Mapping[str, Behavior], origin: Origin) -> Draft:
-        """Return a draft with other behaviours for some predictors."""
-        prompts = {name: behavior.prompt(run.predictors[name].signature) for name, behavior in behaviors.items()}
+    @classmethod
+    def of(cls, scene: Scene, candidate: Candidate) -> Draft:
+        """Return what a candidate of the search was written from; of another's, that nothing is known."""
+        known = scene.memory.get(candidate.id)
+        return known if isinstance(known, cls) else cls(candidate, {})
+
+    def change(self, scene: Scene, behaviors: Mapping[str, Behavior], origin: Origin) -> Candidate:
+        """Return a candidate with other behaviours for some predictors, and remember what it is written from."""
+        signatures = {name: predictor.signature for name, predictor in scene.run.predictors.items()}
+        prompts = {name: behavior.prompt(signatures[name]) for name, behavior in behaviors.items()}
         candidate = Candidate({**self.candidate.prompts, **prompts}, origin)
-        return Draft(candidate, {**self.behaviors, **behaviors})
+        scene.memory.setdefault(candidate.id, Draft(candidate, {**self.behaviors, **behaviors}))
+        return candidate
 
     def shows(self) -> set[str]:
         """Return the contents of the examples that are its demonstrations."""
         return {question_key(one.case.example) for b in self.behaviors.values() for one in b.demonstrations}
-
-
-class Kept(tuple[tuple[Draft, Scores], ...]):
-    """The drafts of a beam with their scores on the selection examples, best first."""
-
-    @property
-    def drafts(self) -> list[Draft]:
-        """The drafts, best first."""
-        return [draft for draft, _ in self]
-
-    @property
-    def scores(self) -> list[Scores]:
-        """Their scores, best first."""
-        return [scores for _, scores in self]
-
-
-async def keep_drafts(scene: Scene, pool: Sequence[Draft]) -> Kept:
-    """Compare the drafts and keep the best, as `Scene.keep`."""
-    by_id: dict[str, Draft] = {}
-    for draft in pool:
-        by_id.setdefault(draft.candidate.id, draft)
-    beam = await scene.keep(draft.candidate for draft in pool)
-    return Kept((by_id[scores.candidate.id], scores) for scores in beam)
 
 
 def outside_demonstrations(drafts: Sequence[Draft], examples: Sequence[dspy.Example]) -> list[dspy.Example]:

@@ -10,13 +10,14 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import dspy
 
 from cuesmith.signatures import WriteInstructions
-from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, made_from
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, example_id, made_from
+from cuesmith.teleprompters.runtime.compilation import Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, sound
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scored, Scores, Step
@@ -48,6 +49,9 @@ class Scene:
         relative: Whether nobody has said what a success is: then it may become less than the setting's threshold.
         step: The step.
         threshold: The score from which on an outcome counts as a success in this step.
+        past: What the search has scored, where it is not to look at all that the run has by now (`Frontier`).
+        odds: Example (by `example_id`) -> the weight it is drawn with; all others have 1.
+        memory: What a compiler remembers of its candidates, by their ids.
     """
 
     run: Run
@@ -60,6 +64,9 @@ class Scene:
     relative: bool = False
     step: int = 0
     threshold: float = 1.0
+    past: tuple[Trial, ...] | None = None
+    odds: Mapping[str, float] = field(default_factory=dict)
+    memory: dict[str, object] = field(default_factory=dict)
 
     @property
     def guard(self) -> Guard:
@@ -72,11 +79,15 @@ class Scene:
         """Ask the optimizer about predictor `name`; see `Requests.ask`."""
         return await self.requests.ask(signature, name, inputs, instructions=instructions, n=n, salt=salt)
 
+    def trials(self) -> tuple[Trial, ...]:
+        """Return the candidates that have been scored on selection examples, best first."""
+        return self.run.trials() if self.past is None else self.past
+
     def at(self, step: int) -> Scene:
         """Return the scene of another step; what has been scored until now says what is a success in it."""
         threshold = self.setting.threshold
         if self.relative:
-            threshold = within_reach(threshold, [trial.scores for trial in self.run.trials()])
+            threshold = within_reach(threshold, [trial.scores for trial in self.trials()])
             if threshold != self.setting.threshold:
                 self.run.note(f"No answer has a score of {self.setting.threshold:g} so far: the best quarter of the "
                               "best prompt's answers count as successes.")
@@ -112,7 +123,12 @@ class Scene:
         """
         examples = self.material.evidence if pool is None else pool
         wanted = min(self.setting.minibatch if size is None else size, len(examples))
-        return self.run.rng("minibatch", self.step, *key).sample(list(examples), wanted)
+        rng = self.run.rng("minibatch", self.step, *key)
+        if not self.odds:
+            return rng.sample(list(examples), wanted)
+        # Efraimidis and Spirakis 2006: the largest keys are a weighted sample without replacement.
+        keys = [rng.random() ** (1.0 / self.odds.get(example_id(example), 1.0)) for example in examples]
+        return [examples[i] for i in sorted(range(len(keys)), key=lambda i: -keys[i])[:wanted]]
 
     async def try_out(self, parents: Sequence[Candidate], batch: Sequence[dspy.Example]) -> list[Scores]:
         """Run the candidates on training examples, and learn from their successes."""
@@ -153,7 +169,7 @@ class Scene:
         return self.run.child(parent, name, text, move=move, seen=seen)
 
 
-async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook
+async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook, *key: object
                              ) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
@@ -166,22 +182,24 @@ async def write_instructions(requests: Requests, setting: Setting, material: Mat
         setting: How many candidates, and examples for each.
         material: The examples.
         book: What each predictor has to do on them.
+        *key: Separates several calls of a search.
     """
     run = requests.run
     counts = [min(setting.init_draws, setting.initial - k) for k in range(0, setting.initial, setting.init_draws)]
-    shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial")
+    shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial", *key)
     drawn = await asyncio.gather(*(
-        asyncio.gather(*(_write(requests, book, name, examples, n, j) for name in run.baseline.names))
+        asyncio.gather(*(_write(requests, book, name, examples, n, " ".join(map(str, ("initial", *key, j))))
+                         for name in run.baseline.names))
         for j, (examples, n) in enumerate(zip(shown, counts, strict=True))))
     return [_candidate(run, texts, examples)
             for examples, made in zip(shown, drawn, strict=True) for texts in zip(*made, strict=True)]
 
 
-async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int, j: int
-                 ) -> list[str | None]:
+async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int,
+                 salt: str) -> list[str | None]:
     request = {"examples": book.shown(name, examples)}
     own = requests.run.baseline.prompts[name].instructions
-    replies = await requests.ask(WriteInstructions, name, request, instructions=own, n=n, salt=f"initial {j}")
+    replies = await requests.ask(WriteInstructions, name, request, instructions=own, n=n, salt=salt)
     made = [requests.run.usable(name, text_field(reply, "instruction")) for reply in replies]
     return [*made, *([None] * (n - len(made)))]
 
