@@ -65,7 +65,7 @@ class Job:
     Attributes:
         family: The task.
         seed: Of the task, the compiler and the optimizer.
-        compiler: A name, or `BASELINE` for the student itself.
+        compiler: A name, with ":frontier" or ":native" where that form of it is meant; `BASELINE` for the student.
         calls: The budget; None for none.
         test_size: Held-out examples.
         racing: Given to the compiler where it is not None.
@@ -106,12 +106,14 @@ def run(job: Job) -> Done:
     compilation, error, start = None, "", time.perf_counter()
     with dspy.context(lm=EmbeddedLM()):
         if job.compiler != BASELINE:
+            name, _, form = job.compiler.partition(":")
             options: dict[str, Any] = {} if job.racing is None else {"racing": job.racing}
-            if job.compiler == "gepa" and job.calls:
+            options |= {"search": form} if form else {}
+            if name == "gepa" and job.calls:
                 options["max_metric_calls"] = job.calls
             try:
                 program = compile(
-                    program, job.compiler, metric=task.metric, trainset=list(task.train),
+                    program, name, metric=task.metric, trainset=list(task.train),
                     valset=list(task.validation), optimizer_lm=SimulatedOptimizer(seed=job.seed), seed=job.seed,
                     budget=Budget(calls=job.calls) if job.calls else None, **options,
                 )
@@ -270,7 +272,7 @@ def main() -> int:
     options = parser.parse_args()
     options.compilers = options.compilers or list(RACERS if options.racing else WRITERS)
     for name in options.compilers:
-        compiler_class(name)
+        compiler_class(name.partition(":")[0])
     mode: Callable[[argparse.Namespace], int] = racing if options.racing else comparison
     return mode(options)
 

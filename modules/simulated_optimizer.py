@@ -42,6 +42,8 @@ from cuesmith.modules.simulated.judging import check_rule, identify_condition
 from cuesmith.modules.simulated.reflection import (
     criticize_instruction,
     edit_instruction,
+    improve_instruction,
+    merge_instructions,
     propose_instruction,
     reflect_on_failures,
     reflect_on_successes,
@@ -255,6 +257,8 @@ _WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "ReviseStep": revise_step,
     "CriticizeInstruction": criticize_instruction,
     "EditInstruction": edit_instruction,
+    "ImproveInstruction": improve_instruction,
+    "MergeInstructions": merge_instructions,
     "SummarizeReasons": summarize_reasons,
     "ReflectOnFailures": reflect_on_failures,
     "ReflectOnSuccesses": reflect_on_successes,

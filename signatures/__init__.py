@@ -6,6 +6,8 @@ from cuesmith.signatures.instructions import STYLES, Style, SummarizeData, VaryI
 from cuesmith.signatures.reflection import (
     CriticizeInstruction,
     EditInstruction,
+    ImproveInstruction,
+    MergeInstructions,
     ProposeInstruction,
     ReflectOnFailures,
     ReflectOnSuccesses,
@@ -22,7 +24,9 @@ __all__ = [
     "EditInstruction",
     "Followed",
     "IdentifyCondition",
+    "ImproveInstruction",
     "LocateDeviation",
+    "MergeInstructions",
     "Move",
     "ProposeInstruction",
     "ReflectOnFailures",

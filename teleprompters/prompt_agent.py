@@ -73,10 +73,11 @@ class PromptAgent(BeamSearch):
 
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return `branch` rewrites of each kept candidate, each from its own batch."""
+        pairs = [(one.candidate, scene.minibatch(None, one.candidate.id, j, size=self.batch))
+                 for one in beam for j in range(self.setting.branch)]  # fmt: skip
         made = await asyncio.gather(*(
-            self._rewrite(scene, scores.candidate, scene.run.lineage(scores.candidate), j,
-                          scene.minibatch(None, scores.candidate.id, j, size=self.batch))
-            for scores in beam for j in range(self.setting.branch)))
+            self._rewrite(scene, ran, scene.run.lineage(ran.candidate), k % self.setting.branch)
+            for k, ran in enumerate(await scene.try_each(pairs))))
         return [child for child in made if child is not None]
 
     async def native(self, scene: Scene) -> Candidate:
@@ -114,9 +115,10 @@ class PromptAgent(BeamSearch):
             return
         lineage = [each.candidate for each in path]
         batches = {number: self._batch(scene, number) for number in itertools.islice(numbers, self.setting.width)}
+        ran = await scene.try_each([(node.candidate, batch) for batch in batches.values()])
         made = await asyncio.gather(*(
-            self._rewrite(scene, node.candidate, lineage, number, batch, depth=node.depth)
-            for number, batch in batches.items()))
+            self._rewrite(scene, one, lineage, number, depth=node.depth)
+            for number, one in zip(batches, ran, strict=True)))
         children = distinct(child for child in made if child is not None)
         for scores in await scene.run.score(children, scene.run.select):
             child = Node(scores, node)
@@ -131,10 +133,9 @@ class PromptAgent(BeamSearch):
         order = scene.run.rng("epoch", epoch).sample(examples, len(examples))
         return order[place * self.batch :][: self.batch]
 
-    async def _rewrite(self, scene: Scene, parent: Candidate, lineage: Sequence[Candidate], j: int,
-                       batch: Sequence[dspy.Example], depth: int = 0) -> Candidate | None:
-        ran = (await scene.try_out([parent], batch))[0]
-        name = scene.turn(ran, ahead=depth)
+    async def _rewrite(self, scene: Scene, ran: Scores, lineage: Sequence[Candidate], j: int, depth: int = 0
+                       ) -> Candidate | None:
+        parent, batch, name = ran.candidate, ran.examples, scene.turn(ran, ahead=depth)
         text, salt = parent.prompts[name].instructions, f"step {scene.step}, {j}"
         failed = [failure.shown() for failure in scene.failures(ran, name)]
         solved = [] if failed else scene.book.shown(name, batch)

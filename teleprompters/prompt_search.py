@@ -15,10 +15,10 @@ from typing import ClassVar, Literal, Self, Unpack, get_args
 
 import dspy
 
-from cuesmith.signatures import STYLES, Style
+from cuesmith.signatures import STYLES, MergeInstructions, Style
 from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, made_from
 from cuesmith.teleprompters.runtime.checks import chosen, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
@@ -28,10 +28,11 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded
 from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
-from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, write_instructions
+from cuesmith.teleprompters.search.frontier import FRONTIER, MERGES, STALE, Frontier
+from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 
-Form = Literal["unified", "native"]
+Form = Literal["unified", "native", "frontier"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
 STEPS = 1
@@ -76,9 +77,10 @@ class PromptSearch(Compiler):
     Args:
         metric: As for `Compiler`.
         search: "unified" is the setting that all compilers share, so that a difference in results is a difference in
-            method; "native" is the method's own search with its own numbers (`NATIVE`).
-        width: Candidates kept after each step. None, here and below: what `search` says.
-        branch: New candidates a step makes from each kept one.
+            method; "native" is the method's own search with its own numbers (`NATIVE`); "frontier" has the method
+            propose along a Pareto front, as GEPA does (`search/frontier.py`).
+        width: Candidates kept after each step; parents of a round. None, here and below: what `search` says.
+        branch: New candidates a step makes from each of them.
         steps: Steps after the initial one.
         initial: Initial prompts written for each predictor; 0 starts from the student alone.
         init_examples: Examples shown for each of them.
@@ -99,7 +101,7 @@ class PromptSearch(Compiler):
         task_description: What the optimizer is told of the task in every request, besides what the program says.
         metric_description: What it is told that the metric rewards. None: the first paragraph of its docstring.
         dataset_summary: Whether it first writes a summary of the data, in one call, which every request then shows.
-            None: yes in the unified form.
+            None: yes unless the form is native.
         analysis: Whether requests let it think in a field of its own before it judges or writes; "auto": unless it is
             a model that thinks by itself.
         style: "brief" asks for short instructions, "expert" for all facts, conventions and edge rules that help.
@@ -149,7 +151,8 @@ class PromptSearch(Compiler):
                  "temperature": temperature}
         numbers = {name: number for name, number in given.items() if number is not None}
         self.given = tuple(sorted(numbers))
-        self.setting = replace(self.NATIVE if search == "native" else UNIFIED, **numbers)  # type: ignore[arg-type]
+        usual = {"unified": UNIFIED, "native": self.NATIVE, "frontier": FRONTIER}[self.form]
+        self.setting = replace(usual, **numbers)  # type: ignore[arg-type]
         self.scoring = self.setting.scoring
         if not isinstance(racing, bool | None):
             raise TypeError(f"racing must be True, False or None, got {racing!r}")
@@ -162,7 +165,7 @@ class PromptSearch(Compiler):
         self.metric_description = _text("metric_description", own)
         if not isinstance(dataset_summary, bool | None):
             raise TypeError(f"dataset_summary must be True, False or None, got {dataset_summary!r}")
-        self.dataset_summary = self.form == "unified" if dataset_summary is None else dataset_summary
+        self.dataset_summary = self.form != "native" if dataset_summary is None else dataset_summary
         if analysis != "auto" and not isinstance(analysis, bool):
             raise ValueError(f'analysis={analysis!r} must be "auto", True or False')
         self.analysis = analysis
@@ -198,11 +201,53 @@ class PromptSearch(Compiler):
                       self.threshold is None).at(0)
         if self.dataset_summary:
             scene = await scene.summarized()
-        return await (self.native(scene) if self.form == "native" else self.unified(scene))
+        return await {"unified": self.unified, "native": self.native, "frontier": self.frontier}[self.form](scene)
 
     async def native(self, scene: Scene) -> Candidate:
         """Search as the method's authors do; a beam search with other numbers unless the method says otherwise."""
         return await self.unified(scene)
+
+    async def frontier(self, scene: Scene) -> Candidate:
+        """Search along the Pareto front."""
+        return await Frontier(scene, self.start, self.update, self.merge).search()
+
+    async def start(self, scene: Scene, count: int) -> list[Candidate]:
+        """Return initial candidates, `count` of them as far as what the optimizer writes can be used."""
+        setting, key = replace(scene.setting, initial=count), (scene.step,) * bool(scene.step)
+        return await write_instructions(scene.requests, setting, scene.material, scene.book, *key)
+
+    @abstractmethod
+    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+        """Return the new candidates of one step.
+
+        Args:
+            scene: The step.
+            beam: The kept candidates, best first, scored on the selection examples.
+        """
+
+    async def merge(self, scene: Scene, first: Candidate, second: Candidate) -> Candidate | None:
+        """Return a candidate with what both have, where the two differ; None if there is none.
+
+        Of a predictor that one of them has not changed the other's prompt is taken; where both have, the optimizer
+        writes one instruction from two.
+        """
+        made = first
+        for name, prompt in second:
+            own, base = first.prompts[name], scene.run.baseline.prompts[name]
+            if own == prompt or prompt == base:
+                continue
+            text = prompt.instructions if own == base else await self.merge_texts(scene, name, own, prompt)
+            if text is None:
+                return None
+            made = made.replace(name, instructions=text, demos=prompt.demos if own == base else own.demos,
+                                origin=made_from("merge", (), first, second))
+        return made
+
+    async def merge_texts(self, scene: Scene, name: str, first: Prompt, second: Prompt) -> str | None:
+        """Return one instruction for predictor `name` that holds what two say; None if there is none."""
+        request = {"first": first.instructions, "second": second.instructions}
+        replies = await scene.ask(MergeInstructions, name, request, instructions=first.instructions)
+        return scene.run.usable(name, text_field(replies[0], "merged_instruction")) if replies else None
 
     async def _requests(self, run: Run) -> Requests:
         """Return what asks the optimizer, with what every request is told."""
@@ -232,8 +277,8 @@ class PromptSearch(Compiler):
 
     @property
     def shortest(self) -> bool:
-        """Whether of candidates that cannot be told apart the shortest is returned: in the unified form."""
-        return self.form == "unified"
+        """Whether of candidates that cannot be told apart the shortest is returned: unless the form is native."""
+        return self.form != "native"
 
     @property
     def success(self) -> float:
@@ -251,6 +296,9 @@ class PromptSearch(Compiler):
         (calls of `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width
         * (runs of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
 
+        In the frontier form at most width of a round's new candidates are scored, all are tried on a minibatch with
+        their parents, and a merge takes a call a predictor and 6 minibatches; now and then a prompt is written afresh.
+
         Args:
             n_predictors: Predictors of the student.
             n_select: Selection examples.
@@ -258,6 +306,12 @@ class PromptSearch(Compiler):
         """
         s, each = self.setting, self.cost(n_train)
         parents = s.steps * s.width
+        if self.form == "frontier":
+            batch, merges, fresh = min(s.minibatch, n_train), min(MERGES, s.steps), s.steps // STALE
+            runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
+            runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
+            asked = self.dataset_summary + (s.initial + fresh) * n_predictors * self.initial_calls()
+            return Plan(asked + parents * each.optimizer_calls + merges * n_predictors, runs)
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
         runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
         asked = self.dataset_summary + s.initial * n_predictors * self.initial_calls()
@@ -283,15 +337,6 @@ class PromptSearch(Compiler):
 class BeamSearch(PromptSearch):
     """A search whose methods differ in nothing but how a step makes new candidates from the kept ones."""
 
-    @abstractmethod
-    async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
-        """Return the new candidates of one step.
-
-        Args:
-            scene: The step.
-            beam: The kept candidates, best first, scored on the selection examples.
-        """
-
     async def unified(self, scene: Scene) -> Candidate:
         """Beam search in which the student competes at every step."""
         return await self.climb(scene, [scene.run.baseline])
@@ -315,11 +360,6 @@ class BeamSearch(PromptSearch):
     async def keep(self, scene: Scene, pool: Sequence[Candidate]) -> list[Scores]:
         """Return the `width` best candidates of a pool, best first."""
         return await scene.keep(pool)
-
-    async def start(self, scene: Scene, count: int) -> list[Candidate]:
-        """Return initial candidates, `count` of them as far as what the optimizer writes can be used."""
-        setting, key = replace(scene.setting, initial=count), (scene.step,) * bool(scene.step)
-        return await write_instructions(scene.requests, setting, scene.material, scene.book, *key)
 
 
 def _text(name: str, text: str) -> str:

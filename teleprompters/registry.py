@@ -18,6 +18,7 @@ COMPILERS: dict[str, str] = {
     "apo": "cuesmith.teleprompters.apo:APO",
     "apo-sum": "cuesmith.teleprompters.apo_sum:APOSum",
     "prompt-agent": "cuesmith.teleprompters.prompt_agent:PromptAgent",
+    "reflective-mutation": "cuesmith.teleprompters.reflective_mutation:ReflectiveMutation",
     "opro": "cuesmith.teleprompters.opro:OPRO",
     "abo": "cuesmith.teleprompters.abo:ABO",
     "align-pro": "cuesmith.teleprompters.align_pro:AlignPro",

@@ -106,6 +106,10 @@ def _recognised(asked: Asked, rng: random.Random) -> list[Task]:
             failures = [asked_part(text) for text in asked.texts("failures")]
             tasks = explain(failures, steps, rng) or by_steps("\n".join(failures), steps)
             return tasks[:1]
+        case "ImproveInstruction":
+            return _shown(asked, asked.texts("examples"), rng)
+        case "MergeInstructions":
+            return list(dict.fromkeys(t for name in ("first", "second") for t in stated(asked.text(name))))
         case "CriticizeInstruction" | "ReflectOnFailures":
             return _shown(asked, asked.texts("failures"), rng)
         case "ReflectOnSuccesses":

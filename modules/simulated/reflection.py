@@ -220,6 +220,23 @@ def rewrite_instruction(author: Author, source: Source) -> Values:
     return {"rewritten_instruction": _edited(author, source, point, trajectory)}
 
 
+def improve_instruction(author: Author, source: Source) -> Values:
+    """Answer `ImproveInstruction`: it criticises and edits in one."""
+    reason = author.choose("reason", _criticism(author, source, author.asked.texts("examples")))
+    return {"improved_instruction": _edited(author, source, read(reason), [])}
+
+
+def merge_instructions(author: Author, source: Source) -> Values:
+    """Answer `MergeInstructions`: the first, and what the second says besides."""
+    first, second = (author.asked.text(name).strip() for name in ("first", "second"))
+    head, rest = _parts(first)
+    if source != "evidence":
+        return {"merged_instruction": author.choose("merge", _reworded(head)) + rest}
+    said = norm(head)
+    more = [text for text in re.findall(r"\S.*?(?:[.!?](?=\s)|$)", _parts(second)[0]) if norm(text) not in said]
+    return {"merged_instruction": " ".join([head, *more]).strip() + rest}
+
+
 def _edited(author: Author, source: Source, point: Point, used: Sequence[str]) -> str:
     """The instruction changed in its task; steps and a demonstration stay word for word."""
     instruction = author.asked.text("instruction").strip()

@@ -20,6 +20,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Pr
 from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.outcomes import value
+from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.examples import Case
 from cuesmith.teleprompters.search.scene import Scene

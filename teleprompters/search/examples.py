@@ -9,6 +9,7 @@ from the trace of a run that succeeded.
 from __future__ import annotations
 
 import asyncio
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -107,6 +108,17 @@ class Casebook:
                     key = example_id(example)
                     if key not in self._best or outcome.score > self._best[key].score:
                         self._best[key] = outcome
+
+    def copy(self) -> Casebook:
+        """Return a casebook that knows as much, and goes on for itself."""
+        other = copy.copy(self)
+        other._best = dict(self._best)
+        return other
+
+    def take(self, other: Casebook) -> None:
+        """Take what another one knows better."""
+        self._best |= {key: best for key, best in other._best.items()
+                       if key not in self._best or best.score > self._best[key].score}
 
     def success(self, example: dspy.Example) -> tuple[Step, ...]:
         """Return the trace of the best run on an example; none as long as no run succeeded."""

@@ -20,7 +20,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct
 from cuesmith.teleprompters.runtime.compilation import Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, sound
 from cuesmith.teleprompters.runtime.guards import Guard
-from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scored, Scores, Step
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores, Step
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import SUMMARIZED, Requests, summary
 from cuesmith.teleprompters.search.examples import Casebook, Failure, Material, read_failure, within_reach
@@ -52,6 +52,7 @@ class Scene:
         past: What the search has scored, where it is not to look at all that the run has by now (`Frontier`).
         odds: Example (by `example_id`) -> the weight it is drawn with; all others have 1.
         memory: What a compiler remembers of its candidates, by their ids.
+        tried: What candidates were seen to do on training examples.
     """
 
     run: Run
@@ -67,6 +68,7 @@ class Scene:
     past: tuple[Trial, ...] | None = None
     odds: Mapping[str, float] = field(default_factory=dict)
     memory: dict[str, object] = field(default_factory=dict)
+    tried: list[Scores] = field(default_factory=list)
 
     @property
     def guard(self) -> Guard:
@@ -132,8 +134,13 @@ class Scene:
 
     async def try_out(self, parents: Sequence[Candidate], batch: Sequence[dspy.Example]) -> list[Scores]:
         """Run the candidates on training examples, and learn from their successes."""
-        ran = await self.run.score(parents, batch)
+        return await self.try_each([(parent, batch) for parent in parents])
+
+    async def try_each(self, pairs: Sequence[tuple[Candidate, Sequence[dspy.Example]]]) -> list[Scores]:
+        """Run each candidate on its own training examples, and learn from their successes, in this order."""
+        ran = [one for [one] in await asyncio.gather(*(self.run.score([each], batch) for each, batch in pairs))]
         self.book.learn(ran)
+        self.tried.extend(ran)
         return ran
 
     def turn(self, ran: Scores | None = None, ahead: int = 0) -> str:
@@ -150,10 +157,13 @@ class Scene:
 
     def failures(self, ran: Scores, name: str) -> list[Failure]:
         """Return what predictor `name` did on the examples that the program failed on."""
+        return self.read(ran.failures(self.threshold), name)
+
+    def read(self, runs: Iterable[tuple[dspy.Example, Outcome]], name: str) -> list[Failure]:
+        """Return what predictor `name` did in runs of the program, be they failures or not."""
         signature, names = self.run.predictors[name].signature, self.run.baseline.names
-        read = (read_failure(example, outcome, name, names, signature)
-                for example, outcome in ran.failures(self.threshold))
-        return [failure for failure in read if failure is not None]
+        read = (read_failure(example, outcome, name, names, signature) for example, outcome in runs)
+        return [one for one in read if one is not None]
 
     def child(self, parent: Candidate, name: str, text: str, move: str, seen: Sequence[dspy.Example] = ()
               ) -> Candidate | None:

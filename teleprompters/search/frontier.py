@@ -1,0 +1,256 @@
+"""A search along the Pareto front: what is best on at least one example is worth building on.
+
+Source: GEPA (2507.19457) has parents drawn from the front by instance, and the trial of a child on the minibatch that
+it was written from; gepa 0.1.4 has several parents and proposals a round. Initial prompts that race, minibatches by
+difficulty, restarts, rounds that overlap, and the test that a merge has to pass are ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections import deque
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import dspy
+
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct, example_id
+from cuesmith.teleprompters.runtime.compilation import Trial
+from cuesmith.teleprompters.runtime.outcomes import Scores, rank
+from cuesmith.teleprompters.runtime.statistics import paired_gain
+from cuesmith.teleprompters.search.examples import Casebook
+from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.setting import Setting
+
+Start = Callable[[Scene, int], Awaitable[list[Candidate]]]
+Update = Callable[[Scene, Sequence[Scores]], Awaitable[list[Candidate]]]
+Merge = Callable[[Scene, Candidate, Candidate], Awaitable[Candidate | None]]
+
+FRONTIER = Setting(width=3, branch=2, steps=12, minibatch=8, watching=False)
+"""What `search="frontier"` means for every compiler: `width` parents a round, `branch` proposals each. Ours."""
+
+OVERLAP = 2
+"""Rounds under way at a time. A round looks at what was known when the last but `OVERLAP` had ended, whatever ends
+first: so results are the same at any number of calls in flight. Ours."""
+
+STALE = 3
+"""So many rounds without a new candidate on the front, and a prompt is written afresh, from examples alone. Ours."""
+
+MERGES = 5
+"""Merges of a search at most, as in GEPA."""
+
+SURE = 0.2
+"""A merge is kept if its gain over the better parent on examples new to both has a p-value of at most this. Ours."""
+
+
+@dataclass(frozen=True)
+class Front:
+    """Candidates that nobody beats on some example.
+
+    Attributes:
+        members: Their scores, best mean first.
+        held: Id -> the positions of the examples on which nobody does better.
+    """
+
+    members: tuple[Scores, ...]
+    held: Mapping[str, frozenset[int]]
+
+    @classmethod
+    def of(cls, pool: Sequence[Scores]) -> Front:
+        """Return the front of a pool, without those for whose every example another member is as good.
+
+        Args:
+            pool: Different candidates, scored on the same examples.
+        """
+        ranked = rank(pool)
+        columns = zip(*(one.values for one in ranked), strict=True)
+        best = [max((v for v in column if v is not None), default=math.inf) for column in columns]
+        held = {one.candidate.id: frozenset(i for i, v in enumerate(one.values) if v is not None and v == best[i])
+                for one in ranked}  # fmt: skip
+        for one in reversed(ranked):  # the worst goes first
+            others = [places for key, places in held.items() if key != one.candidate.id]
+            if held[one.candidate.id] <= frozenset().union(*others):
+                del held[one.candidate.id]
+        return cls(tuple(one for one in ranked if one.candidate.id in held), held)
+
+    def draw(self, scene: Scene, count: int) -> list[Scores]:
+        """Return different members, each drawn with the number of examples that it holds for its weight."""
+        rng = scene.run.rng("parents", scene.step)
+        keys = [rng.random() ** (1.0 / len(self.held[one.candidate.id])) for one in self.members]
+        return [self.members[i] for i in sorted(range(len(keys)), key=lambda i: -keys[i])[:count]]
+
+    def rivals(self, merged: frozenset[frozenset[str]]) -> tuple[Candidate, Candidate] | None:
+        """Return the two that hold most examples together, each some that the other does not.
+
+        Args:
+            merged: Pairs of ids that are not wanted.
+        """
+        pairs = [(a, b) for k, a in enumerate(self.held) for b in list(self.held)[k + 1 :]
+                 if frozenset((a, b)) not in merged
+                 and self.held[a] - self.held[b] and self.held[b] - self.held[a]]  # fmt: skip
+        if not pairs:
+            return None
+        both = max(pairs, key=lambda pair: len(self.held[pair[0]] | self.held[pair[1]]))
+        first, second = (one.candidate for one in self.members if one.candidate.id in both)
+        return first, second
+
+
+@dataclass(frozen=True)
+class Found:
+    """What came of a round.
+
+    Attributes:
+        kept: Its new candidates, scored on all selection examples.
+        ran: What candidates did on training examples.
+        book: What was learnt from it.
+        merged: Pairs of ids that a merge was tried of.
+    """
+
+    kept: tuple[Scores, ...]
+    ran: tuple[Scores, ...]
+    book: Casebook
+    merged: frozenset[frozenset[str]]
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a round looks at: all that came of the rounds that had ended when it began.
+
+    Attributes:
+        pool: Candidates scored on all selection examples.
+        ran: What candidates did on training examples.
+        stale: Rounds since the front last got a new member.
+        merged: Pairs of ids that a merge was tried of.
+    """
+
+    pool: tuple[Scores, ...]
+    ran: tuple[Scores, ...] = ()
+    stale: int = 0
+    merged: frozenset[frozenset[str]] = frozenset()
+
+    def after(self, found: Found) -> Known:
+        """Return what is known with one more round."""
+        pool = tuple({one.candidate.id: one for one in (*self.pool, *found.kept)}.values())
+        new = set(Front.of(pool).held) - {one.candidate.id for one in self.pool}
+        return Known(pool, (*self.ran, *found.ran), 0 if new else self.stale + 1, self.merged | found.merged)
+
+    def odds(self, threshold: float) -> dict[str, float]:
+        """Return what each training example is drawn with: 4 p (1 - p), p being how often it went well.
+
+        One success and one failure are added, so that one that nobody has tried has 1, as all others.
+        """
+        went = {(example_id(example), scores.candidate.id): v >= threshold
+                for scores in self.ran for example, v in zip(scores.examples, scores.values, strict=True)
+                if v is not None}  # fmt: skip
+        tried: dict[str, list[bool]] = {}
+        for (example, _), well in went.items():
+            tried.setdefault(example, []).append(well)
+        shares = {key: (sum(well) + 1) / (len(well) + 2) for key, well in tried.items()}
+        return {key: 4.0 * p * (1.0 - p) for key, p in shares.items()}
+
+    def trials(self) -> tuple[Trial, ...]:
+        """Return the pool as `Run.trials` would."""
+        return tuple(Trial(one.candidate, one.values, one.mean, one.n) for one in rank(self.pool) if one.n)
+
+
+class Frontier:
+    """The search. A round draws `width` parents, and has `branch` children proposed for each of them.
+
+    Children are tried on the minibatch; those that do better there than their parents, at most `width` of them, are
+    scored on all selection examples. Two members of the front that win on different examples are merged, and the merge
+    is tried on examples new to both. Where nothing comes of several rounds, a prompt is written afresh. It ends early
+    where the best candidate has no failure left.
+
+    Args:
+        scene: The initial step.
+        start: Writes initial candidates.
+        update: Proposes children of parents.
+        merge: Puts two candidates together; None where that cannot be.
+    """
+
+    def __init__(self, scene: Scene, start: Start, update: Update, merge: Merge) -> None:
+        self.scene, self.run, self.setting = scene, scene.run, scene.setting
+        self.start, self.update, self.merge = start, update, merge
+
+    async def search(self) -> Candidate:
+        """Search, and return the best by its mean on the selection examples."""
+        known, ended = await self._begin(), 0
+        rounds: deque[asyncio.Task[Found]] = deque()
+        try:
+            for step in range(1, self.setting.steps + 1):
+                if not rank(known.pool)[0].failures(self.scene.threshold):
+                    break
+                rounds.append(asyncio.create_task(self._round(step, known)))
+                if len(rounds) == OVERLAP:
+                    known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
+            while rounds:
+                known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
+        finally:
+            await asyncio.gather(*rounds, return_exceptions=True)
+        return rank(known.pool)[0].candidate
+
+    async def _begin(self) -> Known:
+        """Let the initial prompts race; what is scored to the end is the first pool."""
+        kept = await self.scene.keep([self.run.baseline, *await self.start(self.scene, self.setting.initial)])
+        await self.run.record(0, kept)
+        base = await self.run.score([self.run.baseline], self.run.select)
+        return Known(tuple({one.candidate.id: one for one in (*kept, *base)}.values()))
+
+    async def _end(self, step: int, known: Known, found: Found) -> Known:
+        """Return what is known after a round, and record it."""
+        self.scene.book.take(found.book)
+        known = known.after(found)
+        await self.run.record(step, rank(known.pool)[: self.setting.width])
+        return known
+
+    async def _round(self, step: int, known: Known) -> Found:
+        book = self.scene.book.copy()
+        scene = replace(self.scene, past=known.trials(), odds=known.odds(self.scene.threshold), book=book, tried=[])
+        here, front = scene.at(step), Front.of(known.pool)
+        parents = front.draw(here, self.setting.width)
+        fresh = int(known.stale > 0 and known.stale % STALE == 0)
+        made, written, (merges, merged) = await asyncio.gather(
+            self.update(here, parents), self.start(here, fresh), self._merged(here, front, known))
+        old = {one.candidate.id for one in known.pool}
+        children = [child for child in distinct([*made, *written]) if child.id not in old]
+        better = await self._better(here, [one.candidate for one in parents], children, written)
+        kept = await self.run.score(distinct([*better, *merges]), self.run.select)
+        return Found(tuple(kept), tuple(here.tried), book, merged)
+
+    async def _better(self, scene: Scene, parents: Sequence[Candidate], children: Sequence[Candidate],
+                      written: Sequence[Candidate]) -> list[Candidate]:
+        """Return the children that do better on the minibatch than their parents; what is written afresh has none, and
+        has to be as good as the best of them."""
+        if not children:
+            return []
+        ran = await scene.try_out(distinct([*parents, *children]), scene.minibatch())
+        total = {one.candidate.id: math.fsum(v or 0.0 for v in one.values) for one in ran}
+        best = max(total[parent.id] for parent in parents)
+        gains = {child: total[child.id] - total.get(next(iter(child.origin.parents), ""), best) for child in children}
+        gains |= {child: total[child.id] - best + 1e-9 for child in written if child in gains}
+        better = sorted((child for child in children if gains[child] > 0), key=lambda c: (-gains[c], c.size))
+        return better[: self.setting.width]
+
+    async def _merged(self, scene: Scene, front: Front, known: Known
+                      ) -> tuple[list[Candidate], frozenset[frozenset[str]]]:
+        """Return a merge that is better on examples new to both, if there is one, and the pair that was tried."""
+        pair = front.rivals(known.merged) if not known.stale and len(known.merged) < MERGES else None
+        if pair is None:
+            return [], frozenset()
+        tried = frozenset([frozenset(one.id for one in pair)])
+        fresh, made = self._new_to(pair, known), await self.merge(scene, *pair)
+        if made is None or made in pair or not fresh:
+            return [], tried
+        scores = await scene.try_out([*pair, made], fresh)
+        gain = paired_gain(rank(scores[:2])[0].values, scores[2].values, seed=self.run.seed)
+        return ([made] if gain.difference > 0 and gain.p_value <= SURE else []), tried
+
+    def _new_to(self, pair: Sequence[Candidate], known: Known) -> list[dspy.Example]:
+        """Return training examples that nothing about the two has depended on, at most two minibatches."""
+        lines = [ancestor for one in pair for ancestor in self.run.lineage(one)]
+        used = {key for one in lines for key in one.origin.evidence}
+        ids = {one.id for one in lines}
+        used |= {example_id(e) for scores in known.ran if scores.candidate.id in ids for e in scores.examples}
+        fresh = [e for e in self.scene.material.evidence if example_id(e) not in used]
+        return fresh[: 2 * self.setting.minibatch]
