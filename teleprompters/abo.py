@@ -14,6 +14,7 @@ from cuesmith.teleprompters.behavior.behavior import (
     Demonstration,
     Draft,
     demonstrate,
+    followed,
     outside_demonstrations,
 )
 from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
@@ -34,7 +35,9 @@ class ABO(BeamSearch):
     each kept candidate: run a minibatch, find in every failed response the first step it left and how, and let
     the most frequent (step, kind) decide the edit. A step that was skipped or misapplied stays at first, and failing
     inputs become its new demonstrations; a step that is insufficient, or the form of the answer, is edited, split,
-    deleted, or gets another before it, and the demonstrations with it. A step of the search changes one predictor.
+    deleted, or gets another before it, and the demonstrations with it. Where the optimizer's demonstrations do not pass
+    their tests, runs of the target that followed the steps to a success take their place. A step of the search changes
+    one predictor.
 
     A predictor without a reasoning field writes the work of its steps before its first field, where nothing reads it
     but this search.
@@ -91,6 +94,10 @@ class ABO(BeamSearch):
             for draft, on_select, on_batch in zip(parents, beam, ran, strict=True)))
         return [child for family in families for child in family]
 
+    async def merged(self, scene: Scene, name: str, first: str, second: str) -> str | None:
+        """Return None: demonstrations of two lists of steps follow neither's merge."""
+        return None
+
     async def _edit(self, scene: Scene, parent: Draft, ran: Scores, *, perfect: bool) -> list[Candidate]:
         """Return the children of one candidate: variant i edits for the i-th most frequent (step, kind)."""
         name = scene.turn(ran)
@@ -108,10 +115,10 @@ class ABO(BeamSearch):
             pair = ranking[place] if ranking else None
             first = [one for one in located if (one.step, one.kind) == pair]
             rest = [one for one in located if (one.step, one.kind) != pair]
-            edits.append(self._variant(scene, parent, name, first, rest, i, again=again > 0))
+            edits.append(self._variant(scene, parent, name, ran, first, rest, i, again=again > 0))
         return [child for child in await asyncio.gather(*edits) if child is not None]
 
-    async def _variant(self, scene: Scene, parent: Draft, name: str, first: Sequence[Located],
+    async def _variant(self, scene: Scene, parent: Draft, name: str, ran: Scores, first: Sequence[Located],
                        rest: Sequence[Located], i: int, *, again: bool) -> Candidate | None:
         """Make one child: mend the step, or only the demonstrations; None if the new steps are unusable.
 
@@ -125,10 +132,13 @@ class ABO(BeamSearch):
             return None
         failing = [one.failure.example for one in (*first, *rest)]
         demos = await self._work(scene, name, old.task, steps, failing, f"step {scene.step}, {i}", len(first))
-        if steps == old.steps:  # what was shown before still follows these steps
-            new = {question_key(one.case.example) for one in demos}
-            kept = [one for one in old.demonstrations if question_key(one.case.example) not in new]
-            demos = (*demos, *kept)[: self.demos_per_predictor]
+        if steps == old.steps and self.demonstrations:  # what was shown before, or done by itself, follows these steps
+            own = followed(ran, name, scene.run.predictors[name].signature, steps, scene.threshold)
+            workable = {question_key(example) for example in scene.material.workable}
+            usable: dict[str, Demonstration] = {}
+            for one in (*demos, *old.demonstrations, *own):
+                usable.setdefault(question_key(one.case.example), one)
+            demos = tuple(one for key, one in usable.items() if key in workable)[: self.demos_per_predictor]
         seen = [*failing[: len(first)], *(one.case.example for one in demos)]
         return parent.change(scene, {name: Behavior(old.task, steps, demos)},
                              made_from(move, seen, parent.candidate))

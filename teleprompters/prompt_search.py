@@ -18,7 +18,7 @@ import dspy
 from cuesmith.signatures import STYLES, MergeInstructions, Style
 from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import named_predictors
-from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, made_from
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import chosen, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
@@ -28,7 +28,7 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded
 from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
-from cuesmith.teleprompters.search.frontier import FRONTIER, MERGES, STALE, Frontier
+from cuesmith.teleprompters.search.frontier import FRONTIER, Frontier, frontier_plan
 from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 
@@ -76,9 +76,8 @@ class PromptSearch(Compiler):
 
     Args:
         metric: As for `Compiler`.
-        search: "unified" is the setting that all compilers share, so that a difference in results is a difference in
-            method; "native" is the method's own search with its own numbers (`NATIVE`); "frontier" has the method
-            propose along a Pareto front, as GEPA does (`search/frontier.py`).
+        search: "unified" is the setting that all compilers share, so that results differ by method; "native" the
+            method's own search and numbers (`NATIVE`); "frontier" has it propose along a Pareto front, as GEPA does.
         width: Candidates kept after each step; parents of a round. None, here and below: what `search` says.
         branch: New candidates a step makes from each of them.
         steps: Steps after the initial one.
@@ -151,8 +150,8 @@ class PromptSearch(Compiler):
                  "temperature": temperature}
         numbers = {name: number for name, number in given.items() if number is not None}
         self.given = tuple(sorted(numbers))
-        usual = {"unified": UNIFIED, "native": self.NATIVE, "frontier": FRONTIER}[self.form]
-        self.setting = replace(usual, **numbers)  # type: ignore[arg-type]
+        usual = {"unified": UNIFIED, "native": self.NATIVE, "frontier": FRONTIER}
+        self.setting = replace(usual[self.form], **numbers)  # type: ignore[arg-type]
         self.scoring = self.setting.scoring
         if not isinstance(racing, bool | None):
             raise TypeError(f"racing must be True, False or None, got {racing!r}")
@@ -209,10 +208,10 @@ class PromptSearch(Compiler):
 
     async def frontier(self, scene: Scene) -> Candidate:
         """Search along the Pareto front."""
-        return await Frontier(scene, self.start, self.update, self.merge).search()
+        return await Frontier(scene, self.start, self.update, self.merged).search()
 
     async def start(self, scene: Scene, count: int) -> list[Candidate]:
-        """Return initial candidates, `count` of them as far as what the optimizer writes can be used."""
+        """Return `count` initial candidates, as far as what the optimizer writes can be used."""
         setting, key = replace(scene.setting, initial=count), (scene.step,) * bool(scene.step)
         return await write_instructions(scene.requests, setting, scene.material, scene.book, *key)
 
@@ -225,28 +224,10 @@ class PromptSearch(Compiler):
             beam: The kept candidates, best first, scored on the selection examples.
         """
 
-    async def merge(self, scene: Scene, first: Candidate, second: Candidate) -> Candidate | None:
-        """Return a candidate with what both have, where the two differ; None if there is none.
-
-        Of a predictor that one of them has not changed the other's prompt is taken; where both have, the optimizer
-        writes one instruction from two.
-        """
-        made = first
-        for name, prompt in second:
-            own, base = first.prompts[name], scene.run.baseline.prompts[name]
-            if own == prompt or prompt == base:
-                continue
-            text = prompt.instructions if own == base else await self.merge_texts(scene, name, own, prompt)
-            if text is None:
-                return None
-            made = made.replace(name, instructions=text, demos=prompt.demos if own == base else own.demos,
-                                origin=made_from("merge", (), first, second))
-        return made
-
-    async def merge_texts(self, scene: Scene, name: str, first: Prompt, second: Prompt) -> str | None:
+    async def merged(self, scene: Scene, name: str, first: str, second: str) -> str | None:
         """Return one instruction for predictor `name` that holds what two say; None if there is none."""
-        request = {"first": first.instructions, "second": second.instructions}
-        replies = await scene.ask(MergeInstructions, name, request, instructions=first.instructions)
+        both = {"first": first, "second": second}
+        replies = await scene.ask(MergeInstructions, name, both, instructions=first)
         return scene.run.usable(name, text_field(replies[0], "merged_instruction")) if replies else None
 
     async def _requests(self, run: Run) -> Requests:
@@ -296,9 +277,6 @@ class PromptSearch(Compiler):
         (calls of `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width
         * (runs of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
 
-        In the frontier form at most width of a round's new candidates are scored, all are tried on a minibatch with
-        their parents, and a merge takes a call a predictor and 6 minibatches; now and then a prompt is written afresh.
-
         Args:
             n_predictors: Predictors of the student.
             n_select: Selection examples.
@@ -307,22 +285,14 @@ class PromptSearch(Compiler):
         s, each = self.setting, self.cost(n_train)
         parents = s.steps * s.width
         if self.form == "frontier":
-            batch, merges, fresh = min(s.minibatch, n_train), min(MERGES, s.steps), s.steps // STALE
-            runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
-            runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
-            asked = self.dataset_summary + (s.initial + fresh) * n_predictors * self.initial_calls()
-            return Plan(asked + parents * each.optimizer_calls + merges * n_predictors, runs)
+            return frontier_plan(s, each, self.initial_calls(), n_predictors, n_select, n_train, self.dataset_summary)
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
         runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
         asked = self.dataset_summary + s.initial * n_predictors * self.initial_calls()
         return Plan(asked + parents * each.optimizer_calls, runs)
 
     def check_student(self, student: dspy.Module) -> None:
-        """Raise if an option does not fit the student.
-
-        Raises:
-            ValueError: If `pinned` names a predictor that there is none of.
-        """
+        """Raise `ValueError` if `pinned` names a predictor that the student has none of."""
         self._pinned_by_name([name for name, _ in named_predictors(student)])
 
     def _pinned_by_name(self, names: Sequence[str]) -> Mapping[str, str]:

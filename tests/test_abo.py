@@ -20,7 +20,7 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.abo import ABO
-from cuesmith.teleprompters.behavior.steps import labelled
+from cuesmith.teleprompters.behavior.steps import first_missing, labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, question_key
 from cuesmith.teleprompters.runtime.compilation import Compilation
 
@@ -204,6 +204,18 @@ def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: list[str]
     assert len(optimizer.named("WorkExample")) == 3 * 3
     assert not any(demos_of(trial.candidate) for trial in found.candidates) and moves(found)["write"] == 1
     assert any(note.startswith("3 of 3 demonstrations dropped: ") for note in found.notes if note.kind == "dropped")
+
+
+def test_runs_that_followed_the_steps_stand_in_for_work_that_does_not_hold() -> None:
+    optimizer = Optimizer({"WorkExample": always(work=["no"]), "LocateDeviation": always(step=2, kind="misapplied")})
+    found = compile_with(abo(optimizer, steps=1, branch=1), Target((10, 50, 90))).compilation
+    shown = [trial.candidate for trial in found.candidates if trial.candidate.origin.move == "demonstrate"]
+    demos = [demo for candidate in shown for demo in demos_of(candidate)]
+    assert demos and {len(demos_of(candidate)) for candidate in shown} <= {1, 2}
+    for demo in demos:
+        solved = SUM.solve(str(demo["question"]))
+        assert solved is not None and demo["answer"] == solved.answer
+        assert first_missing(str(demo["reasoning"]), len(list(labelled(str(demo["reasoning"]))))) is None
 
 
 def test_a_wrong_label_never_becomes_a_demonstration() -> None:

@@ -33,6 +33,9 @@ UNORDERED: Mapping[str, object] = {**HOSTED, "deterministic": False, "resumes_ex
 APART = ("apo", "prompt-agent")
 """Compilers whose native search is another one; that of the others has other numbers, and small ones here as well."""
 
+ALONG = ("reflective-mutation", "abo", "prompt-agent", "opro")
+"""Compilers whose proposals along the Pareto front are put to the suite: each looks at other parts of a step."""
+
 NO_PROMPT_SEARCH = ("align-pro",)
 """Compilers that ask no language model for prompts: most of the suite says what becomes of its answers. What holds for
 them as well (budget, journal, outages, purity, the student untouched) stands in their own tests."""
@@ -51,7 +54,8 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
 """Name -> class attributes of `CompilerConformance`, for compilers that can do less or are made small otherwise."""
 
 
-LONG = ("Test_apo_native", "Test_prompt_agent_native", "Test_copro", "Test_simba")
+LONG = ("Test_apo_native", "Test_prompt_agent_native", "Test_copro", "Test_simba", "Test_reflective_mutation",
+        "Test_abo_frontier", "Test_prompt_agent_frontier", "Test_opro_frontier")
 """Suites whose code others run too: with `pytest -m slow`."""
 
 
@@ -62,6 +66,8 @@ def suites() -> Iterator[type[CompilerConformance]]:
             yield suite(name)
     for name in APART:
         yield suite(name, search="native")
+    for name in ALONG:
+        yield suite(name, search="frontier")
 
 
 def suite(name: str, **fixed: str) -> type[CompilerConformance]:

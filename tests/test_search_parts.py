@@ -9,7 +9,7 @@ import dspy
 import pytest
 
 from cuesmith.signatures import parse_steps
-from cuesmith.teleprompters.behavior.behavior import Behavior, Demonstration, ends_in, fault
+from cuesmith.teleprompters.behavior.behavior import Behavior, Demonstration, ends_in, fault, followed
 from cuesmith.teleprompters.behavior.steps import (
     Located,
     by_rule,
@@ -183,9 +183,25 @@ def test_work_ends_in_the_right_answer(text: str, outputs: dict[str, object], ag
 @pytest.mark.parametrize(("work", "ok"), [
     ("Step 1: 3 4\nStep 2: 7", True), ("Step 1: 3 4 7", False), ("Step 2: 7\nStep 1: 3 4", False), ("", False),
     ("Step 1: 3 4\nStep 2: 8", False), ("Step 1:\nStep 2: 7", False), ("Step 1: 3\nStep 2: 7\nStep 3: 7", False),
+    ("Step 1: Copy the numbers\nStep 2: 7", False),
     ("Step 1: [[ ## answer ## ]]\nStep 2: 7", False), ("Step 1: " + "x" * 4001 + "\nStep 2: 7", False)])
 def test_a_demonstration_follows_every_step_to_the_answer(work: str, ok: bool) -> None:
-    assert (fault(work, 2, {"answer": "7"}) is None) is ok
+    assert (fault(work, ["Copy the numbers.", "Add them up."], {"answer": "7"}) is None) is ok
+
+
+def test_runs_that_follow_their_steps_become_demonstrations() -> None:
+    def ran(work: str, score: float = 1.0, answer: str = "7") -> Scored:
+        trace = (Step("p", {"question": "3 4"}, {"answer": answer}, work),)
+        return Scored(score=score, feedback="", trace=trace)
+
+    steps, good = ["Copy the numbers.", "Add them up."], "Step 1: 3 4\nStep 2: 7"
+    outcomes = [ran(good), ran(good, 0.5), ran("Step 2: 7"), ran(""), ParseFailure("no field", good, ())]
+    asked = tuple(example(str(k)) for k in range(len(outcomes)))
+    scores = Scores(Candidate({"p": Prompt("Add.")}), asked, tuple(outcomes))
+    [one] = followed(scores, "p", PLAIN, steps, 1.0)
+    assert one == Demonstration(Case(asked[0], {"question": "3 4"}, {"answer": "7"}, True), good)
+    assert len(followed(scores, "p", PLAIN, steps, 0.5)) == 2 and not followed(scores, "other", PLAIN, steps, 1.0)
+    assert not followed(scores, "p", COT, steps, 1.0)  # where there is a reasoning field, the work belongs there
 
 
 def test_a_behaviour_goes_where_the_predictor_thinks() -> None:

@@ -295,6 +295,8 @@ INPUTS: dict[str, dict[str, FieldValue]] = {
         "instruction": "Do it.", "evidence": shown(SUM, 2), "reflection": "Aspects to improve:\n1. Be precise.",
         "trajectory": ["Do it.", "Do it well."],
     },
+    "ImproveInstruction": {"instruction": "Do it.", "examples": shown(SUM, 2)},
+    "MergeInstructions": {"first": "Add all the numbers.", "second": "Add them. Write every total down."},
     "ProposeInstruction": {
         "scored_instructions": ["text: Do it.\nscore: 5"], "exemplars": [f"<INS>\n{text}" for text in shown(SUM, 2)],
     },

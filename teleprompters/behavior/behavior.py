@@ -16,10 +16,10 @@ import dspy
 
 from cuesmith.signatures import WorkExample, render_steps
 from cuesmith.teleprompters.behavior.steps import labelled, under_labels
-from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, question_key
-from cuesmith.teleprompters.runtime.evidence import REASONING, has_reasoning, render_fields, text_of
+from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, question_key, typed_fields
+from cuesmith.teleprompters.runtime.evidence import REASONING, answer_fields, has_reasoning, render_fields, text_of
 from cuesmith.teleprompters.runtime.guards import HEADER
-from cuesmith.teleprompters.runtime.outcomes import value
+from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.context import Requests
 from cuesmith.teleprompters.search.examples import Case
@@ -144,10 +144,34 @@ async def _work(requests: Requests, name: str, task: str, steps: Sequence[str], 
         asked = requests.ask(WorkExample, name, request, instructions=task, salt=f"{salt}, try {attempt}")
         for reply in await asked:
             work = under_labels(reply.get("work"))
-            why = fault(work, len(steps), case.outputs)
+            why = fault(work, steps, case.outputs)
             if why is None:
                 return Demonstration(case, work)
     return str(why)
+
+
+def followed(ran: Scores, name: str, signature: type[dspy.Signature], steps: Sequence[str], threshold: float
+             ) -> list[Demonstration]:
+    """Return the runs of a candidate in which predictor `name` followed its steps to a success, as demonstrations.
+
+    Args:
+        ran: The candidate's outcomes.
+        name: The predictor.
+        signature: Its signature.
+        steps: What it had to follow.
+        threshold: The score of a success.
+    """
+    found = []
+    for example, outcome in zip(ran.examples, ran.outcomes, strict=True):
+        calls = [step for step in outcome.trace if step.predictor == name] if isinstance(outcome, Scored) else []
+        if not calls or not isinstance(outcome, Scored) or outcome.score < threshold:
+            continue
+        inputs, outputs = (typed_fields(values, signature) for values in (calls[-1].inputs, calls[-1].outputs))
+        work = text_of(outputs.get(REASONING, "")) if has_reasoning(signature) else calls[-1].aside
+        right = {field: outputs[field] for field in answer_fields(signature) if field in outputs}
+        if fault(work, steps, right) is None:
+            found.append(Demonstration(Case(example, inputs, right, judged=True), work))
+    return found
 
 
 async def _earns(run: Run, case: Case, threshold: float) -> bool:
@@ -157,19 +181,21 @@ async def _earns(run: Run, case: Case, threshold: float) -> bool:
     return score is not None and score >= threshold
 
 
-def fault(work: str, n_steps: int, outputs: Mapping[str, object]) -> str | None:
+def fault(work: str, steps: Sequence[str], outputs: Mapping[str, object]) -> str | None:
     """Return why a worked example may not become a demonstration; None if it may.
 
     Args:
         work: What was written.
-        n_steps: How many steps it had to follow.
+        steps: What it had to follow.
         outputs: The right outputs.
     """
     parts = list(labelled(work))
-    if [number for number, _ in parts] != list(range(1, n_steps + 1)):
+    if [number for number, _ in parts] != list(range(1, len(steps) + 1)):
         return "it has not one text for each step"
     if not all(text for _, text in parts):
         return "the work of a step is empty"
+    if any(_words(text) == _words(step) for (_, text), step in zip(parts, steps, strict=True)):
+        return "it repeats a step's wording"
     if len(work) > LONGEST_WORK or HEADER in work:
         return "it is too long or holds a field's header"
     return None if ends_in(parts[-1][1], outputs) else "its last step does not end in the right answer"

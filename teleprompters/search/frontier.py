@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, distinct, example_id
-from cuesmith.teleprompters.runtime.compilation import Trial
+from cuesmith.teleprompters.runtime.candidate import Candidate, distinct, example_id, made_from
+from cuesmith.teleprompters.runtime.compilation import Plan, Trial
 from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.runtime.statistics import paired_gain
 from cuesmith.teleprompters.search.examples import Casebook
@@ -25,7 +25,7 @@ from cuesmith.teleprompters.search.setting import Setting
 
 Start = Callable[[Scene, int], Awaitable[list[Candidate]]]
 Update = Callable[[Scene, Sequence[Scores]], Awaitable[list[Candidate]]]
-Merge = Callable[[Scene, Candidate, Candidate], Awaitable[Candidate | None]]
+Merge = Callable[[Scene, str, str, str], Awaitable[str | None]]
 
 FRONTIER = Setting(width=3, branch=2, steps=12, minibatch=8, watching=False)
 """What `search="frontier"` means for every compiler: `width` parents a round, `branch` proposals each. Ours."""
@@ -166,7 +166,7 @@ class Frontier:
         scene: The initial step.
         start: Writes initial candidates.
         update: Proposes children of parents.
-        merge: Puts two candidates together; None where that cannot be.
+        merge: Writes one instruction of a predictor from two; None where it cannot.
     """
 
     def __init__(self, scene: Scene, start: Start, update: Update, merge: Merge) -> None:
@@ -177,17 +177,15 @@ class Frontier:
         """Search, and return the best by its mean on the selection examples."""
         known, ended = await self._begin(), 0
         rounds: deque[asyncio.Task[Found]] = deque()
-        try:
-            for step in range(1, self.setting.steps + 1):
-                if not rank(known.pool)[0].failures(self.scene.threshold):
-                    break
-                rounds.append(asyncio.create_task(self._round(step, known)))
-                if len(rounds) == OVERLAP:
-                    known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
-            while rounds:
+        for step in range(1, self.setting.steps + 1):
+            if not rank(known.pool)[0].failures(self.scene.threshold):
+                break
+            rounds.append(asyncio.create_task(self._round(step, known)))
+            rounds[-1].add_done_callback(_heard)
+            if len(rounds) == OVERLAP:
                 known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
-        finally:
-            await asyncio.gather(*rounds, return_exceptions=True)
+        while rounds:
+            known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
         return rank(known.pool)[0].candidate
 
     async def _begin(self) -> Known:
@@ -239,12 +237,30 @@ class Frontier:
         if pair is None:
             return [], frozenset()
         tried = frozenset([frozenset(one.id for one in pair)])
-        fresh, made = self._new_to(pair, known), await self.merge(scene, *pair)
+        fresh, made = self._new_to(pair, known), await self._merge(scene, *pair)
         if made is None or made in pair or not fresh:
             return [], tried
         scores = await scene.try_out([*pair, made], fresh)
         gain = paired_gain(rank(scores[:2])[0].values, scores[2].values, seed=self.run.seed)
         return ([made] if gain.difference > 0 and gain.p_value <= SURE else []), tried
+
+    async def _merge(self, scene: Scene, first: Candidate, second: Candidate) -> Candidate | None:
+        """Return a candidate with what both have, where the two differ; None if there is none.
+
+        Of a predictor that one of them has not changed the other's prompt is taken, as GEPA does; where both have, one
+        instruction is written from two.
+        """
+        made: Candidate | None = first
+        for name, other in second:
+            own, base = first.prompts[name], self.run.baseline.prompts[name]
+            if made is None or other in (own, base):
+                continue
+            text = other.instructions if own == base else await self.merge(
+                scene, name, own.instructions, other.instructions)
+            made = None if text is None else made.replace(
+                name, instructions=text, demos=(other if own == base else own).demos,
+                origin=made_from("merge", (), first, second))
+        return made
 
     def _new_to(self, pair: Sequence[Candidate], known: Known) -> list[dspy.Example]:
         """Return training examples that nothing about the two has depended on, at most two minibatches."""
@@ -254,3 +270,33 @@ class Frontier:
         used |= {example_id(e) for scores in known.ran if scores.candidate.id in ids for e in scores.examples}
         fresh = [e for e in self.scene.material.evidence if example_id(e) not in used]
         return fresh[: 2 * self.setting.minibatch]
+
+
+def _heard(task: asyncio.Task[Found]) -> None:
+    """Take note of what ended a round that nobody waits for any more, lest asyncio complains."""
+    if not task.cancelled():
+        task.exception()
+
+
+def frontier_plan(setting: Setting, each: Plan, initial_calls: int, n_predictors: int, n_select: int, n_train: int,
+                  summary: bool) -> Plan:
+    """Return upper bounds of the search.
+
+    Of a round's new candidates at most `width` are scored, all are tried on a minibatch with their parents. A merge
+    takes a call a predictor and 6 minibatches, and some prompts are written afresh.
+
+    Args:
+        setting: The numbers.
+        each: What proposing children of one parent takes.
+        initial_calls: Optimizer calls of an initial prompt for each predictor.
+        n_predictors: Predictors of the student.
+        n_select: Selection examples.
+        n_train: Training examples.
+        summary: Whether the data is summarised first.
+    """
+    s, parents = setting, setting.steps * setting.width
+    batch, merges, fresh = min(s.minibatch, n_train), min(MERGES, s.steps), s.steps // STALE
+    runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
+    runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
+    asked = summary + (s.initial + fresh) * n_predictors * initial_calls
+    return Plan(asked + parents * each.optimizer_calls + merges * n_predictors, runs)
