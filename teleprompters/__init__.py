@@ -14,7 +14,9 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.apo_sum import APOSum
     from cuesmith.teleprompters.iterative_ape import IterativeAPE
     from cuesmith.teleprompters.opro import OPRO
+    from cuesmith.teleprompters.portfolio import Portfolio
     from cuesmith.teleprompters.prompt_agent import PromptAgent
+    from cuesmith.teleprompters.reflective_mutation import ReflectiveMutation
 
 __all__ = [
     "ABO",
@@ -25,7 +27,9 @@ __all__ = [
     "AlignPro",
     "Compiler",
     "IterativeAPE",
+    "Portfolio",
     "PromptAgent",
+    "ReflectiveMutation",
     "compile",
 ]
 

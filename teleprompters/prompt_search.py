@@ -184,7 +184,7 @@ class PromptSearch(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
-        return await self._fitted(run)._search(run)
+        return await (await self._fitted(run))._search(run)
 
     async def _search(self, run: Run) -> Candidate:
         setting = self.setting if self.threshold is not None else replace(
@@ -238,17 +238,17 @@ class PromptSearch(Compiler):
         analysis = not run.thinks if self.analysis == "auto" else self.analysis
         return Requests(run, context, self.style, analysis)
 
-    def _fitted(self, run: Run) -> Self:
+    async def _fitted(self, run: Run) -> Self:
         """Return this compiler with the largest setting whose first steps a cap on calls leaves room for."""
         if self.budget.calls is None or self.form == "native":
             return self
+        each = (USED if self.racing else 1.0) * await run.calls_per_run()
         for setting in smaller(self.setting, self.given):
             fitted = copy.copy(self)
             fitted.setting = replace(setting, steps=min(STEPS, setting.steps))
             plan = fitted.plan(len(run.predictors), len(run.select), len(run.train))
             fitted.setting = setting
-            runs = (USED if self.racing else 1.0) * plan.program_runs * len(run.predictors)
-            if runs + ASKED * plan.optimizer_calls <= (1 - REPORT_SHARE) * self.budget.calls:
+            if each * plan.program_runs + ASKED * plan.optimizer_calls <= (1 - REPORT_SHARE) * self.budget.calls:
                 break
         if fitted.setting != self.setting:
             s = fitted.setting

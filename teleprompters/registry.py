@@ -21,6 +21,7 @@ COMPILERS: dict[str, str] = {
     "reflective-mutation": "cuesmith.teleprompters.reflective_mutation:ReflectiveMutation",
     "opro": "cuesmith.teleprompters.opro:OPRO",
     "abo": "cuesmith.teleprompters.abo:ABO",
+    "portfolio": "cuesmith.teleprompters.portfolio:Portfolio",
     "align-pro": "cuesmith.teleprompters.align_pro:AlignPro",
     "mipro": "cuesmith.teleprompters.peers.mipro:MIPRO",
     "gepa": "cuesmith.teleprompters.peers.gepa:GEPA",

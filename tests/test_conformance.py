@@ -41,6 +41,7 @@ NO_PROMPT_SEARCH = ("align-pro",)
 them as well (budget, journal, outages, purity, the student untouched) stands in their own tests."""
 
 DECLARED: Mapping[str, Mapping[str, object]] = {
+    "portfolio": {"shows_own_inputs": True, "pure": False},  # it loads its members by name
     "mipro": {**HOSTED, "small_options": {
         "auto": None, "num_candidates": 2, "num_trials": 3, "max_bootstrapped_demos": 2, "max_labeled_demos": 2,
         "minibatch": False}},
@@ -55,7 +56,7 @@ DECLARED: Mapping[str, Mapping[str, object]] = {
 
 
 LONG = ("Test_apo_native", "Test_prompt_agent_native", "Test_copro", "Test_simba", "Test_reflective_mutation",
-        "Test_abo_frontier", "Test_prompt_agent_frontier", "Test_opro_frontier")
+        "Test_portfolio", "Test_abo_frontier", "Test_prompt_agent_frontier", "Test_opro_frontier")
 """Suites whose code others run too: with `pytest -m slow`."""
 
 

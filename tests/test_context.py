@@ -19,7 +19,7 @@ from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.thinking import thinks
 from cuesmith.teleprompters.search.context import ProgramContext, kind_of, rewarded
 
-OURS = ["iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo"]
+OURS = ["iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo", "reflective-mutation", "portfolio"]
 MULTI = ["unified", "native"]
 
 

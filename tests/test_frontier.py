@@ -25,7 +25,7 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Sc
 from cuesmith.teleprompters.search.frontier import MERGES, STALE, Front, Known
 from cuesmith.teleprompters.search.scene import Scene
 
-OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-mutation", "abo")
+OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-mutation", "abo", "portfolio")
 
 
 def scored(name: str, row: Sequence[float | None]) -> Scores:

@@ -168,6 +168,11 @@ class Run:
         """Return the candidate's score on each example as far as it is known now; None where it is not."""
         return self._effects.known(candidate, examples)
 
+    async def calls_per_run(self) -> float:
+        """Return how many calls to models a run of the student has taken on average, on the selection examples."""
+        scores = (await self.score([self.baseline], self.select))[0]
+        return self._effects.cost(scores).calls / len(self.select) or float(len(self.predictors))
+
     def lineage(self, candidate: Candidate) -> list[Candidate]:
         """Return the candidates that led to this one, the oldest first and itself last: first parents only."""
         return self._effects.lineage(candidate)
