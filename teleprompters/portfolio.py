@@ -31,7 +31,7 @@ class Portfolio(BeamSearch):
 
     Args:
         metric: As for `Compiler`.
-        compilers: Names of the members; each proposes as it does in a search of its own, with the defaults of its own options.
+        compilers: Names of the members; each proposes as in a search of its own, with its own options' defaults.
         trial: Steps in which all propose.
         **options: As for `PromptSearch`.
 
