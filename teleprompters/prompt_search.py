@@ -19,7 +19,7 @@ from cuesmith.signatures import STYLES, MergeInstructions, Style
 from cuesmith.teleprompters.compiler import Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import chosen, whole
+from cuesmith.teleprompters.runtime.checks import chosen, text, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.metric import MetricFunction
@@ -28,7 +28,7 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded
 from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
-from cuesmith.teleprompters.search.frontier import FRONTIER, Frontier, frontier_plan
+from cuesmith.teleprompters.search.frontier import FRONTIER, Frontier, Update, frontier_plan
 from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 
@@ -159,9 +159,9 @@ class PromptSearch(Compiler):
         self.pinned = _pinned(pinned)
         self.longest = None if longest is None else whole("longest", longest)
         self.next_predictor: Strategy = chosen("next_predictor", next_predictor, STRATEGIES)
-        self.task_description = _text("task_description", task_description)
+        self.task_description = text("task_description", task_description)
         own = rewarded(metric) if metric_description is None else metric_description
-        self.metric_description = _text("metric_description", own)
+        self.metric_description = text("metric_description", own)
         if not isinstance(dataset_summary, bool | None):
             raise TypeError(f"dataset_summary must be True, False or None, got {dataset_summary!r}")
         self.dataset_summary = self.form != "native" if dataset_summary is None else dataset_summary
@@ -208,7 +208,13 @@ class PromptSearch(Compiler):
 
     async def frontier(self, scene: Scene) -> Candidate:
         """Search along the Pareto front."""
-        return await Frontier(scene, self.start, self.update, self.merged).search()
+        return await Frontier(scene, self.start, self.branching, self.merged).search()
+
+    def branching(self, branch: int) -> Update:
+        """Return an `update` that makes so many children of each parent."""
+        other = copy.copy(self)
+        other.setting = replace(self.setting, branch=branch)
+        return other.update
 
     async def start(self, scene: Scene, count: int) -> list[Candidate]:
         """Return `count` initial candidates, as far as what the optimizer writes can be used."""
@@ -282,8 +288,7 @@ class PromptSearch(Compiler):
             n_select: Selection examples.
             n_train: Training examples.
         """
-        s, each = self.setting, self.cost(n_train)
-        parents = s.steps * s.width
+        s, each, parents = self.setting, self.cost(n_train), self.setting.steps * self.setting.width
         if self.form == "frontier":
             return frontier_plan(s, each, self.initial_calls(), n_predictors, n_select, n_train, self.dataset_summary)
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
@@ -330,12 +335,6 @@ class BeamSearch(PromptSearch):
     async def keep(self, scene: Scene, pool: Sequence[Candidate]) -> list[Scores]:
         """Return the `width` best candidates of a pool, best first."""
         return await scene.keep(pool)
-
-
-def _text(name: str, text: str) -> str:
-    if not isinstance(text, str):
-        raise TypeError(f"{name} must be a text, got {text!r}")
-    return text.strip()
 
 
 def _pinned(pinned: str | Mapping[str, str] | None) -> str | Mapping[str, str]:

@@ -16,6 +16,7 @@ from test_abo import chat, respond
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.teleprompters.prompt_search import BeamSearch
 from cuesmith.teleprompters.registry import compile
@@ -91,7 +92,7 @@ def numbers(first: int, n: int) -> list[dspy.Example]:
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
-    return str(example.answer) == prediction.answer
+    return str(example.answer) == str(prediction.answer)
 
 
 class Scripted(BeamSearch):
@@ -195,6 +196,5 @@ def test_a_defective_first_prompt_sinks_no_compiler(name: str, form: str) -> Non
         for student in (plain, defective):
             found = compile(student, name, metric=task.metric, trainset=list(task.train), valset=list(task.validation),
                             optimizer_lm=SimulatedOptimizer(), search=form, progress=False)  # fmt: skip
-            rows = [task.metric(example, found(**example.inputs())) for example in task.test]
-            means.append(sum(map(float, rows)) / len(rows))
+            means.append(evaluate(found, task.test, task.metric).mean)
     assert means[1] >= means[0] - 0.1

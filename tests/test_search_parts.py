@@ -31,7 +31,7 @@ from cuesmith.teleprompters.runtime.evidence import (
     shown_failure,
 )
 from cuesmith.teleprompters.runtime.guards import Guard
-from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored, Scores, Step
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, Scored, Scores, Step
 from cuesmith.teleprompters.search.examples import Case, Casebook, Failure, Material, read_failure, within_reach
 from cuesmith.teleprompters.search.scene import subsets, turn
 from cuesmith.teleprompters.search.setting import Setting
@@ -195,7 +195,7 @@ def test_runs_that_follow_their_steps_become_demonstrations() -> None:
         return Scored(score=score, feedback="", trace=trace)
 
     steps, good = ["Copy the numbers.", "Add them up."], "Step 1: 3 4\nStep 2: 7"
-    outcomes = [ran(good), ran(good, 0.5), ran("Step 2: 7"), ran(""), ParseFailure("no field", good, ())]
+    outcomes: list[Outcome] = [ran(good), ran(good, 0.5), ran("Step 2: 7"), ran(""), ParseFailure("no field", good, ())]
     asked = tuple(example(str(k)) for k in range(len(outcomes)))
     scores = Scores(Candidate({"p": Prompt("Add.")}), asked, tuple(outcomes))
     [one] = followed(scores, "p", PLAIN, steps, 1.0)

@@ -58,3 +58,14 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def text(name: str, given: str) -> str:
+    """Return the option's value, stripped.
+
+    Raises:
+        TypeError: If it is no text.
+    """
+    if not isinstance(given, str):
+        raise TypeError(f"{name} must be a text, got {given!r}")
+    return given.strip()

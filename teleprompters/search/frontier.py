@@ -27,10 +27,10 @@ Start = Callable[[Scene, int], Awaitable[list[Candidate]]]
 Update = Callable[[Scene, Sequence[Scores]], Awaitable[list[Candidate]]]
 Merge = Callable[[Scene, str, str, str], Awaitable[str | None]]
 
-FRONTIER = Setting(width=3, branch=2, steps=12, minibatch=8, watching=False)
+FRONTIER = Setting(width=4, branch=2, steps=10, minibatch=6, watching=False)
 """What `search="frontier"` means for every compiler: `width` parents a round, `branch` proposals each. Ours."""
 
-OVERLAP = 2
+OVERLAP = 3
 """Rounds under way at a time. A round looks at what was known when the last but `OVERLAP` had ended, whatever ends
 first: so results are the same at any number of calls in flight. Ours."""
 
@@ -39,6 +39,9 @@ STALE = 3
 
 MERGES = 5
 """Merges of a search at most, as in GEPA."""
+
+LOOKS = (8, 24)
+"""After so many selection examples a child may be given up: few looks, for each is waited for. Ours."""
 
 SURE = 0.2
 """A merge is kept if its gain over the better parent on examples new to both has a p-value of at most this. Ours."""
@@ -155,23 +158,24 @@ class Known:
 
 
 class Frontier:
-    """The search. A round draws `width` parents, and has `branch` children proposed for each of them.
+    """The search. A round draws `width` parents, and has `branch` children proposed of each; of few parents more.
 
     Children are tried on the minibatch; those that do better there than their parents, at most `width` of them, are
-    scored on all selection examples. Two members of the front that win on different examples are merged, and the merge
-    is tried on examples new to both. Where nothing comes of several rounds, a prompt is written afresh. It ends early
-    where the best candidate has no failure left.
+    scored on the selection examples as long as they may become the best, or are on some example. Two members of the
+    front that win on different examples are merged, and the merge is tried on examples new to both. Where nothing comes
+    of several rounds, a prompt is written afresh. It ends early where the best candidate has no failure left.
 
     Args:
         scene: The initial step.
         start: Writes initial candidates.
-        update: Proposes children of parents.
+        branching: Returns what proposes so many children of each parent.
         merge: Writes one instruction of a predictor from two; None where it cannot.
     """
 
-    def __init__(self, scene: Scene, start: Start, update: Update, merge: Merge) -> None:
+    def __init__(self, scene: Scene, start: Start, branching: Callable[[int], Update], merge: Merge
+                 ) -> None:
         self.scene, self.run, self.setting = scene, scene.run, scene.setting
-        self.start, self.update, self.merge = start, update, merge
+        self.start, self.branching, self.merge = start, branching, merge
 
     async def search(self) -> Candidate:
         """Search, and return the best by its mean on the selection examples."""
@@ -208,13 +212,35 @@ class Frontier:
         here, front = scene.at(step), Front.of(known.pool)
         parents = front.draw(here, self.setting.width)
         fresh = int(known.stale > 0 and known.stale % STALE == 0)
+        branch = math.ceil(self.setting.width * self.setting.branch / len(parents))  # also of a small front
         made, written, (merges, merged) = await asyncio.gather(
-            self.update(here, parents), self.start(here, fresh), self._merged(here, front, known))
+            self.branching(branch)(here, parents), self.start(here, fresh), self._merged(here, front, known))
         old = {one.candidate.id for one in known.pool}
         children = [child for child in distinct([*made, *written]) if child.id not in old]
         better = await self._better(here, [one.candidate for one in parents], children, written)
-        kept = await self.run.score(distinct([*better, *merges]), self.run.select)
+        kept = await self._validated(known, distinct([*better, *merges]))
         return Found(tuple(kept), tuple(here.tried), book, merged)
+
+    async def _validated(self, known: Known, children: Sequence[Candidate]) -> list[Scores]:
+        """Score children on the selection examples, those first that the pool does worst on, and return their scores.
+
+        A child that is better than all on some example is scored to the end. Any other is given up as soon as it cannot
+        rise above the best mean any more, whatever it scores on the examples still to come.
+        """
+        if not children:
+            return []
+        rows = [[v or 0.0 for v in one.values] for one in known.pool]
+        tops = [max(column) for column in zip(*rows, strict=True)]
+        bar, highest = max(map(math.fsum, rows)), max(1.0, *tops)
+        means = [math.fsum(column) for column in zip(*rows, strict=True)]
+        order, left, n = sorted(range(len(tops)), key=lambda i: (tops[i], means[i])), list(children), 0
+        while left and n < len(order):
+            seen = order[: (n := next((look for look in LOOKS if n < look < len(order)), len(order)))]
+            ran = await self.run.score(left, [self.run.select[i] for i in seen])
+            left = [one.candidate for one in ran if any(
+                v is None or v > tops[i] for i, v in zip(seen, one.values, strict=True))
+                or math.fsum(v or 0.0 for v in one.values) + highest * (len(order) - n) > bar]  # fmt: skip
+        return await self.run.score(left, self.run.select)
 
     async def _better(self, scene: Scene, parents: Sequence[Candidate], children: Sequence[Candidate],
                       written: Sequence[Candidate]) -> list[Candidate]:

@@ -94,5 +94,6 @@ def smaller(setting: Setting, given: Sequence[str]) -> list[Setting]:
         setting: What is wanted.
         given: The numbers that somebody chose: these stay.
     """
-    less = ({name: number for name, number in one.items() if name not in given} for one in SMALLER)
-    return [setting, *(replace(setting, **one) for one in less)]  # type: ignore[arg-type]
+    less = ({name: min(number, getattr(setting, name)) for name, number in one.items() if name not in given}
+            for one in SMALLER)
+    return [setting, *(replace(setting, **one) for one in less)]
