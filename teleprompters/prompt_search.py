@@ -210,10 +210,10 @@ class PromptSearch(Compiler):
         """Search along the Pareto front."""
         return await Frontier(scene, self.start, self.branching, self.merged).search()
 
-    def branching(self, branch: int) -> Update:
-        """Return an `update` that makes so many children of each parent."""
+    def branching(self, width: int, branch: int) -> Update:
+        """Return an `update` that makes so many children of each of so many parents."""
         other = copy.copy(self)
-        other.setting = replace(self.setting, branch=branch)
+        other.setting = replace(self.setting, width=width, branch=branch)
         return other.update
 
     async def start(self, scene: Scene, count: int) -> list[Candidate]:

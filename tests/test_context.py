@@ -104,7 +104,7 @@ def test_no_stage_is_shown_anothers_label_as_its_own(name: str) -> None:
     first = [text for text in found if 'this stage: "extract"' in text]
     assert first and not any("expected urgency" in t.replace("the program's expected urgency", "") for t in first)
     failed = [text for text in first if Asked.parse(text).texts("failures")]
-    assert failed or name in ("iterative-ape", "opro", "abo")
+    assert failed or name in ("iterative-ape", "opro", "abo", "reflective-mutation")
     assert all("the program's expected urgency: " in text and '\\"sort.predict\\" gave' in text for text in failed)
     last = [text for text in found if 'this stage: "sort.predict"' in text]
     assert last and not any("the program's expected" in text for text in last)

@@ -168,12 +168,12 @@ class Frontier:
     Args:
         scene: The initial step.
         start: Writes initial candidates.
-        branching: Returns what proposes so many children of each parent.
+        branching: Returns what proposes so many children of each of so many parents.
         merge: Writes one instruction of a predictor from two; None where it cannot.
     """
 
-    def __init__(self, scene: Scene, start: Start, branching: Callable[[int], Update], merge: Merge
-                 ) -> None:
+    def __init__(self, scene: Scene, start: Start, branching: Callable[[int, int], Update],
+                 merge: Merge) -> None:
         self.scene, self.run, self.setting = scene, scene.run, scene.setting
         self.start, self.branching, self.merge = start, branching, merge
 
@@ -212,9 +212,10 @@ class Frontier:
         here, front = scene.at(step), Front.of(known.pool)
         parents = front.draw(here, self.setting.width)
         fresh = int(known.stale > 0 and known.stale % STALE == 0)
-        branch = math.ceil(self.setting.width * self.setting.branch / len(parents))  # also of a small front
+        branch = max(1, self.setting.width * self.setting.branch // len(parents))  # of a small front as many
+        propose = self.branching(len(parents), branch)
         made, written, (merges, merged) = await asyncio.gather(
-            self.branching(branch)(here, parents), self.start(here, fresh), self._merged(here, front, known))
+            propose(here, parents), self.start(here, fresh), self._merged(here, front, known))
         old = {one.candidate.id for one in known.pool}
         children = [child for child in distinct([*made, *written]) if child.id not in old]
         better = await self._better(here, [one.candidate for one in parents], children, written)
