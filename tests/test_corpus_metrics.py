@@ -22,6 +22,7 @@ from test_abo import chat, respond
 
 from cuesmith.corpus import F1, MCC, MacroF1
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+from cuesmith.programs.evaluation import compare, estimate, evaluate
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.peers.bootstrap import Bootstrap
@@ -306,6 +307,15 @@ def test_a_hosted_optimizer_is_reported_by_the_value_too() -> None:
     share = sum(score or 0.0 for score in found.candidates[0].scores) / found.candidates[0].n
     assert found.baseline.select is not None  # all are called "yes": F1 = 2 p / (1 + p)
     assert found.baseline.select.mean == pytest.approx(2 * share / (1 + share)) != share
+
+
+def test_programs_are_evaluated_and_compared_by_it() -> None:
+    lm, metric = dspy.LM("test/detector", engine=Detector(), cache=False), F1("label", "yes")
+    every, find = (evaluate(dspy.Predict(dspy.Signature("question -> label", text)), tens(0, 60), metric, lm=lm)
+                   for text in ("Do it.", "FIND"))
+    gain = compare(every, find)
+    assert estimate(every).mean == pytest.approx(2 / 11) and estimate(find).mean == 0.5
+    assert gain.difference == pytest.approx(0.5 - 2 / 11) and gain.significant and gain.n == 60
 
 
 def test_racing_is_off() -> None:
