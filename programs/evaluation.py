@@ -9,10 +9,11 @@ from collections.abc import Sequence
 
 import dspy
 
+from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.scoring import score_program
-from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 
 
 def evaluate(
@@ -44,8 +45,8 @@ def evaluate(
 
 
 def estimate(scores: Scores) -> Estimate95:
-    """Return the mean of the scores with its 95 % interval; examples without a score are left out."""
-    return estimate95(scores.values)
+    """Return the score with its 95 % interval; examples without one are left out."""
+    return estimate_of(scores) or estimate95(())
 
 
 def compare(baseline: Scores, best: Scores) -> Gain:
@@ -56,7 +57,7 @@ def compare(baseline: Scores, best: Scores) -> Gain:
         best: The other program's scores.
 
     Returns:
-        Mean difference "best minus baseline" with its 95 % interval and p-value, over the examples that both
+        Difference "best minus baseline" with its 95 % interval and p-value, over the examples that both
         have a score for.
 
     Raises:
@@ -64,4 +65,4 @@ def compare(baseline: Scores, best: Scores) -> Gain:
     """
     if baseline.examples != best.examples:
         raise ValueError("only scores on the same examples can be compared")
-    return paired_gain(baseline.values, best.values)
+    return gain_of(baseline, best)

@@ -178,7 +178,7 @@ class AlignPro(Compiler):
             last, found = await self._trained(run, frozen, untrained, field, rows, found)
         if verdict := found.verdict():
             run.note(verdict, "alignment")
-        return max([last, first], key=lambda scores: scores.mean).candidate
+        return max([last, first], key=lambda scores: scores.score).candidate
 
     async def _trained(
         self, run: Run, frozen: Frozen, untrained: Prompter, field: str, rows: Sequence[int], found: Alignment

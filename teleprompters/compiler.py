@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
-from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, takes
+from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import Job, Session
@@ -54,7 +54,9 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     Args:
         metric: `f(example, prediction)`, `f(example, prediction, trace)` or dspy's five-argument form; sync or
-            async; returns a bool, a number, or `dspy.Prediction(score=..., feedback=...)`.
+            async; returns a bool, a number, or `dspy.Prediction(score=..., feedback=..., objective_scores={...})`.
+            If it has a method `corpus(examples, predictions)`, candidates are compared and reported by that value
+            (`cuesmith.corpus` has macro F1 and others); scores of single examples then show successes and failures.
         optimizer_lm: The model that writes prompts: a `dspy.LM` or a LiteLLM model string. Default is the
             configured LM.
         budget: Hard caps over all roles; None for no cap.
@@ -287,10 +289,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     ) -> tuple[Note, ...]:
         """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
         gold = await check_gold(metric, trainset, student, self.success, valset or ())
+        gold = (*gold, *check_corpus(metric, valset or trainset, student))
         for note in gold:
             if note.kind == "gold":
                 warnings.warn(note.text, CompileWarning, stacklevel=2)
-        few = few_fresh(n_fresh)
+        few = few_fresh(n_fresh) if metric.corpus is None else None
         return (*gold, *((few,) if few else ()))
 
     @property

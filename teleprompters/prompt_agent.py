@@ -203,8 +203,8 @@ class Node:
 
     @property
     def reward(self) -> float:
-        """The mean score; 0 where nothing could be scored."""
-        return self.scores.mean if self.scores.n else 0.0
+        """The score; 0 where nothing could be scored."""
+        return 0.0 if math.isnan(self.scores.score) else self.scores.score
 
     @property
     def depth(self) -> int:

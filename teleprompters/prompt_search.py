@@ -22,7 +22,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import chosen, text, whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.guards import Guard
-from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import REPORT_SHARE
@@ -91,7 +91,8 @@ class PromptSearch(Compiler):
         temperature: What the optimizer samples at, unless its model has a temperature of its own above 0, or takes none
             (OpenAI's reasoning models).
         racing: Whether candidates that can no longer enter the beam are dropped before they are fully scored. None:
-            yes, unless the method needs every score (`RACING`).
+            yes, unless the method needs every score (`RACING`). Off where the metric judges all answers together
+            (`corpus`): sums of scores then say nothing of who is ahead.
         pinned: Text that every predictor's instructions keep, or a mapping from predictor name to it; what the
             optimizer leaves out is appended again.
         longest: Characters that instructions may have. None: 4,000, or half as many again as the student's own have.
@@ -155,7 +156,7 @@ class PromptSearch(Compiler):
         self.scoring = self.setting.scoring
         if not isinstance(racing, bool | None):
             raise TypeError(f"racing must be True, False or None, got {racing!r}")
-        self.racing = self.RACING if racing is None else racing
+        self.racing = Metric(metric).corpus is None and (self.RACING if racing is None else racing)
         self.pinned = _pinned(pinned)
         self.longest = None if longest is None else whole("longest", longest)
         self.next_predictor: Strategy = chosen("next_predictor", next_predictor, STRATEGIES)

@@ -154,13 +154,13 @@ def _wrapped(*args: object) -> bool:
 def test_arity_and_a_call_that_works(function: Callable[..., float], arity: int) -> None:
     metric = Metric(function)
     assert metric.arity == arity and not metric.is_async
-    score, feedback = metric.call(EXAMPLE, RIGHT)
+    score, feedback, _ = metric.call(EXAMPLE, RIGHT)
     assert math.isfinite(score) and feedback == ""
 
 
 def test_what_a_metric_is_given() -> None:
-    assert Metric(_star).call(EXAMPLE, RIGHT) == (3.0, "")
-    assert Metric(_five).call(EXAMPLE, RIGHT) == (1.0, "") and Metric(_own_option).call(EXAMPLE, RIGHT) == (1.0, "")
+    assert Metric(_star).call(EXAMPLE, RIGHT) == (3.0, "", {})
+    assert Metric(_five).call(EXAMPLE, RIGHT) == Metric(_own_option).call(EXAMPLE, RIGHT) == (1.0, "", {})
     assert Metric(_two).arguments(EXAMPLE, RIGHT) == (EXAMPLE, RIGHT)
     assert Metric(max).arity == 2  # its signature is not known
 
@@ -181,26 +181,26 @@ def test_async_metrics() -> None:
     async def body() -> None:
         for function in (_async, functools.partial(_async)):
             metric = Metric(function)
-            assert metric.is_async and await metric.acall(EXAMPLE, RIGHT) == (0.25, "half of half")
+            assert metric.is_async and await metric.acall(EXAMPLE, RIGHT) == (0.25, "half of half", {})
         judge = Metric(_AsyncJudge())
-        assert judge.is_async and judge.arity == 2 and await judge.acall(EXAMPLE, RIGHT) == (0.5, "")
-        assert await Metric(_two).acall(EXAMPLE, RIGHT) == (1.0, "")
+        assert judge.is_async and judge.arity == 2 and await judge.acall(EXAMPLE, RIGHT) == (0.5, "", {})
+        assert await Metric(_two).acall(EXAMPLE, RIGHT) == (1.0, "", {})
 
     asyncio.run(body())
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6) | st.booleans())
 def test_numbers_are_scores(answer: float) -> None:
-    assert read_judgement(answer) == (float(answer), "")
-    assert read_judgement(dspy.Prediction(score=answer, feedback="why")) == (float(answer), "why")
-    assert read_judgement({"score": answer}) == (float(answer), "")
+    assert read_judgement(answer) == (float(answer), "", {})
+    assert read_judgement(dspy.Prediction(score=answer, feedback="why")) == (float(answer), "why", {})
+    assert read_judgement({"score": answer}) == (float(answer), "", {})
 
 
 @pytest.mark.parametrize("answer", [np.float32(0.5), np.float64(0.5), Decimal("0.5"), Fraction(1, 2), np.array(0.5)])
 def test_other_numbers(answer: object) -> None:
-    assert read_judgement(answer) == (0.5, "")
-    assert read_judgement(np.bool_(True)) == (1.0, "")
-    assert read_judgement(dspy.Example(score=answer, feedback=None)) == (0.5, "")
+    assert read_judgement(answer) == (0.5, "", {})
+    assert read_judgement(np.bool_(True)) == (1.0, "", {})
+    assert read_judgement(dspy.Example(score=answer, feedback=None)) == (0.5, "", {})
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 
 def judged(metric: MetricFunction, gold: object, answer: object, **more: object) -> tuple[float, str]:
     example = dspy.Example(question=more.pop("question", "?"), answer=gold, **more).with_inputs("question")
-    return Metric(metric).call(example, dspy.Prediction(answer=answer))
+    return Metric(metric).call(example, dspy.Prediction(answer=answer))[:2]
 
 
 # --- numbers ---
@@ -280,7 +280,7 @@ def test_a_models_alias_is_the_name_of_its_field() -> None:
 def test_several_outputs_count_the_same() -> None:
     metric = JsonFields(("urgency", "count"))
     example = dspy.Example(text="x", urgency="high", count=3).with_inputs("text")
-    assert Metric(metric).call(example, dspy.Prediction(urgency="high", count="3")) == (1.0, "")
+    assert Metric(metric).call(example, dspy.Prediction(urgency="high", count="3")) == (1.0, "", {})
     assert Metric(metric).call(example, dspy.Prediction(urgency="low", count="3"))[0] == 0.5
     with pytest.raises(AttributeError):
         metric(example, dspy.Prediction(urgency="high"))

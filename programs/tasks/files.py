@@ -176,7 +176,7 @@ def _check_metric(name: str) -> None:
 def _check_gold(where: str, name: str, metric: MetricFunction, example: dspy.Example, outputs: tuple[str, ...]) -> None:
     """Raise if the metric does not take the right answer for right: then no program could ever be."""
     answer = {field: example.get(field) for field in outputs}
-    score, _ = read_judgement(metric(example, dspy.Prediction(**answer)))
+    score = read_judgement(metric(example, dspy.Prediction(**answer))).score
     if score < 1.0:
         told = f"{where}: metric {name!r} gives the right answer {answer!r:.100} the score {score:g}"
         raise TaskError(f"{told}; choose another metric or other outputs")

@@ -38,10 +38,10 @@ from cuesmith.teleprompters.runtime.outcomes import (
     Outcome,
     ParseFailure,
     ProviderFailure,
-    Scored,
     value,
 )
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.scoring import scored
 
 T = TypeVar("T")
 
@@ -184,7 +184,7 @@ class Host:
         try:
             answer = metric.function(*(example, prediction, *more)[: metric.arity])
             answer = self._awaited(answer) if inspect.isawaitable(answer) else answer
-            score, feedback = read_judgement(answer)
+            judged = read_judgement(answer)
         except Exception as error:
             kind = ProviderFailure if is_outage(error) else MetricError
             self._observe(ran, example, kind(self.reason(error)))
@@ -192,9 +192,10 @@ class Host:
         finally:
             effect.reset(token)
         if all(part is None for part in more):  # neither in bootstrapping nor for one predictor alone
-            self._observe(ran, example, Scored(score, feedback))
+            self._observe(ran, example, scored(metric, judged, prediction))
         given = answer.items() if isinstance(answer, dspy.Prediction | dspy.Example | Mapping) else ()
-        return score, feedback, {str(name): value for name, value in given if name not in ("score", "feedback")}
+        rest = {str(name): value for name, value in given if name not in ("score", "feedback")}
+        return judged.score, judged.feedback, rest
 
     def _awaited(self, answer: Awaitable[object]) -> object:
         """Wait in this thread for what an async metric returns, which runs where it runs in every search."""

@@ -5,11 +5,13 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.ledger import Spent
+from cuesmith.teleprompters.runtime.outcomes import worst_last
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
 
@@ -79,7 +81,8 @@ class Report:
 
     Attributes:
         candidate: The prompts.
-        select: Score on the examples that the search selected by; optimistic for the best of many.
+        select: Score on the examples that the search selected by; optimistic for the best of many. Here and below: the
+            mean, or a corpus metric's value with a bootstrap interval.
         fresh: Score on examples that no decision has seen; None if there were none, or no budget for them.
     """
 
@@ -95,7 +98,8 @@ class Trial:
     Attributes:
         candidate: The prompts with their lineage (parents, move, evidence).
         scores: Score per selection example, in order; None where it is missing.
-        mean: Mean of those that are there.
+        mean: Mean of those that are there, or what the metric makes of all their answers together; what candidates
+            are compared by. NaN where it makes nothing of them.
         n: How many there are.
     """
 
@@ -103,6 +107,46 @@ class Trial:
     scores: tuple[float | None, ...] = field(repr=False)
     mean: float
     n: int
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a candidate stands in all that counts.
+
+    Attributes:
+        candidate_id: Its id.
+        score: What candidates are compared by, as `Trial.mean`.
+        objectives: Mean of each of the metric's `objective_scores`.
+        size: Characters of its prompt.
+        tokens: Tokens of a program run; None if they were not counted.
+    """
+
+    candidate_id: str
+    score: float
+    objectives: Mapping[str, float]
+    size: int
+    tokens: float | None
+
+
+def undominated(standings: Sequence[Standing]) -> tuple[Standing, ...]:
+    """Return those that no other dominates, best first: higher score, shorter where equal.
+
+    One dominates another that is nowhere better and somewhere worse: in score or an objective (higher is better), in
+    size or tokens (lower is). An objective that a candidate was never scored on is the worst it can be; tokens count
+    only if they are known of all. Source: Pareto; what is compared is ours.
+    """
+    names = sorted({name for one in standings for name in one.objectives})
+    counted = all(one.tokens is not None for one in standings)
+
+    def merits(one: Standing) -> tuple[float, ...]:
+        scores = (one.score, *(one.objectives.get(name, -math.inf) for name in names))
+        known = tuple(-math.inf if math.isnan(score) else score for score in scores)
+        return (*known, -one.size, -(one.tokens or 0.0) if counted else 0.0)
+
+    rows = [(one, merits(one)) for one in standings]
+    kept = [one for one, row in rows
+            if not any(other != row and all(a >= b for a, b in zip(other, row, strict=True)) for _, other in rows)]
+    return tuple(sorted(kept, key=lambda one: (*worst_last(one.score), one.size, one.candidate_id)))
 
 
 @dataclass(frozen=True)
@@ -141,6 +185,9 @@ class Compilation:
         run_dir: Where the journal is.
         notes: What a reader should know, in plain words; each has a `kind`.
         extras: What a search leaves besides candidates, by name; `alignment_of` reads a prompter's training there.
+        front: The candidates scored on all selection examples (that the student has a score on) that no other dominates
+            in score, objectives, size of the prompt and tokens of a program run. `best` is the one of the highest
+            score; where prompt searches cannot tell shorter ones from it, the shortest of them.
     """
 
     compiler: str
@@ -154,6 +201,7 @@ class Compilation:
     run_dir: str | None
     notes: tuple[Note, ...]
     extras: Mapping[str, object] = field(default_factory=dict)
+    front: tuple[Standing, ...] = field(default=(), repr=False)
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
-import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,8 @@ from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import takes_temperature
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, to_json
-from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
+from cuesmith.teleprompters.runtime.compilation import Note, Standing, StepRecord, Trial, undominated
+from cuesmith.teleprompters.runtime.corpus import p_value_of
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
 from cuesmith.teleprompters.runtime.gate import Effect, FilteredReply, effect, is_refused
@@ -40,6 +40,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_from_json,
     outcome_to_json,
     value,
+    worst_last,
 )
 from cuesmith.teleprompters.runtime.redaction import redacted
 from cuesmith.teleprompters.runtime.remarks import Seen
@@ -53,7 +54,6 @@ from cuesmith.teleprompters.runtime.replies import (
 )
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer, settling
 from cuesmith.teleprompters.runtime.splitting import Split
-from cuesmith.teleprompters.runtime.statistics import paired_gain
 
 T = TypeVar("T")
 
@@ -68,6 +68,8 @@ EQUAL = 0.5
 
 MOST_REFUSED = 8
 """So many requests to the optimizer, all taken for faulty by its provider, stop a run. Ours."""
+
+_NOT_RUN = ProviderFailure("not run yet")
 
 
 class Asker:
@@ -227,7 +229,7 @@ class Effects(Asker):
         super().__init__(lm, scorer.pool, stream, seed)
         self.student, self.baseline = scorer.student, Candidate.of(scorer.student)
         self.train, self.select, self.ids = tuple(split.train), tuple(split.select), split.ids
-        self.scorer, self.directory = scorer, directory
+        self.scorer, self.directory, self.together = scorer, directory, scorer.together
         self.steps: list[StepRecord] = []
         self.notes: list[Note] = []
         self.extras: dict[str, object] = {}
@@ -255,7 +257,7 @@ class Effects(Asker):
         rows = [[self.outcome(c, e, draw=draw) for e in examples] for c in candidates]
         await self.settle([task for row in rows for task in row])
         pairs = zip(candidates, rows, strict=True)
-        scores = [Scores(c, tuple(examples), tuple(task.result() for task in row)) for c, row in pairs]
+        scores = [Scores(c, tuple(examples), tuple(task.result() for task in row), self.together) for c, row in pairs]
         for one in scores:
             failed = [o for o in one.outcomes if isinstance(o, ProviderFailure | MetricError)]
             if failed:
@@ -352,8 +354,12 @@ class Effects(Asker):
 
     def known(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> tuple[float | None, ...]:
         """Return scores as `Run.known` does."""
-        found = (self.outcome_of(candidate, example) for example in examples)
-        return tuple(None if outcome is None else value(outcome) for outcome in found)
+        return self.so_far(candidate, examples).values
+
+    def so_far(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Scores:
+        """Return what is known now of a candidate; an example that it has not run on counts as missing."""
+        found = (self.outcome_of(candidate, example) or _NOT_RUN for example in examples)
+        return Scores(candidate, tuple(examples), tuple(found), self.together)
 
     @property
     def ran(self) -> tuple[Outcome, ...]:
@@ -381,13 +387,21 @@ class Effects(Asker):
 
     def trials(self) -> tuple[Trial, ...]:
         """Return every candidate with a score on a selection example, best first."""
-        trials = []
-        for candidate in self._candidates.values():
-            scores = self.known(candidate, self.select)
-            values = [s for s in scores if s is not None]
-            if values:
-                trials.append(Trial(candidate, scores, math.fsum(values) / len(values), len(values)))
-        return tuple(sorted(trials, key=lambda t: (-t.mean, t.candidate.size, t.candidate.id)))
+        known = (self.so_far(candidate, self.select) for candidate in self._candidates.values())
+        trials = [Trial(scores.candidate, scores.values, scores.score, scores.n) for scores in known if scores.n]
+        return tuple(sorted(trials, key=lambda t: (*worst_last(t.mean), t.candidate.size, t.candidate.id)))
+
+    def front(self) -> tuple[Standing, ...]:
+        """Return the candidates that no other dominates, of those scored on every selection example that the student
+        has a score on."""
+        base = self.known(self.baseline, self.select)
+        scored = [example for example, v in zip(self.select, base, strict=True) if v is not None]
+        known = [self.so_far(candidate, scored) for candidate in self._candidates.values()]
+        return undominated([self._standing(scores) for scores in known if scores.n and not scores.missing])
+
+    def _standing(self, scores: Scores) -> Standing:
+        tokens = self.cost(scores).tokens / scores.n or None
+        return Standing(scores.candidate.id, scores.score, scores.objectives, scores.candidate.size, tokens)
 
     def best_so_far(self) -> Candidate:
         """Return the best candidate by what is known now, compared with the baseline on the same examples.
@@ -395,27 +409,24 @@ class Effects(Asker):
         Candidates scored on all selection examples come first. Only if none of them is above the baseline, one
         that a stop left half scored may be taken: it must have a score on at least half of the examples.
         """
-        known = {c: self.known(c, self.select) for c in list(self._candidates.values())}
-        base = known[self.baseline]
-        whole = sum(v is not None for v in base)
-        ahead = []
-        for candidate, scores in known.items():
-            pairs = [(a, b) for a, b in zip(scores, base, strict=True) if a is not None and b is not None]
-            gained = math.fsum(a - b for a, b in pairs)
-            if gained > 0 and 2 * len(pairs) >= whole:
-                ahead.append((len(pairs) == whole, gained / len(pairs), -candidate.size, candidate))
+        base, ahead = self.so_far(self.baseline, self.select), []
+        for candidate in list(self._candidates.values()):
+            scores = self.so_far(candidate, self.select)
+            both = [i for i, pair in enumerate(zip(scores.values, base.values, strict=True)) if None not in pair]
+            gained = scores.score_on(both) - base.score_on(both)
+            if gained > 0 and 2 * len(both) >= base.n:
+                ahead.append((len(both) == base.n, gained, -candidate.size, candidate))
         return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
 
     def shortest_as_good(self, best: Candidate) -> Candidate:
         """Return the shortest candidate that cannot be told from the best one: it is above the student too, and the
         difference between the two is more likely chance than not (`EQUAL`)."""
-        own, base = self.known(best, self.select), self.known(self.baseline, self.select)
+        own, base = self.so_far(best, self.select), self.so_far(self.baseline, self.select)
         for candidate in sorted(self._candidates.values(), key=lambda c: (c.size, c.id)):
-            scores = self.known(candidate, self.select)
-            if candidate.size >= best.size or best == self.baseline or None in (*own, *scores, *base):
+            scores = self.so_far(candidate, self.select)
+            if candidate.size >= best.size or best == self.baseline or own.missing or scores.missing or base.missing:
                 continue
-            above = math.fsum(s or 0.0 for s in scores) > math.fsum(s or 0.0 for s in base)
-            if above and paired_gain(scores, own, seed=self.seed).p_value > EQUAL:
+            if scores.score > base.score and p_value_of(scores, own, seed=self.seed) > EQUAL:
                 return candidate
         return best
 

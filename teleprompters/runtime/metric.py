@@ -1,6 +1,7 @@
 """One wrapper around the metrics people write: two, three or five arguments; bool, number or Prediction.
 
-Source: ours; the conventions are dspy's (`metric(example, pred, trace=None)` and GEPA's five arguments).
+Source: ours; the conventions are dspy's (`metric(example, pred, trace=None)`, GEPA's five arguments and its
+`objective_scores`). `corpus` is ours.
 """
 
 from __future__ import annotations
@@ -9,16 +10,32 @@ import asyncio
 import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import dspy
 
 Judgement: TypeAlias = "bool | int | float | dspy.Prediction"
 MetricFunction: TypeAlias = Callable[..., "Judgement | Awaitable[Judgement]"]
+CorpusFunction: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[dspy.Prediction | None]], float]
+"""Judges all answers together; None stands for a reply that could not be used."""
 
 
 class BadScore(ValueError):
     """A metric returned what is no finite number."""
+
+
+class Judged(NamedTuple):
+    """What a metric made of one answer.
+
+    Attributes:
+        score: Its score.
+        feedback: Its words.
+        objectives: Name -> score of what else counts, higher being better.
+    """
+
+    score: float
+    feedback: str
+    objectives: Mapping[str, float]
 
 
 class Metric:
@@ -27,14 +44,18 @@ class Metric:
     Args:
         function: `f(example, prediction)`, `f(example, prediction, trace)` or dspy's five-argument form
             `f(gold, pred, trace, pred_name, pred_trace)`, or a `dspy.Module` with such a `forward`; sync or async;
-            returning a bool, a number, or a `dspy.Prediction(score=..., feedback=...)`.
+            returning a bool, a number, or a `dspy.Prediction(score=..., feedback=..., objective_scores={...})`. It may
+            have a method `corpus(examples, predictions)` by which all answers are judged together (`CorpusFunction`).
+
+    Attributes:
+        corpus: That method; None if it has none.
 
     Raises:
-        TypeError: If it is not callable or takes another number of arguments.
+        TypeError: If it is not callable or takes another number of arguments, or its `corpus` does.
     """
 
     def __init__(self, function: MetricFunction) -> None:
-        self.function = function
+        self.function, self.corpus = function, _corpus(function)
         if isinstance(function, dspy.Module):
             self.is_async = not hasattr(type(function), "forward")
             inner = object.__getattribute__(function, "aforward" if self.is_async else "forward")
@@ -49,8 +70,8 @@ class Metric:
         """Return what the metric is called with. The trace is None: this is evaluation, not bootstrapping."""
         return (example, prediction, None, None, None)[: self.arity]
 
-    def call(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, str]:
-        """Return (score, feedback) of a sync metric.
+    def call(self, example: dspy.Example, prediction: dspy.Prediction) -> Judged:
+        """Return what a sync metric makes of an answer.
 
         Raises:
             BadScore: If the metric returned what is no finite number.
@@ -60,8 +81,8 @@ class Metric:
             answer = asyncio.run(_finished(answer))
         return read_judgement(answer)
 
-    async def acall(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[float, str]:
-        """Return (score, feedback) of an async metric.
+    async def acall(self, example: dspy.Example, prediction: dspy.Prediction) -> Judged:
+        """Return what an async metric makes of an answer.
 
         Raises:
             BadScore: If the metric returned what is no finite number.
@@ -102,18 +123,50 @@ def _arity(function: MetricFunction) -> int:
     )
 
 
-def read_judgement(answer: object) -> tuple[float, str]:
-    """Return (score, feedback) of what a metric returned.
+def _corpus(function: object) -> CorpusFunction | None:
+    found = getattr(function, "corpus", None)
+    if not callable(found):  # a metric may keep its data under that name
+        return None
+    name = f"the metric's `corpus` ({getattr(found, '__qualname__', found)})"
+    if inspect.iscoroutinefunction(found):
+        raise TypeError(f"{name} is async: it must return a number at once")
+    try:
+        inspect.signature(found).bind((), ())
+    except TypeError as error:
+        raise TypeError(f"{name} takes {inspect.signature(found)}: it is called as corpus(examples, predictions)") \
+            from error
+    except ValueError:  # it tells no signature
+        pass
+    corpus: CorpusFunction = found
+    return corpus
+
+
+def read_judgement(answer: object) -> Judged:
+    """Return what a metric returned as score, feedback and scores of objectives.
 
     Raises:
-        BadScore: If there is no finite number in it.
+        BadScore: If there is no finite number in it, or something else among its objectives.
     """
     feedback: object = ""
+    objectives: dict[str, float] = {}
     if isinstance(answer, dspy.Prediction | dspy.Example | Mapping):
         if "score" not in answer:
             raise BadScore(f"the metric returned {type(answer).__name__} without a score")
         feedback = answer.get("feedback", "") or ""
+        objectives = _objectives(answer.get("objective_scores"))
         answer = answer["score"]
+    return Judged(_number(answer), str(feedback), objectives)
+
+
+def _objectives(given: object) -> dict[str, float]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise BadScore(f"the metric returned objective_scores={given!r}: they must map names to numbers")
+    return {str(name): _number(score) for name, score in given.items()}
+
+
+def _number(answer: object) -> float:
     if answer is None or isinstance(answer, str):
         raise BadScore(f"the metric returned {answer!r}: it must return a bool, a number or a Prediction with a score")
     try:
@@ -122,4 +175,4 @@ def read_judgement(answer: object) -> tuple[float, str]:
         raise BadScore(f"the metric returned {type(answer).__name__}, which is no number") from error
     if not math.isfinite(score):
         raise BadScore(f"the metric returned {score}: a score is a finite number")
-    return score, str(feedback)
+    return score

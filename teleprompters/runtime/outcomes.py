@@ -8,7 +8,7 @@ Source: ours.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
@@ -46,12 +46,16 @@ class Scored:
         feedback: Its words.
         trace: The predictor calls.
         cut: Replies that were cut at the limit of tokens.
+        objectives: Name -> score of what else counts, higher being better; as the metric gave them.
+        answer: What the program returned, as JSON data; kept only for a metric that judges all answers together.
     """
 
     score: float
     feedback: str = ""
     trace: tuple[Step, ...] = ()
     cut: int = 0
+    objectives: Mapping[str, float] = field(default_factory=dict)
+    answer: object = None
 
 
 @dataclass(frozen=True)
@@ -110,7 +114,8 @@ def value(outcome: Outcome) -> float | None:
 def outcome_to_json(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON data."""
     name = type(outcome).__name__
-    body: object = _ADAPTERS[name].dump_python(outcome, mode="json")
+    rare = {name for name in ("objectives", "answer") if not getattr(outcome, name, None)}  # no word of what is not
+    body: object = _ADAPTERS[name].dump_python(outcome, mode="json", exclude=rare)
     return {"kind": name, "body": body}
 
 
@@ -125,6 +130,10 @@ def outcome_from_json(data: Mapping[str, object]) -> Outcome:
     return outcome
 
 
+Together: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[Outcome]], float]
+"""Judges outcomes that are not missing all together; NaN where it cannot."""
+
+
 @dataclass(frozen=True)
 class Scores:
     """A candidate's outcomes on a sequence of examples.
@@ -133,11 +142,13 @@ class Scores:
         candidate: The candidate that was scored.
         examples: The examples, in order.
         outcomes: One outcome an example.
+        together: What judges them all together; None where the mean of their scores counts.
     """
 
     candidate: Candidate
     examples: tuple[dspy.Example, ...] = field(repr=False)
     outcomes: tuple[Outcome, ...] = field(repr=False)
+    together: Together | None = field(default=None, repr=False, compare=False)
 
     @cached_property
     def values(self) -> tuple[float | None, ...]:
@@ -159,6 +170,26 @@ class Scores:
         """Mean over the examples that have a score; NaN if none has."""
         return mean(self.values)
 
+    @cached_property
+    def score(self) -> float:
+        """What candidates are compared by: the mean, or what the metric makes of all answers together."""
+        return self.score_on(range(len(self.outcomes)))
+
+    def score_on(self, places: Iterable[int]) -> float:
+        """Return `score` on the examples at these places alone; NaN if none of them has a score."""
+        kept = [i for i in places if self.values[i] is not None]
+        if self.together is None or not kept:
+            return mean([self.values[i] for i in kept])
+        return self.together([self.examples[i] for i in kept], [self.outcomes[i] for i in kept])
+
+    @cached_property
+    def objectives(self) -> dict[str, float]:
+        """Mean of each objective over the examples that have a score; a reply that could not be used counts as 0."""
+        given = [o.objectives for o in self.outcomes if isinstance(o, Scored)]
+        failed = [0.0] * sum(isinstance(o, ParseFailure) for o in self.outcomes)
+        names = sorted({name for each in given for name in each})
+        return {name: mean([*failed, *(each.get(name) for each in given)]) for name in names}
+
     def failures(self, threshold: float = 1.0) -> tuple[tuple[dspy.Example, Outcome], ...]:
         """Return the examples scored below `threshold` with their outcomes; missing ones are left out."""
         pairs = zip(self.examples, self.outcomes, strict=True)
@@ -174,8 +205,8 @@ def mean(values: Sequence[float | None]) -> float:
 def rank(scores: Sequence[Scores]) -> list[Scores]:
     """Return `scores` best first.
 
-    Candidates are compared by their mean over the examples that *all* of them have a score for, so that an
-    outage cannot favour one. A candidate without any score comes last. Ties: the shorter prompt first, then
+    Candidates are compared by their score (`Scores.score`) on the examples that *all* of them have one for, so that
+    an outage cannot favour one. A candidate without any score comes last. Ties: the shorter prompt first, then
     the given order.
 
     Raises:
@@ -187,8 +218,12 @@ def rank(scores: Sequence[Scores]) -> list[Scores]:
     common = [i for i, column in enumerate(zip(*rows, strict=True)) if None not in column]
 
     def key(s: Scores) -> tuple[bool, float, int]:
-        values = s.values
-        score = mean([values[i] for i in common]) if common and s.n else s.mean
-        return (s.n == 0, -score if s.n else 0.0, s.candidate.size)
+        score = s.score_on(common) if common and s.n else s.score
+        return (*worst_last(score), s.candidate.size)
 
     return sorted(scores, key=key)
+
+
+def worst_last(score: float) -> tuple[bool, float]:
+    """Return what sorts the highest score first, and one that is no number last."""
+    return (True, 0.0) if math.isnan(score) else (False, -score)

@@ -11,7 +11,7 @@ import inspect
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
+from cuesmith.teleprompters.runtime.corpus import finite
 from cuesmith.teleprompters.runtime.evidence import labels_of
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.remarks import listed
@@ -304,7 +305,7 @@ async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, ob
 
 async def _awaited(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
     try:
-        return (await metric.acall(example, answer))[0]
+        return (await metric.acall(example, answer)).score
     except AttributeError as error:
         return error
     except (Exception, PaidCall):
@@ -323,7 +324,7 @@ async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Predict
     def judge() -> None:
         score: float | AttributeError | None = None
         try:
-            score = metric.call(example, answer)[0]
+            score = metric.call(example, answer).score
         except AttributeError as error:
             score = error
         except BaseException:  # of its own thread: whatever it is, there is no score
@@ -334,3 +335,49 @@ async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Predict
     context = contextvars.copy_context()
     threading.Thread(target=context.run, args=(judge,), daemon=True, name="cuesmith-preflight").start()
     return await done
+
+
+def check_corpus(metric: Metric, examples: Sequence[dspy.Example], program: dspy.Module) -> tuple[Note, ...]:
+    """Ask a metric's `corpus` to judge the right answers, and the same with one missing.
+
+    Examples without labels give no answers to judge. Where it reads of a prediction what the program may answer but the
+    labels have not, nothing is known before the student has answered.
+
+    Args:
+        metric: The metric; it may have no `corpus`.
+        examples: Those that it will judge, as given.
+        program: The student, for the names of its outputs.
+
+    Raises:
+        ValueError: If it raises, calls a model, or returns no finite number.
+    """
+    labels = [labels_of(example) for example in examples]
+    if metric.corpus is None or not all(labels):
+        return ()
+    right: list[dspy.Prediction | None] = [dspy.Prediction(**each) for each in labels]
+    values = []
+    for predictions, what in ((right, "the right answers"), ([None, *right[1:]], "a missing answer (None)")):
+        with no_calls() as tried:
+            try:
+                values.append(finite(metric.corpus, examples, predictions))
+                error: BaseException | None = None
+            except (Exception, PaidCall) as raised:
+                error = raised
+        if error is not None and _is_of_the_program(error, program, {name for each in labels for name in each}):
+            return ()
+        if error is not None or tried:
+            told = tried[-1] if tried else f"{type(error).__name__}: {error}"
+            raise ValueError(f"the metric's `corpus` must judge {what}, and return a finite number: {told}") from error
+    if any(values):
+        return ()
+    return (Note("gold", "The metric's `corpus` gives the right answers of all examples the value 0: do they have the "
+                         "class that it looks for, and more than one?"),)
+
+
+def _is_of_the_program(error: BaseException, program: dspy.Module, labels: Collection[str]) -> bool:
+    """Whether a field was looked for in a prediction that has the labels alone, and that the program may answer."""
+    found = re.fullmatch(r"'Prediction' object has no attribute '(\w+)'", str(error))
+    own = {name for _, predictor in named_predictors(program) for name in predictor.signature.output_fields} - {*labels}
+    if isinstance(error, AttributeError) and found is not None:
+        return found[1] in own or _inner(program) is None
+    return isinstance(error, KeyError) and error.args[:1] != () and error.args[0] in own

@@ -17,11 +17,12 @@ import dspy
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, made_from
 from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
+from cuesmith.teleprompters.runtime.corpus import estimate_of
 from cuesmith.teleprompters.runtime.effects import LONGEST_INPUT, Effects, seeded
 from cuesmith.teleprompters.runtime.events import StepDone
 from cuesmith.teleprompters.runtime.guards import Fault, Guard, longest_of, unwrapped
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scores
-from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
+from cuesmith.teleprompters.runtime.statistics import estimate95
 from cuesmith.teleprompters.runtime.thinking import thinks
 
 
@@ -113,7 +114,7 @@ class Run:
         usable = [candidate for candidate in candidates if self.fault(candidate) is None]
         ran = {scores.candidate.id: scores.outcomes for scores in await self._effects.score(usable, examples, draw)}
         unrun = (ParseFailure("its instructions may not be used"),) * len(examples)
-        return [Scores(c, tuple(examples), ran.get(c.id, unrun)) for c in candidates]
+        return [Scores(c, tuple(examples), ran.get(c.id, unrun), self._effects.together) for c in candidates]
 
     async def judge(self, example: dspy.Example, outputs: Mapping[str, object]) -> Outcome:
         """Apply the metric to given output values, as if a program had answered them on `example`.
@@ -158,8 +159,8 @@ class Run:
             step,
             head.candidate.id,
             tuple(s.candidate.id for s in beam),
-            _estimate(fit) if fit else None,
-            _estimate(head),
+            estimate_of(fit) if fit else None,
+            estimate_of(head) or estimate95(()),
         )
         self._effects.steps.append(record)
         self._effects.stream.emit(StepDone(record, {s.candidate.id: s.candidate.origin.move for s in beam}))
@@ -234,7 +235,3 @@ class Run:
         known = self.__dict__.get("guard")
         longest = longest_of([prompt.instructions for _, prompt in self.baseline])
         return max(LONGEST_INPUT, 2 * longest, 2 * known.longest if known else 0)
-
-
-def _estimate(scores: Scores) -> Estimate95:
-    return estimate95([v for v in scores.values if v is not None])

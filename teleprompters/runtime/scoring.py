@@ -19,12 +19,13 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
+from cuesmith.teleprompters.runtime.corpus import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
-from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
+from cuesmith.teleprompters.runtime.metric import Judged, Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
     Outcome,
@@ -122,6 +123,7 @@ class Scorer:
         pool: Where they run.
 
     Attributes:
+        together: Judges all answers of a candidate together; None if the metric does not.
         fronts: Fingerprint of what may stand in front of a program (`Candidate.prompter`) -> puts it there: returns a
             new module that holds the given one.
     """
@@ -129,6 +131,7 @@ class Scorer:
     def __init__(self, student: dspy.Module, metric: Metric, lm: dspy.BaseLM | None, pool: Pool) -> None:
         self.fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
         self.student, self.pool = student, pool
+        self.together = None if metric.corpus is None else Corpus(metric.corpus, student)
         self._metric, self._lm, self._gate = metric, lm, pool.gate
         self._bound: dict[str, Bound] = {}
 
@@ -277,20 +280,20 @@ class Scorer:
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            score, feedback = self._metric.call(example, prediction)
+            judged = self._metric.call(example, prediction)
         except _RAISED as error:
             return self._metric_failure(error, steps)
-        return Scored(score, feedback, steps)
+        return scored(self._metric, judged, prediction, steps)
 
     async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            score, feedback = await self.pool.in_time(self._metric.acall(example, prediction))
+            judged = await self.pool.in_time(self._metric.acall(example, prediction))
         except TimeoutError:
             raise
         except Exception as error:
             return self._metric_failure(_uncontained(error), steps)
-        return Scored(score, feedback, steps)
+        return scored(self._metric, judged, prediction, steps)
 
     def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
         reason = self._reason(error)
@@ -325,6 +328,12 @@ class Scorer:
     def _reason(self, error: BaseException) -> str:
         text = self._gate.redactor(str(error)).strip()
         return f"{type(error).__name__}: {text[:400]}"
+
+
+def scored(metric: Metric, judged: Judged, prediction: object, steps: tuple[Step, ...] = ()) -> Scored:
+    """Return the outcome of an answer that was judged; with the answer where all are judged together too."""
+    answer = None if metric.corpus is None else to_json(prediction)
+    return Scored(judged.score, judged.feedback, steps, objectives=judged.objectives, answer=answer)
 
 
 _RAISED = (Exception, SystemExit, GeneratorExit, KeyboardInterrupt)
@@ -452,4 +461,4 @@ def score_program(
             gate.close()
             pool.close()
 
-    return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)))
+    return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)), scorer.together)

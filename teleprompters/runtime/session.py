@@ -21,6 +21,7 @@ import dspy
 from cuesmith.teleprompters.runtime._dspy import language_models, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
+from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.effects import Effects
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.gate import Gate
@@ -36,7 +37,7 @@ from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, 
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.splitting import Split
-from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
+from cuesmith.teleprompters.runtime.statistics import Gain
 from cuesmith.teleprompters.runtime.throttle import Throttle
 
 REPORT_SHARE = 0.3
@@ -293,6 +294,9 @@ class Session:
             who = "the metric failed" if isinstance(first, MetricError) else "the provider failed"
             why = f"{who} on all {len(scores.outcomes)} examples; the first: {first.reason}"
             raise CompileError(why, spent=self.ledger.spent())
+        if math.isnan(scores.score) and self.effects.together is not None:
+            why = f"the metric's `corpus` makes nothing of the student's answers: {self.effects.together.fault}"
+            raise CompileError(why, spent=self.ledger.spent())
         raised = [o.reason for o in scores.outcomes if isinstance(o, ParseFailure) and o.raised]
         if len(raised) == len(scores.outcomes):
             why = f"{raised[0]} (on all {len(raised)} examples): mend the program before compiling it"
@@ -373,7 +377,7 @@ class Session:
             by = self.gate.stopped_by or stop.by
             text = f"Stopped by {by}, which left fresh scores for only a part of the examples."
             self.effects.note(text, "partial")
-        gain = paired_gain(self.effects.known(self.effects.baseline, fresh), self.effects.known(best, fresh))
+        gain = gain_of(self.effects.so_far(self.effects.baseline, fresh), self.effects.so_far(best, fresh))
         return gain if gain.n else None
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
@@ -395,16 +399,24 @@ class Session:
             run_dir=str(job.run_dir) if job.run_dir else None,
             notes=tuple(run.notes),
             extras=dict(run.extras),
+            front=run.front(),
         )
 
     def _remark(self, best: Candidate, gain: Gain | None) -> None:
         """Note what the run has to say of itself; its result comes last."""
         run, seen = self.effects, self._seen()
-        notes = [*remarks(seen), *self._length(best), self._verdict(best, gain, seen)]
+        notes = [*remarks(seen), *self._unjudged(), *self._length(best), self._verdict(best, gain, seen)]
         for note in notes:
             run.note(self._redactor(note.text), note.kind)
         if seen.asked and len(seen.lost) == seen.asked:
             warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
+
+    def _unjudged(self) -> Iterator[Note]:
+        """Yield how many candidates a metric that judges all answers together made nothing of."""
+        lost = sum(math.isnan(trial.mean) for trial in self.effects.trials())
+        if lost and self.effects.together is not None:
+            yield Note("corpus", f"The metric's `corpus` made nothing of the answers of {lost} candidates, which came "
+                                 f"last: {self.effects.together.fault}.")
 
     def _length(self, best: Candidate) -> Iterator[Note]:
         """Yield how long the new prompt is, and what a program run with it takes."""
@@ -429,6 +441,8 @@ class Session:
             return nothing_tried(seen, self.gate.stopped_by, used.calls if used else 0)
         pairs = zip(run.known(run.baseline, fresh), run.known(best, fresh), strict=True)
         both = [(a, b) for a, b in pairs if a is not None and b is not None]
+        if run.together is not None:  # what an example adds to such a gain is not known
+            return verdict(False, gain)
         unit = points([score for pair in both for score in pair])
         return verdict(False, gain, needed([b - a for a, b in both], unit))
 
@@ -445,13 +459,8 @@ class Session:
         )
 
     def _report(self, candidate: Candidate) -> Report:
-        return Report(
-            candidate, self._estimate(candidate, self.job.split.select), self._estimate(candidate, self.job.split.fresh)
-        )
-
-    def _estimate(self, candidate: Candidate, examples: Sequence[dspy.Example]) -> Estimate95 | None:
-        values = [v for v in self.effects.known(candidate, examples) if v is not None]
-        return estimate95(values) if values else None
+        split = (self.job.split.select, self.job.split.fresh)
+        return Report(candidate, *(estimate_of(self.effects.so_far(candidate, examples)) for examples in split))
 
 
 def _is_cancelled() -> bool:

@@ -49,11 +49,12 @@ SURE = 0.2
 
 @dataclass(frozen=True)
 class Front:
-    """Candidates that nobody beats on some example.
+    """Candidates that nobody beats on some example, or in the mean of some objective (as gepa's "hybrid" frontier).
 
     Attributes:
-        members: Their scores, best mean first.
-        held: Id -> the positions of the examples on which nobody does better.
+        members: Their scores, the best first.
+        held: Id -> the positions of the examples on which nobody does better; behind them those of objectives, and of
+            what the metric makes of all answers together.
     """
 
     members: tuple[Scores, ...]
@@ -67,10 +68,13 @@ class Front:
             pool: Different candidates, scored on the same examples.
         """
         ranked = rank(pool)
-        columns = zip(*(one.values for one in ranked), strict=True)
-        best = [max((v for v in column if v is not None), default=math.inf) for column in columns]
-        held = {one.candidate.id: frozenset(i for i, v in enumerate(one.values) if v is not None and v == best[i])
+        names = sorted({name for one in ranked for name in one.objectives})
+        rows = {one.candidate.id: (*one.values, *map(one.objectives.get, names), one.score if one.together else None)
                 for one in ranked}  # fmt: skip
+        columns = zip(*rows.values(), strict=True)
+        best = [max((v for v in column if v is not None), default=math.inf) for column in columns]
+        held = {key: frozenset(i for i, v in enumerate(row) if v is not None and v == best[i])
+                for key, row in rows.items()}  # fmt: skip
         for one in reversed(ranked):  # the worst goes first
             others = [places for key, places in held.items() if key != one.candidate.id]
             if held[one.candidate.id] <= frozenset().union(*others):
@@ -154,7 +158,7 @@ class Known:
 
     def trials(self) -> tuple[Trial, ...]:
         """Return the pool as `Run.trials` would."""
-        return tuple(Trial(one.candidate, one.values, one.mean, one.n) for one in rank(self.pool) if one.n)
+        return tuple(Trial(one.candidate, one.values, one.score, one.n) for one in rank(self.pool) if one.n)
 
 
 class Frontier:

@@ -305,7 +305,8 @@ async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Met
     A bandit's means are over different examples, and the ranks of "sr" and "sh" are no scores: so its `width` winners
     are scored on all selection examples and ranked by that. Program runs: at most `budget` + width * examples; less
     by every pull that is known from before (a parent's) and by the winners' own pulls, since both are free but a pull
-    counts in the budget all the same.
+    counts in the budget all the same. The bandit goes by means of single scores even where the metric judges all
+    answers together; the winners are ranked by that.
 
     Args:
         run: The run.
