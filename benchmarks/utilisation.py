@@ -174,7 +174,7 @@ class Filled:
     wall: float
 
 
-def measure(name: str, slots: int, tail: bool, real: bool) -> Filled:
+def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None) -> Filled:
     """Run one compile."""
     logging.disable(logging.WARNING)
     task = generate("objects", seed=0)
@@ -191,7 +191,7 @@ def measure(name: str, slots: int, tail: bool, real: bool) -> Filled:
             compiler, _, form = name.partition(":")
             options: dict[str, Any] = {"search": form} if form else {}
             compile(student, compiler, metric=task.metric, trainset=train, valset=valid, optimizer_lm=optimizer,
-                    max_in_flight=slots, progress=False, **options)  # fmt: skip
+                    max_in_flight=slots, progress=False, hedge=hedge, **options)  # fmt: skip
     return Filled(name, slots, tail, clock.calls, clock.busy, clock.now)
 
 
@@ -233,8 +233,9 @@ def main() -> int:
     parser.add_argument("--latency", nargs="+", choices=("constant", "tail"), default=["constant", "tail"])
     parser.add_argument("--compilers", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--real", action="store_true", help="sleep instead of moving a virtual clock")
+    parser.add_argument("--hedge", type=float, help="given to ours, with --real: hedging goes by real time")
     options = parser.parse_args()
-    jobs = [(name, slots, latency == "tail", options.real) for name in options.compilers
+    jobs = [(name, slots, latency == "tail", options.real, options.hedge) for name in options.compilers
             for latency in options.latency for slots in options.in_flight]  # fmt: skip
     done = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

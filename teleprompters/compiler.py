@@ -21,7 +21,7 @@ from dspy.teleprompt import Teleprompter
 
 from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interruption
@@ -47,6 +47,7 @@ class Options(TypedDict, total=False):
     callbacks: Callback | Sequence[Callback]
     progress: bool | None
     example_timeout: float | None
+    hedge: float | None
 
 
 class Compiler(Teleprompter):  # type: ignore[misc]
@@ -67,6 +68,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             are callbacks, which may show it themselves.
         example_timeout: Seconds one example or one optimizer call may take before it counts as missing; None
             waits for ever.
+        hedge: A call that takes more than so many times the median of its role and model is sent once more, where the
+            budget allows it; both count, and the first answer is taken. None: never.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -87,6 +90,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         callbacks: Callback | Sequence[Callback] = (),
         progress: bool | None = None,
         example_timeout: float | None = 600.0,
+        hedge: float | None = None,
     ) -> None:
         super().__init__()
         self.metric = metric
@@ -105,6 +109,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         if example_timeout is not None and not example_timeout > 0:
             raise ValueError(f"example_timeout={example_timeout!r} must be a positive number of seconds, or None")
         self.example_timeout = example_timeout
+        self.hedge = None if hedge is None else number("hedge", hedge, least=1, above=True)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -230,6 +235,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             seed=self.seed,
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
+            hedge=self.hedge,
             run_dir=None if run_dir is None else Path(run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
@@ -318,7 +324,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     def _options(self) -> Mapping[str, object]:
         """Return what distinguishes this compiler's search from another's of its class."""
         shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "progress"}
-        shared |= {"example_timeout"}
+        shared |= {"example_timeout", "hedge"}
         return {name: option for name, option in vars(self).items() if name not in shared}
 
 

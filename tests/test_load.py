@@ -42,7 +42,7 @@ from cuesmith.programs.tasks import (
     reading,
 )
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
-from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.metric import Judged, Metric
 from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs
 
 SHARED = next((p for each in Path(__file__).parents if (p := each / "shared" / "data").is_dir()), None)
@@ -711,7 +711,7 @@ def test_records_become_models(tmp_path: Path) -> None:
     assert get_args(found["lines"])[0].model_fields["price"].annotation is int
     for example in everything(task):
         parsed = model.model_validate(example.fields_)
-        assert Metric(task.metric).call(example, dspy.Prediction(fields_=parsed)) == (1.0, "")
+        assert Metric(task.metric).call(example, dspy.Prediction(fields_=parsed)) == Judged(1.0, "", {})
     check(task)
 
 

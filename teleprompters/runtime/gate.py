@@ -39,6 +39,7 @@ from dspy.utils.exceptions import (
 )
 from pydantic_core import to_jsonable_python
 
+from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.redaction import Redactor
@@ -267,6 +268,34 @@ class Admission:
         return self.sent <= self.ticket.calls and not self.taken
 
 
+Answer = Reply | BaseException
+"""What comes of sending a call."""
+
+
+def _is_reply(answer: Answer) -> bool:
+    return isinstance(answer, Reply)
+
+
+def _sent(place: Admission, send: Callable[[], Reply]) -> Answer:
+    token = admission.set(place)
+    try:
+        return send()
+    except BaseException as error:
+        return error
+    finally:
+        admission.reset(token)
+
+
+async def _asent(place: Admission, send: Callable[[], Awaitable[Reply]]) -> Answer:
+    token = admission.set(place)
+    try:
+        return await send()
+    except BaseException as error:
+        return error
+    finally:
+        admission.reset(token)
+
+
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
 """Whether this thread is one that a program has begun by itself."""
 
@@ -320,8 +349,10 @@ class Gate:
         redactor: Applied to every text that is reported.
         on_retry: Called, from any thread, with (reason, delay in seconds, attempt).
         max_retries: Further attempts after the first.
+        hedge: A call that takes more than so many times the median of its role and model is sent once more.
 
     Attributes:
+        hedged: How many were.
         stray: The effect of calls that no effect of the run makes, such as those of threads begun before it.
         unseen: What the door sees only in part, in words.
         stopped_by: What has stopped the run; None while nothing has.
@@ -336,7 +367,9 @@ class Gate:
         redactor: Redactor,
         on_retry: Callable[[str, float, int], None],
         max_retries: int = 5,
+        hedge: float | None = None,
     ) -> None:
+        self.pace, self.hedged = Pace(hedge), 0
         self.ledger = ledger
         self.journal = journal
         self.throttle = throttle
@@ -440,13 +473,7 @@ class Gate:
             if isinstance(action, Wait):
                 self._halt.wait(action.seconds)
                 continue
-            token = admission.set(action.admission)
-            try:
-                answer = send()
-            except BaseException as error:
-                answer = error
-            finally:
-                admission.reset(token)
+            answer = self._send(action.admission, request, send, current)
 
     async def acall(
         self, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect | None = None
@@ -466,13 +493,69 @@ class Gate:
             if isinstance(action, Wait):
                 await self._pause(action.seconds)
                 continue
-            token = admission.set(action.admission)
-            try:
-                answer = await send()
-            except BaseException as error:
-                answer = error
-            finally:
-                admission.reset(token)
+            answer = await self._asend(action.admission, request, send, current)
+
+    def _send(self, place: Admission, request: Request, send: Callable[[], Reply], current: Effect) -> Answer:
+        """Send a call, once more if it is late, and return what came back: a failure is an answer too."""
+        patience = self.pace.patience((place.ticket.role, request.model))
+        if patience is None or place.outer is not None:
+            return _sent(place, send)
+        spares: list[Admission] = []
+        tries = Tries[Answer](_is_reply, lambda answer: self._settle_spare(spares[0], request, answer, current))
+        tries.begin(lambda: _sent(place, send))
+        if (answer := tries.wait(patience)) is None and (spare := self._spare(place, request)) is not None:
+            spares.append(spare)
+            tries.begin(lambda: _sent(spare, send))
+        found = answer or tries.wait()
+        assert found is not None
+        return found
+
+    async def _asend(
+        self, place: Admission, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect
+    ) -> Answer:
+        """Send a call as `_send` does."""
+        patience = self.pace.patience((place.ticket.role, request.model))
+        if patience is None or place.outer is not None:
+            return await _asent(place, send)
+        spares: list[Admission] = []
+
+        def again() -> Callable[[], Awaitable[Answer]] | None:
+            if (spare := self._spare(place, request)) is None:
+                return None
+            spares.append(spare)
+            return lambda: _asent(spare, send)
+
+        return await first_success(
+            lambda: _asent(place, send), patience, again, _is_reply,
+            lambda answer: self._settle_spare(spares[0], request, answer, current))
+
+    def _spare(self, place: Admission, request: Request) -> Admission | None:
+        """Return a second place for a late call; None if no budget is left for it, or it is made of other calls."""
+        if place.taken or place.lost or self._halt.is_set():
+            return None
+        size = self._size(request)
+        reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
+        ticket = self.ledger.admit(
+            place.ticket.role, request.calls, (size + reply) * request.calls, request.may_hit, size)
+        if not isinstance(ticket, Ticket):
+            return None
+        spare = Admission(ticket, self)
+        self._sent[spare] = request, time.monotonic()
+        self.hedged += 1
+        return spare
+
+    def _settle_spare(self, spare: Admission, request: Request, answer: Answer, current: Effect) -> None:
+        """Count the other try of a call whose answer was not taken."""
+        self._sent.pop(spare, None)
+        if spare.lost:
+            return
+        failed = getattr(answer, "usage", None)
+        usage = failed if isinstance(failed, Usage) else Usage(calls=request.calls, usd=0.0)
+        self.ledger.settle(spare.ticket, usage, answered=isinstance(answer, Reply))
+        current.add(spare.ticket.role, usage)
+        if self.journal is not None:
+            with suppress(RunStopped):  # the journal's own failure has stopped the run
+                self._keep("lost", spare.ticket.role, None, usage)
 
     def admit_foreign(self, model: str, parts: object, current: Effect, role: Role) -> Ticket:
         """Admit a call that is about to be sent past the door, from the thread that sends it; settled when it is over.
@@ -558,6 +641,7 @@ class Gate:
                 raise RunStopped(self.stopped_by or "stopped")
             if isinstance(answer, Reply):
                 self._heard(request.model, time.monotonic() - began)
+                self.pace.note((role, request.model), time.monotonic() - began)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
             assert isinstance(answer, BaseException)

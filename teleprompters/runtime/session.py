@@ -87,6 +87,7 @@ class Job:
         callbacks: Readers of the events.
         notes: What was found before the first call.
         shortest: Whether of candidates that cannot be told apart the shortest is returned.
+        hedge: A call that takes more than so many times the median of its kind is sent once more.
     """
 
     compiler: str
@@ -106,6 +107,7 @@ class Job:
     callbacks: Sequence[Callback] = ()
     notes: tuple[Note, ...] = ()
     shortest: bool = False
+    hedge: float | None = None
 
     @property
     def lms(self) -> list[dspy.BaseLM]:
@@ -142,6 +144,7 @@ class Session:
             self.throttle,
             redactor,
             lambda reason, delay, attempt: self.stream.emit(Retried(reason, delay, attempt)),
+            hedge=job.hedge,
         )
         self.scorer = Scorer(job.student, job.metric, job.task_lm, Pool(self.gate, job.timeout))
         self.effects = Effects(
@@ -382,6 +385,8 @@ class Session:
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
         job, run, by = self.job, self.effects, self.gate.stopped_by
+        if self.gate.hedged:
+            run.note(f"{self.gate.hedged} calls were late and sent once more; both count.", kind="hedged")
         if self.gate.unseen:
             run.note(f"Seen only in part: {'; '.join(sorted(self.gate.unseen))}.", kind="uncounted")
         if by is not None:
