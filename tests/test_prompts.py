@@ -158,8 +158,9 @@ KINDS = [
 ]  # fmt: skip
 REPLIES = [
     "1", "1.0", '"1"', "true", "null", "", "a", "B", '["1", 2]', "[1]", '{"a": "b"}', "2024-05-06",
-    "2024-05-06T07:08:00Z", '{"name": "x", "born": "2024-05-06", "kinds": ["a"]}', '[{"name": "x", "born": "2024-05-06"}]', 
-    "{'x': 1.5}", '{"x": 1, "of": {"name": "x", "born": 3}}', '{"joints": [1]}', "https://x.test/a.png", "Literal['a']",
+    '{"name": "x", "born": "2024-05-06", "kinds": ["a"]}', '[{"name": "x", "born": "2024-05-06"}]',
+    "2024-05-06T07:08:00Z", "{'x': 1.5}", '{"x": 1, "of": {"name": "x", "born": 3}}', '{"joints": [1]}',
+    "https://x.test/a.png", "Literal['a']",
 ]  # fmt: skip
 
 
