@@ -137,7 +137,7 @@ def overhead(calls: int, repeats: int) -> tuple[Rows, Rows]:
     for n in IN_FLIGHT:
         evaluate = dspy.Evaluate(devset=data, metric=metric, num_threads=n, display_progress=False)
         works[f"dspy.Evaluate, {n} in flight"] = times(lambda e=evaluate: e(program))  # type: ignore[misc]
-        scored = lambda n=n: score_program(program, data, metric, max_in_flight=n)  # type: ignore[misc]  # noqa: E731
+        scored = lambda n=n: score_program(program, data, metric, max_in_flight=n)  # noqa: E731
         works[f"score_program, {n} in flight"] = times(scored)
         works[f"whole run with journal, {n} in flight"] = whole_run(program, data, n)
     with dspy.context(lm=dspy.LM("cuesmith-bench/instant", engine=Engine(0.0), cache=False)):

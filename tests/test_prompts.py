@@ -192,7 +192,7 @@ def test_equal_types_that_read_differently_are_told_apart() -> None:
 @pytest.mark.usefixtures("door")
 def test_what_a_type_names_may_be_defined_later() -> None:
     class Node(pydantic.BaseModel):
-        of: Later | None = None  # type: ignore[name-defined]
+        of: Later | None = None
 
     with pytest.raises(pydantic.PydanticUserError):
         utils.parse_value('{"of": {"x": 1}}', Node)
