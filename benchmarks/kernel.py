@@ -4,9 +4,11 @@
 
 Everything is measured in one process and one run, in alternating repeats, and given as the median over the
 repeats with the smallest and the largest. Overhead is against bare `dspy.Predict` in a loop with the same
-instant engine; a whole run with a journal may have no more of it than `dspy.Evaluate` with as many threads.
-Utilisation is against the ideal of a 50 ms engine: calls x 50 ms / in flight. On a machine with other work, read the
-milliseconds of processor time, which are given beside the wall-clock time: other processes cannot add to them.
+instant engine. A search scores several candidates on the same examples: so does every row here, and a whole run with
+a journal may take no more processor time than `dspy.Evaluate` with as many threads, called once a candidate: the
+ratio of the two, repeat by repeat, decides. Utilisation is against the ideal of a 50 ms engine: calls x 50 ms / in
+flight. On a machine with other work, read the milliseconds of processor time, which are given beside the wall-clock
+time: other processes cannot add to them.
 """
 
 from __future__ import annotations
@@ -30,13 +32,15 @@ import dspy
 from dspy.lm15 import Message, Response, Usage
 
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, made_from
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import score_program
 
-IN_FLIGHT = (1, 32)
+IN_FLIGHT = (1, 16, 64)
+CANDIDATES = 10
+"""Programs that are scored on the same examples."""
 PUTS = 3200
 
 
@@ -63,8 +67,8 @@ class Engine:
         return self
 
 
-class ScoresOnce(Compiler):
-    """Scores the student on the selection examples and returns it: a whole run with nothing but the kernel in it."""
+class ScoresAll(Compiler):
+    """Scores ten candidates on the selection examples: a whole run with nothing but the kernel in it."""
 
     scoring = 10**6
 
@@ -73,7 +77,10 @@ class ScoresOnce(Compiler):
         return Plan(0, 0)
 
     async def search(self, run: Run) -> Candidate:
-        """Return the student."""
+        """Return the student, which has been scored before, after nine candidates that differ from it."""
+        name, origin = run.baseline.names[0], made_from("benchmark", (), run.baseline)
+        told = [f"Answer the question, please: {i}." for i in range(1, CANDIDATES)]
+        await run.score([run.baseline.replace(name, instructions=t, origin=origin) for t in told], run.select)
         return run.baseline
 
 
@@ -100,15 +107,20 @@ def bare(program: dspy.Module, data: list[dspy.Example]) -> None:
         metric(example, program(**example.inputs()))
 
 
+def times(work: Callable[[], object]) -> Callable[[], object]:
+    """Return work that is done once a candidate."""
+    return lambda: [work() for _ in range(CANDIDATES)]
+
+
 def whole_run(program: dspy.Module, data: list[dspy.Example], in_flight: int) -> Callable[[], object]:
     """Return work that compiles with a journal: half of `data` is selected on, so twice the data is given."""
 
     def work() -> None:
         with tempfile.TemporaryDirectory() as run_dir:
-            compiled = ScoresOnce(metric, max_in_flight=in_flight).compile(
+            compiled = ScoresAll(metric, max_in_flight=in_flight).compile(
                 program, trainset=data[:1], valset=[*data[1:], *more], run_dir=run_dir
             )
-            assert compiled.compilation.spent.total.calls == len(data), compiled.compilation.spent
+            assert compiled.compilation.spent.total.calls == CANDIDATES * len(data), compiled.compilation.spent
 
     more = [dspy.Example(question=f"more {i}", answer="yes").with_inputs("question") for i in range(len(data) + 1)]
     return work
@@ -118,16 +130,15 @@ Rows = dict[str, list[float]]
 
 
 def overhead(calls: int, repeats: int) -> tuple[Rows, Rows]:
-    """Return, by name, milliseconds a call of each repeat: wall clock, and processor time of this process.
-
-    All but "bare" are given less the bare of the same repeat.
-    """
-    program, data = dspy.Predict("question -> answer"), examples(calls)
-    works: dict[str, Callable[[], object]] = {"bare": lambda: bare(program, data)}
+    """Return, by name, milliseconds a call of each repeat: wall clock, and processor time of this process."""
+    program, data = dspy.Predict("question -> answer"), examples(calls // CANDIDATES)
+    calls = CANDIDATES * len(data)
+    works: dict[str, Callable[[], object]] = {"bare": times(lambda: bare(program, data))}
     for n in IN_FLIGHT:
         evaluate = dspy.Evaluate(devset=data, metric=metric, num_threads=n, display_progress=False)
-        works[f"dspy.Evaluate, {n} in flight"] = lambda e=evaluate: e(program)  # type: ignore[misc]
-        works[f"score_program, {n} in flight"] = lambda n=n: score_program(program, data, metric, max_in_flight=n)  # type: ignore[misc]
+        works[f"dspy.Evaluate, {n} in flight"] = times(lambda e=evaluate: e(program))  # type: ignore[misc]
+        scored = lambda n=n: score_program(program, data, metric, max_in_flight=n)  # noqa: E731
+        works[f"score_program, {n} in flight"] = times(scored)
         works[f"whole run with journal, {n} in flight"] = whole_run(program, data, n)
     with dspy.context(lm=dspy.LM("cuesmith-bench/instant", engine=Engine(0.0), cache=False)):
         for work in works.values():
@@ -139,13 +150,19 @@ def overhead(calls: int, repeats: int) -> tuple[Rows, Rows]:
                 before = time.process_time()
                 wall[name].append(1e3 * seconds(work) / calls)
                 cpu[name].append(1e3 * (time.process_time() - before) / calls)
-    return _less_bare(wall), _less_bare(cpu)
+    return wall, cpu
 
 
-def _less_bare(rows: Rows) -> Rows:
-    base = rows["bare"]
+def ratios(rows: Rows) -> Rows:
+    """Return, by name, a whole run's time over that of `dspy.Evaluate` in the same repeat."""
     return {
-        name: row if name == "bare" else [ms - b for ms, b in zip(row, base, strict=True)] for name, row in rows.items()
+        f"whole run / dspy.Evaluate, {n} in flight": [
+            run / evaluate
+            for run, evaluate in zip(
+                rows[f"whole run with journal, {n} in flight"], rows[f"dspy.Evaluate, {n} in flight"], strict=True
+            )
+        ]
+        for n in IN_FLIGHT
     }
 
 
@@ -206,20 +223,16 @@ def main() -> int:
     cost, cpu = overhead(options.calls, options.repeats)
     rate = journal_rate(options.repeats)
     used = utilisation(max(1, options.repeats // 2))
-    show("Milliseconds a program call, wall clock: bare, and what each adds to it", cost, "ms")
+    show("Milliseconds a program call, wall clock", cost, "ms")
     show("The same in processor time", cpu, "ms")
+    show("Processor time of a whole run with a journal, as a multiple of what dspy.Evaluate takes", ratios(cpu), "")
     show("Journal", rate, "/s")
     show("Share of the ideal throughput, 50 ms engine", used, "")
-    added = {name: statistics.median(row) for name, row in cost.items()}
-    holds = all(
-        added[f"whole run with journal, {n} in flight"] <= added[f"dspy.Evaluate, {n} in flight"] for n in IN_FLIGHT
-    )
+    holds = all(statistics.median(row) <= 1.0 for row in ratios(cpu).values())
     verdict = "holds" if holds else "does not hold"
-    print(f"\na whole run with a journal adds no more than dspy.Evaluate: {verdict}; load {os.getloadavg()}")
+    print(f"\na whole run with a journal takes no more than dspy.Evaluate: {verdict}; load {os.getloadavg()}")
     if options.json:
-        options.json.write_text(
-            json.dumps({"overhead_ms": cost, "overhead_cpu_ms": cpu, "journal": rate, "utilisation": used})
-        )
+        options.json.write_text(json.dumps({"wall_ms": cost, "cpu_ms": cpu, "journal": rate, "utilisation": used}))
     return 0 if holds else 1
 
 

@@ -23,10 +23,12 @@ from typing import Any
 
 import dspy
 import numpy as np
+from dspy.adapters import utils as formatting
 from dspy.clients import base_lm, embedding, execution
 from dspy.clients.call_result import CallResult, attributes, response_from_dict, response_to_dict
 from dspy.clients.execution import request_to_dict
 from dspy.clients.legacy_outputs import plain, value
+from pydantic import TypeAdapter
 
 from cuesmith.teleprompters.runtime import _litellm
 from cuesmith.teleprompters.runtime.gate import (
@@ -139,14 +141,17 @@ class _Door:
     def close(self, gate: Gate | None) -> None:
         """Forget the gate.
 
-        The door itself stays: a thread that a run has left behind finds it closed. Threads alone are begun as ever
-        when no run is under way.
+        The door itself stays: a thread that a run has left behind finds it closed. Threads alone are begun as ever,
+        and values formatted as ever, when no run is under way.
         """
         with self._lock:
             self._gates.remove(gate)
             if not self._gates:
                 threading.Thread.start = _real_start  # type: ignore[method-assign]
                 ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
+                formatting.TypeAdapter, formatting._get_json_schema = TypeAdapter, _real_schema
+                _adapters.clear()
+                _schemas.clear()
 
     def leads_to(self) -> tuple[Gate, Effect] | None:
         """Return the gate and the effect of a call that is made here and now; None if it is no run's business.
@@ -176,6 +181,7 @@ class _Door:
         execution._retryable, execution._attempt, execution._aattempt = _retryable, _attempt, _aattempt
         embedding._compute_embeddings, embedding._acompute_embeddings = _embed, _aembed
         _litellm.watch(self.leads_to)
+        formatting.TypeAdapter, formatting._get_json_schema = _adapter, _schema
         threading.Thread.start = _start  # type: ignore[assignment, method-assign]
         ThreadPoolExecutor.submit = _submit  # type: ignore[assignment, method-assign]
         base_lm.record_history = _record_history
@@ -189,6 +195,7 @@ _real_retryable, _real_attempt, _real_aattempt = execution._retryable, execution
 _real_embed, _real_aembed = embedding._compute_embeddings, embedding._acompute_embeddings
 _real_start, _real_submit = threading.Thread.start, ThreadPoolExecutor.submit
 _real_record_history = base_lm.record_history
+_real_schema = formatting._get_json_schema
 
 door = _Door()
 
@@ -262,6 +269,37 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
     return result
+
+
+_TYPES = 1000
+"""Types that are remembered at most: a program that makes its types as it runs has ever new ones. Ours."""
+
+_adapters: dict[int, tuple[object, TypeAdapter[Any]]] = {}
+_schemas: dict[int, tuple[object, Any]] = {}
+
+
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    """Return pydantic's adapter of a type, which dspy makes anew for each value that it formats or reads.
+
+    By identity, as equal types may differ (`int | str` and `str | int`, which read "1" in their order), and a type
+    need not be hashable. What is remembered holds its type: no other one has its id meanwhile.
+    """
+    held = _adapters.get(id(kind))
+    if held is None:
+        held = kind, TypeAdapter(kind, _parent_depth=3)  # names are looked up where dspy asks
+        if held[1].pydantic_complete and len(_adapters) < _TYPES:  # what a type names may be defined later
+            _adapters[id(kind)] = held
+    return held[1]
+
+
+def _schema(kind: Any) -> Any:
+    """Return the JSON schema of a type, which dspy writes into each request; by identity, as `_adapter`."""
+    held = _schemas.get(id(kind))
+    if held is None:
+        held = kind, _real_schema(kind)
+        if len(_schemas) < _TYPES:
+            _schemas[id(kind)] = held
+    return held[1]
 
 
 def _record_history(client: Any, entry: dict[str, Any]) -> None:

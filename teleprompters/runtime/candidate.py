@@ -375,7 +375,7 @@ class Candidate:
         Raises:
             pydantic.ValidationError: If the data is not of that form.
         """
-        stored = TypeAdapter(_Stored).validate_python(data)
+        stored = _STORED.validate_python(data)
         prompts = {
             name: Prompt(p.instructions, tuple(Demo.of(d) for d in p.demos)) for name, p in stored.prompts.items()
         }
@@ -401,6 +401,9 @@ class _Stored:
     prompts: dict[str, _StoredPrompt]
     origin: _StoredOrigin
     prompter: str = ""
+
+
+_STORED = TypeAdapter(_Stored)
 
 
 def _demo(demo: object, signature: type[dspy.Signature]) -> Demo:
