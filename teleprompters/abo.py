@@ -16,6 +16,7 @@ from cuesmith.teleprompters.behavior.behavior import (
     demonstrate,
     followed,
     outside_demonstrations,
+    with_demonstrations,
 )
 from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
@@ -26,6 +27,9 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.scene import Scene, subsets, text_field
 from cuesmith.teleprompters.search.setting import Setting
+
+OWN = 4
+"""Runs of new steps, for each demonstration wanted, that are looked at for demonstrations. Ours."""
 
 
 class ABO(BeamSearch):
@@ -132,16 +136,11 @@ class ABO(BeamSearch):
             return None
         failing = [one.failure.example for one in (*first, *rest)]
         demos = await self._work(scene, name, old.task, steps, failing, f"step {scene.step}, {i}", len(first))
+        new = Behavior(old.task, steps, demos)
         if steps == old.steps and self.demonstrations:  # what was shown before, or done by itself, follows these steps
-            own = followed(ran, name, scene.run.predictors[name].signature, steps, scene.threshold)
-            workable = {question_key(example) for example in scene.material.workable}
-            usable: dict[str, Demonstration] = {}
-            for one in (*demos, *old.demonstrations, *own):
-                usable.setdefault(question_key(one.case.example), one)
-            demos = tuple(one for key, one in usable.items() if key in workable)[: self.demos_per_predictor]
-        seen = [*failing[: len(first)], *(one.case.example for one in demos)]
-        return parent.change(scene, {name: Behavior(old.task, steps, demos)},
-                             made_from(move, seen, parent.candidate))
+            new = self._filled(scene, name, old, demos, ran)
+        seen = [*failing[: len(first)], *(one.case.example for one in new.demonstrations)]
+        return parent.change(scene, {name: new}, made_from(move, seen, parent.candidate))
 
     async def _revise(self, scene: Scene, name: str, old: Behavior, located: Sequence[Located], i: int
                       ) -> tuple[tuple[str, ...], str]:
@@ -177,7 +176,21 @@ class ABO(BeamSearch):
         behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
         if not behaviors and not parent.behaviors:
             return None
-        return parent.change(scene, behaviors, made_from("write", examples, parent.candidate))
+        origin = made_from("write", examples, parent.candidate)
+        candidate = parent.change(scene, behaviors, origin)
+        lacking = [name for name, one in behaviors.items() if len(one.demonstrations) < self.demos_per_predictor]
+        if scene.step or not self.demonstrations or not lacking or not scene.material.workable:
+            return candidate  # later steps see runs of each candidate anyway
+        batch = scene.minibatch(scene.material.workable, "own", j, size=OWN * self.demos_per_predictor)
+        ran = (await scene.try_out([candidate], batch))[0]
+        filled = {name: self._filled(scene, name, one, one.demonstrations, ran) for name, one in behaviors.items()}
+        return parent.change(scene, filled, origin)
+
+    def _filled(self, scene: Scene, name: str, old: Behavior, first: Sequence[Demonstration], ran: Scores) -> Behavior:
+        """Return a behaviour with the demonstrations that come first, its own, and runs that followed it."""
+        own = followed(ran, name, scene.run.predictors[name].signature, old.steps, scene.threshold)
+        return with_demonstrations(old, (*first, *old.demonstrations, *own), scene.material.workable,
+                                   self.demos_per_predictor)
 
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:
@@ -210,12 +223,14 @@ class ABO(BeamSearch):
         return await demonstrate(scene.requests, name, task, steps, cases, retries=self.retries,
                                  threshold=scene.threshold, salt=salt)
 
-    def initial_calls(self) -> int:
-        """Return the optimizer calls of an initial prompt: its steps, and its demonstrations with all retries."""
-        return 1 + self.demonstrations * self.demos_per_predictor * (1 + self.retries)
+    def initial(self, n_train: int) -> Plan:
+        """Return what an initial prompt takes: its steps, its demonstrations with all retries, and runs of the steps
+        that are looked at for more of them."""
+        calls = 1 + self.demonstrations * self.demos_per_predictor * (1 + self.retries)
+        return Plan(calls, self.demonstrations * min(OWN * self.demos_per_predictor, n_train))
 
     def cost(self, n_train: int) -> Plan:
         """Return the cost of a step for each kept candidate: a call for each error looked at, and for each child as
         for an initial prompt; a minibatch of program runs."""
-        calls = self.errors + self.setting.branch * self.initial_calls()
+        calls = self.errors + self.setting.branch * self.initial(n_train).optimizer_calls
         return Plan(calls, min(self.setting.minibatch, n_train))

@@ -273,14 +273,14 @@ class PromptSearch(Compiler):
         """The score that counts as a success, as far as it is known before the student is scored."""
         return self.setting.threshold
 
-    def initial_calls(self) -> int:
-        """Return the optimizer calls that an initial prompt takes for each predictor."""
-        return 1
+    def initial(self, n_train: int) -> Plan:
+        """Return what an initial prompt takes: optimizer calls for each predictor, and program runs."""
+        return Plan(1, 0)
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds of the search.
 
-        Optimizer calls: one for a summary of the data, initial * predictors * `initial_calls` + steps * width *
+        Optimizer calls: one for a summary of the data, initial * predictors * `initial` + steps * width *
         (calls of `cost`). Program runs: (1 + initial + steps * width * branch) * n_select for the scores, steps * width
         * (runs of `cost`), (steps + 1) * watched for the training scores, and one minibatch of the student.
 
@@ -291,10 +291,12 @@ class PromptSearch(Compiler):
         """
         s, each, parents = self.setting, self.cost(n_train), self.setting.steps * self.setting.width
         if self.form == "frontier":
-            return frontier_plan(s, each, self.initial_calls(), n_predictors, n_select, n_train, self.dataset_summary)
+            return frontier_plan(
+                s, each, self.initial(n_train), n_predictors, n_select, n_train, self.dataset_summary)
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
-        runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train)
-        asked = self.dataset_summary + s.initial * n_predictors * self.initial_calls()
+        first = self.initial(n_train)
+        runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train) + s.initial * first.program_runs
+        asked = self.dataset_summary + s.initial * n_predictors * first.optimizer_calls
         return Plan(asked + parents * each.optimizer_calls, runs)
 
     def check_student(self, student: dspy.Module) -> None:

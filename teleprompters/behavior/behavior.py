@@ -174,6 +174,24 @@ def followed(ran: Scores, name: str, signature: type[dspy.Signature], steps: Seq
     return found
 
 
+def with_demonstrations(behavior: Behavior, offered: Sequence[Demonstration], workable: Sequence[dspy.Example],
+                        most: int) -> Behavior:
+    """Return a behaviour with the first of the demonstrations offered.
+
+    Args:
+        behavior: What is to be done.
+        offered: Of an example shown twice the first counts.
+        workable: The examples that may be shown.
+        most: How many at most.
+    """
+    allowed = {question_key(example) for example in workable}
+    usable: dict[str, Demonstration] = {}
+    for one in offered:
+        usable.setdefault(question_key(one.case.example), one)
+    demos = tuple(one for key, one in usable.items() if key in allowed)[:most]
+    return Behavior(behavior.task, behavior.steps, demos)
+
+
 async def _earns(run: Run, case: Case, threshold: float) -> bool:
     if case.judged:
         return True

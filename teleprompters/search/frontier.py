@@ -309,7 +309,7 @@ def _heard(task: asyncio.Task[Found]) -> None:
         task.exception()
 
 
-def frontier_plan(setting: Setting, each: Plan, initial_calls: int, n_predictors: int, n_select: int, n_train: int,
+def frontier_plan(setting: Setting, each: Plan, first: Plan, n_predictors: int, n_select: int, n_train: int,
                   summary: bool) -> Plan:
     """Return upper bounds of the search.
 
@@ -319,7 +319,7 @@ def frontier_plan(setting: Setting, each: Plan, initial_calls: int, n_predictors
     Args:
         setting: The numbers.
         each: What proposing children of one parent takes.
-        initial_calls: Optimizer calls of an initial prompt for each predictor.
+        first: What an initial prompt takes: optimizer calls for each predictor, and program runs.
         n_predictors: Predictors of the student.
         n_select: Selection examples.
         n_train: Training examples.
@@ -329,5 +329,6 @@ def frontier_plan(setting: Setting, each: Plan, initial_calls: int, n_predictors
     batch, merges, fresh = min(s.minibatch, n_train), min(MERGES, s.steps), s.steps // STALE
     runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
     runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
-    asked = summary + (s.initial + fresh) * n_predictors * initial_calls
+    runs += (s.initial + fresh) * first.program_runs
+    asked = summary + (s.initial + fresh) * n_predictors * first.optimizer_calls
     return Plan(asked + parents * each.optimizer_calls + merges * n_predictors, runs)
