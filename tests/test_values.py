@@ -287,7 +287,7 @@ def test_demonstrations_of_a_step_inside_a_program_keep_their_types() -> None:
         if "`[[ ## work ## ]]`" in asked:
             outputs = asked.split("[[ ## outputs ## ]]")[-1].split("Respond with")[0].strip()
             said = " ".join(line.split(": ", 1)[-1] for line in outputs.splitlines())
-            return f"[[ ## work ## ]]\nStep 1: read.\nStep 2: {said}"
+            return f"[[ ## work ## ]]\n{json.dumps(['read.', said])}"
         wanted = re.findall(r"`\[\[ ## (\w+) ## \]\]`( \(must be formatted as a valid Python list)?", asked)
         return "\n".join(f"[[ ## {n} ## ]]\n" + ('["Read it.", "Say it."]' if kind else "Do it.")
                          for n, kind in wanted if n != "completed")
