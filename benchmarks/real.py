@@ -109,6 +109,8 @@ WAYS = {
     "opro": Way("opro"),
     "abo": Way("abo"),
     "abo-steps": Way("abo", (("demonstrations", False),)),
+    "mutation-frontier": Way("reflective-mutation", (("search", "frontier"),)),
+    "apo-frontier": Way("apo", (("search", "frontier"),)),
     "gepa": Way("gepa", (("max_metric_calls", CALLS),), 1),
     "mipro": Way("mipro", (), 1),
     "simba": Way("simba", (("bsize", 8), ("num_candidates", 4), ("max_steps", 4)), 1),
