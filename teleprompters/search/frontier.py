@@ -326,7 +326,7 @@ def frontier_plan(setting: Setting, each: Plan, first: Plan, n_predictors: int, 
         summary: Whether the data is summarised first.
     """
     s, parents = setting, setting.steps * setting.width
-    batch, merges, fresh = min(s.minibatch, n_train), min(MERGES, s.steps), s.steps // STALE
+    batch, merges, fresh = min(s.minibatch, n_train), min(MERGES + OVERLAP - 1, s.steps), s.steps // STALE
     runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
     runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
     runs += (s.initial + fresh) * first.program_runs
