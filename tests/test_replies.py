@@ -12,10 +12,11 @@ import pytest
 from dspy.lm15 import InvalidRequestError
 from replies_support import Engine, written
 
+from cuesmith.signatures import WriteSteps
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import Event, Malformed
-from cuesmith.teleprompters.runtime.replies import is_refusal, reaches
+from cuesmith.teleprompters.runtime.replies import ADAPTER, is_refusal, reaches
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
 GOOD = "BETTER: say the word."
@@ -100,6 +101,21 @@ def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
 
     found, lost = compiled(Engine(reply))
     assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
+
+
+@pytest.mark.parametrize(("body", "steps"), [
+    ("- Copy the numbers.\n- Add them.", ["Copy the numbers.", "Add them."]),
+    ("1. Copy the numbers.\n2) Add them.\n", ["Copy the numbers.", "Add them."]),
+    ("Copy the \"numbers\".\n\nAdd them, 3 + 4.", ["Copy the \"numbers\".", "Add them, 3 + 4."]),
+    ("```\n* Zähle 数.\n```", ["Zähle 数."]), ("Step 1: Copy.\nStep 2: Add.", ["Step 1: Copy.", "Step 2: Add."]),
+    ('["Copy.", "Add."]', ["Copy.", "Add."]), ("['Copy.', 'Add.']", ["Copy.", "Add."]),
+    ("-5 is the first.\n- 7 is the next.", ["-5 is the first.", "7 is the next."])])
+@pytest.mark.parametrize("order", [("analysis", "task", "steps"), ("steps", "task")])
+def test_a_list_that_is_written_line_by_line_is_read(body: str, steps: list[str], order: tuple[str, ...]) -> None:
+    values = {"analysis": "hm", "task": "Add the numbers.", "steps": body}
+    text = "\n\n".join(f"[[ ## {name} ## ]]\n{values[name]}" for name in order)
+    read = ADAPTER.parse(WriteSteps, f"{text}\n\n[[ ## completed ## ]]")
+    assert read["steps"] == steps and read["task"] == "Add the numbers."
 
 
 def test_json_behind_thinking_is_read() -> None:

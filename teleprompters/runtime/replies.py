@@ -6,6 +6,7 @@ Source: ours.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -32,6 +33,9 @@ _REFUSED = re.compile(
     r"|answer|improv|chang|modif|revis|respond|request|do (?:that|this)|complet|support|participat|declin|refus)",
     re.IGNORECASE | re.DOTALL,
 )
+_BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,2}[.)])\s+")
+_FENCE = re.compile(r"^```\w*$", re.MULTILINE)
+
 _LONGEST_REFUSAL = 400
 """Characters of a reply that only declines. Ours."""
 
@@ -56,7 +60,13 @@ class _Own(dspy.ChatAdapter):  # type: ignore[misc]
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Read a reply; raises `AdapterParseError`."""
-        return _unanalysed(super().parse, signature, _answer(self, signature, completion))
+        text = _answer(self, signature, completion)
+        try:
+            return _unanalysed(super().parse, signature, text)
+        except AdapterParseError:
+            if (listed := _listed(signature, text)) == text:
+                raise
+            return _unanalysed(super().parse, signature, listed)
 
     def _make_json_adapter_fallback(self) -> dspy.JSONAdapter:
         return _OwnJSON()
@@ -77,6 +87,23 @@ def _unanalysed(parse: Callable[[type[dspy.Signature], str], dict[str, Any]], si
         if ANALYSIS not in signature.output_fields:
             raise
         return {ANALYSIS: "", **parse(signature.delete(ANALYSIS), text)}
+
+
+def _listed(signature: type[dspy.Signature], text: str) -> str:
+    """Return a reply with its lists of texts as JSON: small models write them line by line."""
+    for name, field in signature.output_fields.items():
+        if field.annotation == list[str]:
+            section = rf"(\[\[ ## {name} ## \]\]\s*\n)(.*?)(?=\[\[ ##|\Z)"
+            text = re.sub(section, _as_json, text, count=1, flags=re.DOTALL)
+    return text
+
+
+def _as_json(found: re.Match[str]) -> str:
+    body = _FENCE.sub("", found[2]).strip()
+    if not body or body.startswith(("[", "{")):
+        return found[0]
+    lines = (_BULLET.sub("", line).strip() for line in body.splitlines())
+    return f"{found[1]}{json.dumps([line for line in lines if line], ensure_ascii=False)}\n\n"
 
 
 def _answer(adapter: dspy.Adapter, signature: type[dspy.Signature], completion: str) -> str:
