@@ -230,10 +230,11 @@ class Frontier:
         """Score children on the selection examples, those first that the pool does worst on, and return their scores.
 
         A child that is better than all on some example is scored to the end. Any other is given up as soon as it cannot
-        rise above the best mean any more, whatever it scores on the examples still to come.
+        rise above the best mean any more, whatever it scores on the examples still to come. Where the metric judges all
+        answers together, all are scored to the end.
         """
-        if not children:
-            return []
+        if not children or known.pool[0].together is not None:
+            return await self.run.score(children, self.run.select)
         rows = [[v or 0.0 for v in one.values] for one in known.pool]
         tops = [max(column) for column in zip(*rows, strict=True)]
         bar, highest = max(map(math.fsum, rows)), max(1.0, *tops)
