@@ -14,7 +14,6 @@ from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.search.frontier import OVERLAP
 from cuesmith.teleprompters.search.scene import Scene
 
 MEMBERS = ("reflective-mutation", "apo", "prompt-agent", "opro", "abo")
@@ -63,7 +62,7 @@ class Portfolio(BeamSearch):
     @property
     def _trial(self) -> int:
         """Steps in which all propose: along the front the next rounds begin before the first has ended."""
-        return self.trial + (OVERLAP - 1 if self.form == "frontier" else 0)
+        return self.trial + self.setting.overlap - 1
 
     def _best(self, scene: Scene) -> str:
         """Return the member whose best child is best; where none has any that was scored to the end, the first."""

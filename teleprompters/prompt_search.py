@@ -35,7 +35,7 @@ from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 Form = Literal["unified", "native", "frontier"]
 FORMS: tuple[Form, ...] = get_args(Form)
 
-STEPS = 1
+STEPS: dict[Form, int] = {"unified": 1, "frontier": 2}
 """Under a cap on calls a setting is made so small that so many steps fit in. Ours."""
 
 USED, ASKED = 0.6, 0.4
@@ -250,14 +250,14 @@ class PromptSearch(Compiler):
         if self.budget.calls is None or self.form == "native":
             return self
         each = (USED if self.racing else 1.0) * await run.calls_per_run()
-        for setting in smaller(self.setting, self.given):
+        for setting in smaller(replace(self.setting, overlap=1), self.given):
             fitted = copy.copy(self)
-            fitted.setting = replace(setting, steps=min(STEPS, setting.steps))
+            fitted.setting = replace(setting, steps=min(STEPS[self.form], setting.steps))
             plan = fitted.plan(len(run.predictors), len(run.select), len(run.train))
             fitted.setting = setting
             if each * plan.program_runs + ASKED * plan.optimizer_calls <= (1 - REPORT_SHARE) * self.budget.calls:
                 break
-        if fitted.setting != self.setting:
+        if replace(fitted.setting, overlap=self.setting.overlap) != self.setting:
             s = fitted.setting
             run.note(f"A cap of {self.budget.calls} calls is low for this search: it keeps {s.width} candidates with "
                      f"{s.branch} new ones each, from {s.initial} initial prompts and minibatches of {s.minibatch}.")

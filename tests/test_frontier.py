@@ -23,7 +23,7 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, example_id
 from cuesmith.teleprompters.runtime.compilation import Compilation, Plan
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Scores
-from cuesmith.teleprompters.search.frontier import MERGES, OVERLAP, STALE, Front, Known
+from cuesmith.teleprompters.search.frontier import FRONTIER, MERGES, STALE, Front, Known
 from cuesmith.teleprompters.search.scene import Scene
 
 OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-mutation", "abo", "portfolio")
@@ -170,9 +170,9 @@ def test_after_rounds_of_nothing_a_prompt_is_written_afresh() -> None:
 
     found = searched(Stuck, Skilled(), steps=STALE)
     assert found.best.candidate == found.baseline.candidate
-    found = searched(Stuck, Skilled(), steps=STALE + 3 * OVERLAP)
+    found = searched(Stuck, Skilled(), steps=STALE + 3 * FRONTIER.overlap)
     assert found.best.candidate.prompts["self"].instructions == "ALL of them"
-    assert len(found.steps) < STALE + 3 * OVERLAP, "nothing is left to gain"
+    assert len(found.steps) < STALE + 3 * FRONTIER.overlap, "nothing is left to gain"
 
 
 def test_the_plan_is_never_exceeded() -> None:

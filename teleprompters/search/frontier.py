@@ -27,12 +27,12 @@ Start = Callable[[Scene, int], Awaitable[list[Candidate]]]
 Update = Callable[[Scene, Sequence[Scores]], Awaitable[list[Candidate]]]
 Merge = Callable[[Scene, str, str, str], Awaitable[str | None]]
 
-FRONTIER = Setting(width=4, branch=2, steps=10, minibatch=6, watching=False)
-"""What `search="frontier"` means for every compiler: `width` parents a round, `branch` proposals each. Ours."""
+FRONTIER = Setting(width=4, branch=2, steps=10, minibatch=6, watching=False, overlap=3)
+"""What `search="frontier"` means for every compiler: `width` parents a round, `branch` proposals each.
 
-OVERLAP = 3
-"""Rounds under way at a time. A round looks at what was known when the last but `OVERLAP` had ended, whatever ends
-first: so results are the same at any number of calls in flight. Ours."""
+A round looks at what was known when the last but `overlap` had ended, whatever ends first: so results are the same at
+any number of calls in flight. Under a cap on calls rounds are smaller, and one at a time, so that each can build on the
+last. Ours."""
 
 STALE = 3
 """So many rounds without a new candidate on the front, and a prompt is written afresh, from examples alone. Ours."""
@@ -190,7 +190,7 @@ class Frontier:
                 break
             rounds.append(asyncio.create_task(self._round(step, known)))
             rounds[-1].add_done_callback(_heard)
-            if len(rounds) == OVERLAP:
+            if len(rounds) == self.setting.overlap:
                 known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
         while rounds:
             known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
@@ -327,7 +327,7 @@ def frontier_plan(setting: Setting, each: Plan, first: Plan, n_predictors: int, 
         summary: Whether the data is summarised first.
     """
     s, parents = setting, setting.steps * setting.width
-    batch, merges, fresh = min(s.minibatch, n_train), min(MERGES + OVERLAP - 1, s.steps), s.steps // STALE
+    batch, merges, fresh = min(s.minibatch, n_train), min(MERGES + s.overlap - 1, s.steps), s.steps // STALE
     runs = (1 + s.initial + parents + merges) * n_select + parents * each.program_runs + batch
     runs += (parents * (1 + s.branch) + fresh + 6 * merges) * batch
     runs += (s.initial + fresh) * first.program_runs

@@ -35,6 +35,7 @@ class Setting:
         threshold: A score of at least this is a success; the metrics of most tasks say 1.0.
         watching: Whether the best one's training score is taken at every step.
         temperature: What the optimizer samples at (`Run.temperature`).
+        overlap: Rounds of the frontier that are under way at a time.
     """
 
     width: int = 4
@@ -48,6 +49,7 @@ class Setting:
     threshold: float = 1.0
     watching: bool = True
     temperature: float | None = None
+    overlap: int = 1
 
     def __post_init__(self) -> None:
         """Check every value.
@@ -56,7 +58,7 @@ class Setting:
             TypeError: If one is of the wrong type.
             ValueError: If one is out of range.
         """
-        for name in ("width", "branch", "init_examples", "init_draws", "minibatch", "scoring"):
+        for name in ("width", "branch", "init_examples", "init_draws", "minibatch", "scoring", "overlap"):
             whole(name, getattr(self, name), most=MOST)
         for name in ("steps", "initial"):
             whole(name, getattr(self, name), least=0, most=MOST)
