@@ -158,6 +158,7 @@ class ABO(BeamSearch):
 
     def _usable(self, scene: Scene, steps: tuple[str, ...]) -> tuple[str, ...]:
         fault = steps_fault(steps, self.max_steps, scene.guard)
+        scene.run.seen.drafts += 1
         if fault:
             scene.run.seen.dropped[fault] += 1
         return () if fault else steps
