@@ -177,7 +177,9 @@ class ABO(BeamSearch):
         behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
         if not behaviors and not parent.behaviors:
             return None
-        return parent.change(scene, behaviors, made_from("write", examples, parent.candidate))
+        worked = [one.case.example for behavior in behaviors.values() for one in behavior.demonstrations]
+        seen = [*examples, *worked]
+        return parent.change(scene, behaviors, made_from("write", seen, parent.candidate))
 
     async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
                         ) -> Behavior | None:
