@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Unpack
 
 import dspy
@@ -177,15 +177,20 @@ class ABO(BeamSearch):
         behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
         if not behaviors and not parent.behaviors:
             return None
-        origin = made_from("write", examples, parent.candidate)
-        candidate = parent.change(scene, behaviors, origin)
+        candidate = self._written(scene, parent, behaviors, examples)
         lacking = [name for name, one in behaviors.items() if len(one.demonstrations) < self.demos_per_predictor]
         if scene.step or not self.demonstrations or not lacking or not scene.material.workable:
             return candidate  # later steps see runs of each candidate anyway
         batch = scene.minibatch(scene.material.workable, "own", j, size=OWN * self.demos_per_predictor)
         ran = (await scene.try_out([candidate], batch))[0]
         filled = {name: self._filled(scene, name, one, one.demonstrations, ran) for name, one in behaviors.items()}
-        return parent.change(scene, filled, origin)
+        return self._written(scene, parent, filled, examples)
+
+    @staticmethod
+    def _written(scene: Scene, parent: Draft, behaviors: Mapping[str, Behavior], examples: Sequence[dspy.Example]
+                 ) -> Candidate:
+        worked = [one.case.example for behavior in behaviors.values() for one in behavior.demonstrations]
+        return parent.change(scene, behaviors, made_from("write", [*examples, *worked], parent.candidate))
 
     def _filled(self, scene: Scene, name: str, old: Behavior, first: Sequence[Demonstration], ran: Scores) -> Behavior:
         """Return a behaviour with the demonstrations that come first, its own, and runs that followed it."""

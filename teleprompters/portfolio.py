@@ -4,7 +4,9 @@ is best on every task, and that a composite can beat each of its members, is wha
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Unpack
 
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
@@ -15,6 +17,7 @@ from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.setting import Setting
 
 MEMBERS = ("reflective-mutation", "apo", "prompt-agent", "opro", "abo")
 
@@ -46,17 +49,19 @@ class Portfolio(BeamSearch):
             raise TypeError(f"compilers must be two or more names, got {compilers!r}")
         self.trial = whole("trial", trial)
         self.compilers = tuple(dict.fromkeys(compilers))
-        self._members()
+        self._members(self.setting)
 
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return the proposals of all members from the best candidate, or those of the best member from all."""
         trial = scene.step <= self._trial
         names, parents = (self.compilers, beam[:1]) if trial else ((self._best(scene),), beam)
-        members = self._members()
-        made = await asyncio.gather(*(members[name].update(scene, parents) for name in names))
+        members, apart = self._members(self.setting), [scene.apart() for _ in names]
+        updates = [members[name].branching(len(parents), self.setting.branch) for name in names]
+        made = await asyncio.gather(*(update(one, parents) for update, one in zip(updates, apart, strict=True)))
+        scene.join(apart)
         for name, children in zip(names, made, strict=True):
             for child in children:
-                scene.memory.setdefault(f"proposed {child.id}", name)
+                scene.memory.setdefault(f"step {scene.step}: {child.id}", name)
         return [child for children in made for child in children]
 
     @property
@@ -66,15 +71,22 @@ class Portfolio(BeamSearch):
 
     def _best(self, scene: Scene) -> str:
         """Return the member whose best child is best; where none has any that was scored to the end, the first."""
-        by = ((scene.memory.get(f"proposed {trial.candidate.id}"), trial) for trial in scene.trials())
-        whole = [(str(name), trial.mean) for name, trial in by if name and trial.n == len(scene.run.select)]
-        best = max(whole, key=lambda pair: pair[1], default=(self.compilers[0], 0.0))[0]
+        base = scene.run.known(scene.run.baseline, scene.run.select)
+        needed = {i for i, v in enumerate(base) if v is not None}  # an outage may have left gaps, in all alike
+        by = ((_proposer(scene, trial.candidate), trial) for trial in scene.trials())
+        whole = [(name, trial.mean) for name, trial in by if name and not math.isnan(trial.mean)
+                 and all(trial.scores[i] is not None for i in needed)]
+        if not whole:
+            scene.run.note(f"No proposal of {', '.join(self.compilers)} was worth scoring to the end at first: "
+                           f"{self.compilers[0]} went on alone.")
+            return self.compilers[0]
+        best = max(whole, key=lambda pair: pair[1])[0]
         scene.run.note(f"Of {', '.join(self.compilers)}, {best} had the best proposals at first, and went on alone.")
         return best
 
     def cost(self, n_train: int) -> Plan:
         """Return the cost of a step for each kept candidate: that of the dearest member."""
-        each = [member.cost(n_train) for member in self._members().values()]
+        each = [member.cost(n_train) for member in self._members(self.setting).values()]
         return Plan(max(one.optimizer_calls for one in each), max(one.program_runs for one in each))
 
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
@@ -85,16 +97,18 @@ class Portfolio(BeamSearch):
             n_select: Selection examples.
             n_train: Training examples.
         """
-        usual, s = super().plan(n_predictors, n_select, n_train), self.setting
-        each = [member.cost(n_train) for member in self._members().values()]
-        more = max(0, len(each) - s.width) * s.branch * (n_select if self.form == "unified" else s.minibatch)
+        usual, s, along = super().plan(n_predictors, n_select, n_train), self.setting, self.form == "frontier"
+        wide = s.branch * (s.width if along else 1)  # the first front may have one member, whose children are as many
+        each = [member.cost(n_train) for member in self._members(replace(s, branch=wide)).values()]
+        tried_on = min(s.minibatch, n_train) if along else n_select
+        more = max(0, len(each) * wide - s.width * s.branch) * tried_on
         calls = max(0, sum(one.optimizer_calls for one in each) - s.width * self.cost(n_train).optimizer_calls)
         runs = max(0, sum(one.program_runs for one in each) - s.width * self.cost(n_train).program_runs)
         steps = min(self._trial, s.steps)
         return Plan(usual.optimizer_calls + steps * calls, usual.program_runs + steps * (runs + more))
 
-    def _members(self) -> dict[str, BeamSearch]:
-        """Return the members, by name, with this search's own numbers, which a cap may have made smaller.
+    def _members(self, setting: Setting) -> dict[str, BeamSearch]:
+        """Return the members, by name, with these numbers: the search's own, which a cap may have made smaller.
 
         Raises:
             ValueError: If there is none of a name, or it proposes nothing from kept candidates.
@@ -105,5 +119,11 @@ class Portfolio(BeamSearch):
             if not issubclass(kind, BeamSearch) or issubclass(kind, Portfolio):
                 raise ValueError(f"compilers: {name!r} proposes nothing from kept candidates, and cannot be a member")
             members[name] = kind(self.metric)
-            members[name].setting = self.setting
+            members[name].setting = setting
         return members
+
+
+def _proposer(scene: Scene, candidate: Candidate) -> str:
+    """Return the member that proposed a candidate first; "" if none did."""
+    steps = (scene.memory.get(f"step {step}: {candidate.id}") for step in range(1, scene.step))
+    return str(next((name for name in steps if name), ""))

@@ -76,7 +76,7 @@ class PromptAgent(BeamSearch):
         pairs = [(one.candidate, scene.minibatch(None, one.candidate.id, j, size=self.batch))
                  for one in beam for j in range(self.setting.branch)]  # fmt: skip
         made = await asyncio.gather(*(
-            self._rewrite(scene, ran, scene.run.lineage(ran.candidate), k % self.setting.branch)
+            self._rewrite(scene, ran, scene.lineage(ran.candidate), k % self.setting.branch)
             for k, ran in enumerate(await scene.try_each(pairs))))
         return [child for child in made if child is not None]
 
@@ -161,15 +161,16 @@ class PromptAgent(BeamSearch):
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds of the search.
 
-        Unified: as for `PromptSearch`. Native, with at most width * depth * iterations rewrites: 2 optimizer calls, a
-        batch and the selection examples each; training scores and a minibatch of the student come on top.
+        Unified and along the front: as for `PromptSearch`. Native, with at most width * depth * iterations rewrites: 2
+        optimizer calls, a batch and the selection examples each; training scores and a minibatch of the student come on
+        top.
 
         Args:
             n_predictors: Predictors of the student.
             n_select: Selection examples.
             n_train: Training examples.
         """
-        if self.form == "unified":
+        if self.form != "native":
             return super().plan(n_predictors, n_select, n_train)
         s = self.setting
         rewrites = s.width * self.depth * s.steps

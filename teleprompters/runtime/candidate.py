@@ -458,6 +458,14 @@ def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
     return list(first.values())
 
 
+def line_of(candidate: Candidate, known: Mapping[str, Candidate]) -> list[Candidate]:
+    """Return the candidates that led to this one, the oldest first and itself last: first parents, as far as known."""
+    path = [candidate]
+    while path[-1].origin.parents and path[-1].origin.parents[0] in known:
+        path.append(known[path[-1].origin.parents[0]])
+    return path[::-1]
+
+
 def made_from(move: str, examples: Sequence[dspy.Example], *parents: Candidate) -> Origin:
     """Return the origin of a candidate made by `move` from `parents`, with `examples` as evidence."""
     evidence = dict.fromkeys(example_id(example) for example in examples)

@@ -22,7 +22,7 @@ from dspy.utils.exceptions import LMError, LMUnsupportedFeatureError
 from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import takes_temperature
-from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, to_json
+from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, line_of, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, Standing, StepRecord, Trial, undominated
 from cuesmith.teleprompters.runtime.corpus import p_value_of
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
@@ -115,6 +115,7 @@ class Asker:
             if key not in self._replies:
                 self._replies[key] = asyncio.create_task(
                     self._ask_once(signature, inputs, key, number, temperature))
+                self._replies[key].add_done_callback(_heard)
             tasks.append(self._replies[key])
         replies = await all_of(tasks)
         self.tell_spent()
@@ -296,6 +297,7 @@ class Effects(Asker):
         key = f"effect:{key}"
         if key not in self._results:
             self._results[key] = asyncio.create_task(self._work_once(key, work))
+            self._results[key].add_done_callback(_heard)
         return (await all_of([self._results[key]]))[0]
 
     async def _work_once(self, key: str, work: Callable[[], Json]) -> Json:
@@ -375,10 +377,11 @@ class Effects(Asker):
 
     def lineage(self, candidate: Candidate) -> list[Candidate]:
         """Return the first parents as `Run.lineage` does."""
-        path = [candidate]
-        while path[-1].origin.parents and path[-1].origin.parents[0] in self._candidates:
-            path.append(self._candidates[path[-1].origin.parents[0]])
-        return path[::-1]
+        return line_of(candidate, self._candidates)
+
+    def claim(self, candidate: Candidate) -> None:
+        """Take a candidate's origin for the one that counts, as `Run.claim` says."""
+        self._candidates[candidate.id] = candidate
 
     def cost(self, scores: Scores) -> Usage:
         """Return what the program runs behind `scores` used, whichever session of the run made them."""
@@ -587,6 +590,12 @@ def _fitted(value: object, longest: int) -> object:
             return {name: _fitted(held, longest) for name, held in value.items()}
         case _:
             return value
+
+
+def _heard(task: asyncio.Task[object]) -> None:
+    """Take note of what ended an effect that nobody waits for any more, lest asyncio complains."""
+    if not task.cancelled():
+        task.exception()
 
 
 async def all_of(tasks: Sequence[asyncio.Future[T]]) -> list[T]:

@@ -178,6 +178,11 @@ class Run:
         """Return the candidates that led to this one, the oldest first and itself last: first parents only."""
         return self._effects.lineage(candidate)
 
+    def claim(self, candidate: Candidate) -> None:
+        """Say that of equal candidates this one's origin counts. Else it is that of the first to be scored, which is
+        chance where several are written at a time."""
+        self._effects.claim(candidate)
+
     def trials(self) -> tuple[Trial, ...]:
         """Return every candidate with a score on a selection example, best first."""
         return self._effects.trials()

@@ -112,12 +112,14 @@ class Found:
         ran: What candidates did on training examples.
         book: What was learnt from it.
         merged: Pairs of ids that a merge was tried of.
+        made: All that were run on selection examples.
     """
 
     kept: tuple[Scores, ...]
     ran: tuple[Scores, ...]
     book: Casebook
     merged: frozenset[frozenset[str]]
+    made: tuple[Candidate, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -138,8 +140,9 @@ class Known:
 
     def after(self, found: Found) -> Known:
         """Return what is known with one more round."""
-        pool = tuple({one.candidate.id: one for one in (*self.pool, *found.kept)}.values())
-        new = set(Front.of(pool).held) - {one.candidate.id for one in self.pool}
+        old = {one.candidate.id for one in self.pool}
+        pool = (*self.pool, *(one for one in found.kept if one.candidate.id not in old))
+        new = set(Front.of(pool).held) - old
         return Known(pool, (*self.ran, *found.ran), 0 if new else self.stale + 1, self.merged | found.merged)
 
     def odds(self, threshold: float) -> dict[str, float]:
@@ -176,20 +179,20 @@ class Frontier:
         merge: Writes one instruction of a predictor from two; None where it cannot.
     """
 
-    def __init__(self, scene: Scene, start: Start, branching: Callable[[int, int], Update],
-                 merge: Merge) -> None:
+    def __init__(self, scene: Scene, start: Start, branching: Callable[[int, int], Update], merge: Merge) -> None:
         self.scene, self.run, self.setting = scene, scene.run, scene.setting
         self.start, self.branching, self.merge = start, branching, merge
+        self.claimed: set[str] = set()
 
     async def search(self) -> Candidate:
         """Search, and return the best by its mean on the selection examples."""
-        known, ended = await self._begin(), 0
         rounds: deque[asyncio.Task[Found]] = deque()
+        known, ended = await self._begin(), 0
         for step in range(1, self.setting.steps + 1):
             if not rank(known.pool)[0].failures(self.scene.threshold):
                 break
-            rounds.append(asyncio.create_task(self._round(step, known)))
-            rounds[-1].add_done_callback(_heard)
+            rounds.append(asyncio.create_task(self._round(step, known, self.scene.book.copy())))
+            rounds[-1].add_done_callback(_heard)  # a stop is raised by the first round that meets it
             if len(rounds) == self.setting.overlap:
                 known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
         while rounds:
@@ -198,7 +201,9 @@ class Frontier:
 
     async def _begin(self) -> Known:
         """Let the initial prompts race; what is scored to the end is the first pool."""
-        kept = await self.scene.keep([self.run.baseline, *await self.start(self.scene, self.setting.initial)])
+        pool = [self.run.baseline, *await self.start(self.scene, self.setting.initial)]
+        self.claimed.update(one.id for one in pool)
+        kept = await self.scene.keep(pool)
         await self.run.record(0, kept)
         base = await self.run.score([self.run.baseline], self.run.select)
         return Known(tuple({one.candidate.id: one for one in (*kept, *base)}.values()))
@@ -206,34 +211,37 @@ class Frontier:
     async def _end(self, step: int, known: Known, found: Found) -> Known:
         """Return what is known after a round, and record it."""
         self.scene.book.take(found.book)
+        for child in (one for one in found.made if one.id not in self.claimed):
+            self.claimed.add(child.id)
+            self.run.claim(child)
         known = known.after(found)
         await self.run.record(step, rank(known.pool)[: self.setting.width])
         return known
 
-    async def _round(self, step: int, known: Known) -> Found:
-        book = self.scene.book.copy()
+    async def _round(self, step: int, known: Known, book: Casebook) -> Found:
         scene = replace(self.scene, past=known.trials(), odds=known.odds(self.scene.threshold), book=book, tried=[])
         here, front = scene.at(step), Front.of(known.pool)
         parents = front.draw(here, self.setting.width)
         fresh = int(known.stale > 0 and known.stale % STALE == 0)
         branch = max(1, self.setting.width * self.setting.branch // len(parents))  # of a small front as many
         propose = self.branching(len(parents), branch)
+        apart = [here.apart() for _ in range(3)]
         made, written, (merges, merged) = await asyncio.gather(
-            propose(here, parents), self.start(here, fresh), self._merged(here, front, known))
+            propose(apart[0], parents), self.start(apart[1], fresh), self._merged(apart[2], front, known))
+        here.join(apart)
         old = {one.candidate.id for one in known.pool}
         children = [child for child in distinct([*made, *written]) if child.id not in old]
         better = await self._better(here, [one.candidate for one in parents], children, written)
-        kept = await self._validated(known, distinct([*better, *merges]))
-        return Found(tuple(kept), tuple(here.tried), book, merged)
+        kept = await self._validated(known, better := distinct([*better, *merges]))
+        return Found(tuple(kept), tuple(here.tried), here.book, merged, tuple(better))
 
     async def _validated(self, known: Known, children: Sequence[Candidate]) -> list[Scores]:
         """Score children on the selection examples, those first that the pool does worst on, and return their scores.
 
         A child that is better than all on some example is scored to the end. Any other is given up as soon as it cannot
-        rise above the best mean any more, whatever it scores on the examples still to come. Where the metric judges all
-        answers together, all are scored to the end.
+        rise above the best mean any more, whatever it scores on the examples still to come; none where racing is off.
         """
-        if not children or known.pool[0].together is not None:
+        if not children or not self.scene.racing:
             return await self.run.score(children, self.run.select)
         rows = [[v or 0.0 for v in one.values] for one in known.pool]
         tops = [max(column) for column in zip(*rows, strict=True)]
@@ -255,10 +263,11 @@ class Frontier:
         if not children:
             return []
         ran = await scene.try_out(distinct([*parents, *children]), scene.minibatch())
-        total = {one.candidate.id: math.fsum(v or 0.0 for v in one.values) for one in ran}
-        best = max(total[parent.id] for parent in parents)
-        gains = {child: total[child.id] - total.get(next(iter(child.origin.parents), ""), best) for child in children}
-        gains |= {child: total[child.id] - best + 1e-9 for child in written if child in gains}
+        rows, ids = {one.candidate.id: one.values for one in ran}, [one.id for one in parents]
+        against = {child: ids if child in written else [key for key in child.origin.parents[:1] if key in ids] or ids
+                   for child in children}
+        gains = {child: min(_ahead(rows[child.id], rows[key]) for key in keys) + 1e-9 * (child in written)
+                 for child, keys in against.items()}
         better = sorted((child for child in children if gains[child] > 0), key=lambda c: (-gains[c], c.size))
         return better[: self.setting.width]
 
@@ -269,7 +278,7 @@ class Frontier:
         if pair is None:
             return [], frozenset()
         tried = frozenset([frozenset(one.id for one in pair)])
-        fresh, made = self._new_to(pair, known), await self._merge(scene, *pair)
+        fresh, made = self._new_to(scene, pair, known), await self._merge(scene, *pair)
         if made is None or made in pair or not fresh:
             return [], tried
         scores = await scene.try_out([*pair, made], fresh)
@@ -294,9 +303,9 @@ class Frontier:
                 origin=made_from("merge", (), first, second))
         return made
 
-    def _new_to(self, pair: Sequence[Candidate], known: Known) -> list[dspy.Example]:
+    def _new_to(self, scene: Scene, pair: Sequence[Candidate], known: Known) -> list[dspy.Example]:
         """Return training examples that nothing about the two has depended on, at most two minibatches."""
-        lines = [ancestor for one in pair for ancestor in self.run.lineage(one)]
+        lines = [ancestor for one in pair for ancestor in scene.lineage(one)]
         used = {key for one in lines for key in one.origin.evidence}
         ids = {one.id for one in lines}
         used |= {example_id(e) for scores in known.ran if scores.candidate.id in ids for e in scores.examples}
@@ -305,9 +314,13 @@ class Frontier:
 
 
 def _heard(task: asyncio.Task[Found]) -> None:
-    """Take note of what ended a round that nobody waits for any more, lest asyncio complains."""
-    if not task.cancelled():
-        task.exception()
+    _ = None if task.cancelled() else task.exception()
+
+
+def _ahead(own: Sequence[float | None], other: Sequence[float | None]) -> float:
+    """Return how far one is ahead of another on the examples that both have a score for."""
+    both = [(a, b) for a, b in zip(own, other, strict=True) if a is not None and b is not None]
+    return math.fsum(a for a, _ in both) - math.fsum(b for _, b in both)
 
 
 def frontier_plan(setting: Setting, each: Plan, first: Plan, n_predictors: int, n_select: int, n_train: int,

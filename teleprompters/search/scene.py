@@ -16,7 +16,7 @@ from typing import Literal, get_args
 import dspy
 
 from cuesmith.signatures import WriteInstructions
-from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, example_id, made_from
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, example_id, line_of, made_from
 from cuesmith.teleprompters.runtime.compilation import Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, sound
 from cuesmith.teleprompters.runtime.guards import Guard
@@ -80,6 +80,23 @@ class Scene:
                   instructions: str = "", n: int = 1, salt: str = "") -> list[dspy.Prediction]:
         """Ask the optimizer about predictor `name`; see `Requests.ask`."""
         return await self.requests.ask(signature, name, inputs, instructions=instructions, n=n, salt=salt)
+
+    def apart(self) -> Scene:
+        """Return the scene for one of several things that go on at a time: it learns for itself, so that whichever ends
+        first makes no difference. `join` brings together what was learnt."""
+        return replace(self, book=self.book.copy(), tried=[])
+
+    def join(self, others: Iterable[Scene]) -> None:
+        """Take what was learnt apart, in this order."""
+        for other in others:
+            self.book.take(other.book)
+            self.tried.extend(other.tried)
+
+    def lineage(self, candidate: Candidate) -> list[Candidate]:
+        """Return `Run.lineage`, among what the search looks at."""
+        if self.past is None:
+            return self.run.lineage(candidate)
+        return line_of(candidate, {trial.candidate.id: trial.candidate for trial in self.past})
 
     def trials(self) -> tuple[Trial, ...]:
         """Return the candidates that have been scored on selection examples, best first."""
