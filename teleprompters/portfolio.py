@@ -45,7 +45,7 @@ class Portfolio(BeamSearch):
     def __init__(self, metric: MetricFunction, *, compilers: Sequence[str] = MEMBERS, trial: int = 1,
                  **options: Unpack[SearchOptions]) -> None:
         super().__init__(metric, **options)
-        if isinstance(compilers, str) or not isinstance(compilers, Sequence) or len(compilers) < 2:
+        if isinstance(compilers, str) or not isinstance(compilers, Sequence) or len({*compilers}) < 2:
             raise TypeError(f"compilers must be two or more names, got {compilers!r}")
         self.trial = whole("trial", trial)
         self.compilers = tuple(dict.fromkeys(compilers))

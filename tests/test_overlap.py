@@ -158,7 +158,7 @@ def test_the_best_member_goes_on_where_the_metric_cannot_judge_all() -> None:
     for compilers in (("opro", "prompt-agent"), ("prompt-agent", "opro")):
         found = compiled("portfolio", Model(), metric=picky, steps=2, search="unified", racing=False,
                          compilers=compilers)
-        best |= {note.split(", ")[-1].split(" had ")[0] for note in found.notes if "best proposals" in note}
+        best |= {name for note in found.notes for name in re.findall(r"(\S+) had the best proposals", note)}
     assert len(best) == 1
 
 
