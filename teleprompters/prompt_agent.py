@@ -161,9 +161,8 @@ class PromptAgent(BeamSearch):
     def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
         """Return upper bounds of the search.
 
-        Unified and along the front: as for `PromptSearch`. Native, with at most width * depth * iterations rewrites: 2
-        optimizer calls, a batch and the selection examples each; training scores and a minibatch of the student come on
-        top.
+        Native, with at most width * depth * iterations rewrites: 2 optimizer calls, a batch and the selection examples
+        each; training scores and a minibatch of the student come on top. Else as for `PromptSearch`.
 
         Args:
             n_predictors: Predictors of the student.

@@ -95,7 +95,7 @@ class World:
                  write: Answer | None = None) -> None:
         self.landscape, self.exact, self.write = landscape, exact, write
         self.student = dspy.Predict(dspy.Signature("question -> answer", ROOT))
-        self.baseline, self.seed = Candidate.of(self.student), landscape.seed
+        self.baseline, self.seed, self.together = Candidate.of(self.student), landscape.seed, None
         self.seen, self.stream, self.lm = Seen(), Stream([]), dspy.LM("test/landscape")
         self.train, self.select = (
             tuple(dspy.Example(question=f"{kind}{i}", answer="yes").with_inputs("question") for i in range(n))

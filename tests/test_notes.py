@@ -155,7 +155,7 @@ def test_dropped_drafts_and_demonstrations_are_one_note_each() -> None:
 def test_demonstrations_are_counted_where_they_are_dropped() -> None:
     found = compiled(ABO, writes("plain"), steps=0, demos_per_predictor=2, retries=0)
     (note,) = (note for note in found.notes if "demonstrations" in note)
-    assert note == "4 of 4 demonstrations dropped: it does not carry the label of every step in order (4)."
+    assert note == "4 of 4 demonstrations dropped: it repeats a step's wording (4)."
 
 
 # --- the metric's scale ---
