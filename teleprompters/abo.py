@@ -183,7 +183,7 @@ class ABO(BeamSearch):
             return candidate  # later steps see runs of each candidate anyway
         batch = scene.minibatch(scene.material.workable, "own", j, size=OWN * self.demos_per_predictor)
         ran = (await scene.try_out([candidate], batch))[0]
-        filled = {name: self._filled(scene, name, one, one.demonstrations, ran) for name, one in behaviors.items()}
+        filled = {name: self._filled(scene, name, one, (), ran) for name, one in behaviors.items()}
         return self._written(scene, parent, filled, examples)
 
     @staticmethod

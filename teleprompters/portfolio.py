@@ -102,8 +102,9 @@ class Portfolio(BeamSearch):
         each = [member.cost(n_train) for member in self._members(replace(s, branch=wide)).values()]
         tried_on = min(s.minibatch, n_train) if along else n_select
         more = max(0, len(each) * wide - s.width * s.branch) * tried_on
-        calls = max(0, sum(one.optimizer_calls for one in each) - s.width * self.cost(n_train).optimizer_calls)
-        runs = max(0, sum(one.program_runs for one in each) - s.width * self.cost(n_train).program_runs)
+        dearest = self.cost(n_train)
+        calls = max(0, sum(one.optimizer_calls for one in each) - s.width * dearest.optimizer_calls)
+        runs = max(0, sum(one.program_runs for one in each) - s.width * dearest.program_runs)
         steps = min(self._trial, s.steps)
         return Plan(usual.optimizer_calls + steps * calls, usual.program_runs + steps * (runs + more))
 

@@ -23,7 +23,7 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, example_id
 from cuesmith.teleprompters.runtime.compilation import Compilation, Plan
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Scores
-from cuesmith.teleprompters.search.frontier import FRONTIER, MERGES, STALE, Front, Known
+from cuesmith.teleprompters.search.frontier import FRONTIER, STALE, Front, Known
 from cuesmith.teleprompters.search.scene import Scene
 
 OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-mutation", "abo", "portfolio")
@@ -179,7 +179,7 @@ def test_the_plan_is_never_exceeded() -> None:
     engine = Skilled()
     searched(Scripted, engine, steps=5)
     plan = Scripted(exact, search="frontier", steps=5, minibatch=6, dataset_summary=False).plan(1, 24, 40)
-    assert len(engine.told) - 2 * 24 <= plan.program_runs and MERGES >= 1
+    assert len(engine.told) - 2 * 24 <= plan.program_runs
 
 
 @pytest.mark.slow

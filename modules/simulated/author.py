@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Literal, TypeVar
 
 from cuesmith.modules.embedded.families import Family
+from cuesmith.modules.sampling import weighted_order
 from cuesmith.modules.simulated.evidence import FIELD, Task, asked_part, by_phrase, by_steps, explain
 from cuesmith.modules.simulated.foreign import recognised
 from cuesmith.modules.simulated.points import read, stated
@@ -83,8 +84,7 @@ class Author:
         block, place = divmod(self.draw, _BLOCK)
         shared = place < min(_DISTINCT, len(options))
         rng = self.rng("pick", label, block) if shared else self.rng("pick alone", label, self.draw)
-        order = [rng.random() ** (1.0 / weight) for weight in weights or [1.0] * len(options)]
-        ranked = sorted(range(len(options)), key=lambda k: -order[k])
+        ranked = weighted_order(rng, weights or [1.0] * len(options))
         first = place if shared else 0
         return [options[k] for k in (*ranked[first:], *ranked[:first])]
 

@@ -54,6 +54,7 @@ from cuesmith.teleprompters.runtime.replies import (
 )
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer, settling
 from cuesmith.teleprompters.runtime.splitting import Split
+from cuesmith.teleprompters.runtime.workers import begun
 
 T = TypeVar("T")
 
@@ -113,9 +114,7 @@ class Asker:
         for number in range(n):
             key = f"ask:{name}:{number}"
             if key not in self._replies:
-                self._replies[key] = asyncio.create_task(
-                    self._ask_once(signature, inputs, key, number, temperature))
-                self._replies[key].add_done_callback(_heard)
+                self._replies[key] = begun(self._ask_once(signature, inputs, key, number, temperature))
             tasks.append(self._replies[key])
         replies = await all_of(tasks)
         self.tell_spent()
@@ -296,8 +295,7 @@ class Effects(Asker):
         self.check_open()
         key = f"effect:{key}"
         if key not in self._results:
-            self._results[key] = asyncio.create_task(self._work_once(key, work))
-            self._results[key].add_done_callback(_heard)
+            self._results[key] = begun(self._work_once(key, work))
         return (await all_of([self._results[key]]))[0]
 
     async def _work_once(self, key: str, work: Callable[[], Json]) -> Json:
@@ -590,12 +588,6 @@ def _fitted(value: object, longest: int) -> object:
             return {name: _fitted(held, longest) for name, held in value.items()}
         case _:
             return value
-
-
-def _heard(task: asyncio.Task[object]) -> None:
-    """Take note of what ended an effect that nobody waits for any more, lest asyncio complains."""
-    if not task.cancelled():
-        task.exception()
 
 
 async def all_of(tasks: Sequence[asyncio.Future[T]]) -> list[T]:

@@ -41,7 +41,7 @@ from pydantic_core import to_jsonable_python
 
 from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
-from cuesmith.teleprompters.runtime.ledger import Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.ledger import Cap, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
 
@@ -270,6 +270,12 @@ class Admission:
 
 Answer = Reply | BaseException
 """What comes of sending a call."""
+
+
+def _used(answer: Answer, most: int) -> Usage:
+    """Return what an answer says that its call used; if it does not, that it was so many calls."""
+    used = getattr(answer, "usage", None)
+    return used if isinstance(used, Usage) else Usage(calls=most, usd=0.0)
 
 
 def _is_reply(answer: Answer) -> bool:
@@ -533,10 +539,7 @@ class Gate:
         """Return a second place for a late call; None if no budget is left for it, or it is made of other calls."""
         if place.taken or place.lost or self._halt.is_set():
             return None
-        size = self._size(request)
-        reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
-        ticket = self.ledger.admit(
-            place.ticket.role, request.calls, (size + reply) * request.calls, request.may_hit, size)
+        ticket = self._admit(place.ticket.role, request, self._size(request))
         if not isinstance(ticket, Ticket):
             return None
         spare = Admission(ticket, self)
@@ -549,8 +552,7 @@ class Gate:
         self._sent.pop(spare, None)
         if spare.lost:
             return
-        failed = getattr(answer, "usage", None)
-        usage = failed if isinstance(failed, Usage) else Usage(calls=request.calls, usd=0.0)
+        usage = _used(answer, request.calls)
         self.ledger.settle(spare.ticket, usage, answered=isinstance(answer, Reply))
         current.add(spare.ticket.role, usage)
         if self.journal is not None:
@@ -640,8 +642,9 @@ class Gate:
                 self.check(current)
                 raise RunStopped(self.stopped_by or "stopped")
             if isinstance(answer, Reply):
-                self._heard(request.model, time.monotonic() - began)
-                self.pace.note((role, request.model), time.monotonic() - began)
+                seconds = time.monotonic() - began
+                self._heard(request.model, seconds)
+                self.pace.note((role, request.model), seconds)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
             assert isinstance(answer, BaseException)
@@ -702,6 +705,11 @@ class Gate:
         sized = budget.tokens is not None or budget.usd is not None
         return len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
 
+    def _admit(self, role: Role, request: Request, size: int) -> Ticket | Cap | None:
+        """Ask the ledger for a place once, as `Ledger.admit`; `size` is the request's."""
+        reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
+        return self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
+
     def _admission(self, role: Role, request: Request, current: Effect) -> Generator[Wait, object, Admission]:
         outer = admission.get()
         depth = 0 if outer is None else outer.depth + 1
@@ -709,12 +717,11 @@ class Gate:
             outer.taken = True
             return Admission(outer.ticket, self, depth, outer=outer)
         size = self._size(request)
-        reply = request.max_tokens if request.max_tokens is not None else _UNKNOWN_REPLY_TOKENS
         waiter, final = object(), False
         try:
             while True:
                 self.check(current)
-                answer = self.ledger.admit(role, request.calls, (size + reply) * request.calls, request.may_hit, size)
+                answer = self._admit(role, request, size)
                 if isinstance(answer, Ticket):
                     return Admission(answer, self, depth)
                 if answer is None:
@@ -763,9 +770,7 @@ class Gate:
     ) -> None:
         if place.taken:  # what failed is the inner call, or what was made of its answer
             return
-        failed = getattr(error, "usage", None)
-        if not isinstance(failed, Usage):
-            failed = Usage(calls=place.most, usd=0.0)
+        failed = _used(error, place.most)
         self.ledger.settle(place.ticket, failed, answered=False)
         current.add(role, failed)
         if key is not None:

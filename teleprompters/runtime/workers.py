@@ -14,7 +14,7 @@ import contextvars
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -29,6 +29,13 @@ _GROW_S = 0.001
 """Seconds between two looks at whether more threads would help."""
 _BUSY = 0.8
 """A process that uses this share of one processor is busy."""
+
+
+def begun(work: Coroutine[object, object, T]) -> asyncio.Task[T]:
+    """Begin work that may end when nobody waits for it any more, without asyncio's complaint of what ended it."""
+    task = asyncio.create_task(work)
+    task.add_done_callback(lambda done: None if done.cancelled() else done.exception())
+    return task
 
 
 @dataclass(eq=False)

@@ -15,10 +15,12 @@ from dataclasses import dataclass, replace
 
 import dspy
 
+from cuesmith.modules.sampling import weighted_order
 from cuesmith.teleprompters.runtime.candidate import Candidate, distinct, example_id, made_from
 from cuesmith.teleprompters.runtime.compilation import Plan, Trial
 from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.runtime.statistics import paired_gain
+from cuesmith.teleprompters.runtime.workers import begun
 from cuesmith.teleprompters.search.examples import Casebook
 from cuesmith.teleprompters.search.scene import Scene
 from cuesmith.teleprompters.search.setting import Setting
@@ -83,9 +85,8 @@ class Front:
 
     def draw(self, scene: Scene, count: int) -> list[Scores]:
         """Return different members, each drawn with the number of examples that it holds for its weight."""
-        rng = scene.run.rng("parents", scene.step)
-        keys = [rng.random() ** (1.0 / len(self.held[one.candidate.id])) for one in self.members]
-        return [self.members[i] for i in sorted(range(len(keys)), key=lambda i: -keys[i])[:count]]
+        weights = [len(self.held[one.candidate.id]) for one in self.members]
+        return [self.members[i] for i in weighted_order(scene.run.rng("parents", scene.step), weights)[:count]]
 
     def rivals(self, merged: frozenset[frozenset[str]]) -> tuple[Candidate, Candidate] | None:
         """Return the two that hold most examples together, each some that the other does not.
@@ -119,7 +120,7 @@ class Found:
     ran: tuple[Scores, ...]
     book: Casebook
     merged: frozenset[frozenset[str]]
-    made: tuple[Candidate, ...] = ()
+    made: tuple[Candidate, ...]
 
 
 @dataclass(frozen=True)
@@ -191,8 +192,7 @@ class Frontier:
         for step in range(1, self.setting.steps + 1):
             if not rank(known.pool)[0].failures(self.scene.threshold):
                 break
-            rounds.append(asyncio.create_task(self._round(step, known, self.scene.book.copy())))
-            rounds[-1].add_done_callback(_heard)  # a stop is raised by the first round that meets it
+            rounds.append(begun(self._round(step, known, self.scene.book.copy())))
             if len(rounds) == self.setting.overlap:
                 known, ended = await self._end(ended + 1, known, await rounds.popleft()), ended + 1
         while rounds:
@@ -246,8 +246,8 @@ class Frontier:
         rows = [[v or 0.0 for v in one.values] for one in known.pool]
         tops = [max(column) for column in zip(*rows, strict=True)]
         bar, highest = max(map(math.fsum, rows)), max(1.0, *tops)
-        means = [math.fsum(column) for column in zip(*rows, strict=True)]
-        order, left, n = sorted(range(len(tops)), key=lambda i: (tops[i], means[i])), list(children), 0
+        sums = [math.fsum(column) for column in zip(*rows, strict=True)]
+        order, left, n = sorted(range(len(tops)), key=lambda i: (tops[i], sums[i])), list(children), 0
         while left and n < len(order):
             seen = order[: (n := next((look for look in LOOKS if n < look < len(order)), len(order)))]
             ran = await self.run.score(left, [self.run.select[i] for i in seen])
@@ -311,10 +311,6 @@ class Frontier:
         used |= {example_id(e) for scores in known.ran if scores.candidate.id in ids for e in scores.examples}
         fresh = [e for e in self.scene.material.evidence if example_id(e) not in used]
         return fresh[: 2 * self.setting.minibatch]
-
-
-def _heard(task: asyncio.Task[Found]) -> None:
-    _ = None if task.cancelled() else task.exception()
 
 
 def _ahead(own: Sequence[float | None], other: Sequence[float | None]) -> float:

@@ -15,6 +15,7 @@ from typing import Literal, get_args
 
 import dspy
 
+from cuesmith.modules.sampling import weighted_order
 from cuesmith.signatures import WriteInstructions
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, example_id, line_of, made_from
 from cuesmith.teleprompters.runtime.compilation import Trial
@@ -145,9 +146,8 @@ class Scene:
         rng = self.run.rng("minibatch", self.step, *key)
         if not self.odds:
             return rng.sample(list(examples), wanted)
-        # Efraimidis and Spirakis 2006: the largest keys are a weighted sample without replacement.
-        keys = [rng.random() ** (1.0 / self.odds.get(example_id(example), 1.0)) for example in examples]
-        return [examples[i] for i in sorted(range(len(keys)), key=lambda i: -keys[i])[:wanted]]
+        order = weighted_order(rng, [self.odds.get(example_id(example), 1.0) for example in examples])
+        return [examples[i] for i in order[:wanted]]
 
     async def try_out(self, parents: Sequence[Candidate], batch: Sequence[dspy.Example]) -> list[Scores]:
         """Run the candidates on training examples, and learn from their successes."""
