@@ -599,12 +599,14 @@ class Gate:
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
         self.ledger.settle(ticket, usage, answered=not failure)
-        self._foreign -= 1
         current.add(ticket.role, usage)
         if failure:
             current.fail(self.redactor(failure)[:400])
-        if self.journal is not None:
-            self._keep(f"{current.key}:past", ticket.role, None, usage)
+        try:
+            if self.journal is not None:
+                self._keep(f"{current.key}:past", ticket.role, None, usage)
+        finally:  # not before it is kept: the end of a run waits for this, and closes the journal
+            self._foreign -= 1
 
     def _refusal(self, current: Effect, stop: RunStopped) -> BaseException:
         """Mark the effect, whose result can mean nothing any more, and return what to raise in this thread."""
