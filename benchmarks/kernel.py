@@ -36,7 +36,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, made_from
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 
 IN_FLIGHT = (1, 16, 64)
 CANDIDATES = 10

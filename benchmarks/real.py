@@ -98,7 +98,8 @@ class Way:
     name: str
     options: tuple[tuple[str, Any], ...] = ()
     in_flight: int = 8
-    """DSPy's own compilers depend on the order in which replies come, and run one call at a time to be replayable."""
+    """DSPy's own compilers depend on the order in which replies come, as ABO does where a cap ends it while requests
+    and runs are under way together: one call at a time is replayable."""
 
 
 WAYS = {
@@ -107,8 +108,8 @@ WAYS = {
     "apo-sum": Way("apo-sum"),
     "prompt-agent": Way("prompt-agent"),
     "opro": Way("opro"),
-    "abo": Way("abo"),
-    "abo-steps": Way("abo", (("demonstrations", False),)),
+    "abo": Way("abo", (), 1),
+    "abo-steps": Way("abo", (("demonstrations", False),), 1),
     "mutation-frontier": Way("reflective-mutation", (("search", "frontier"),)),
     "apo-frontier": Way("apo", (("search", "frontier"),)),
     "gepa": Way("gepa", (("max_metric_calls", CALLS),), 1),

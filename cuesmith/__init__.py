@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.teleprompters.registry import compile
+    from cuesmith.teleprompters.runtime._ray import RayExecutor
     from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
+    from cuesmith.teleprompters.runtime.remote import Remote
 
 __all__ = [
     "Budget",
@@ -24,6 +26,8 @@ __all__ = [
     "EmbeddedLM",
     "Interrupted",
     "LocalLM",
+    "RayExecutor",
+    "Remote",
     "SimulatedOptimizer",
     "Terminated",
     "__version__",
@@ -39,6 +43,8 @@ _HOMES = {
     "EmbeddedLM": "cuesmith.modules.embedded",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "LocalLM": "cuesmith.modules.local",
+    "RayExecutor": "cuesmith.teleprompters.runtime._ray",
+    "Remote": "cuesmith.teleprompters.runtime.remote",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "compile": "cuesmith.teleprompters.registry",

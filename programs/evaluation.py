@@ -12,7 +12,7 @@ import dspy
 from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 
 
@@ -23,6 +23,7 @@ def evaluate(
     *,
     lm: dspy.BaseLM | None = None,
     max_in_flight: int = 32,
+    executor: object = None,
 ) -> Scores:
     """Score a program on examples that no compiler saw.
 
@@ -33,15 +34,17 @@ def evaluate(
         examples: Held-out examples.
         metric: Judges a prediction; of 2, 3 or 5 arguments.
         lm: The language model of predictors that carry none; the configured one by default.
-        max_in_flight: Calls under way at once, at most.
+        max_in_flight: Program runs at once, at most.
+        executor: Where programs run, as compilers take it; None for this process.
 
     Raises:
+        TypeError: If the program cannot run there.
         ValueError: If there are no examples.
         RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
     """
     if not examples:
         raise ValueError("evaluate() needs at least one example")
-    return score_program(program, examples, metric, lm=lm, max_in_flight=max_in_flight)
+    return score_program(program, examples, metric, lm=lm, max_in_flight=max_in_flight, executor=executor)
 
 
 def estimate(scores: Scores) -> Estimate95:

@@ -29,6 +29,7 @@ from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
+from cuesmith.teleprompters.runtime.remote import remote_of
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples
@@ -70,6 +71,9 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             waits for ever.
         hedge: A call that takes more than so many times the median of its role and model is sent once more, where the
             budget allows it; both count, and the first answer is taken. None: never.
+        executor: Where programs and metrics run: a `dask.distributed.Client`, a `cuesmith.RayExecutor`, any
+            `concurrent.futures.Executor` of processes, or a `cuesmith.Remote` that says more. Everything else stays in
+            this process: search, requests to the optimizer, caps, journal. None: programs run here, on threads.
 
     Raises:
         TypeError: If an argument is of the wrong kind.
@@ -91,6 +95,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         progress: bool | None = None,
         example_timeout: float | None = 600.0,
         hedge: float | None = None,
+        executor: object = None,
     ) -> None:
         super().__init__()
         self.metric = metric
@@ -110,6 +115,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             raise ValueError(f"example_timeout={example_timeout!r} must be a positive number of seconds, or None")
         self.example_timeout = example_timeout
         self.hedge = None if hedge is None else number("hedge", hedge, least=1, above=True)
+        self.remote = remote_of(executor)
 
     @classmethod
     def options(cls) -> tuple[str, ...]:
@@ -236,6 +242,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
             hedge=self.hedge,
+            remote=self.remote,
             run_dir=None if run_dir is None else Path(run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
@@ -324,7 +331,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     def _options(self) -> Mapping[str, object]:
         """Return what distinguishes this compiler's search from another's of its class."""
         shared = {"metric", "optimizer_lm", "budget", "seed", "max_in_flight", "observers", "progress"}
-        shared |= {"example_timeout", "hedge"}
+        shared |= {"example_timeout", "hedge", "remote"}
         return {name: option for name, option in vars(self).items() if name not in shared}
 
 

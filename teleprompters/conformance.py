@@ -43,7 +43,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import ClassVar, Literal, Self, TypeAlias
 
-import cloudpickle  # type: ignore[import-untyped]
+import cloudpickle
 import dspy
 import pytest
 from dspy.lm15 import Message, Request, Response, Usage

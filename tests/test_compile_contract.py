@@ -20,7 +20,7 @@ import cuesmith
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 
 SMALL: dict[str, int] = {"n_train": 6, "n_val": 12}

@@ -42,7 +42,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     rank,
 )
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import bootstrap95, bootstrap_gain, paired_gain, swap_p_value
 from cuesmith.teleprompters.search.frontier import Front

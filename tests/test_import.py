@@ -50,7 +50,7 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
 def test_litellm_is_whole_before_threads_call_it() -> None:
     code = """
 import sys, dspy
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 print(type(sys.modules.get("litellm")).__name__ if "litellm" in sys.modules else "", end=" ")
 lm = dspy.LM("openai/x", api_base="http://127.0.0.1:9/v1", api_key="k")
 example = dspy.Example(question="q").with_inputs("question")

@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     outcome_from_json,
     outcome_to_json,
 )
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.search.frontier import Front
 
 # --- reading and keeping them ---

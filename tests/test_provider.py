@@ -15,7 +15,7 @@ from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, toy_compil
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.events import Event, Missing, Retried
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 
 GATE = "cuesmith.teleprompters.runtime.gate"

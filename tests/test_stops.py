@@ -28,7 +28,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 
 LITTLE: dict[str, Any] = {"n_val": 24, "width": 2}

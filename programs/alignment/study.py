@@ -27,7 +27,7 @@ from cuesmith.modules.judges import PairwiseJudge
 from cuesmith.modules.policy import LocalPolicy
 from cuesmith.programs.alignment.measures import Verdict
 from cuesmith.teleprompters.alignment.training import Training, TrainingStep, train
-from cuesmith.teleprompters.runtime.scoring import score_program
+from cuesmith.teleprompters.runtime.score_program import score_program
 
 ALONE, UNTRAINED, ALIGN_PRO, ORACLE = "frozen alone", "untrained prompter", "Align-Pro", "RLHF oracle"
 

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, admission
 from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
 
 _called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)
@@ -87,7 +87,7 @@ def _count_retry(leads_to: Any) -> None:
     """
     if _called.get() and (place := leads_to()) is not None:
         gate, current = place
-        ticket = gate.admit_foreign("a further attempt", "", current, current.role)
+        ticket = gate.admit_foreign(Request.foreign("a further attempt", ""), current, current.role)
         gate.settle_foreign(ticket, Usage(calls=1, usd=0.0), current)
 
 
@@ -116,7 +116,7 @@ def _watcher_of(leads_to: Any) -> Any:
                 current.replayable = False
                 gate.note_unseen(_PAST)
             role: Role = "embedder" if "embedding" in str(kwargs.get("call_type")) else current.role
-            ticket = gate.admit_foreign(str(model), messages, current, role)
+            ticket = gate.admit_foreign(Request.foreign(str(model), messages), current, role)
             self.open[str(kwargs.get("litellm_call_id"))] = (gate, current, ticket, within is not None)
 
         def log_success_event(self, kwargs: Any, response_obj: Any, start_time: Any, end_time: Any) -> None:

@@ -179,9 +179,8 @@ class Asker:
         if not self.stream.watched:
             return
         kind, score = ("Reply", None) if outcome is None else (type(outcome).__name__, value(outcome))
-        workers = self.pool.workers
         self.stream.emit(
-            EffectDone(role, candidate_id, example, kind, score, workers.in_flight, workers.pending)
+            EffectDone(role, candidate_id, example, kind, score, self.pool.in_flight, self.pool.waiting)
         )
 
     def check_open(self) -> None:

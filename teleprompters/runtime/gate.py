@@ -20,7 +20,8 @@ from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, S
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, cast, get_args
+from functools import cached_property
+from typing import NamedTuple, TypeAlias, cast, get_args
 
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
@@ -128,6 +129,13 @@ class Effect:
             if len(self.histories) > _HISTORY:
                 _forget(*self.histories.popleft())
 
+    def begin_again(self) -> None:
+        """Forget what was done for it: the process that did it is gone. What was paid is in the ledger."""
+        with self.lock:
+            for held in (self.counts, self.used, self.refused, self.finish, self.said, self.texts or []):
+                held.clear()
+            self.failure, self.failures, self.replayable = "", 0, True
+
     def end(self) -> None:
         """Note that the result is known, and take the effect's calls out of the histories."""
         with self.lock:
@@ -200,6 +208,27 @@ class Request:
     role: Role | None = None
     caller: object = None
     load: Callable[[object], object] = field(default=lambda stored: stored, repr=False)
+
+    @classmethod
+    def foreign(cls, model: str, parts: object) -> Request:
+        """Return a call that is seen only where it leaves the process."""
+        return cls(model, (parts,), 1, None, False, False)
+
+    @cached_property
+    def content(self) -> str:
+        """The content hash of the model's name and the parts."""
+        text = json.dumps((self.model, *self.parts), ensure_ascii=False, default=_named)
+        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
+
+    @cached_property
+    def characters(self) -> int:
+        """About how many it has."""
+        return len(str(self.parts))
+
+    @cached_property
+    def text(self) -> str:
+        """All its text."""
+        return request_text(*self.parts[:2])
 
 
 @dataclass(frozen=True)
@@ -428,9 +457,13 @@ class Gate:
         self._closed = True
         self._halt.set()
 
+    def is_closed_to(self, current: Effect | None) -> bool:
+        """Whether the door is closed, to all or to this effect."""
+        return self._halt.is_set() or (current is not None and current.abandoned)
+
     def check(self, current: Effect | None = None) -> None:
         """Raise `RunStopped` if the door is closed, to all or to this effect."""
-        if self._halt.is_set() or (current is not None and current.abandoned):
+        if self.is_closed_to(current):
             raise RunStopped(self.stopped_by or "stopped")
 
     def note_timeout(self, seconds: float | None, sending: bool) -> str:
@@ -466,7 +499,7 @@ class Gate:
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
         """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
         current = current or effect.get() or self.stray
-        protocol = self._counted(request, current)
+        protocol = self.conduct(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
@@ -486,7 +519,7 @@ class Gate:
     ) -> object:
         """Make one call from a coroutine. Arguments and result are those of `call`."""
         current = current or effect.get() or self.stray
-        protocol = self._counted(request, current)
+        protocol = self.conduct(request, current)
         answer: Reply | BaseException | None = None
         while True:
             try:
@@ -507,9 +540,9 @@ class Gate:
         if patience is None or place.outer is not None:
             return _sent(place, send)
         spares: list[Admission] = []
-        tries = Tries[Answer](_is_reply, lambda answer: self._settle_spare(spares[0], request, answer, current))
+        tries = Tries[Answer](_is_reply, lambda answer: self.settle_spare(spares[0], request, answer, current))
         tries.begin(lambda: _sent(place, send))
-        if (answer := tries.wait(patience)) is None and (spare := self._spare(place, request)) is not None:
+        if (answer := tries.wait(patience)) is None and (spare := self.spare(place, request)) is not None:
             spares.append(spare)
             tries.begin(lambda: _sent(spare, send))
         found = answer or tries.wait()
@@ -526,16 +559,16 @@ class Gate:
         spares: list[Admission] = []
 
         def again() -> Callable[[], Awaitable[Answer]] | None:
-            if (spare := self._spare(place, request)) is None:
+            if (spare := self.spare(place, request)) is None:
                 return None
             spares.append(spare)
             return lambda: _asent(spare, send)
 
         return await first_success(
             lambda: _asent(place, send), patience, again, _is_reply,
-            lambda answer: self._settle_spare(spares[0], request, answer, current))
+            lambda answer: self.settle_spare(spares[0], request, answer, current))
 
-    def _spare(self, place: Admission, request: Request) -> Admission | None:
+    def spare(self, place: Admission, request: Request) -> Admission | None:
         """Return a second place for a late call; None if no budget is left for it, or it is made of other calls."""
         if place.taken or place.lost or self._halt.is_set():
             return None
@@ -547,7 +580,7 @@ class Gate:
         self.hedged += 1
         return spare
 
-    def _settle_spare(self, spare: Admission, request: Request, answer: Answer, current: Effect) -> None:
+    def settle_spare(self, spare: Admission, request: Request, answer: Answer, current: Effect) -> None:
         """Count the other try of a call whose answer was not taken."""
         self._sent.pop(spare, None)
         if spare.lost:
@@ -559,14 +592,14 @@ class Gate:
             with suppress(RunStopped):  # the journal's own failure has stopped the run
                 self._keep("lost", spare.ticket.role, None, usage)
 
-    def admit_foreign(self, model: str, parts: object, current: Effect, role: Role) -> Ticket:
+    def admit_foreign(self, request: Request, current: Effect, role: Role) -> Ticket:
         """Admit a call that is about to be sent past the door, from the thread that sends it; settled when it is over.
 
         Raises:
             RunStopped: If it may not be sent.
         """
         self._foreign += 1
-        asking = self._admission(role, Request(model, (parts,), 1, None, False, False), current)
+        asking = self._admission(role, request, current)
         while True:
             try:
                 self._halt.wait(next(asking).seconds)
@@ -619,7 +652,8 @@ class Gate:
         while not self._halt.is_set() and (left := end - time.monotonic()) > 0:
             await asyncio.sleep(min(left, 0.2))
 
-    def _counted(self, request: Request, current: Effect) -> Protocol:
+    def conduct(self, request: Request, current: Effect) -> Protocol:
+        """Yield what is to be done for a call, step by step; returns what the caller gets."""
         current.sending += 1
         try:
             return (yield from self._protocol(request, current))
@@ -630,7 +664,7 @@ class Gate:
         role: Role = request.role or current.role
         key = _call_key(current, role, request) if self.journal is not None else None
         if current.texts is not None:
-            current.texts.append(request_text(*request.parts[:2]))
+            current.texts.append(request.text)
         if key is not None and (body := self._recall(key, current, role)) is not None:
             self.ledger.foresee(role, self._size(request))
             return request.load(body)
@@ -705,7 +739,7 @@ class Gate:
         """Return about how many tokens a request has, if that matters."""
         budget = self.ledger.budget
         sized = budget.tokens is not None or budget.usd is not None
-        return len(str(request.parts)) // _CHARACTERS_PER_TOKEN if sized else 0
+        return request.characters // _CHARACTERS_PER_TOKEN if sized else 0
 
     def _admit(self, role: Role, request: Request, size: int) -> Ticket | Cap | None:
         """Ask the ledger for a place once, as `Ledger.admit`; `size` is the request's."""
@@ -852,12 +886,23 @@ class Gate:
     def count_lost(self) -> None:
         """Count the calls that have been sent and not come back: they may be paid for, and nobody waits for them."""
         for place in list(self._sent):
-            if not place.taken and not place.lost:
-                place.lost = True
-                usage = Usage(calls=place.most, usd=0.0)
-                self.ledger.settle(place.ticket, usage, answered=False)
-                if self.journal is not None:
-                    self._keep("lost", place.ticket.role, None, usage)
+            self.lose(place)
+
+    def forget(self, place: Admission) -> None:
+        """Count a call that was sent by a process that is gone."""
+        with suppress(RunStopped):  # the journal's own failure has stopped the run
+            self.lose(place)
+        self._sent.pop(place, None)
+
+    def lose(self, place: Admission) -> None:
+        """Count a call that has been sent and not come back."""
+        if place not in self._sent or place.taken or place.lost:
+            return
+        place.lost = True
+        usage = Usage(calls=place.most, usd=0.0)
+        self.ledger.settle(place.ticket, usage, answered=False)
+        if self.journal is not None:
+            self._keep("lost", place.ticket.role, None, usage)
 
 
 def _forget(history: list[object], entry: object) -> None:
@@ -893,8 +938,36 @@ def is_refused(error: LMError) -> bool:
     return isinstance(error, LMInvalidRequestError)
 
 
+class Verdict(NamedTuple):
+    """What was made of an error where it was met, for a process that cannot see it.
+
+    Attributes:
+        outage: As `is_outage`.
+        transient: Whether it may pass.
+        unreadable: Whether a provider has answered with something else than a completion.
+    """
+
+    outage: bool
+    transient: bool
+    unreadable: bool
+
+    @classmethod
+    def of(cls, error: BaseException) -> Verdict:
+        """Return what is made of an error here."""
+        transient = isinstance(error, Exception) and _is_transient(error)
+        return cls(is_outage(error), transient, _is_unreadable(error))
+
+
+def _told(error: BaseException | None) -> Verdict | None:
+    """Return what was made of an error in another process, if it was met there."""
+    found = getattr(error, "verdict", None)
+    return found if isinstance(found, Verdict) else None
+
+
 def is_outage(error: BaseException | None) -> bool:
     """Return whether an error tells of a provider or a network, whichever client met it and whoever wrapped it."""
+    if (told := _told(error)) is not None:
+        return told.outage
     return any(
         isinstance(each, LMError | ConnectionError | TimeoutError) or _of_a_client(each) for each in _chain(error)
     )
@@ -902,6 +975,8 @@ def is_outage(error: BaseException | None) -> bool:
 
 def _is_transient(error: Exception) -> bool:
     """Return whether a call's failure may pass."""
+    if (told := _told(error)) is not None:
+        return told.transient
     if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
         unreadable = type(error) is LMProviderError and 200 <= (error.status or 0) < 300
         return unreadable or bool(is_retryable_lm_error(error))
@@ -914,6 +989,8 @@ def _is_transient(error: Exception) -> bool:
 
 def _is_unreadable(error: BaseException) -> bool:
     """Return whether dspy's reader met something else than a completion where a provider has answered 200."""
+    if (told := _told(error)) is not None:
+        return told.unreadable
     cause = error.__cause__
     place = cause.__traceback__ if isinstance(cause, TypeError | ValueError | LookupError | AttributeError) else None
     while place is not None and place.tb_next is not None:
@@ -947,10 +1024,8 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _call_key(current: Effect, role: Role, request: Request) -> str:
-    text = json.dumps((request.model, *request.parts), ensure_ascii=False, default=_named)
-    content = hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
     outer = admission.get()
-    name = f"{current.key}:{role}:{content}" + ("" if outer is None else f":{outer.depth + 1}")
+    name = f"{current.key}:{role}:{request.content}" + ("" if outer is None else f":{outer.depth + 1}")
     return f"{name}:{current.occurrence(name)}"
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 import asyncio
 import functools
 import time
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
@@ -23,21 +23,17 @@ from cuesmith.teleprompters.runtime.corpus import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, is_outage
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
-from cuesmith.teleprompters.runtime.interruption import run_coroutine
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice
-from cuesmith.teleprompters.runtime.metric import Judged, Metric, MetricFunction
+from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
+from cuesmith.teleprompters.runtime.metric import Judged, Metric
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
     Outcome,
     ParseFailure,
     ProviderFailure,
     Scored,
-    Scores,
     Step,
 )
-from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
-from cuesmith.teleprompters.runtime.throttle import Throttle
 from cuesmith.teleprompters.runtime.workers import Workers
 
 T = TypeVar("T")
@@ -69,23 +65,71 @@ class _Unjudged(NamedTuple):
     steps: tuple[Step, ...]
 
 
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A run of a program on an example, for another process.
+
+    Attributes:
+        candidate: What runs.
+        example: What it runs on.
+        rewritten: Values that the program gets in place of the example's own.
+        draw: Number of the draw.
+        current: The effect that its calls are made for.
+    """
+
+    candidate: Candidate
+    example: dspy.Example
+    rewritten: Mapping[str, object]
+    draw: int
+    current: Effect
+
+
+class Elsewhere(Protocol):
+    """Processes that run programs for this one."""
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that wait for a place."""
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks under way."""
+
+    def run(self, task: Task) -> Awaitable[Outcome]:
+        """Run a program there. Raises `TimeoutError` if it takes too long."""
+
+    def close(self) -> None:
+        """Let them go."""
+
+
 class Pool:
     """Where a run's work is done. From its making until it is closed, calls pass the gate.
 
     Args:
         gate: Where all calls go through.
         timeout: Seconds an example may take before it counts as missing; None waits for ever.
+
+    Attributes:
+        remote: Where programs run instead; None if they run here.
     """
 
     def __init__(self, gate: Gate, timeout: float | None) -> None:
         self.gate, self.timeout = gate, timeout
+        self.remote: Elsewhere | None = None
         self._workers: Workers | None = None
         door.open(gate)
 
     @property
     def waiting(self) -> int:
         """Runs that wait for a place. Asked from any thread, while `workers` are made on the event loop."""
-        return (self._workers.pending if self._workers is not None else 0) + self.gate.throttle.pending
+        near = self._workers.pending if self._workers is not None else 0
+        return near + self.gate.throttle.pending + (self.remote.waiting if self.remote is not None else 0)
+
+    @property
+    def in_flight(self) -> int:
+        """Blocking work under way, here and elsewhere."""
+        near = self._workers.in_flight if self._workers is not None else 0
+        return near + (self.remote.in_flight if self.remote is not None else 0)
 
     @property
     def workers(self) -> Workers:
@@ -109,8 +153,9 @@ class Pool:
     def close(self) -> None:
         """Let the threads go, and calls pass as ever."""
         door.close(self.gate)
-        if self._workers is not None:
-            self._workers.close()
+        for each in (self._workers, self.remote):
+            if each is not None:
+                each.close()
 
 
 class Scorer:
@@ -132,7 +177,7 @@ class Scorer:
         self.fronts: dict[str, Callable[[dspy.Module], dspy.Module]] = {}
         self.student, self.pool = student, pool
         self.together = None if metric.corpus is None else Corpus(metric.corpus, student)
-        self._metric, self._lm, self._gate = metric, lm, pool.gate
+        self.metric, self.lm, self._gate = metric, lm, pool.gate
         self._bound: dict[str, Bound] = {}
 
     def program(self, candidate: Candidate) -> dspy.Module:
@@ -174,22 +219,66 @@ class Scorer:
             RunStopped: If the gate is closed.
             UnknownPrice: If the budget is in dollars and a call reports no price.
         """
-        bound = self._bind(candidate)
-        trace: Trace = []
-        effect.set(current)
         strays = self._gate.stray.failures
-        inputs = {**example.inputs(), **rewritten}
-        with self._context(draw, trace=trace), settling(current):
+        if self.pool.remote is not None and not candidate.prompter:
+            running: Awaitable[Outcome] = self.pool.remote.run(Task(candidate, example, rewritten, draw, current))
+        else:
+            running = self._run_near(candidate, example, current, rewritten, draw)
+        with settling(current):
             try:
-                if bound.is_async:
-                    outcome = await self._run_async(bound, example, inputs, trace)
-                else:
-                    work = functools.partial(self._run, bound, example, inputs, trace)
-                    ran = await self.pool.workers.submit(work)
-                    outcome = ran if not isinstance(ran, _Unjudged) else await self._ajudge(example, *ran)
+                outcome = await running
             except TimeoutError:
                 return self._overdue(current)
             return _with_asides(self._settled(outcome, current, strays), current.said)
+
+    async def _run_near(
+        self, candidate: Candidate, example: dspy.Example, current: Effect, rewritten: Mapping[str, object], draw: int
+    ) -> Outcome:
+        """Run in this process, on the pool's threads or on the event loop."""
+        bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
+        trace: Trace = []
+        effect.set(current)
+        with self._context(draw, trace=trace):
+            if bound.is_async:
+                ran = await self._run_async(bound, inputs, trace)
+            else:
+                ran = await self.pool.workers.submit(functools.partial(self._run, bound, example, inputs, trace))
+            if not isinstance(ran, _Unjudged):
+                return ran
+            if self.metric.is_async:
+                return await self._ajudge(example, *ran)
+            return await self.pool.workers.submit(functools.partial(self._judge, example, *ran))
+
+    def run_here(
+        self,
+        candidate: Candidate,
+        example: dspy.Example,
+        current: Effect,
+        rewritten: Mapping[str, object],
+        draw: int,
+        awaited: Callable[[Coroutine[Any, Any, Outcome | _Unjudged]], Outcome | _Unjudged],
+    ) -> Outcome:
+        """Run a candidate in this thread, and judge the answer.
+
+        Args:
+            candidate: What to run.
+            example: As `run` takes it.
+            current: The effect that its calls are made for.
+            rewritten: As `run` takes it.
+            draw: As `run` takes it.
+            awaited: Runs what is async to its end.
+        """
+        bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
+        trace: Trace = []
+        effect.set(current)
+        with self._context(draw, trace=trace), settling(current):
+            work = functools.partial(self._run, bound, example, inputs, trace)
+            ran = awaited(self._run_async(bound, inputs, trace)) if bound.is_async else work()
+            if isinstance(ran, _Unjudged):
+                judged = awaited(self._ajudge(example, *ran)) if self.metric.is_async else self._judge(example, *ran)
+                assert not isinstance(judged, _Unjudged)
+                return judged
+            return ran
 
     def _overdue(self, current: Effect) -> Outcome:
         """Give an effect up that has taken too long."""
@@ -226,15 +315,15 @@ class Scorer:
         with self._context(trace=[]), settling(current):
             work = functools.partial(self._judge, example, prediction, ())
             try:
-                if self._metric.is_async:
+                if self.metric.is_async:
                     return self._settled(await self._ajudge(example, prediction, ()), current, strays)
                 return self._settled(await self.pool.workers.submit(work), current, strays)
             except TimeoutError:
                 return self._overdue(current)
 
     def _context(self, draw: int = 0, **overrides: object) -> AbstractContextManager[None]:
-        if self._lm is not None:
-            overrides["lm"] = redrawn(self._lm, draw)
+        if self.lm is not None:
+            overrides["lm"] = redrawn(self.lm, draw)
         context: AbstractContextManager[None] = dspy.context(**overrides)
         return context
 
@@ -259,11 +348,9 @@ class Scorer:
         except _RAISED as error:
             return self._failure(error, _steps(trace, bound.names))
         steps = _steps(trace, bound.names)
-        return _Unjudged(prediction, steps) if self._metric.is_async else self._judge(example, prediction, steps)
+        return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
-    async def _run_async(
-        self, bound: Bound, example: dspy.Example, inputs: Mapping[str, object], trace: Trace
-    ) -> Outcome:
+    async def _run_async(self, bound: Bound, inputs: Mapping[str, object], trace: Trace) -> Outcome | _Unjudged:
         async with self._gate.throttle:
             self._gate.check(effect.get())
             try:
@@ -272,28 +359,25 @@ class Scorer:
                 raise
             except Exception as error:
                 return self._failure(_uncontained(error), _steps(trace, bound.names))
-        steps = _steps(trace, bound.names)
-        if self._metric.is_async:
-            return await self._ajudge(example, prediction, steps)
-        return await self.pool.workers.submit(functools.partial(self._judge, example, prediction, steps))
+        return _Unjudged(prediction, _steps(trace, bound.names))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            judged = self._metric.call(example, prediction)
+            judged = self.metric.call(example, prediction)
         except _RAISED as error:
             return self._metric_failure(error, steps)
-        return scored(self._metric, judged, prediction, steps)
+        return scored(self.metric, judged, prediction, steps)
 
     async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
         try:
-            judged = await self.pool.in_time(self._metric.acall(example, prediction))
+            judged = await self.pool.in_time(self.metric.acall(example, prediction))
         except TimeoutError:
             raise
         except Exception as error:
             return self._metric_failure(_uncontained(error), steps)
-        return scored(self._metric, judged, prediction, steps)
+        return scored(self.metric, judged, prediction, steps)
 
     def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
         reason = self._reason(error)
@@ -416,49 +500,3 @@ def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:
         return lm
     copied: dspy.BaseLM = lm.copy(cache=False) if lm.kwargs.get("temperature") == 0 else lm.copy(rollout_id=draw)
     return copied
-
-
-def score_program(
-    program: dspy.Module,
-    examples: Sequence[dspy.Example],
-    metric: MetricFunction,
-    *,
-    lm: dspy.BaseLM | None = None,
-    max_in_flight: int = 32,
-    timeout: float | None = 600.0,
-) -> Scores:
-    """Run a program on examples, all in one pool, and return what became of each.
-
-    Args:
-        program: Any dspy module; it stays untouched.
-        examples: With inputs marked by `with_inputs`.
-        metric: As compilers take it.
-        lm: The LM for predictors that carry none; default is the configured one.
-        max_in_flight: Program runs at once.
-        timeout: Seconds an example may take before it counts as missing.
-
-    Returns:
-        The outcomes in the examples' order.
-
-    Raises:
-        RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
-    """
-    throttle = Throttle(max_in_flight)
-    chosen = lm if lm is not None else dspy.settings.lm
-    redactor = Redactor([chosen] if chosen is not None else [])
-    gate = Gate(Ledger(Budget()), None, throttle, redactor, lambda reason, delay, attempt: None)
-    pool = Pool(gate, timeout)
-    scorer = Scorer(program, Metric(metric), chosen, pool)
-    candidate = Candidate.of(program)
-
-    async def one(number: int, example: dspy.Example) -> Outcome:
-        return await scorer.run(candidate, example, Effect(str(number), "target", gate))
-
-    async def everything() -> list[Outcome]:
-        try:
-            return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
-        finally:
-            gate.close()
-            pool.close()
-
-    return Scores(candidate, tuple(examples), tuple(run_coroutine(everything)), scorer.together)

@@ -1,0 +1,640 @@
+"""Programs run by other processes, here or on other machines, behind one run's gate, journal and caps.
+
+    compile:  search -> effects -> scorer -> remote -> an executor's workers: the program, its metric
+    a call:   worker -> remote -> gate (journal, ledger, retries) -> worker: sends it -> remote -> gate: kept, counted
+
+Workers are tasks of an executor that connect back, take one program run after the other, and end when there is none.
+Each call of theirs is decided by the run's own gate before it is sent, and its reply is in the run's journal before
+their program sees it: caps are exact, and what a dead worker had paid for is not lost. Source: ours.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import math
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Awaitable, Sequence
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from multiprocessing import AuthenticationError
+from multiprocessing.connection import Connection, Listener
+
+import dspy
+
+from cuesmith.teleprompters.runtime import _dask
+from cuesmith.teleprompters.runtime._dspy import copy_program
+from cuesmith.teleprompters.runtime._ray import RayExecutor
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.gate import (
+    Admission,
+    Answer,
+    Effect,
+    Gate,
+    Protocol,
+    Refused,
+    Request,
+    Wait,
+    admission,
+)
+from cuesmith.teleprompters.runtime.interruption import current as current_interruption
+from cuesmith.teleprompters.runtime.ledger import RunStopped, Ticket, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, outcome_from_json
+from cuesmith.teleprompters.runtime.remote_worker import Work, versions, work
+from cuesmith.teleprompters.runtime.scoring import Scorer, Task
+from cuesmith.teleprompters.runtime.wire import CannotSend, Link, Message, answer_from, packed, request_from
+
+LINGER_S = 30.0
+"""Seconds without work after which a worker gives its place back to the executor. Ours."""
+
+SILENCE_S = 60.0
+"""Seconds without a sign of life after which a worker is taken for dead. Ours."""
+
+DEATHS = 3
+"""A program run that so many workers have died of is not begun again. Ours."""
+
+REFUSALS = 3
+"""So many workers in a row that could not begin stop a run. Ours."""
+
+_TICK_S = 0.5
+_PLAIN_SETTINGS = frozenset({"adapter", "rm", "async_max_workers", "track_usage", "provide_traceback", "num_threads",
+                             "max_errors", "allow_tool_async_sync_conversion", "warn_on_type_mismatch",
+                             "interpreter_factory"})  # fmt: skip
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where programs run: an executor, and how many processes it has.
+
+    Args:
+        executor: Any `concurrent.futures.Executor` whose tasks run in processes with the same packages installed.
+        processes: How many tasks it runs at once. Default: what it says itself.
+        threads: Program runs at once in each. Default: `max_in_flight` shared out.
+        host: The address by which its workers reach this process, which listens there; no other one does. Default:
+            127.0.0.1, workers on this machine.
+
+    Raises:
+        TypeError: If it is no executor, or one of threads, which have nothing to give.
+        ValueError: If a number is out of range.
+    """
+
+    executor: Executor
+    processes: int | None = None
+    threads: int | None = None
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if isinstance(self.executor, ThreadPoolExecutor) or not hasattr(self.executor, "submit"):
+            raise TypeError(f"executor={self.executor!r} must run tasks in processes: a dask.distributed.Client, a "
+                            "cuesmith.RayExecutor, a ProcessPoolExecutor, or another concurrent.futures.Executor of "
+                            "processes. Threads are what max_in_flight has anyway")  # fmt: skip
+        for name in ("processes", "threads"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"Remote({name}={value!r}) must be a whole number from 1 on, or None")
+
+
+def remote_of(executor: object) -> Remote | None:
+    """Return what `executor=` means.
+
+    Raises:
+        TypeError: If it is nothing that runs tasks in processes.
+    """
+    if executor is None or isinstance(executor, Remote):
+        return executor
+    if _dask.is_client(executor):
+        return Remote(_dask.executor_of(executor), host=_dask.host_of(executor))
+    if isinstance(executor, RayExecutor):
+        return Remote(executor, host=executor.host)
+    return Remote(executor)  # type: ignore[arg-type]
+
+
+def processes_of(executor: Executor) -> int:
+    """Return how many tasks an executor runs at once now; 1 if nobody can tell."""
+    if isinstance(executor, ProcessPoolExecutor):
+        return int(executor._max_workers)  # type: ignore[attr-defined]
+    if isinstance(executor, RayExecutor):
+        return executor.processes
+    return _dask.workers_of(executor)
+
+
+@dataclass(eq=False)
+class _Run:
+    """A task on its way to its outcome."""
+
+    task: Task
+    future: asyncio.Future[Outcome]
+    deaths: int = 0
+    started: float = 0.0
+    given_up: bool = False
+    shift: _Shift | None = None
+
+
+@dataclass(eq=False)
+class _Shift:
+    """A worker that has connected.
+
+    Attributes:
+        host: Its machine.
+        heard: When it last gave a sign of life.
+        lost: How many of its threads hang in runs that were given up.
+        gone: Whether it is taken for dead.
+        calls: Number -> a call of its that is not over.
+    """
+
+    host: str
+    heard: float
+    lost: int = 0
+    gone: bool = False
+    calls: dict[int, _Call] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
+class _Call:
+    """A call of a worker's, and where its protocol stands.
+
+    Attributes:
+        request: What is asked.
+        current: The effect that it is made for.
+        desk: Who serves the thread that makes it.
+        outer: The call that it is made within.
+        protocol: The gate's; None for a call that is sent past the door, or once more.
+        place: Where it was admitted.
+        ticket: The same for one past the door.
+        until: Monotonic time until which it waits.
+        answered: Whether an answer of its has come.
+    """
+
+    request: Request
+    current: Effect
+    desk: _Desk
+    outer: Admission | None = None
+    protocol: Protocol | None = None
+    place: Admission | None = None
+    ticket: Ticket | None = None
+    until: float = 0.0
+    answered: bool = False
+
+
+class RemoteWorkers:
+    """The processes that run a run's programs.
+
+    Args:
+        remote: Where.
+        scorer: Whose programs they run.
+        examples: Those that tasks will be about; others are sent with their task.
+
+    Raises:
+        CannotSend: If the program, the metric or an example cannot be sent, or holds a key that cannot.
+        OSError: If nobody can listen at that address.
+    """
+
+    def __init__(self, remote: Remote, scorer: Scorer, examples: Sequence[dspy.Example]) -> None:
+        gate = scorer.pool.gate
+        self._remote, self._gate, self._timeout, self._pool = remote, gate, scorer.pool.timeout, scorer.pool
+        self._examples = {id(example): number for number, example in enumerate(examples)}
+        self._kept = tuple(examples)  # an id stands for an example as long as it is held
+        settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
+        budget = gate.ledger.budget
+        sized = budget.tokens is not None or budget.usd is not None
+        told = Work(copy_program(scorer.student), scorer.metric.function, scorer.lm, self._kept, settings,
+                    gate.pace.multiple, sized)  # fmt: skip
+        self._redactor = gate.redactor
+        self._packed, withheld = packed(told, self._redactor)
+        self._secrets = [self._told_of(secret) for secret in withheld]
+        self._candidates: dict[str, Candidate] = {}
+        self._ready = threading.Condition()
+        self._queue: deque[_Run] = deque()
+        self._running: set[_Run] = set()
+        self._shifts: dict[str, _Shift] = {}
+        self._tasks: set[Future[int]] = set()
+        self._refused, self._closed, self._watching = 0, False, False
+        self._interruption = current_interruption()
+        self._key = os.urandom(32)
+        self._listener = Listener((remote.host, 0), backlog=128)
+        threading.Thread(target=self._accept, name="cuesmith-listener", daemon=True).start()
+
+    def _told_of(self, secret: str) -> dict[str, str]:
+        """Say how workers come by a key: from their own environment, or, on this machine alone, from here."""
+        name = next((name for name, value in os.environ.items() if value == secret), None)
+        if name is not None:
+            return {"environment": name}
+        if self._remote.host in _LOOPBACK:
+            return {"value": secret}
+        raise CannotSend(
+            "a dspy.LM holds a key that no environment variable has, and a key is not sent to other machines: set it "
+            "in the environment of this process and of each worker, under the same name"
+        )
+
+    @property
+    def waiting(self) -> int:
+        """Runs that wait for a worker."""
+        return len(self._queue)
+
+    @property
+    def in_flight(self) -> int:
+        """Runs that a worker has."""
+        return len(self._running)
+
+    def run(self, task: Task) -> Awaitable[Outcome]:
+        """Run a program on a worker; `TimeoutError` if it takes too long. Called on the run's event loop."""
+        loop = asyncio.get_running_loop()
+        run = _Run(task, loop.create_future())
+        with self._ready:
+            self._candidates[task.candidate.id] = task.candidate
+            self._queue.append(run)
+            self._ready.notify()
+        self._call_workers()
+        if not self._watching:
+            self._watching = True
+            self._watch()
+        return run.future
+
+    def close(self) -> None:
+        """Let the workers go: they end as soon as they ask for more."""
+        with self._ready:
+            self._closed = True
+            self._ready.notify_all()
+        self._listener.close()
+        for task in list(self._tasks):
+            task.cancel()
+
+    # --- workers ----------------------------------------------------------------------------------------------
+
+    @property
+    def _processes(self) -> int:
+        return self._remote.processes or max(1, processes_of(self._remote.executor))
+
+    @property
+    def _threads(self) -> int:
+        return self._remote.threads or math.ceil(self._gate.throttle.maximum / self._processes)
+
+    def _call_workers(self) -> None:
+        """Have as many tasks at the executor as there is work for."""
+        with self._ready:
+            wanted = min(self._processes, math.ceil((len(self._queue) + len(self._running)) / self._threads))
+            lacking = 0 if self._closed else wanted - len(self._tasks)
+        address = self._listener.address
+        for _ in range(lacking):
+            try:
+                task = self._remote.executor.submit(work, address, self._key, self._threads)
+            except Exception as error:
+                self._fail(error)
+                return
+            self._tasks.add(task)
+            task.add_done_callback(self._over)
+
+    def _over(self, task: Future[int]) -> None:
+        """Take note that a worker has ended; called from any thread."""
+        self._tasks.discard(task)
+        error = None if task.cancelled() else task.exception()
+        if self._closed:
+            return
+        if error is not None:
+            self._refused += 1
+            if self._refused >= REFUSALS:
+                self._fail(error)
+                return
+        if self._queue:
+            self._call_workers()
+
+    def _fail(self, error: BaseException) -> None:
+        """Stop the run: its programs cannot run anywhere."""
+        why = self._gate.redactor(f"{type(error).__name__}: {error}")[:400]
+        self._gate.stop("executor", f"executor='s workers cannot work: {why}")
+        with self._ready:
+            left, self._queue = list(self._queue), deque()
+        for run in left:
+            _settle(run, RunStopped("executor"))
+
+    def _accept(self) -> None:
+        while not self._closed:
+            try:
+                connection = self._listener.accept()
+            except OSError:
+                if self._closed:
+                    return
+                continue
+            threading.Thread(target=self._greet, args=(connection,), name="cuesmith-link", daemon=True).start()
+
+    def _greet(self, connection: Connection) -> None:
+        """Serve a connection until it ends."""
+        with contextlib.closing(connection), contextlib.suppress(OSError, EOFError, AuthenticationError):
+            link = Link.of(connection, self._key)
+            hello = link.receive()
+            if "versions" in hello:
+                self._control(link, hello)
+            else:
+                link.send({})
+                _Desk(self, self._gate, link, self._shifts[hello["shift"]]).serve()
+
+    def _control(self, link: Link, hello: Message) -> None:
+        """Tell a worker what it needs, and then how the run stands, whenever it gives a sign of life."""
+        ours = versions()
+        if hello["versions"] != ours:
+            link.send({"refused": f"the worker on {hello['host']} has {hello['versions']}, and this process {ours}"})
+            return
+        shift = self._shifts[hello["shift"]] = _Shift(hello["host"], time.monotonic())
+        try:
+            link.send({"secrets": self._secrets, "path": sys.path})
+            link.receive()
+            link.send_bytes(self._packed)
+            while not self._closed:
+                if link.waits(_TICK_S):
+                    link.receive()
+                    shift.heard, self._refused = time.monotonic(), 0
+                    link.send({"lost": shift.lost})
+                elif time.monotonic() - shift.heard > SILENCE_S:
+                    return
+        finally:
+            shift.gone = True
+
+    # --- tasks ------------------------------------------------------------------------------------------------
+
+    def take(self, shift: _Shift) -> _Run | None:
+        """Wait for a task that may begin now; None if there is none for long."""
+        end = time.monotonic() + LINGER_S
+        with self._ready:
+            while not (self._closed or shift.gone) and time.monotonic() < end:
+                while self._queue and self._queue[0].future.cancelled():
+                    self._queue.popleft()
+                if self._queue and self._gate.throttle.admits(self._pool.in_flight):
+                    run = self._queue.popleft()
+                    run.started, run.shift = time.monotonic(), shift
+                    self._running.add(run)
+                    return run
+                self._ready.wait(_TICK_S)
+        return None
+
+    def describe(self, run: _Run) -> Message:
+        """Say what is to be run."""
+        task, current = run.task, run.task.current
+        number = self._examples.get(id(task.example))
+        example = number if number is not None else base64.b64encode(packed(task.example, self._redactor)[0]).decode()
+        return {"key": current.key, "judge": current.judge, "text": current.texts is not None, "draw": task.draw,
+                "candidate": task.candidate.id, "example": example, "rewritten": dict(task.rewritten)}  # fmt: skip
+
+    def candidate(self, name: str) -> Message:
+        """Return a candidate as JSON."""
+        return {"candidate": self._candidates[name].to_json()}
+
+    def finish(self, run: _Run, told: Message) -> None:
+        """Take what became of a task."""
+        if self._leaves(run):
+            _settle(run, self._result(told))
+
+    def lose(self, run: _Run) -> None:
+        """Begin a task anew whose worker has died."""
+        if not self._leaves(run):
+            return
+        run.deaths += 1
+        if run.deaths >= DEATHS:
+            _settle(run, ProviderFailure(f"{run.deaths} workers died while they ran it"))
+            return
+        run.task.current.begin_again()
+        with self._ready:
+            self._queue.appendleft(run)
+            self._ready.notify()
+        self._call_workers()
+
+    def _leaves(self, run: _Run) -> bool:
+        """Take a task off those under way; returns whether anybody waits for it."""
+        with self._ready:
+            self._running.discard(run)
+            self._ready.notify()
+            return not run.given_up
+
+    def _result(self, told: Message) -> Outcome | BaseException:
+        if "outcome" in told:
+            return outcome_from_json(told["outcome"])
+        if "price" in told:
+            return UnknownPrice(told["price"])
+        if "broken" in told:
+            return RuntimeError(f"a worker could not run the program: {told['broken']}")
+        return RunStopped(self._gate.stopped_by or told["stopped"])
+
+    def _watch(self) -> None:
+        """Give up what is overdue, and look again while there is work."""
+        now, left = time.monotonic(), self._gate.ledger.seconds_left
+        with self._ready:
+            late = [run for run in self._running if self._timeout is not None and now - run.started > self._timeout]
+            late = [*self._running, *self._queue] if left == 0.0 else late
+            for run in late:
+                run.given_up = True
+                self._running.discard(run)
+                if run.shift is not None:
+                    run.shift.lost += 1
+            if left == 0.0:
+                self._queue.clear()
+            self._watching = not self._closed and bool(self._running or self._queue)
+        for run in late:
+            _settle(run, TimeoutError())
+        if self._watching:
+            asyncio.get_running_loop().call_later(min(_TICK_S, (self._timeout or _TICK_S) / 10), self._watch)
+
+    def interrupt(self) -> None:
+        """End the run: a program or a metric of a worker's has raised what Ctrl-C does."""
+        if self._interruption is not None:
+            self._interruption.interrupt()
+
+
+def hire(remote: Remote, scorer: Scorer, examples: Sequence[dspy.Example]) -> None:
+    """Have a scorer's programs run by an executor's workers, as `RemoteWorkers` says, until its pool is closed."""
+    try:
+        scorer.pool.remote = RemoteWorkers(remote, scorer, examples)
+    except BaseException:
+        scorer.pool.close()
+        raise
+
+
+def _settle(run: _Run, result: Outcome | BaseException) -> None:
+    """Hand a result to whoever waits for it, from any thread."""
+
+    def settle() -> None:
+        if run.future.done():
+            return
+        if isinstance(result, BaseException):
+            run.future.set_exception(result)
+        else:
+            run.future.set_result(result)
+
+    with contextlib.suppress(RuntimeError):  # the loop is gone, and with it all who waited
+        run.future.get_loop().call_soon_threadsafe(settle)
+
+
+class _Desk:
+    """Serves one thread of a worker: hands it tasks, and has the gate decide about their calls.
+
+    Args:
+        workers: Where the tasks come from.
+        gate: Decides.
+        link: To the thread.
+        shift: The worker that it belongs to.
+    """
+
+    def __init__(self, workers: RemoteWorkers, gate: Gate, link: Link, shift: _Shift) -> None:
+        self._workers, self._gate, self._link, self._shift = workers, gate, link, shift
+        self._run: _Run | None = None
+        self._calls: dict[int, _Call] = {}
+
+    def serve(self) -> None:
+        """Serve until the thread hangs up, or its worker is taken for dead."""
+        try:
+            while True:
+                while not self._link.waits(_TICK_S):
+                    if self._shift.gone:
+                        return
+                message = self._link.receive()
+                answer = self._next(message) if message["op"] == "next" else self._answer(message)
+                self._link.send(answer)
+                if "end" in answer:
+                    return
+        finally:
+            self._lose_all()
+
+    def _next(self, message: Message) -> Message:
+        """Take what became of the last task, and hand out another one."""
+        if self._run is not None:
+            run, self._run = self._run, None
+            self._workers.finish(run, message)
+            if run.given_up:  # another thread has its place
+                return {"end": True}
+        self._run = self._workers.take(self._shift)
+        if self._run is None:
+            return {"end": True}
+        try:
+            return self._workers.describe(self._run)
+        except CannotSend as error:
+            _settle(self._run, error)
+            self._run = None
+            return self._next({})
+
+    def _answer(self, message: Message) -> Message:
+        calls, current = self._shift.calls, self._run.task.current if self._run is not None else self._gate.stray
+        match message["op"]:
+            case "candidate":
+                return self._workers.candidate(message["candidate"])
+            case "call":
+                return self._call(message, current)
+            case "on":
+                return self._on(message["id"], calls[message["id"]])
+            case "answer":
+                call = calls[message["id"]]
+                call.answered = True
+                if call.place is not None:
+                    call.place.begun = message["begun"]
+                return self._go_on(message["id"], call, answer_from(message))
+            case "foreign":
+                return self._foreign(message, current)
+            case "told":
+                call = calls.pop(message["id"])
+                assert call.ticket is not None
+                self._gate.settle_foreign(call.ticket, Usage(**message["usage"]), call.current, message["failure"])
+            case "spare":
+                return self._spare(message["id"], calls.get(message["of"]))
+            case "late":
+                call = calls.pop(message["id"])
+                assert call.place is not None
+                self._gate.settle_spare(call.place, call.request, answer_from(message), call.current)
+            case "unseen":
+                self._gate.note_unseen(message["what"])
+            case "stop":
+                self._gate.stop(message["by"], message["reason"])
+                if message["by"] == "interrupted":
+                    self._workers.interrupt()
+            case op:
+                raise ValueError(f"a worker says {op!r}")
+        return {}
+
+    def _made(self, message: Message, current: Effect) -> _Call:
+        """Return a call as it is asked for."""
+        outer = self._shift.calls.get(message["outer"])
+        place = None if outer is None else outer.place
+        if place is not None:
+            place.sent = message["sent"]
+        return _Call(request_from(message), current, self, place)
+
+    def _call(self, message: Message, current: Effect) -> Message:
+        call = self._shift.calls[message["id"]] = self._made(message, current)
+        call.protocol = self._gate.conduct(call.request, current)
+        return self._go_on(message["id"], call, None)
+
+    def _on(self, number: int, call: _Call) -> Message:
+        left = call.until - time.monotonic()
+        if left <= 0 or self._gate.is_closed_to(call.current):
+            return self._go_on(number, call, None)
+        return {"wait": left}
+
+    def _go_on(self, number: int, call: _Call, answer: Answer | None) -> Message:
+        """Let the gate take the next step with a call, and say what the worker is to do."""
+        assert call.protocol is not None
+        token = admission.set(call.outer)
+        try:
+            action = call.protocol.send(answer)
+        except StopIteration as done:
+            told: Message = {"done": True} if call.answered else {"stored": done.value}
+        except RunStopped as stop:
+            call.current.stopped = True
+            told = {"stopped": stop.by}
+        except UnknownPrice as error:
+            told = {"price": str(error)}
+        except BaseException as error:
+            if error is not answer:
+                raise
+            told = {"raise": True}
+        else:
+            if isinstance(action, Wait):
+                call.until = time.monotonic() + action.seconds
+                return {"wait": action.seconds}
+            call.place = action.admission
+            inner = call.place.outer is not None
+            return {"send": call.place.ticket.calls, "depth": call.place.depth, "inner": inner}
+        finally:
+            admission.reset(token)
+        del self._shift.calls[number]
+        return told
+
+    def _foreign(self, message: Message, current: Effect) -> Message:
+        """Admit a call that is sent past the door."""
+        call = self._made(message, current)
+        current.replayable &= message["replayable"]
+        token = admission.set(call.outer)
+        try:
+            call.ticket = self._gate.admit_foreign(call.request, current, message["who"])
+        except (RunStopped, Refused):
+            return {"stopped": self._gate.stopped_by or "stopped"}
+        finally:
+            admission.reset(token)
+        self._shift.calls[message["id"]] = call
+        return {}
+
+    def _spare(self, number: int, call: _Call | None) -> Message:
+        """Admit a late call once more."""
+        place = None if call is None or call.place is None else self._gate.spare(call.place, call.request)
+        if call is None or place is None:
+            return {}
+        self._shift.calls[number] = _Call(call.request, call.current, self, place=place)
+        return {"send": place.ticket.calls}
+
+    def _lose_all(self) -> None:
+        """Count what the thread has sent and nobody will answer, and begin its task anew elsewhere."""
+        for number, call in list(self._shift.calls.items()):
+            if call.desk is not self:
+                continue
+            del self._shift.calls[number]
+            if call.place is not None:
+                self._gate.forget(call.place)
+            if call.protocol is not None:
+                call.protocol.close()
+            if call.ticket is not None:
+                with contextlib.suppress(RunStopped):
+                    self._gate.settle_foreign(call.ticket, Usage(calls=1, usd=0.0), call.current)
+        if self._run is not None:
+            self._workers.lose(self._run)
