@@ -29,7 +29,7 @@ from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
-from cuesmith.teleprompters.runtime.remote import remote_of
+from cuesmith.teleprompters.runtime.remote import Parcel, Remote, parcel, remote_of
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples
@@ -192,7 +192,8 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             A compiled copy, with a `compilation` (`cuesmith.Compilation`).
 
         Raises:
-            TypeError, ValueError: If an argument is wrong; nothing has been called then.
+            TypeError, ValueError: If an argument is wrong, or the program cannot be sent to `executor`'s workers;
+                nothing has been called then.
             CompileError: If not even the student could be scored.
             JournalError: If `run_dir` is in use or holds another run.
             Interrupted: After Ctrl-C (a `KeyboardInterrupt`), and `Terminated` after SIGTERM: nothing more has been
@@ -242,18 +243,24 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
             hedge=self.hedge,
-            remote=self.remote,
             run_dir=None if run_dir is None else Path(run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
             shortest=self.shortest,
         )
         check_prices(self.budget, job.lms)
+        if self.remote is not None:
+            job = replace(job, parcel=self._parcel(self.remote, job))
         notes = await self._preflight(student, job.metric, trainset, valset, len(split.fresh))
         with _display(self.progress, bool(self.observers)) as display:
             callbacks = self.observers if display is None else (display, *self.observers)
             job = replace(job, notes=notes, callbacks=callbacks)
             return await Session(job).compile()
+
+    def _parcel(self, remote: Remote, job: Job) -> Parcel:
+        examples = [*job.split.train, *job.split.select, *job.split.fresh]
+        sized = self.budget.tokens is not None or self.budget.usd is not None
+        return parcel(remote, job.student, job.metric, job.task_lm, examples, hedge=self.hedge, sized=sized)
 
     def estimate(
         self, student: dspy.Module, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None

@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
@@ -28,7 +28,7 @@ from multiprocessing.connection import Connection, Listener
 import dspy
 
 from cuesmith.teleprompters.runtime import _dask
-from cuesmith.teleprompters.runtime._dspy import copy_program
+from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime._ray import RayExecutor
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import (
@@ -44,9 +44,11 @@ from cuesmith.teleprompters.runtime.gate import (
 )
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Ticket, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, outcome_from_json
+from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remote_worker import Work, versions, work
-from cuesmith.teleprompters.runtime.scoring import Scorer, Task
+from cuesmith.teleprompters.runtime.scoring import Pool, Task
 from cuesmith.teleprompters.runtime.wire import CannotSend, Link, Message, answer_from, packed, request_from
 
 LINGER_S = 30.0
@@ -183,32 +185,82 @@ class _Call:
     answered: bool = False
 
 
+@dataclass(frozen=True)
+class Parcel:
+    """What workers get, packed.
+
+    Attributes:
+        remote: Where they are.
+        data: The pickle.
+        secrets: How they come by the keys that are not in it.
+        examples: Those in it.
+    """
+
+    remote: Remote
+    data: bytes
+    secrets: tuple[Mapping[str, str], ...]
+    examples: tuple[dspy.Example, ...]
+
+
+def parcel(
+    remote: Remote,
+    student: dspy.Module,
+    metric: Metric,
+    lm: dspy.BaseLM | None,
+    examples: Sequence[dspy.Example],
+    *,
+    hedge: float | None = None,
+    sized: bool = False,
+) -> Parcel:
+    """Pack what workers need.
+
+    Args:
+        remote: Where they are.
+        student: The program.
+        metric: Its judge.
+        lm: The LM for predictors that carry none.
+        examples: Those that tasks will be about; others are sent with their task.
+        hedge: As compilers take it.
+        sized: Whether the length of requests matters to the budget.
+
+    Raises:
+        CannotSend: If something cannot be sent, or holds a key that cannot.
+    """
+    settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
+    told = Work(copy_program(student), metric.function, lm, tuple(examples), settings, hedge, sized)
+    models = [*language_models(student), *([] if lm is None else [lm])]
+    data, withheld = packed(told, Redactor(models))
+    return Parcel(remote, data, tuple(_told_of(secret, remote.host) for secret in withheld), tuple(examples))
+
+
+def _told_of(secret: str, host: str) -> Mapping[str, str]:
+    """Say how workers come by a key: from their own environment, or, on this machine alone, from here."""
+    name = next((name for name, value in os.environ.items() if value == secret), None)
+    if name is not None:
+        return {"environment": name}
+    if host in _LOOPBACK:
+        return {"value": secret}
+    raise CannotSend(
+        "a dspy.LM holds a key that no environment variable has, and a key is not sent to other machines: set it "
+        "in the environment of this process and of each worker, under the same name"
+    )
+
+
 class RemoteWorkers:
     """The processes that run a run's programs.
 
     Args:
-        remote: Where.
-        scorer: Whose programs they run.
-        examples: Those that tasks will be about; others are sent with their task.
+        parcel: What they get.
+        pool: Whose programs they run.
 
     Raises:
-        CannotSend: If the program, the metric or an example cannot be sent, or holds a key that cannot.
         OSError: If nobody can listen at that address.
     """
 
-    def __init__(self, remote: Remote, scorer: Scorer, examples: Sequence[dspy.Example]) -> None:
-        gate = scorer.pool.gate
-        self._remote, self._gate, self._timeout, self._pool = remote, gate, scorer.pool.timeout, scorer.pool
-        self._examples = {id(example): number for number, example in enumerate(examples)}
-        self._kept = tuple(examples)  # an id stands for an example as long as it is held
-        settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
-        budget = gate.ledger.budget
-        sized = budget.tokens is not None or budget.usd is not None
-        told = Work(copy_program(scorer.student), scorer.metric.function, scorer.lm, self._kept, settings,
-                    gate.pace.multiple, sized)  # fmt: skip
-        self._redactor = gate.redactor
-        self._packed, withheld = packed(told, self._redactor)
-        self._secrets = [self._told_of(secret) for secret in withheld]
+    def __init__(self, parcel: Parcel, pool: Pool) -> None:
+        self._remote, self._parcel = parcel.remote, parcel
+        self._gate, self._timeout, self._pool, self._redactor = pool.gate, pool.timeout, pool, pool.gate.redactor
+        self._examples = {id(example): number for number, example in enumerate(parcel.examples)}
         self._candidates: dict[str, Candidate] = {}
         self._ready = threading.Condition()
         self._queue: deque[_Run] = deque()
@@ -218,20 +270,8 @@ class RemoteWorkers:
         self._refused, self._closed, self._watching = 0, False, False
         self._interruption = current_interruption()
         self._key = os.urandom(32)
-        self._listener = Listener((remote.host, 0), backlog=128)
+        self._listener = Listener((parcel.remote.host, 0), backlog=128)
         threading.Thread(target=self._accept, name="cuesmith-listener", daemon=True).start()
-
-    def _told_of(self, secret: str) -> dict[str, str]:
-        """Say how workers come by a key: from their own environment, or, on this machine alone, from here."""
-        name = next((name for name, value in os.environ.items() if value == secret), None)
-        if name is not None:
-            return {"environment": name}
-        if self._remote.host in _LOOPBACK:
-            return {"value": secret}
-        raise CannotSend(
-            "a dspy.LM holds a key that no environment variable has, and a key is not sent to other machines: set it "
-            "in the environment of this process and of each worker, under the same name"
-        )
 
     @property
     def waiting(self) -> int:
@@ -343,9 +383,9 @@ class RemoteWorkers:
             return
         shift = self._shifts[hello["shift"]] = _Shift(hello["host"], time.monotonic())
         try:
-            link.send({"secrets": self._secrets, "path": sys.path})
+            link.send({"secrets": self._parcel.secrets, "path": sys.path})
             link.receive()
-            link.send_bytes(self._packed)
+            link.send_bytes(self._parcel.data)
             while not self._closed:
                 if link.waits(_TICK_S):
                     link.receive()
@@ -443,15 +483,6 @@ class RemoteWorkers:
         """End the run: a program or a metric of a worker's has raised what Ctrl-C does."""
         if self._interruption is not None:
             self._interruption.interrupt()
-
-
-def hire(remote: Remote, scorer: Scorer, examples: Sequence[dspy.Example]) -> None:
-    """Have a scorer's programs run by an executor's workers, as `RemoteWorkers` says, until its pool is closed."""
-    try:
-        scorer.pool.remote = RemoteWorkers(remote, scorer, examples)
-    except BaseException:
-        scorer.pool.close()
-        raise
 
 
 def _settle(run: _Run, result: Outcome | BaseException) -> None:

@@ -14,7 +14,7 @@ from cuesmith.teleprompters.runtime.ledger import Budget, Ledger
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, Scores
 from cuesmith.teleprompters.runtime.redaction import Redactor
-from cuesmith.teleprompters.runtime.remote import hire, remote_of
+from cuesmith.teleprompters.runtime.remote import RemoteWorkers, parcel, remote_of
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.throttle import Throttle
 
@@ -47,16 +47,15 @@ def score_program(
         TypeError: If the program cannot run there.
         RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
     """
-    throttle = Throttle(max_in_flight)
+    throttle, judge, remote = Throttle(max_in_flight), Metric(metric), remote_of(executor)
     chosen = lm if lm is not None else dspy.settings.lm
+    sent = None if remote is None else parcel(remote, program, judge, chosen, examples)
     redactor = Redactor([chosen] if chosen is not None else [])
     gate = Gate(Ledger(Budget()), None, throttle, redactor, lambda reason, delay, attempt: None)
     pool = Pool(gate, timeout)
-    scorer = Scorer(program, Metric(metric), chosen, pool)
+    pool.remote = None if sent is None else RemoteWorkers(sent, pool)
+    scorer = Scorer(program, judge, chosen, pool)
     candidate = Candidate.of(program)
-
-    if (remote := remote_of(executor)) is not None:
-        hire(remote, scorer, examples)
 
     async def one(number: int, example: dspy.Example) -> Outcome:
         return await scorer.run(candidate, example, Effect(str(number), "target", gate))

@@ -34,7 +34,7 @@ from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, P
 from cuesmith.teleprompters.runtime.record import record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
-from cuesmith.teleprompters.runtime.remote import Remote, hire
+from cuesmith.teleprompters.runtime.remote import Parcel, RemoteWorkers
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.splitting import Split
@@ -89,7 +89,7 @@ class Job:
         notes: What was found before the first call.
         shortest: Whether of candidates that cannot be told apart the shortest is returned.
         hedge: A call that takes more than so many times the median of its kind is sent once more.
-        remote: Where programs run; None if they run here.
+        parcel: For the workers that run the programs; None if they run here.
     """
 
     compiler: str
@@ -110,7 +110,7 @@ class Job:
     notes: tuple[Note, ...] = ()
     shortest: bool = False
     hedge: float | None = None
-    remote: Remote | None = None
+    parcel: Parcel | None = None
 
     @property
     def lms(self) -> list[dspy.BaseLM]:
@@ -132,7 +132,6 @@ class Session:
 
     Raises:
         JournalError: If the run directory cannot be used.
-        CannotSend: If the program cannot run elsewhere.
     """
 
     def __init__(self, job: Job) -> None:
@@ -151,8 +150,8 @@ class Session:
             hedge=job.hedge,
         )
         self.scorer = Scorer(job.student, job.metric, job.task_lm, Pool(self.gate, job.timeout))
-        if job.remote is not None:
-            self._hire(job.remote)
+        if job.parcel is not None:
+            self.scorer.pool.remote = RemoteWorkers(job.parcel, self.scorer.pool)
         self.effects = Effects(
             self.scorer, job.split, job.optimizer, self.stream, job.seed, self.journal, job.run_dir
         )
@@ -165,15 +164,6 @@ class Session:
         interruption = current()
         if interruption is not None:
             interruption.gate = self.gate
-
-    def _hire(self, remote: Remote) -> None:
-        split = self.job.split
-        try:
-            hire(remote, self.scorer, [*split.train, *split.select, *split.fresh])
-        except BaseException:
-            if self.journal is not None:
-                self.journal.close()
-            raise
 
     async def compile(self) -> dspy.Module:
         """Run all stages and return the compiled program with its `compilation`.

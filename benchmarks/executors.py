@@ -1,0 +1,215 @@
+"""Programs past one process: threads, a process pool, Dask and Ray on this machine, with and without a killed worker.
+
+    python benchmarks/executors.py [--examples 5000] [--workers 2] [--executors processes dask ray] [--repeats 3]
+
+The model answers at once and writes a line to a file for each call that it is paid for, whichever process makes it, so
+that calls that are made twice are seen. Each row scores the same program on the same examples, in alternating repeats:
+wall-clock milliseconds an example, and how many more than with threads in this process. Then a worker is killed
+when half of the calls have been made (Dask and Ray go on with what is left; a process pool breaks, and is left out).
+`--work` is what the program computes itself, in milliseconds: threads share one interpreter for it, processes do not.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import signal
+import statistics
+import sys
+import tempfile
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import dspy
+from dspy.lm15 import Message, Response, Usage
+
+from cuesmith import Budget, RayExecutor
+from cuesmith.programs.evaluation import evaluate
+from cuesmith.teleprompters import IterativeAPE
+from cuesmith.teleprompters.runtime.outcomes import Scores
+
+IN_FLIGHT = 32
+
+
+class Paid:
+    """A model that answers at once and notes each call in a file.
+
+    Args:
+        log: The file.
+    """
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def complete(self, request: Any) -> Response:
+        """Answer with the number in the question, right four times in five."""
+        question = str(request.messages[-1].text).partition("number ")[2].split()[0]
+        with self._log.open("a") as file:
+            file.write(f"{question} {os.getpid()}\n")
+        answer = question if int(question) % 5 else "none"
+        return Response(
+            id="1",
+            model=request.model,
+            message=Message.assistant(f"[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]"),
+            finish_reason="stop",
+            usage=Usage(input_tokens=100, output_tokens=20, total_tokens=120),
+        )
+
+
+class Working(dspy.Module):  # type: ignore[misc]
+    """Computes a while, and asks.
+
+    Args:
+        milliseconds: How long.
+    """
+
+    def __init__(self, milliseconds: float) -> None:
+        super().__init__()
+        self.milliseconds = milliseconds
+        self.ask = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer."""
+        end = time.thread_time() + self.milliseconds / 1000
+        while time.thread_time() < end:
+            pass
+        return self.ask(question=question)
+
+
+def exact(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    """1 for the right answer."""
+    return float(example.answer == prediction.answer)
+
+
+@contextmanager
+def cluster(kind: str, workers: int) -> Iterator[tuple[Any, Callable[[], list[int]]]]:
+    """Yield an executor of so many processes on this machine, and what tells their ids."""
+    if kind == "threads":
+        yield None, lambda: []
+    elif kind == "processes":
+        with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
+            yield pool, lambda: list(pool._processes)
+    elif kind == "dask":
+        import distributed
+
+        with (
+            distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
+            distributed.Client(local) as client,
+        ):
+            yield client, lambda: list(client.run(os.getpid).values())
+    else:
+        import ray
+
+        ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            yield RayExecutor(), lambda: []
+        finally:
+            ray.shutdown()
+
+
+def kill_at(calls: int, log: Path) -> None:
+    """Kill the process that has made the last call, once so many have been made."""
+    while True:
+        lines = log.read_text().splitlines() if log.exists() else []
+        if len(lines) >= calls and int(lines[-1].split()[1]) != os.getpid():
+            os.kill(int(lines[-1].split()[1]), signal.SIGKILL)
+            return
+        time.sleep(0.01)
+
+
+def scored(where: Any, examples: list[dspy.Example], work: float, kill: bool) -> tuple[Scores, float, Counter[str]]:
+    """Score once; returns the scores, the seconds, and how often each example was paid for."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "calls"
+        lm = dspy.LM("cuesmith-benchmark/paid", engine=Paid(log), cache=False)
+        if kill:
+            threading.Thread(target=kill_at, args=(len(examples) // 2, log), daemon=True).start()
+        began = time.perf_counter()
+        found = evaluate(Working(work), examples, exact, lm=lm, max_in_flight=IN_FLIGHT, executor=where)
+        seconds = time.perf_counter() - began
+        return found, seconds, Counter(line.split()[0] for line in log.read_text().splitlines())
+
+
+def capped(where: Any, examples: list[dspy.Example], cap: int) -> tuple[int, int]:
+    """Compile within a cap; returns the calls that were counted, and those that were made."""
+    with tempfile.TemporaryDirectory() as folder:
+        log = Path(folder) / "calls"
+        lm = dspy.LM("cuesmith-benchmark/paid", engine=Paid(log), cache=False)
+        optimizer = dspy.LM("cuesmith-benchmark/optimizer", engine=Optimizer(log), cache=False)
+        compiler = IterativeAPE(exact, optimizer_lm=optimizer, budget=Budget(calls=cap), executor=where, progress=False,
+                                max_in_flight=IN_FLIGHT)  # fmt: skip
+        student = dspy.Predict("question -> answer")
+        with dspy.context(lm=lm):
+            compiled = compiler.compile(student, trainset=examples[:50], valset=examples[50:150])
+        return compiled.compilation.spent.total.calls, len(log.read_text().splitlines())
+
+
+class Optimizer(Paid):
+    """Proposes an instruction, another one each time."""
+
+    def complete(self, request: Any) -> Response:
+        """Answer."""
+        with self._log.open("a") as file:
+            file.write(f"optimizer {os.getpid()}\n")
+        text = f"[[ ## analysis ## ]]\nNone.\n\n[[ ## instruction ## ]]\nGive the number ({time.time_ns()}).\n"
+        message = Message.assistant(f"{text}\n[[ ## completed ## ]]")
+        return Response(id="1", model=request.model, message=message, finish_reason="stop",
+                        usage=Usage(input_tokens=100, output_tokens=20, total_tokens=120))  # fmt: skip
+
+
+def main() -> int:
+    """Run from the command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--examples", type=int, default=5000)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--executors", nargs="+", default=["processes", "dask", "ray"])
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--work", type=float, nargs="+", default=[0.0, 10.0])
+    options = parser.parse_args()
+    logging.getLogger("distributed").setLevel(logging.ERROR)
+    examples = [dspy.Example(question=f"number {i}", answer=str(i)).with_inputs("question")
+                for i in range(options.examples)]  # fmt: skip
+    failed = False
+    for kind in options.executors:
+        with cluster(kind, options.workers) as (where, _):
+            scored(where, examples[:200], 0.0, False)  # imports, on both sides
+            for work in options.work:
+                rows = [(scored(None, examples, work, False), scored(where, examples, work, False))
+                        for _ in range(options.repeats)]  # fmt: skip
+                near, far = ([1000 * row[i][1] / len(examples) for row in rows] for i in (0, 1))
+                more = [f - n for f, n in zip(far, near, strict=True)]
+                same = all(n[0].outcomes == f[0].outcomes for n, f in rows)
+                failed |= not same
+                print(f"{kind}, {work:g} ms of its own work: {_range(far)} ms an example, threads {_range(near)}, "
+                      f"{_range(more)} more; the same outcomes: {same}", flush=True)  # fmt: skip
+            cap = 100
+            counted, made = capped(where, examples, cap)
+            failed |= not counted == made <= cap
+            print(f"{kind}, a cap of {cap} calls: {counted} counted, {made} made", flush=True)
+            if kind in ("dask", "ray"):
+                whole, killed = scored(None, examples, 0.0, False)[0], scored(where, examples, 0.0, True)
+                twice = sum(n - 1 for n in killed[2].values())
+                same = killed[0].values == whole.values
+                failed |= not same
+                print(f"{kind}, a worker killed half way: the same scores: {same}; {twice} calls made twice, of "
+                      f"{IN_FLIGHT // options.workers} that it had under way at most", flush=True)  # fmt: skip
+    return int(failed)
+
+
+def _range(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f} [{min(values):.2f}, {max(values):.2f}]"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

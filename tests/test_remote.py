@@ -1,0 +1,388 @@
+"""Programs run by other processes: the same results, exact caps, no key in a pickle, dead workers, real clusters."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from multiprocessing.connection import Client
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+import dspy
+import pytest
+from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, exact, result_of, toy_compile, toy_lm, words
+
+from cuesmith import Budget, Remote
+from cuesmith.programs.evaluation import evaluate
+from cuesmith.teleprompters.runtime import remote
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored
+from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.teleprompters.runtime.wire import CannotSend
+
+SMALL: dict[str, Any] = {"n_val": 24, "width": 2, "steps": 2}
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ProcessPoolExecutor]:
+    """Two processes of a pool, with all imported."""
+    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as executor:
+        yield executor
+
+
+def told(compiled: dspy.Module) -> dict[str, object]:
+    """Return what must be the same wherever the programs ran."""
+    return result_of(compiled)
+
+
+def paid_twice(provider: Provider, since: int = 0) -> int:
+    """Return how many requests of the program came more than once; the optimizer is asked the same several times."""
+    asked = [str(body["messages"]) for _, status, body, _ in provider.seen[since:] if status == 200]
+    return sum(n - 1 for text, n in Counter(asked).items() if "`variation`" not in text)
+
+
+def test_the_result_is_the_one_of_this_process(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider:
+        near = toy_compile(provider.lm(), max_in_flight=8, **SMALL)
+        calls = provider.calls
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, **SMALL)
+        assert provider.calls == 2 * calls
+    assert told(far) == told(near)
+
+
+def test_a_pool_as_python_makes_it(tmp_path: Path) -> None:
+    """On Linux its processes are forks of this one, with its door and its open run."""
+    with Provider() as provider, ProcessPoolExecutor(2) as forks:
+        near = toy_compile(provider.lm(), max_in_flight=8, **SMALL)
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=forks, run_dir=tmp_path, **SMALL)
+    assert told(far) == told(near)
+
+
+def test_a_journal_serves_both(tmp_path: Path, pool: ProcessPoolExecutor) -> None:
+    """A run that a cap has ended goes on elsewhere, and pays for nothing again."""
+    with Provider() as provider:
+        whole = toy_compile(provider.lm(), max_in_flight=4, **SMALL)
+        calls = provider.calls
+        toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=4, executor=pool, budget=Budget(calls=50), **SMALL)
+        first = provider.calls - calls
+        on = toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=4, **SMALL)
+        assert first == 50 and not paid_twice(provider, calls)
+    with Provider(port=provider.port) as provider:
+        again = toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=4, executor=pool, **SMALL)
+        assert provider.calls == 0
+    assert [t.scores for t in on.compilation.candidates] == [t.scores for t in whole.compilation.candidates]
+    assert told(again) == told(on)
+
+
+@pytest.mark.parametrize("cap", [30, 61])
+def test_caps_are_exact(pool: ProcessPoolExecutor, cap: int) -> None:
+    with Provider(latency=0.002) as provider:
+        near = toy_compile(provider.lm(), max_in_flight=8, budget=Budget(calls=cap), **SMALL)
+        calls = provider.calls
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, budget=Budget(calls=cap), **SMALL)
+        assert provider.calls - calls == calls <= cap
+    assert far.compilation.stopped_by == near.compilation.stopped_by == "calls"
+    assert told(far) == told(near)
+
+
+def test_a_cap_on_tokens(pool: ProcessPoolExecutor) -> None:
+    with Provider(latency=0.002) as provider:
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, budget=Budget(tokens=5000), **SMALL)
+        assert 120 * provider.calls <= 5000 and far.compilation.spent.total.tokens == 120 * provider.calls
+
+
+def test_a_revoked_key_stops_the_run(pool: ProcessPoolExecutor) -> None:
+    body = error_body(f"Incorrect API key provided: {KEY}.", "invalid_api_key")
+    with Provider(lambda nth, asked: (401, {}, body) if nth > 30 else None) as provider:
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, **SMALL)
+        assert provider.calls <= 38
+    assert far.compilation.stopped_by == "auth" and KEY not in repr(far.compilation)
+
+
+def test_a_provider_that_fails_now_and_then_is_asked_again(pool: ProcessPoolExecutor) -> None:
+    """Attempts are the gate's: each is counted, and the result is the one without failures."""
+    with Provider() as provider:
+        near = toy_compile(provider.lm(), max_in_flight=8, **SMALL)
+    failing: Callable[[int, Mapping[str, object]], Answer | None]
+    failing = lambda nth, body: (503, {"Retry-After": "0"}, error_body("busy")) if nth % 7 == 0 else None  # noqa: E731
+    with Provider(failing) as provider:
+        far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, **SMALL)
+        assert far.compilation.spent.total.calls == provider.calls > near.compilation.spent.total.calls
+    assert [t.scores for t in far.compilation.candidates] == [t.scores for t in near.compilation.candidates]
+
+
+def test_a_request_that_is_refused_leaves_its_example_missing(pool: ProcessPoolExecutor) -> None:
+    refuse = lambda nth, body: (400, {}, error_body("too strange")) if "w3\n" in str(body["messages"]) else None  # noqa: E731
+    with Provider(refuse) as provider, dspy.context(lm=provider.lm()):
+        student = dspy.Predict("question -> answer")
+        near, far = (evaluate(student, words(6), exact, executor=where) for where in (None, pool))
+    assert [type(o) for o in far.outcomes] == [type(o) for o in near.outcomes]
+    assert far.outcomes == near.outcomes
+
+
+# --- programs and metrics of all kinds ------------------------------------------------------------------------
+
+
+class Awaited(dspy.Module):  # type: ignore[misc]
+    """Has only an async forward, with two calls at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = dspy.Predict("question -> answer")
+        self.second = dspy.Predict("question -> answer")
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        """Answer twice."""
+        found = await asyncio.gather(self.first.acall(question=question), self.second.acall(question=f"{question}!"))
+        return found[0]
+
+
+class Threaded(dspy.Module):  # type: ignore[misc]
+    """Calls its predictor from threads of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer in two threads."""
+        with ThreadPoolExecutor(2) as threads:
+            found = list(threads.map(lambda text: self.inner(question=text), [question, f"{question}!"]))
+        return found[0]
+
+
+def unordered(outcome: Any) -> object:
+    """Return an outcome whose calls are in an order of their own: what runs at once ends in any."""
+    return replace(outcome, trace=tuple(sorted(outcome.trace, key=repr)))
+
+
+async def exact_awaited(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    """Judge as `exact`, later."""
+    await asyncio.sleep(0)
+    return float(exact(example, prediction))
+
+
+@pytest.mark.parametrize("metric", [exact, exact_awaited])
+@pytest.mark.parametrize("kind", [Awaited, Threaded])
+def test_programs_of_all_kinds(pool: ProcessPoolExecutor, kind: type[dspy.Module], metric: Any) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        student = kind()
+        student.set_lm(provider.lm())
+        near, far = (evaluate(student, words(12), metric, executor=where) for where in (None, pool))
+        assert provider.calls == 48
+    assert 0 < near.score < 1 and [unordered(o) for o in far.outcomes] == [unordered(o) for o in near.outcomes]
+
+
+class Broken(dspy.Module):  # type: ignore[misc]
+    """Raises on some examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer, or raise."""
+        if question.endswith("3"):
+            raise LookupError("no such thing")
+        return self.inner(question=question)
+
+
+def strange(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    """Fail on some examples."""
+    if example.answer.endswith("4"):
+        raise ValueError("cannot judge")
+    return float(exact(example, prediction))
+
+
+def test_errors_are_the_same(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        near, far = (evaluate(Broken(), words(8), strange, executor=where) for where in (None, pool))
+    assert far.outcomes == near.outcomes
+    assert isinstance(far.outcomes[3], ParseFailure) and far.outcomes[3].raised
+
+
+class Hanging(dspy.Module):  # type: ignore[misc]
+    """Never ends on one example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer, or hang."""
+        while question.endswith("w1"):
+            time.sleep(0.01)
+        return self.inner(question=question)
+
+
+def test_a_program_that_hangs_is_given_up_and_its_thread_replaced(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        student = Hanging()
+        where = Remote(pool, processes=1, threads=1)
+        found = remote_scores(student, where, timeout=1.0)
+    assert isinstance(found[1], ProviderFailure) and "did not end" in found[1].reason
+    assert all(isinstance(outcome, Scored) for number, outcome in enumerate(found) if number != 1)
+
+
+def remote_scores(student: dspy.Module, where: object, timeout: float | None = None) -> tuple[Any, ...]:
+    """Score a program on six words."""
+    from cuesmith.teleprompters.runtime.score_program import score_program
+
+    return score_program(student, words(6), exact, executor=where, timeout=timeout).outcomes
+
+
+# --- keys -----------------------------------------------------------------------------------------------------
+
+
+class Spying(Executor):
+    """Keeps what an executor is given, as it would be pickled."""
+
+    def __init__(self, executor: Executor) -> None:
+        self.executor, self.sent = executor, list[bytes]()
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Note the task, and hand it on."""
+        self.sent.append(cloudpickle.dumps((fn, args, kwargs)))
+        return self.executor.submit(fn, *args, **kwargs)
+
+
+def test_no_key_is_pickled(pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    spy, packed = Spying(pool), list[bytes]()
+    real = remote.packed
+
+    def kept(*args: Any) -> Any:
+        found = real(*args)
+        packed.append(found[0])
+        return found
+
+    monkeypatch.setattr(remote, "packed", kept)
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        student = dspy.Predict("question -> answer")
+        student.lm = provider.lm("own")
+        scores = evaluate(student, words(4), exact, executor=spy)
+        assert scores.n == 4 and {seen[3] for seen in provider.seen} == {f"Bearer {KEY}"}
+    assert spy.sent and packed
+    assert not [data for data in (*spy.sent, *packed) if KEY.encode() in data]
+
+
+def test_a_key_of_the_environment_is_the_workers_own(
+    pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only its name is sent; a worker that has none says so, before anything is called."""
+    monkeypatch.setenv("TOY_KEY", KEY)
+    with Provider() as provider:
+        with pytest.raises(CompileError, match="no environment variable TOY_KEY"):
+            toy_compile(provider.lm(), executor=pool, **SMALL)
+        assert provider.calls == 0
+
+
+def test_a_key_is_not_sent_to_other_machines(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()), pytest.raises(CannotSend, match="environment of this"):
+        evaluate(dspy.Predict("question -> answer"), words(4), exact, executor=Remote(pool, host="0.0.0.0"))
+
+
+def test_a_key_elsewhere_in_the_program_is_refused(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        student = dspy.Predict("question -> answer")
+        student.header = f"Bearer {KEY}"
+        with pytest.raises(CannotSend, match="holds a key outside"):
+            evaluate(student, words(4), exact, executor=pool)
+        assert provider.calls == 0
+
+
+def test_a_stranger_is_turned_away(pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[remote.RemoteWorkers] = []
+    real = remote.RemoteWorkers.__init__
+
+    def kept(self: remote.RemoteWorkers, *args: Any) -> None:
+        real(self, *args)
+        made.append(self)
+
+    monkeypatch.setattr(remote.RemoteWorkers, "__init__", kept)
+    refused: list[BaseException] = []
+
+    def strange_call(nth: int, body: Mapping[str, object]) -> None:
+        if nth == 2:
+            try:
+                Client(made[0]._listener.address, authkey=b"guessed")
+            except BaseException as error:
+                refused.append(error)
+
+    with Provider(strange_call) as provider, dspy.context(lm=provider.lm()):
+        assert evaluate(dspy.Predict("question -> answer"), words(4), exact, executor=pool).n == 4
+    assert len(refused) == 1
+
+
+# --- what cannot work -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("executor", [ThreadPoolExecutor(1), 4, "dask"])
+def test_what_is_no_executor_of_processes_is_refused(executor: object) -> None:
+    with pytest.raises(TypeError, match=r"dask\.distributed\.Client"):
+        toy_compile(toy_lm(ToyEngine()), executor=executor)
+
+
+def test_what_cannot_be_pickled_is_said_before_anything_is_called(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    with Provider() as provider:
+        student = dspy.Predict("question -> answer")
+        student.lock = threading.Lock()
+        with pytest.raises(CannotSend, match="cannot be sent"):
+            toy_compile(provider.lm(), student=student, executor=pool, run_dir=tmp_path / "run", **SMALL)
+        assert provider.calls == 0 and not (tmp_path / "run").exists()
+
+
+class Refusing(Executor):
+    """An executor whose tasks fail."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Fail."""
+        future: Future[Any] = Future()
+        future.set_exception(ModuleNotFoundError("No module named 'cuesmith'"))
+        return future
+
+
+def test_workers_that_cannot_begin_stop_the_run() -> None:
+    with Provider() as provider, pytest.raises(CompileError, match=r"stopped by executor.*No module named 'cuesmith'"):
+        toy_compile(provider.lm(), executor=Refusing(), **SMALL)
+    assert provider.calls == 0
+
+
+class Deadly(dspy.Module):  # type: ignore[misc]
+    """Ends its process on one example."""
+
+    def __init__(self, home: int) -> None:
+        super().__init__()
+        self.inner, self.home = dspy.Predict("question -> answer"), home
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer, or die."""
+        if question.endswith("w1") and os.getpid() != self.home:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self.inner(question=question)
+
+
+def test_a_pool_that_breaks_stops_the_run_and_it_can_go_on(tmp_path: Path) -> None:
+    """`ProcessPoolExecutor` does not outlive a dead process; what was paid for is in the journal."""
+    killed = threading.Event()
+    with Provider(latency=0.01) as provider, ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+
+        def kill(nth: int, body: Mapping[str, object]) -> None:
+            if nth == 60 and not killed.is_set():
+                killed.set()
+                os.kill(next(iter(pool._processes)), signal.SIGKILL)
+
+        provider.intercept = kill
+        far = toy_compile(provider.lm(), run_dir=tmp_path, executor=pool, max_in_flight=8, **SMALL)
+        assert far.compilation.stopped_by == "executor" and killed.is_set()
+        on = toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=8, **SMALL)
+        assert paid_twice(provider) <= 8, "at most what was under way"
+        whole = toy_compile(provider.lm(), max_in_flight=8, **SMALL)
+    assert [t.scores for t in on.compilation.candidates] == [t.scores for t in whole.compilation.candidates]
