@@ -12,6 +12,7 @@ when half of the calls have been made (Dask and Ray go on with what is left; a p
 from __future__ import annotations
 
 import argparse
+import importlib
 import logging
 import os
 import signal
@@ -101,16 +102,14 @@ def cluster(kind: str, workers: int) -> Iterator[tuple[Any, Callable[[], list[in
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
             yield pool, lambda: list(pool._processes)
     elif kind == "dask":
-        import distributed
-
+        distributed: Any = importlib.import_module("distributed")
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
             distributed.Client(local) as client,
         ):
             yield client, lambda: list(client.run(os.getpid).values())
     else:
-        import ray
-
+        ray: Any = importlib.import_module("ray")
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
             yield RayExecutor(), lambda: []

@@ -1,6 +1,6 @@
 """Every request that Cuesmith makes to a language model, as a typed, documented `dspy.Signature`."""
 
-from cuesmith.signatures.behavior import Deviation, LocateDeviation, Move, ReviseStep, WorkExample, WriteSteps
+from cuesmith.signatures.behavior import Deviation, LocateDeviation, Move, ReviseStep, StepWork, WorkExample, WriteSteps
 from cuesmith.signatures.diagnosing import CheckRule, Followed, IdentifyCondition
 from cuesmith.signatures.instructions import STYLES, Style, SummarizeData, VaryInstructions, WriteInstructions
 from cuesmith.signatures.reflection import (
@@ -33,6 +33,7 @@ __all__ = [
     "ReflectOnSuccesses",
     "ReviseStep",
     "RewriteInstruction",
+    "StepWork",
     "Style",
     "SummarizeData",
     "SummarizeReasons",

@@ -49,6 +49,7 @@ class Options(TypedDict, total=False):
     progress: bool | None
     example_timeout: float | None
     hedge: float | None
+    executor: object
 
 
 class Compiler(Teleprompter):  # type: ignore[misc]

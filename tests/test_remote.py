@@ -26,7 +26,7 @@ from cuesmith.programs.evaluation import evaluate
 from cuesmith.teleprompters.runtime import remote
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.session import CompileError
-from cuesmith.teleprompters.runtime.wire import CannotSend
+from cuesmith.teleprompters.runtime.wire import CannotSend, Link
 
 SMALL: dict[str, Any] = {"n_val": 24, "width": 2, "steps": 2}
 
@@ -256,14 +256,13 @@ class Spying(Executor):
 
 def test_no_key_is_pickled(pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     spy, packed = Spying(pool), list[bytes]()
-    real = remote.packed
+    real = Link.send_bytes
 
-    def kept(*args: Any) -> Any:
-        found = real(*args)
-        packed.append(found[0])
-        return found
+    def kept(link: Link, data: bytes) -> None:
+        packed.append(data)
+        real(link, data)
 
-    monkeypatch.setattr(remote, "packed", kept)
+    monkeypatch.setattr(Link, "send_bytes", kept)
     with Provider() as provider, dspy.context(lm=provider.lm()):
         student = dspy.Predict("question -> answer")
         student.lm = provider.lm("own")

@@ -8,7 +8,7 @@ from typing import Literal
 import dspy
 import pytest
 
-from cuesmith.signatures import parse_steps
+from cuesmith.signatures import StepWork, parse_steps
 from cuesmith.teleprompters.behavior.behavior import Behavior, Demonstration, ends_in, fault, followed
 from cuesmith.teleprompters.behavior.steps import (
     Located,
@@ -131,11 +131,17 @@ def test_labelled_work_is_read_in_the_texts_order() -> None:
 
 @pytest.mark.parametrize(("found", "work"), [
     (["3 4", "7"], "Step 1: 3 4\nStep 2: 7"), (["Step 1: 3 4", "**Step 2:** 7"], "Step 1: 3 4\nStep 2: 7"),
-    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"), 
+    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"),
     ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
-    (["See step 2: no"], "Step 1: See step 2: no"), ([], ""), ("3 4", ""), (None, "")])
-def test_labels_of_work_are_written_for_the_model(found: object, work: str) -> None:
-    assert under_labels(found) == work
+    (["See step 2: no"], "Step 1: See step 2: no"), ([], "")])
+def test_labels_of_work_are_written_for_the_model(found: list[str], work: str) -> None:
+    assert under_labels([StepWork(step="Copy.", result=text) for text in found]) == work
+    assert under_labels([StepWork.model_validate(text) for text in found]) == work, "texts alone are read too"
+
+
+@pytest.mark.parametrize("found", ["3 4", None, [3]])
+def test_what_is_no_work_is_none(found: object) -> None:
+    assert under_labels(found) == ""
 
 
 def failure(reasoning: str | None, parsed: bool = True) -> Failure:

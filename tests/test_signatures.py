@@ -33,11 +33,11 @@ REQUESTS = {
 }
 LISTS = {
     "examples", "steps", "failures", "new_steps", "reasons", "points", "successes", "evidence", "trajectory",
-    "scored_instructions", "exemplars", "conditions", "work",
+    "scored_instructions", "exemplars", "conditions",
 }  # fmt: skip
 TYPES: dict[str, object] = dict.fromkeys(LISTS, list[str]) | {
     "step": int, "count": int, "max_steps": int, "support": list[int], "kind": signatures.Deviation,
-    "followed": signatures.Followed, "move": signatures.Move,
+    "followed": signatures.Followed, "move": signatures.Move, "work": list[signatures.StepWork],
 }  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import copy
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import get_args
 
@@ -11,6 +11,7 @@ import dspy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic_core import to_jsonable_python
 
 from cuesmith import signatures
 from cuesmith.modules.embedded.families import FAMILIES, Family, render_work
@@ -19,6 +20,7 @@ from cuesmith.modules.simulated_optimizer import Asked, FieldValue, SimulatedOpt
 from cuesmith.signatures import (
     LocateDeviation,
     ReviseStep,
+    StepWork,
     VaryInstructions,
     WorkExample,
     WriteInstructions,
@@ -128,6 +130,13 @@ def test_a_variation_of_an_unknown_text_keeps_its_names_and_its_steps() -> None:
 # --- steps and demonstrations ------------------------------------------------------------------------------
 
 
+def work_in(answer: Mapping[str, object]) -> list[StepWork]:
+    """Return the work of an answer as its reader has it."""
+    found = answer["work"]
+    assert isinstance(found, list)
+    return [StepWork.model_validate(one) for one in found]
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_steps_and_work_of_every_family(name: str) -> None:
     family = FAMILIES[name]
@@ -139,17 +148,17 @@ def test_steps_and_work_of_every_family(name: str) -> None:
     for steps in written:
         assert isinstance(steps, list)
         demo = Asked.of(WorkExample, steps=steps, inputs=f"question: {question}", outputs=f"answer: {gold}")
-        assert under_labels(ENGINE.answer(demo, 0)["work"]) == work
+        assert under_labels(work_in(ENGINE.answer(demo, 0))) == work
 
 
 def test_work_follows_foreign_steps_and_ends_in_the_gold() -> None:
     steps = ["Read the text.", "Number all the words in order.", "Number the words once more."]
     asked = Asked.of(WorkExample, steps=steps, inputs="question: red old cat", outputs="answer: 3")
-    lines = ENGINE.answer(asked, 0)["work"]
-    assert isinstance(lines, list) and len(lines) == 3
-    assert lines[1] == "1 red, 2 old, 3 cat" and str(lines[2]).endswith("3")
+    found = work_in(ENGINE.answer(asked, 0))
+    assert [one.step for one in found] == steps
+    assert found[1].result == "1 red, 2 old, 3 cat" and found[2].result.endswith("3")
     wrong = Asked.of(WorkExample, steps=list(FAMILIES["count"].steps), inputs="question: a b", outputs="answer: 9")
-    assert under_labels(ENGINE.answer(wrong, 0)["work"]).endswith("Step 2: 9")
+    assert under_labels(work_in(ENGINE.answer(wrong, 0))).endswith("Step 2: 9")
 
 
 # --- deviations --------------------------------------------------------------------------------------------
@@ -310,7 +319,7 @@ INPUTS = {name: {field: "" for field in ("context", "style") if field in getattr
 
 
 def test_every_request_has_inputs_here() -> None:
-    others = {"Deviation", "Followed", "Move", "STYLES", "Style"}
+    others = {"Deviation", "Followed", "Move", "StepWork", "STYLES", "Style"}
     requests = {name for name in signatures.__all__ if name[0].isupper()} - others
     assert set(INPUTS) == requests
 
@@ -326,7 +335,7 @@ def test_every_request_is_understood_in_both_formats(name: str, adapter: Callabl
     finally:
         draw.reset(reset)
     wanted = ENGINE.answer(Asked.of(signature, **INPUTS[name]), 3)
-    assert {key: prediction[key] for key in signature.output_fields} == wanted
+    assert {key: to_jsonable_python(prediction[key]) for key in signature.output_fields} == wanted
     assert len(lm.history) == 1  # one call: nothing had to be asked again in another format
     assert lm.history[0]["usage"]["prompt_tokens"] > 50 and lm.history[0]["usage"]["completion_tokens"] > 1
 

@@ -14,7 +14,7 @@ from cuesmith.modules.simulated.wordings import PRIOR_ADVICE
 
 __all__ = ["Asked", "FieldValue"]
 
-FieldValue = str | int | float | bool | list[str] | list[int] | dict[str, str]
+FieldValue = str | int | float | bool | list[str] | list[int] | dict[str, str] | list[dict[str, str]]
 """What a field of a request can hold."""
 
 

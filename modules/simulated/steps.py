@@ -92,14 +92,15 @@ def work_example(author: Author, source: Source) -> Values:
     steps = author.asked.texts("steps")
     gold = "; ".join(value for _, value in entries_of(author.asked.text("outputs")) if value)
     if not steps:
-        return {"work": [gold]}
+        return {"work": [{"step": "", "result": gold}]}
     worked = work_of(author, steps)
     if source == "prior":
         lines = [author.pick("prior work", ("Done carefully.", "I did this with care.", "OK.")) for _ in steps]
     else:
         lines = [_line(author, work) for work in worked]
     lines[-1] = _ending(worked[-1] if source != "prior" else None, gold)
-    return {"work": _degraded_work(author, lines) if source == "noise" else lines}
+    lines = _degraded_work(author, lines) if source == "noise" else lines
+    return {"work": [{"step": step, "result": line} for step, line in zip(steps, lines, strict=False)]}
 
 
 def _line(author: Author, work: Worked | None) -> str:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from cuesmith.signatures import Deviation, LocateDeviation, Move, canonical_steps
+from cuesmith.signatures import Deviation, LocateDeviation, Move, StepWork, canonical_steps
 from cuesmith.teleprompters.runtime.evidence import render_fields
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.outcomes import Scores
@@ -41,9 +41,10 @@ def under_labels(found: object) -> str:
     """Return the work of the steps with each text under its label, which models leave out.
 
     Args:
-        found: What was written, meant to be a text for each step; one text that has the labels itself will do.
+        found: What was written, meant to be the work of each step; one text that has the labels itself will do.
     """
-    texts = [text.strip(" \n\t*") for text in found if isinstance(text, str)] if isinstance(found, list) else []
+    results = [one.result for one in found if isinstance(one, StepWork)] if isinstance(found, list) else []
+    texts = [text.strip(" \n\t*") for text in results]
     if len(texts) == 1 and first_missing(texts[0], 2) is None:
         return texts[0]
     plain = (text[mark.end() :].strip(" \n\t*") if (mark := _LABEL.match(text)) else text for text in texts)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import dspy
+import pydantic
 from dspy.utils.exceptions import AdapterParseError
 
 from cuesmith.teleprompters.runtime.events import Lost
@@ -137,6 +138,8 @@ def _sound(value: object) -> object:
             return [_sound(held) for held in value]
         case dict():
             return {_sound(name): _sound(held) for name, held in value.items()}
+        case pydantic.BaseModel():
+            return value.model_copy(update={name: _sound(held) for name, held in value})
         case _:
             return value
 
