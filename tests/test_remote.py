@@ -120,7 +120,8 @@ def test_a_provider_that_fails_now_and_then_is_asked_again(pool: ProcessPoolExec
 
 
 def test_a_request_that_is_refused_leaves_its_example_missing(pool: ProcessPoolExecutor) -> None:
-    refuse = lambda nth, body: (400, {}, error_body("too strange")) if "w3\n" in str(body["messages"]) else None  # noqa: E731
+    refuse: Callable[[int, Mapping[str, object]], Answer | None]
+    refuse = lambda nth, body: (400, {}, error_body("odd")) if "w3" in str(body["messages"]) else None  # noqa: E731
     with Provider(refuse) as provider, dspy.context(lm=provider.lm()):
         student = dspy.Predict("question -> answer")
         near, far = (evaluate(student, words(6), exact, executor=where) for where in (None, pool))
