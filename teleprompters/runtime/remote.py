@@ -18,6 +18,7 @@ import os
 import sys
 import threading
 import time
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
@@ -63,7 +64,7 @@ DEATHS = 3
 REFUSALS = 3
 """So many workers in a row that could not begin stop a run. Ours."""
 
-_TICK_S = 0.5
+_TICK_S, _COUNT_S = 0.5, 2.0
 _PLAIN_SETTINGS = frozenset({"adapter", "rm", "async_max_workers", "track_usage", "provide_traceback", "num_threads",
                              "max_errors", "allow_tool_async_sync_conversion", "warn_on_type_mismatch",
                              "interpreter_factory"})  # fmt: skip
@@ -149,6 +150,7 @@ class _Shift:
         lost: How many of its threads hang in runs that were given up.
         gone: Whether it is taken for dead.
         calls: Number -> a call of its that is not over.
+        links: Those of its threads.
     """
 
     host: str
@@ -156,6 +158,7 @@ class _Shift:
     lost: int = 0
     gone: bool = False
     calls: dict[int, _Call] = field(default_factory=dict)
+    links: list[Link] = field(default_factory=list)
 
 
 @dataclass(eq=False)
@@ -266,7 +269,8 @@ class RemoteWorkers:
         self._queue: deque[_Run] = deque()
         self._running: set[_Run] = set()
         self._shifts: dict[str, _Shift] = {}
-        self._tasks: set[Future[int]] = set()
+        self._tasks: dict[Future[int], str] = {}
+        self._counted = 0, -math.inf
         self._refused, self._closed, self._watching = 0, False, False
         self._interruption = current_interruption()
         self._key = os.urandom(32)
@@ -298,42 +302,44 @@ class RemoteWorkers:
         return run.future
 
     def close(self) -> None:
-        """Let the workers go: they end as soon as they ask for more."""
+        """Let the workers go."""
         with self._ready:
             self._closed = True
             self._ready.notify_all()
         self._listener.close()
-        for task in list(self._tasks):
-            task.cancel()
+        for task, name in list(self._tasks.items()):
+            if name not in self._shifts:  # the others end as soon as they ask for more
+                task.cancel()
 
     # --- workers ----------------------------------------------------------------------------------------------
 
-    @property
     def _processes(self) -> int:
-        return self._remote.processes or max(1, processes_of(self._remote.executor))
-
-    @property
-    def _threads(self) -> int:
-        return self._remote.threads or math.ceil(self._gate.throttle.maximum / self._processes)
+        """Return how many tasks the executor runs at once; a cluster may grow, and is asked again now and then."""
+        now = time.monotonic()
+        if now - self._counted[1] > _COUNT_S:
+            self._counted = self._remote.processes or max(1, processes_of(self._remote.executor)), now
+        return self._counted[0]
 
     def _call_workers(self) -> None:
         """Have as many tasks at the executor as there is work for."""
+        processes = self._processes()
+        threads = self._remote.threads or math.ceil(self._gate.throttle.maximum / processes)
         with self._ready:
-            wanted = min(self._processes, math.ceil((len(self._queue) + len(self._running)) / self._threads))
+            wanted = min(processes, math.ceil((len(self._queue) + len(self._running)) / threads))
             lacking = 0 if self._closed else wanted - len(self._tasks)
-        address = self._listener.address
         for _ in range(lacking):
+            name = uuid.uuid4().hex
             try:
-                task = self._remote.executor.submit(work, address, self._key, self._threads)
+                task = self._remote.executor.submit(work, self._listener.address, self._key, threads, name)
             except Exception as error:
                 self._fail(error)
                 return
-            self._tasks.add(task)
+            self._tasks[task] = name
             task.add_done_callback(self._over)
 
     def _over(self, task: Future[int]) -> None:
         """Take note that a worker has ended; called from any thread."""
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         error = None if task.cancelled() else task.exception()
         if self._closed:
             return
@@ -366,14 +372,16 @@ class RemoteWorkers:
 
     def _greet(self, connection: Connection) -> None:
         """Serve a connection until it ends."""
-        with contextlib.closing(connection), contextlib.suppress(OSError, EOFError, AuthenticationError):
-            link = Link.of(connection, self._key)
+        ended = contextlib.suppress(OSError, EOFError, AuthenticationError)
+        with contextlib.closing(connection), ended, contextlib.closing(Link.of(connection, self._key)) as link:
             hello = link.receive()
             if "versions" in hello:
                 self._control(link, hello)
-            else:
-                link.send({})
-                _Desk(self, self._gate, link, self._shifts[hello["shift"]]).serve()
+                return
+            link.send({})
+            shift = self._shifts[hello["shift"]]
+            shift.links.append(link)
+            _Desk(self, self._gate, link, shift).serve()
 
     def _control(self, link: Link, hello: Message) -> None:
         """Tell a worker what it needs, and then how the run stands, whenever it gives a sign of life."""
@@ -395,6 +403,8 @@ class RemoteWorkers:
                     return
         finally:
             shift.gone = True
+            for each in shift.links:
+                each.hang_up()
 
     # --- tasks ------------------------------------------------------------------------------------------------
 
@@ -518,10 +528,7 @@ class _Desk:
     def serve(self) -> None:
         """Serve until the thread hangs up, or its worker is taken for dead."""
         try:
-            while True:
-                while not self._link.waits(_TICK_S):
-                    if self._shift.gone:
-                        return
+            while not self._shift.gone:
                 message = self._link.receive()
                 answer = self._next(message) if message["op"] == "next" else self._answer(message)
                 self._link.send(answer)

@@ -15,7 +15,6 @@ import socket
 import sys
 import threading
 import time
-import uuid
 from collections.abc import Callable, Coroutine, Generator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -215,15 +214,16 @@ class Shift:
         address: Where the run listens.
         key: The run's secret.
         threads: Program runs at once.
+        name: Of this worker.
 
     Raises:
         OSError: If nobody listens there.
         RuntimeError: If the run's programs cannot run here.
     """
 
-    def __init__(self, address: tuple[str, int], key: bytes, threads: int) -> None:
+    def __init__(self, address: tuple[str, int], key: bytes, threads: int, name: str) -> None:
         self._address, self._key, self._threads = address, key, threads
-        self._name, self.done = uuid.uuid4().hex, 0
+        self._name, self.done = name, 0
         self._control = Link.to(address, key)
         told = self._control.ask({"op": "hello", "shift": self._name, "host": socket.gethostname(), "pid": os.getpid(),
                                   "versions": versions()})  # fmt: skip
@@ -337,6 +337,6 @@ def _secret(entry: Mapping[str, str]) -> str:
     return os.environ[entry["environment"]]
 
 
-def work(address: tuple[str, int], key: bytes, threads: int) -> int:
+def work(address: tuple[str, int], key: bytes, threads: int, name: str) -> int:
     """What an executor runs: work for a run. Returns how many program runs were done."""
-    return Shift(address, key, threads).run()
+    return Shift(address, key, threads, name).run()

@@ -7,8 +7,10 @@ and nothing is encrypted. Source: ours.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
+import os
 import socket
 import threading
 from collections.abc import Sequence
@@ -39,6 +41,9 @@ class Link:
 
     def __init__(self, connection: Connection) -> None:
         self._connection, self._lock = connection, threading.Lock()
+        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
     @classmethod
     def to(cls, address: tuple[str, int], key: bytes) -> Link:
@@ -48,7 +53,7 @@ class Link:
             OSError: If nobody listens there.
             multiprocessing.AuthenticationError: If it does not know the key.
         """
-        return cls(_without_delay(Client(address, authkey=key)))
+        return cls(Client(address, authkey=key))
 
     @classmethod
     def of(cls, connection: Connection, key: bytes) -> Link:
@@ -60,7 +65,7 @@ class Link:
         """
         deliver_challenge(connection, key)
         answer_challenge(connection, key)
-        return cls(_without_delay(connection))
+        return cls(connection)
 
     def ask(self, message: Message) -> Message:
         """Send a message and return the answer.
@@ -95,18 +100,15 @@ class Link:
         """Whether a message has come, or the end, within so many seconds."""
         return self._connection.poll(seconds)
 
+    def hang_up(self) -> None:
+        """End it at both ends, for whichever thread waits there."""
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
     def close(self) -> None:
-        """Hang up."""
+        """Give it back to the system."""
         self._connection.close()
-
-
-def _without_delay(connection: Connection) -> Connection:
-    """Have small messages leave at once, and a machine that has vanished noticed."""
-    with socket.socket(fileno=connection.fileno()) as held:
-        held.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        held.detach()
-    return connection
+        self._socket.close()
 
 
 # --- calls ----------------------------------------------------------------------------------------------------
