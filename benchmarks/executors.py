@@ -198,7 +198,8 @@ def predicted(n: int, machines: int, options: argparse.Namespace, *, slots: int 
         cores: Of each machine.
     """
     waves = math.ceil(n / (machines * slots))
-    return max(waves * options.latency, n * options.cpu / 1000 / (machines * cores), n * options.door / 1000)
+    latency, cpu, door = (float(value) for value in (options.latency, options.cpu / 1000, options.door / 1000))
+    return max(waves * latency, n * cpu / (machines * cores), n * door)
 
 
 def paper(options: argparse.Namespace) -> None:

@@ -12,42 +12,87 @@ if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
     from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
-    from cuesmith.teleprompters.registry import compile
+    from cuesmith.programs.evaluation import compare, evaluate
+    from cuesmith.programs.tasks import load
+    from cuesmith.teleprompters.abo import ABO
+    from cuesmith.teleprompters.align_pro import AlignPro
+    from cuesmith.teleprompters.alignment.training import Training
+    from cuesmith.teleprompters.apo import APO
+    from cuesmith.teleprompters.apo_sum import APOSum
+    from cuesmith.teleprompters.iterative_ape import IterativeAPE
+    from cuesmith.teleprompters.opro import OPRO
+    from cuesmith.teleprompters.portfolio import Portfolio
+    from cuesmith.teleprompters.prompt_agent import PromptAgent
+    from cuesmith.teleprompters.reflective_mutation import ReflectiveMutation
+    from cuesmith.teleprompters.registry import compile, compiler_class
     from cuesmith.teleprompters.runtime._ray import RayExecutor
-    from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning
+    from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
     from cuesmith.teleprompters.runtime.remote import Remote
+    from cuesmith.teleprompters.runtime.session import CompileError
 
 __all__ = [
+    "ABO",
+    "APO",
+    "OPRO",
+    "APOSum",
+    "AlignPro",
     "Budget",
     "Compilation",
+    "CompileError",
     "CompileWarning",
+    "Compiled",
     "EmbeddedLM",
     "Interrupted",
+    "IterativeAPE",
     "LocalLM",
+    "Portfolio",
+    "PromptAgent",
     "RayExecutor",
+    "ReflectiveMutation",
     "Remote",
     "SimulatedOptimizer",
     "Terminated",
+    "Training",
     "__version__",
+    "compare",
     "compile",
+    "compiler_class",
+    "evaluate",
+    "load",
 ]
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "ABO": "cuesmith.teleprompters.abo",
+    "APO": "cuesmith.teleprompters.apo",
+    "APOSum": "cuesmith.teleprompters.apo_sum",
+    "AlignPro": "cuesmith.teleprompters.align_pro",
     "Budget": "cuesmith.teleprompters.runtime.ledger",
     "Compilation": "cuesmith.teleprompters.runtime.compilation",
+    "CompileError": "cuesmith.teleprompters.runtime.session",
     "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
+    "Compiled": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
+    "IterativeAPE": "cuesmith.teleprompters.iterative_ape",
     "LocalLM": "cuesmith.modules.local",
+    "OPRO": "cuesmith.teleprompters.opro",
+    "Portfolio": "cuesmith.teleprompters.portfolio",
+    "PromptAgent": "cuesmith.teleprompters.prompt_agent",
     "RayExecutor": "cuesmith.teleprompters.runtime._ray",
+    "ReflectiveMutation": "cuesmith.teleprompters.reflective_mutation",
     "Remote": "cuesmith.teleprompters.runtime.remote",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
+    "Training": "cuesmith.teleprompters.alignment.training",
+    "compare": "cuesmith.programs.evaluation",
     "compile": "cuesmith.teleprompters.registry",
+    "compiler_class": "cuesmith.teleprompters.registry",
+    "evaluate": "cuesmith.programs.evaluation",
+    "load": "cuesmith.programs.tasks",
 }
 
 

@@ -22,7 +22,7 @@ from dspy.teleprompt import Teleprompter
 from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import number, whole
-from cuesmith.teleprompters.runtime.compilation import CompileWarning, Forecast, Note, Plan
+from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
@@ -177,7 +177,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
-    ) -> dspy.Module:
+    ) -> Compiled:
         """Compile `student`; also callable where an event loop is running, e.g. in a notebook.
 
         Args:
@@ -212,7 +212,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
-    ) -> dspy.Module:
+    ) -> Compiled:
         """Compile `student` from async code. Arguments, result and errors are those of `compile`."""
         return await Interruption().arun(
             lambda: self._compiled(student, trainset=trainset, teacher=teacher, valset=valset, run_dir=run_dir)
@@ -226,7 +226,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         teacher: dspy.Module | None = None,
         valset: Sequence[dspy.Example] | None = None,
         run_dir: str | os.PathLike[str] | None = None,
-    ) -> dspy.Module:
+    ) -> Compiled:
         if teacher is not None:
             raise ValueError(f"{type(self).__name__} takes no teacher: leave teacher=None")
         split = self._split(student, trainset, valset)

@@ -7,10 +7,12 @@ import importlib
 import os
 import re
 from collections.abc import Sequence
+from importlib.metadata import entry_points
 
 import dspy
 
 from cuesmith.teleprompters.compiler import Compiler
+from cuesmith.teleprompters.runtime.compilation import Compiled
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 
 COMPILERS: dict[str, str] = {
@@ -31,6 +33,9 @@ COMPILERS: dict[str, str] = {
 }
 """Name -> where its class is. A compiler is one file, and one line here."""
 
+GROUP = "cuesmith.compilers"
+"""The entry points by which an installed package adds compilers: name = "module:Class"."""
+
 
 ALIASES: dict[str, str] = {
     "ape": "iterative-ape",
@@ -45,20 +50,24 @@ def compiler_class(name: str) -> type[Compiler]:
     """Return the compiler of that name.
 
     Args:
-        name: As in `COMPILERS` or `ALIASES`; case, "_" and "-" do not matter, so that a class's name will do as well.
+        name: As in `COMPILERS` or `ALIASES`, or as an installed package names its own (`GROUP`); case, "_" and "-" do
+            not matter, so that a class's name will do as well.
 
     Raises:
         ValueError: If there is none; the message has the nearest name.
+        TypeError: If an installed package calls something else a compiler.
     """
-    known = {_plain(each): ALIASES.get(each, each) for each in (*COMPILERS, *ALIASES)}
+    places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
+    known = {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
     key = known.get(_plain(name))
     if key is None:
         near = difflib.get_close_matches(_plain(name), known, n=1)
         meant = f"did you mean {known[near[0]]!r}? There are" if near else "there are"
-        raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(COMPILERS))}")
-    module, _, attribute = COMPILERS[key].partition(":")
+        raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(places))}")
+    module, _, attribute = places[key].partition(":")
     found = getattr(importlib.import_module(module), attribute)
-    assert isinstance(found, type) and issubclass(found, Compiler)
+    if not (isinstance(found, type) and issubclass(found, Compiler)):
+        raise TypeError(f"the compiler {name!r} is {places[key]}, which is no subclass of cuesmith's Compiler")
     return found
 
 
@@ -71,7 +80,7 @@ def compile(
     valset: Sequence[dspy.Example] | None = None,
     run_dir: str | os.PathLike[str] | None = None,
     **options: object,
-) -> dspy.Module:
+) -> Compiled:
     """Compile `student` with the compiler called `name`.
 
     Args:

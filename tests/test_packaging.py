@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.metadata
 import json
 import os
 import re
@@ -19,7 +20,7 @@ import pytest
 
 import cuesmith
 from cuesmith.programs.tasks.metrics import METRICS
-from cuesmith.teleprompters import COMPILERS
+from cuesmith.teleprompters import COMPILERS, compiler_class
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("modules", "programs", "signatures", "teleprompters")
@@ -40,18 +41,58 @@ def test_every_package_on_disk_is_listed() -> None:
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_each_folder_is_mapped_and_is_a_package(folder: str) -> None:
-    assert PROJECT["tool"]["setuptools"]["package-dir"][f"cuesmith.{folder}"] == folder
+def test_each_folder_is_a_package(folder: str) -> None:
     for directory in {path.parent for path in (ROOT / folder).rglob("*.py")}:
         assert (directory / "__init__.py").is_file(), directory
 
 
-@pytest.mark.parametrize("folder", FOLDERS)
-def test_each_folder_is_linked_for_type_checkers(folder: str) -> None:
-    link = ROOT / "cuesmith" / folder
-    if not link.is_symlink():
-        pytest.skip("a checkout without symbolic links: it runs, but type checkers see less")
-    assert link.readlink() == Path("..") / folder
+@pytest.mark.parametrize("link", ["src/cuesmith", *(f"cuesmith/{folder}" for folder in FOLDERS)])
+def test_the_package_is_links_to_the_root(link: str) -> None:
+    assert PROJECT["tool"]["setuptools"]["package-dir"] == {"": "src"}
+    assert (ROOT / link).readlink() == Path("..") / Path(link).name
+
+
+USER = """
+import dspy
+from cuesmith import ABO, Budget, compare, evaluate
+
+def exact(example: dspy.Example, prediction: dspy.Prediction) -> float:
+    return float(example.answer == prediction.answer)
+
+compiler = ABO(metric=exact, budget=Budget(calls=300), steps=2)
+program = compiler.compile(dspy.Predict("question -> answer"), trainset=[])
+reveal_type(program.compilation.gain)
+reveal_type(compare(evaluate(program, [], exact), evaluate(program, [], exact)))
+ABO(metric=exact, budget=Budget(calls="many"), stepz=2)
+"""
+
+
+@pytest.mark.parametrize("where", ["editable", "wheel"])
+def test_a_type_checker_sees_the_package(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    """In an editable install it goes by the .pth file alone: there is no PYTHONPATH."""
+    (tmp_path / "user.py").write_text(USER)
+    env = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "MYPYPATH")}
+    if where == "wheel":
+        with zipfile.ZipFile(request.getfixturevalue("wheel")) as archive:
+            archive.extractall(tmp_path / "site")
+        env["MYPYPATH"] = str(tmp_path / "site")
+    elif installed_from() != ROOT:
+        pytest.skip("another tree is installed here")
+    checked = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--ignore-missing-imports", "user.py"],
+        cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600,
+    )  # fmt: skip
+    found = checked.stdout
+    assert 'Revealed type is "cuesmith.teleprompters.runtime.statistics.Gain | None"' in found, found
+    assert 'Revealed type is "cuesmith.teleprompters.runtime.statistics.Gain"' in found
+    assert 'Argument "calls" to "Budget" has incompatible type "str"' in found and "stepz" in found
+    assert "Found 2 errors in 1 file" in found
+
+
+def installed_from() -> Path | None:
+    """Return the tree that an editable install of this interpreter is of."""
+    told = json.loads(importlib.metadata.distribution("cuesmith").read_text("direct_url.json") or "{}")
+    return Path(str(told.get("url", "")).removeprefix("file://")) if told else None
 
 
 def test_versions_agree() -> None:
@@ -109,7 +150,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built wheel."""
     folder = tmp_path_factory.mktemp("wheel")
     tree = folder / "tree"  # a copy: setuptools leaves a build/ folder behind, from which it takes stale files
-    for name in (*FOLDERS, "cuesmith"):
+    for name in (*FOLDERS, "cuesmith", "src"):
         shutil.copytree(ROOT / name, tree / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, tree)
@@ -158,3 +199,17 @@ def test_the_readme_names_what_there_is() -> None:
                 module = importlib.import_module(node.module)
                 assert all(hasattr(module, alias.name) for alias in node.names), node.module
     assert set(re.findall(r"^\| `([a-z0-9_-]+)` \|", readme, re.MULTILINE)) == {*COMPILERS, *METRICS}
+
+
+def test_an_installed_package_adds_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told = tmp_path / "mine-1.0.dist-info"
+    told.mkdir()
+    (told / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
+    (told / "entry_points.txt").write_text("[cuesmith.compilers]\nrandom-search = mine:Random\nodd = mine:ODD\n")
+    (tmp_path / "mine.py").write_text("from cuesmith import IterativeAPE as Random\nODD = 3\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert compiler_class("RandomSearch").__name__ == "IterativeAPE"
+    with pytest.raises(TypeError, match="mine:ODD, which is no subclass"):
+        compiler_class("odd")
+    with pytest.raises(ValueError, match="did you mean 'random"):
+        compiler_class("random-serch")

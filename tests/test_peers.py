@@ -151,6 +151,7 @@ def test_each_compiles_the_embedded_model(name: str, capfd: pytest.CaptureFixtur
     record = compiled.compilation
     assert Candidate.of(student) == before and not hasattr(student, "compilation")
     assert record.compiler == SMALL[name][0].__name__ and record.stopped_by is None
+    assert record.best.select is not None and record.baseline.select is not None
     assert [step.step for step in record.steps] == [0, 1] and record.best.select.n == 12
     assert {t.candidate.origin.move for t in record.candidates} <= {"student", name}
     assert Candidate.of(compiled) == record.best.candidate

@@ -461,6 +461,7 @@ def test_the_swap_is_one_line_with_every_name(name: str) -> None:
         record = compiled.compilation
         assert record.spent.total.calls == toy.calls > 0 and compiled(question="say w1").answer
     assert record.compiler == compiler_class(name).__name__ and record.stopped_by is None
+    assert record.best.select is not None and record.baseline.select is not None
     assert record.best.select.mean >= record.baseline.select.mean and student.signature.instructions.startswith("Given")
 
 
@@ -534,7 +535,8 @@ def test_a_prompter_by_default_keeps_to_the_budget_and_the_estimate() -> None:
         forecast = compiler.estimate(student, trainset=train, valset=val)
         assert engine.calls == 0
         done = compiler.compile(student, trainset=train, valset=val)
-    assert done.compilation.best.select.mean == 1 and engine.calls <= forecast.calls
+    best = done.compilation.best.select
+    assert best is not None and best.mean == 1 and engine.calls <= forecast.calls
 
 
 def test_weights_without_a_prompter_take_the_optimizer_model_too() -> None:

@@ -8,6 +8,9 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
+
+import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.ledger import Spent
@@ -200,9 +203,19 @@ class Compilation:
     stopped_by: str | None
     run_dir: str | None
     notes: tuple[Note, ...]
-    extras: Mapping[str, object] = field(default_factory=dict)
+    extras: Mapping[str, Any] = field(default_factory=dict)
     front: tuple[Standing, ...] = field(default=(), repr=False)
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""
         return self
+
+
+class Compiled(dspy.Module):  # type: ignore[misc]
+    """What `compile` returns, to a type checker: a module with its `compilation`. It is of the student's own class.
+
+    Attributes:
+        compilation: The record of the compile.
+    """
+
+    compilation: Compilation

@@ -15,12 +15,13 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import cast
 
 import dspy
 
 from cuesmith.teleprompters.runtime._dspy import language_models, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.compilation import Compilation, CompileWarning, Forecast, Note, Report
+from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.effects import Effects
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
@@ -165,7 +166,7 @@ class Session:
         if interruption is not None:
             interruption.gate = self.gate
 
-    async def compile(self) -> dspy.Module:
+    async def compile(self) -> Compiled:
         """Run all stages and return the compiled program with its `compilation`.
 
         Raises:
@@ -218,7 +219,7 @@ class Session:
         go_on = f"run the same again with run_dir={str(run_dir)!r}" if run_dir else "give run_dir= to be able to go on"
         interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept}To go on: {go_on}."
 
-    def _finished(self, best: Candidate, gain: Gain | None) -> dspy.Module:
+    def _finished(self, best: Candidate, gain: Gain | None) -> Compiled:
         self.gate.count_lost()
         if self.journal is not None and self.gate.stopped_by != "journal":
             try:
@@ -237,7 +238,7 @@ class Session:
         program = self.scorer.program(best)
         program._compiled = True
         program.compilation = compilation
-        return program
+        return cast(Compiled, program)
 
     def _close(self) -> None:
         self.gate.close()
