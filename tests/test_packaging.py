@@ -20,7 +20,8 @@ import pytest
 
 import cuesmith
 from cuesmith.programs.tasks.metrics import METRICS
-from cuesmith.teleprompters import COMPILERS, compiler_class
+from cuesmith.teleprompters import COMPILERS
+from cuesmith.teleprompters.registry import compiler_class
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("modules", "programs", "signatures", "teleprompters")

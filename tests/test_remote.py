@@ -58,12 +58,26 @@ def test_the_result_is_the_one_of_this_process(pool: ProcessPoolExecutor) -> Non
     assert told(far) == told(near)
 
 
-def test_a_pool_as_python_makes_it(tmp_path: Path) -> None:
-    """On Linux its processes are forks of this one, with its door and its open run."""
-    with Provider() as provider, ProcessPoolExecutor(2) as forks:
-        near = toy_compile(provider.lm(), max_in_flight=8, **SMALL)
-        far = toy_compile(provider.lm(), max_in_flight=8, executor=forks, run_dir=tmp_path, **SMALL)
-    assert told(far) == told(near)
+class Forking(Executor):
+    """An executor that does not say that its processes are forks."""
+
+    def __init__(self) -> None:
+        self.pool = ProcessPoolExecutor(2, mp_context=get_context("fork"))
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Submit."""
+        return self.pool.submit(fn, *args, **kwargs)
+
+
+def test_forks_of_this_process_are_refused() -> None:
+    """They share its connections: a provider's answers would reach the wrong one."""
+    with Provider() as provider:
+        forks = ProcessPoolExecutor(2, mp_context=get_context("fork"))
+        with forks, pytest.raises(TypeError, match="forkserver"):
+            toy_compile(provider.lm(), executor=forks, **SMALL)
+        with pytest.raises(CompileError, match=r"stopped by executor.*forks of this one"):
+            toy_compile(provider.lm(), executor=Forking(), **SMALL)
+        assert provider.calls == 0
 
 
 def test_a_journal_serves_both(tmp_path: Path, pool: ProcessPoolExecutor) -> None:
@@ -312,7 +326,7 @@ def test_a_stranger_is_turned_away(pool: ProcessPoolExecutor, monkeypatch: pytes
     def strange_call(nth: int, body: Mapping[str, object]) -> None:
         if nth == 2:
             try:
-                Client(made[0]._listener.address, authkey=b"guessed")
+                Client(made[0]._listener.getsockname(), authkey=b"guessed")
             except BaseException as error:
                 refused.append(error)
 

@@ -13,6 +13,7 @@ import base64
 import copy
 import functools
 import inspect
+import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -131,11 +132,13 @@ class _Door:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._gates: list[Gate | None] = []
+        self._homes: dict[int, int] = {}
 
     def open(self, gate: Gate | None) -> None:
         """Let calls pass `gate` from now on; None only keeps the door in its place."""
         with self._lock:
             self._gates.append(gate)
+            self._homes[id(gate)] = os.getpid()
             self._hang()
 
     def close(self, gate: Gate | None) -> None:
@@ -146,12 +149,17 @@ class _Door:
         """
         with self._lock:
             self._gates.remove(gate)
+            self._homes.pop(id(gate), None)
             if not self._gates:
                 threading.Thread.start = _real_start  # type: ignore[method-assign]
                 ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
                 formatting.TypeAdapter, formatting._get_json_schema = TypeAdapter, _real_schema
                 _adapters.clear()
                 _schemas.clear()
+
+    def is_inherited(self) -> bool:
+        """Whether a run is under way that another process has begun, whose fork this one is."""
+        return any(pid != os.getpid() for pid in self._homes.values())
 
     def leads_to(self) -> tuple[Gate, Effect] | None:
         """Return the gate and the effect of a call that is made here and now; None if it is no run's business.

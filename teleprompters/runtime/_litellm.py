@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, admission
-from cuesmith.teleprompters.runtime.ledger import Role, Ticket, Usage
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Ticket, Usage
 
 _called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)
 """Whether LiteLLM was called past dspy in this context."""
@@ -36,6 +36,19 @@ def load() -> Any:
 def is_loaded() -> bool:
     """Whether `load` has loaded LiteLLM: what stands in `sys.modules` may be half of it."""
     return _whole.is_set()
+
+
+def prices_of(models: Iterable[str]) -> dict[str, Any]:
+    """Return what LiteLLM knows of the prices of models, if it is loaded: some may have been registered here."""
+    known: Mapping[str, Any] = sys.modules["litellm"].model_cost if is_loaded() else {}
+    names = {name for model in models for name in (model, model.partition("/")[2])}
+    return {name: known[name] for name in sorted(names) if name in known}
+
+
+def register(prices: Mapping[str, Any]) -> None:
+    """Have LiteLLM know prices."""
+    if prices:
+        load().register_model(dict(prices))
 
 
 def watch(leads_to: Any) -> None:
@@ -102,7 +115,16 @@ def _watcher_of(leads_to: Any) -> Any:
             self.open: dict[str, tuple[Gate, Effect, Ticket, bool]] = {}
 
         def log_pre_api_call(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:
-            """Admit the call. `RunStopped` passes LiteLLM's guard around callbacks, for it is no Exception."""
+            """Admit the call. `RunStopped` passes LiteLLM's guard around callbacks, for it is no Exception.
+
+            The guard swallows anything else, and the call would be sent although nobody has admitted it.
+            """
+            try:
+                self._admit(model, messages, kwargs)
+            except Exception as error:
+                raise RunStopped(str(error)) from error
+
+        def _admit(self, model: Any, messages: Any, kwargs: Mapping[str, Any]) -> None:
             within = admission.get()
             if within is not None and within.sends():
                 return

@@ -211,8 +211,8 @@ class Request:
 
     @classmethod
     def foreign(cls, model: str, parts: object) -> Request:
-        """Return a call that is seen only where it leaves the process."""
-        return cls(model, (parts,), 1, None, False, False)
+        """Return a call that is seen only where it leaves the process; `parts` are its messages."""
+        return cls(model, (None, parts), 1, None, False, False)
 
     @cached_property
     def content(self) -> str:
@@ -598,17 +598,25 @@ class Gate:
         Raises:
             RunStopped: If it may not be sent.
         """
-        self._foreign += 1
-        asking = self._admission(role, request, current)
+        asking = self.admit_foreign_steps(request, current, role)
         while True:
             try:
                 self._halt.wait(next(asking).seconds)
             except StopIteration as done:
-                place: Admission = done.value
-                return place.ticket
+                ticket: Ticket = done.value
+                return ticket
             except RunStopped as stop:
-                self._foreign -= 1
                 raise self._refusal(current, stop) from None
+
+    def admit_foreign_steps(self, request: Request, current: Effect, role: Role) -> Generator[Wait, object, Ticket]:
+        """Yield what to wait for before `admit_foreign` has its answer; returns that."""
+        self._foreign += 1
+        try:
+            place = yield from self._admission(role, request, current)
+        except BaseException:
+            self._foreign -= 1
+            raise
+        return place.ticket
 
     async def settled(self, patience: float = 1.0) -> None:
         """Wait until calls that were sent past the door have told what they used, which they do a little late."""

@@ -15,20 +15,21 @@ import base64
 import contextlib
 import math
 import os
+import socket
 import sys
 import threading
 import time
 import uuid
 from collections import deque
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Generator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
-from multiprocessing.connection import Connection, Listener
+from typing import Any
 
 import dspy
 
-from cuesmith.teleprompters.runtime import _dask
+from cuesmith.teleprompters.runtime import _dask, _litellm
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime._ray import RayExecutor
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -37,8 +38,6 @@ from cuesmith.teleprompters.runtime.gate import (
     Answer,
     Effect,
     Gate,
-    Protocol,
-    Refused,
     Request,
     Wait,
     admission,
@@ -48,8 +47,8 @@ from cuesmith.teleprompters.runtime.ledger import RunStopped, Ticket, UnknownPri
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, outcome_from_json
 from cuesmith.teleprompters.runtime.redaction import Redactor
-from cuesmith.teleprompters.runtime.remote_worker import Work, versions, work
-from cuesmith.teleprompters.runtime.scoring import Pool, Task
+from cuesmith.teleprompters.runtime.remote_worker import FORKED, Work, versions, work
+from cuesmith.teleprompters.runtime.scoring import GRACE, Pool, Task
 from cuesmith.teleprompters.runtime.wire import CannotSend, Link, Message, answer_from, packed, request_from
 
 LINGER_S = 30.0
@@ -69,6 +68,8 @@ _PLAIN_SETTINGS = frozenset({"adapter", "rm", "async_max_workers", "track_usage"
                              "max_errors", "allow_tool_async_sync_conversion", "warn_on_type_mismatch",
                              "interpreter_factory"})  # fmt: skip
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
+_SHORTEST = 8
+"""Characters of a variable of the environment that a key is looked for in."""
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,10 @@ def remote_of(executor: object) -> Remote | None:
         return Remote(_dask.executor_of(executor), host=_dask.host_of(executor))
     if isinstance(executor, RayExecutor):
         return Remote(executor, host=executor.host)
+    if isinstance(executor, ProcessPoolExecutor):
+        context: Any = executor._mp_context
+        if context.get_start_method() == "fork":
+            raise TypeError(FORKED)
     return Remote(executor)  # type: ignore[arg-type]
 
 
@@ -138,6 +143,7 @@ class _Run:
     started: float = 0.0
     given_up: bool = False
     shift: _Shift | None = None
+    thread: int = -1
 
 
 @dataclass(eq=False)
@@ -147,16 +153,20 @@ class _Shift:
     Attributes:
         host: Its machine.
         heard: When it last gave a sign of life.
-        lost: How many of its threads hang in runs that were given up.
+        lost: Its threads that hang in runs that were given up.
         gone: Whether it is taken for dead.
+        worked: When it last had a task.
+        effects: Those of its tasks under way, by their keys.
         calls: Number -> a call of its that is not over.
         links: Those of its threads.
     """
 
     host: str
     heard: float
-    lost: int = 0
+    lost: set[int] = field(default_factory=set)
     gone: bool = False
+    worked: float = field(default_factory=time.monotonic)
+    effects: dict[str, Effect] = field(default_factory=dict)
     calls: dict[int, _Call] = field(default_factory=dict)
     links: list[Link] = field(default_factory=list)
 
@@ -170,7 +180,7 @@ class _Call:
         current: The effect that it is made for.
         desk: Who serves the thread that makes it.
         outer: The call that it is made within.
-        protocol: The gate's; None for a call that is sent past the door, or once more.
+        protocol: The gate's; None for a call that is sent once more.
         place: Where it was admitted.
         ticket: The same for one past the door.
         until: Monotonic time until which it waits.
@@ -181,7 +191,7 @@ class _Call:
     current: Effect
     desk: _Desk
     outer: Admission | None = None
-    protocol: Protocol | None = None
+    protocol: Generator[Any, Any, object] | None = None
     place: Admission | None = None
     ticket: Ticket | None = None
     until: float = 0.0
@@ -230,23 +240,36 @@ def parcel(
         CannotSend: If something cannot be sent, or holds a key that cannot.
     """
     settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
-    told = Work(copy_program(student), metric.function, lm, tuple(examples), settings, hedge, sized)
     models = [*language_models(student), *([] if lm is None else [lm])]
+    cache = bool(dspy.cache.enable_disk_cache), bool(dspy.cache.enable_memory_cache)
+    prices = _litellm.prices_of(str(getattr(model, "model", "")) for model in models)
+    told = Work(copy_program(student), metric.function, lm, tuple(examples), settings, hedge, sized, prices, cache)
+    try:
+        _listening(remote.host).close()
+    except OSError as error:
+        raise CannotSend(f"nothing can listen at {remote.host} for executor='s workers ({error}): Remote(host=) is an "
+                         "address of this machine by which they reach it") from None  # fmt: skip
     data, withheld = packed(told, Redactor(models))
     return Parcel(remote, data, tuple(_told_of(secret, remote.host) for secret in withheld), tuple(examples))
 
 
 def _told_of(secret: str, host: str) -> Mapping[str, str]:
     """Say how workers come by a key: from their own environment, or, on this machine alone, from here."""
-    name = next((name for name, value in os.environ.items() if value == secret), None)
-    if name is not None:
-        return {"environment": name}
+    held = [(len(value), name) for name, value in os.environ.items() if len(value) >= _SHORTEST and value in secret]
+    if held:
+        name = max(held)[1]
+        before, _, after = secret.partition(os.environ[name])
+        return {"environment": name, "before": before, "after": after}
     if host in _LOOPBACK:
         return {"value": secret}
     raise CannotSend(
         "a dspy.LM holds a key that no environment variable has, and a key is not sent to other machines: set it "
         "in the environment of this process and of each worker, under the same name"
     )
+
+
+def _listening(host: str) -> socket.socket:
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
 
 
 class RemoteWorkers:
@@ -274,7 +297,9 @@ class RemoteWorkers:
         self._refused, self._closed, self._watching = 0, False, False
         self._interruption = current_interruption()
         self._key = os.urandom(32)
-        self._listener = Listener((parcel.remote.host, 0), backlog=128)
+        left = self._gate.ledger.seconds_left
+        self._deadline = math.inf if left is None else time.monotonic() + left + GRACE
+        self._listener = _listening(parcel.remote.host)
         threading.Thread(target=self._accept, name="cuesmith-listener", daemon=True).start()
 
     @property
@@ -306,6 +331,8 @@ class RemoteWorkers:
         with self._ready:
             self._closed = True
             self._ready.notify_all()
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)  # wakes who accepts
         self._listener.close()
         for task, name in list(self._tasks.items()):
             if name not in self._shifts:  # the others end as soon as they ask for more
@@ -330,7 +357,7 @@ class RemoteWorkers:
         for _ in range(lacking):
             name = uuid.uuid4().hex
             try:
-                task = self._remote.executor.submit(work, self._listener.address, self._key, threads, name)
+                task = self._remote.executor.submit(work, self._listener.getsockname()[:2], self._key, threads, name)
             except Exception as error:
                 self._fail(error)
                 return
@@ -363,17 +390,17 @@ class RemoteWorkers:
     def _accept(self) -> None:
         while not self._closed:
             try:
-                connection = self._listener.accept()
+                accepted, _ = self._listener.accept()
             except OSError:
                 if self._closed:
                     return
                 continue
-            threading.Thread(target=self._greet, args=(connection,), name="cuesmith-link", daemon=True).start()
+            threading.Thread(target=self._greet, args=(accepted,), name="cuesmith-link", daemon=True).start()
 
-    def _greet(self, connection: Connection) -> None:
+    def _greet(self, accepted: socket.socket) -> None:
         """Serve a connection until it ends."""
         ended = contextlib.suppress(OSError, EOFError, AuthenticationError)
-        with contextlib.closing(connection), ended, contextlib.closing(Link.of(connection, self._key)) as link:
+        with ended, contextlib.closing(Link.of(accepted, self._key)) as link:
             hello = link.receive()
             if "versions" in hello:
                 self._control(link, hello)
@@ -381,7 +408,7 @@ class RemoteWorkers:
             link.send({})
             shift = self._shifts[hello["shift"]]
             shift.links.append(link)
-            _Desk(self, self._gate, link, shift).serve()
+            _Desk(self, self._gate, link, shift, hello["thread"]).serve()
 
     def _control(self, link: Link, hello: Message) -> None:
         """Tell a worker what it needs, and then how the run stands, whenever it gives a sign of life."""
@@ -398,7 +425,7 @@ class RemoteWorkers:
                 if link.waits(_TICK_S):
                     link.receive()
                     shift.heard, self._refused = time.monotonic(), 0
-                    link.send({"lost": shift.lost})
+                    link.send({"lost": list(shift.lost)})
                 elif time.monotonic() - shift.heard > SILENCE_S:
                     return
         finally:
@@ -408,16 +435,19 @@ class RemoteWorkers:
 
     # --- tasks ------------------------------------------------------------------------------------------------
 
-    def take(self, shift: _Shift) -> _Run | None:
-        """Wait for a task that may begin now; None if there is none for long."""
-        end = time.monotonic() + LINGER_S
+    def take(self, shift: _Shift, thread: int) -> _Run | None:
+        """Wait for a task that may begin now; None once the whole worker has had none for long."""
         with self._ready:
-            while not (self._closed or shift.gone) and time.monotonic() < end:
+            while not (self._closed or shift.gone) and time.monotonic() - shift.worked < LINGER_S:
+                if shift.effects:
+                    shift.worked = time.monotonic()
                 while self._queue and self._queue[0].future.cancelled():
                     self._queue.popleft()
                 if self._queue and self._gate.throttle.admits(self._pool.in_flight):
                     run = self._queue.popleft()
-                    run.started, run.shift = time.monotonic(), shift
+                    run.started = shift.worked = time.monotonic()
+                    run.shift, run.thread = shift, thread
+                    shift.effects[run.task.current.key] = run.task.current
                     self._running.add(run)
                     return run
                 self._ready.wait(_TICK_S)
@@ -437,7 +467,9 @@ class RemoteWorkers:
 
     def finish(self, run: _Run, told: Message) -> None:
         """Take what became of a task."""
-        if self._leaves(run):
+        if "stopped" in told and self._gate.stopped_by is None and not run.task.current.abandoned:
+            self.lose(run)  # it was the worker that was going, not the run
+        elif self._leaves(run):
             _settle(run, self._result(told))
 
     def lose(self, run: _Run) -> None:
@@ -458,6 +490,8 @@ class RemoteWorkers:
         """Take a task off those under way; returns whether anybody waits for it."""
         with self._ready:
             self._running.discard(run)
+            if run.shift is not None:
+                run.shift.effects.pop(run.task.current.key, None)
             self._ready.notify()
             return not run.given_up
 
@@ -472,16 +506,18 @@ class RemoteWorkers:
 
     def _watch(self) -> None:
         """Give up what is overdue, and look again while there is work."""
-        now, left = time.monotonic(), self._gate.ledger.seconds_left
+        now = time.monotonic()
+        over = now > self._deadline
         with self._ready:
             late = [run for run in self._running if self._timeout is not None and now - run.started > self._timeout]
-            late = [*self._running, *self._queue] if left == 0.0 else late
+            late = [*self._running, *self._queue] if over else late
             for run in late:
                 run.given_up = True
                 self._running.discard(run)
                 if run.shift is not None:
-                    run.shift.lost += 1
-            if left == 0.0:
+                    run.shift.lost.add(run.thread)
+                    run.shift.effects.pop(run.task.current.key, None)
+            if over:
                 self._queue.clear()
             self._watching = not self._closed and bool(self._running or self._queue)
         for run in late:
@@ -518,10 +554,11 @@ class _Desk:
         gate: Decides.
         link: To the thread.
         shift: The worker that it belongs to.
+        thread: Which of its threads.
     """
 
-    def __init__(self, workers: RemoteWorkers, gate: Gate, link: Link, shift: _Shift) -> None:
-        self._workers, self._gate, self._link, self._shift = workers, gate, link, shift
+    def __init__(self, workers: RemoteWorkers, gate: Gate, link: Link, shift: _Shift, thread: int) -> None:
+        self._workers, self._gate, self._link, self._shift, self._thread = workers, gate, link, shift, thread
         self._run: _Run | None = None
         self._calls: dict[int, _Call] = {}
 
@@ -544,7 +581,7 @@ class _Desk:
             self._workers.finish(run, message)
             if run.given_up:  # another thread has its place
                 return {"end": True}
-        self._run = self._workers.take(self._shift)
+        self._run = self._workers.take(self._shift, self._thread)
         if self._run is None:
             return {"end": True}
         try:
@@ -570,7 +607,7 @@ class _Desk:
                     call.place.begun = message["begun"]
                 return self._go_on(message["id"], call, answer_from(message))
             case "foreign":
-                return self._foreign(message, current)
+                return self._foreign(message)
             case "told":
                 call = calls.pop(message["id"])
                 assert call.ticket is not None
@@ -617,6 +654,9 @@ class _Desk:
         try:
             action = call.protocol.send(answer)
         except StopIteration as done:
+            if isinstance(done.value, Ticket):
+                call.ticket = done.value
+                return {"admitted": True}
             told: Message = {"done": True} if call.answered else {"stored": done.value}
         except RunStopped as stop:
             call.current.stopped = True
@@ -639,19 +679,13 @@ class _Desk:
         del self._shift.calls[number]
         return told
 
-    def _foreign(self, message: Message, current: Effect) -> Message:
-        """Admit a call that is sent past the door."""
-        call = self._made(message, current)
+    def _foreign(self, message: Message) -> Message:
+        """Admit a call that is sent past the door. It is told of late, when its task may have another thread's desk."""
+        current = self._shift.effects.get(message["key"], self._gate.stray)
+        call = self._shift.calls[message["id"]] = self._made(message, current)
         current.replayable &= message["replayable"]
-        token = admission.set(call.outer)
-        try:
-            call.ticket = self._gate.admit_foreign(call.request, current, message["who"])
-        except (RunStopped, Refused):
-            return {"stopped": self._gate.stopped_by or "stopped"}
-        finally:
-            admission.reset(token)
-        self._shift.calls[message["id"]] = call
-        return {}
+        call.protocol = self._gate.admit_foreign_steps(call.request, current, message["who"])
+        return self._go_on(message["id"], call, None)
 
     def _spare(self, number: int, call: _Call | None) -> Message:
         """Admit a late call once more."""

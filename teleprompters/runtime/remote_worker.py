@@ -21,7 +21,8 @@ from typing import Any, TypeVar
 
 import dspy
 
-from cuesmith.teleprompters.runtime._dspy import language_models, prepare
+from cuesmith.teleprompters.runtime import _litellm
+from cuesmith.teleprompters.runtime._dspy import door, language_models, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import (
     Admission,
@@ -46,6 +47,9 @@ from cuesmith.teleprompters.runtime.wire import Link, Message, answer_to, reques
 
 T = TypeVar("T")
 
+FORKED = ("executor='s processes are forks of this one, with its connections and locks: make them anew, as with "
+          "ProcessPoolExecutor(mp_context=multiprocessing.get_context('forkserver'))")  # fmt: skip
+
 BEAT_S = 0.5
 """Seconds between two signs of life of a worker. Ours."""
 
@@ -62,6 +66,8 @@ class Work:
         settings: DSPy's, as the run found them.
         hedge: As the run has it.
         sized: Whether the run wants to know how long a request is.
+        prices: What LiteLLM knows of the models there.
+        cache: Whether DSPy caches on disk, and in memory.
     """
 
     student: dspy.Module
@@ -71,6 +77,8 @@ class Work:
     settings: Mapping[str, object]
     hedge: float | None
     sized: bool
+    prices: Mapping[str, object]
+    cache: tuple[bool, bool]
 
 
 @dataclass(eq=False)
@@ -121,7 +129,11 @@ class RemoteGate(Gate):
     def admit_foreign(self, request: Request, current: Effect, role: Role) -> Ticket:
         """As `Gate`."""
         number, ticket = next(self._numbers), Ticket(role, 1, 0, 0.0, False)
-        told = self._ask_for(request, current, "foreign", number, who=role, replayable=current.replayable)
+        told = self._ask_for(request, self.stray, "foreign", number, who=role, key=current.key,
+                             replayable=current.replayable)  # fmt: skip
+        while "wait" in told:
+            self._halt.wait(min(told["wait"], BEAT_S))
+            told = self._ask(self.stray, "on", id=number)
         if "stopped" in told:
             raise self._refusal(current, RunStopped(told["stopped"]))
         self._tickets[id(ticket)] = number
@@ -130,7 +142,7 @@ class RemoteGate(Gate):
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """As `Gate`."""
         number = self._tickets.pop(id(ticket))
-        self._ask(current, "told", id=number, usage=usage_to(usage), failure=self.redactor(failure)[:400])
+        self._ask(self.stray, "told", id=number, usage=usage_to(usage), failure=self.redactor(failure)[:400])
 
     def conduct(self, request: Request, current: Effect) -> Protocol:
         """Do what the run's gate says of a call: its protocol is the run's, and its actions are done here."""
@@ -148,7 +160,7 @@ class RemoteGate(Gate):
                 if place.outer is not None:
                     place.outer.taken = True
                 answer = yield from self._answer(place, number, request)
-                told = self._ask(current, "answer", id=number, begun=place.begun, **answer_to(answer))
+                told = self._ask(current, "answer", id=number, begun=place.begun, **answer_to(answer, self.redactor))
             else:
                 return self._end(told, request, answer)
 
@@ -188,7 +200,7 @@ class RemoteGate(Gate):
 
     def settle_spare(self, spare: Admission, request: Request, answer: Answer, current: Effect) -> None:
         """As `Gate`."""
-        self._ask(self.stray, "late", id=self._calls.pop(spare), **answer_to(answer))
+        self._ask(self.stray, "late", id=self._calls.pop(spare), **answer_to(answer, self.redactor))
 
     def _ask_for(self, request: Request, current: Effect, op: str, number: int, **more: object) -> Message:
         """Ask whether a call may be sent."""
@@ -224,6 +236,8 @@ class Shift:
     def __init__(self, address: tuple[str, int], key: bytes, threads: int, name: str) -> None:
         self._address, self._key, self._threads = address, key, threads
         self._name, self.done = name, 0
+        if door.is_inherited():
+            raise RuntimeError(FORKED)
         self._control = Link.to(address, key)
         told = self._control.ask({"op": "hello", "shift": self._name, "host": socket.gethostname(), "pid": os.getpid(),
                                   "versions": versions()})  # fmt: skip
@@ -238,10 +252,14 @@ class Shift:
         self._redactor = Redactor([lm for lm in models if lm is not None])
         self._gate = RemoteGate(self._connected(), self._redactor, self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._last = threads
         self._lock = threading.Lock()
 
     def run(self) -> int:
         """Work; returns how many program runs were done."""
+        if (dspy.cache.enable_disk_cache, dspy.cache.enable_memory_cache) != self._work.cache:
+            dspy.configure_cache(enable_disk_cache=self._work.cache[0], enable_memory_cache=self._work.cache[1])
+        _litellm.register(self._work.prices)
         prepare([lm for lm in (self._work.lm, *language_models(self._work.student)) if lm is not None])
         pool = Pool(self._gate, None)
         self._scorer = Scorer(self._work.student, Metric(self._work.metric), self._work.lm, pool)
@@ -255,36 +273,35 @@ class Shift:
         return self.done
 
     def _supervise(self) -> None:
-        """Give signs of life until all threads have ended; threads that hang are replaced."""
-        working = [self._begun() for _ in range(self._threads)]
-        lost = 0
-        while sum(thread.is_alive() for thread in working) > lost:
-            working[0].join(BEAT_S)
-            if not working[0].is_alive():
-                time.sleep(BEAT_S / 10)
+        """Give signs of life until all threads have ended; those that hang are replaced, and not waited for."""
+        working = {number: self._begun(number) for number in range(self._threads)}
+        while alive := [thread for thread in working.values() if thread.is_alive()]:
+            alive[0].join(BEAT_S)
             try:
                 told = self._control.ask({"op": "beat"})
             except (OSError, EOFError):
                 return
-            working += [self._begun() for _ in range(told["lost"] - lost)]
-            lost = told["lost"]
+            for number in told["lost"]:
+                if working.pop(number, None) is not None:
+                    self._last += 1
+                    working[self._last] = self._begun(self._last)
 
-    def _begun(self) -> threading.Thread:
-        thread = threading.Thread(target=self._serve, name="cuesmith-remote", daemon=True)
+    def _begun(self, number: int) -> threading.Thread:
+        thread = threading.Thread(target=self._serve, args=(number,), name="cuesmith-remote", daemon=True)
         thread.start()
         return thread
 
-    def _serve(self) -> None:
-        with contextlib.suppress(OSError, EOFError):
-            link, message = self._connected(), {"op": "next"}
+    def _serve(self, number: int) -> None:
+        with contextlib.suppress(OSError, EOFError), contextlib.closing(self._connected(number)) as link:
+            message: Message = {"op": "next"}
             with dspy.context(**self._work.settings):
                 while "end" not in (task := link.ask(message)):
                     message = {"op": "next", **self._ran(task, link)}
                     self.done += 1
 
-    def _connected(self) -> Link:
+    def _connected(self, thread: int = -1) -> Link:
         link = Link.to(self._address, self._key)
-        link.ask({"op": "hello", "shift": self._name})
+        link.ask({"op": "hello", "shift": self._name, "thread": thread})
         return link
 
     def _ran(self, task: Message, link: Link) -> Message:
@@ -334,7 +351,7 @@ def _secret(entry: Mapping[str, str]) -> str:
     if entry["environment"] not in os.environ:
         raise RuntimeError(f"{socket.gethostname()} has no environment variable {entry['environment']}: a key never "
                            "leaves its machine, so each worker needs its own")  # fmt: skip
-    return os.environ[entry["environment"]]
+    return entry["before"] + os.environ[entry["environment"]] + entry["after"]
 
 
 def work(address: tuple[str, int], key: bytes, threads: int, name: str) -> int:

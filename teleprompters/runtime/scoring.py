@@ -39,7 +39,7 @@ from cuesmith.teleprompters.runtime.workers import Workers
 T = TypeVar("T")
 Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
 
-_GRACE = 1.0
+GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
 
 
@@ -136,7 +136,7 @@ class Pool:
         """The threads for blocking work, made on first use by the event loop that uses them."""
         if self._workers is None:
             left = self.gate.ledger.seconds_left
-            deadline = None if left is None else time.monotonic() + left + _GRACE
+            deadline = None if left is None else time.monotonic() + left + GRACE
             self._workers = Workers(self.gate.throttle, self.timeout, deadline)
         return self._workers
 
@@ -147,7 +147,7 @@ class Pool:
             TimeoutError: If it takes longer than an example may, or than the budget lasts.
         """
         left = self.gate.ledger.seconds_left
-        ends = [seconds for seconds in (self.timeout, None if left is None else left + _GRACE) if seconds is not None]
+        ends = [seconds for seconds in (self.timeout, None if left is None else left + GRACE) if seconds is not None]
         return await asyncio.wait_for(_contained(work), min(ends, default=None))
 
     def close(self) -> None:

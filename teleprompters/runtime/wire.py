@@ -12,10 +12,11 @@ import io
 import json
 import os
 import socket
+import struct
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextvars import ContextVar
-from multiprocessing.connection import Client, Connection, answer_challenge, deliver_challenge
+from multiprocessing.connection import Connection, answer_challenge, deliver_challenge
 from typing import Any
 
 import cloudpickle
@@ -28,6 +29,9 @@ from cuesmith.teleprompters.runtime.redaction import Redactor
 
 Message = dict[str, Any]
 
+HANDSHAKE_S = 30.0
+"""Seconds in which the other end of a connection has to show that it knows the secret. Ours."""
+
 _USED = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 _LM_ERRORS = {**vars(exceptions), "EmptyReply": EmptyReply, "FilteredReply": FilteredReply}
 
@@ -37,11 +41,11 @@ class Link:
 
     Args:
         connection: Authenticated.
+        held: Its socket.
     """
 
-    def __init__(self, connection: Connection) -> None:
-        self._connection, self._lock = connection, threading.Lock()
-        self._socket = socket.socket(fileno=os.dup(connection.fileno()))
+    def __init__(self, connection: Connection, held: socket.socket) -> None:
+        self._connection, self._socket, self._lock = connection, held, threading.Lock()
         self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
 
@@ -50,22 +54,34 @@ class Link:
         """Connect to a run.
 
         Raises:
-            OSError: If nobody listens there.
+            OSError: If nobody listens there, or nobody answers.
             multiprocessing.AuthenticationError: If it does not know the key.
         """
-        return cls(Client(address, authkey=key))
+        return cls._proven(socket.create_connection(address[:2], HANDSHAKE_S), key, answer_challenge, deliver_challenge)
 
     @classmethod
-    def of(cls, connection: Connection, key: bytes) -> Link:
-        """Return the run's end of a connection that was just accepted, once the other end has shown that it knows the
-        key.
+    def of(cls, accepted: socket.socket, key: bytes) -> Link:
+        """Return the run's end of a connection, once the other end has shown that it knows the key.
 
         Raises:
             OSError, EOFError, multiprocessing.AuthenticationError: If it has not.
         """
-        deliver_challenge(connection, key)
-        answer_challenge(connection, key)
-        return cls(connection)
+        return cls._proven(accepted, key, deliver_challenge, answer_challenge)
+
+    @classmethod
+    def _proven(cls, made: socket.socket, key: bytes, *steps: Callable[[Connection, bytes], object]) -> Link:
+        made.settimeout(None)  # with a timeout of Python's own, the file would not block
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", int(HANDSHAKE_S), 0))
+        connection = Connection(os.dup(made.fileno()))
+        try:
+            for step in steps:
+                step(connection, key)
+        except BaseException:
+            connection.close()
+            made.close()
+            raise
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", 0, 0))
+        return cls(connection, made)
 
     def ask(self, message: Message) -> Message:
         """Send a message and return the answer.
@@ -137,15 +153,16 @@ def usage_to(usage: Usage) -> Message:
     return {name: getattr(usage, name) for name in _USED}
 
 
-def answer_to(answer: Answer) -> Message:
-    """Describe what came of a call."""
+def answer_to(answer: Answer, redactor: Redactor) -> Message:
+    """Describe what came of a call; an error may repeat a key."""
     if isinstance(answer, Reply):
         return {"usage": usage_to(answer.usage), "price_known": answer.price_known, "stored": answer.stored,
                 "finish": list(answer.finish)}  # fmt: skip
     used = getattr(answer, "usage", None)
     known = next((kind.__name__ for kind in type(answer).__mro__ if _LM_ERRORS.get(kind.__name__) is kind), None)
     return {
-        "error": str(answer), "kind": type(answer).__name__, "known": known, "verdict": list(Verdict.of(answer)),
+        "error": redactor(str(answer)), "kind": type(answer).__name__, "known": known,
+        "verdict": list(Verdict.of(answer)),
         "status": _plain(getattr(answer, "status", None)), "retry_after": _plain(getattr(answer, "retry_after", None)),
         "usage": usage_to(used) if isinstance(used, Usage) else None, "ordinary": isinstance(answer, Exception),
     }  # fmt: skip
@@ -228,6 +245,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
         self._redactor, self.withheld = redactor, list[str]()
 
     def reducer_override(self, held: Any) -> Any:
+        if hasattr(held, "cuesmith_door") and hasattr(held, "__wrapped__"):  # a worker has a door of its own
+            return super().reducer_override(held.__wrapped__)
         if not isinstance(held, dspy.BaseLM):
             return super().reducer_override(held)
         self._redactor.learn(held)
