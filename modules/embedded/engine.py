@@ -1,7 +1,7 @@
 """Inference of the embedded language model on numpy, without torch.
 
 `NanoEngine` holds the weights and answers whole chats; `Decoder` is its batched decoding loop, used directly by
-`cuesmith.modules.embedded.batching`. The model itself is defined in `cuesmith.modules.embedded.architecture`.
+`cuesmith.modules.embedded.batching`. The model itself is defined in `benchmarks/nano/architecture.py`.
 
 How it is made fast:
     * Weights that always act together are fused when loading: the five input maps become look-up tables, norm gains
