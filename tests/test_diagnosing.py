@@ -24,9 +24,9 @@ from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOp
 from cuesmith.programs import diagnose
 from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, requests_of
 from cuesmith.programs.diagnosis.following import agreement, pairs_of
-from cuesmith.programs.diagnosis.hand import HAND
 from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.programs.diagnosis.judging import (
+    HAND,
     ConditionJudge,
     JudgeFailed,
     LabelsError,

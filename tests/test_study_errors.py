@@ -20,9 +20,7 @@ from cuesmith.programs.diagnosis.mantel import mantel
 from cuesmith.programs.diagnosis.planted import BATCH
 from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.errors import STUDY
-from cuesmith.programs.studies.errors_analysis import DRAWS, MIXED, Found, Plan, analysed, plan
-from cuesmith.programs.studies.errors_report import sections
+from cuesmith.programs.studies.errors import DRAWS, MIXED, STUDY, Found, Plan, analysed, plan, sections
 from cuesmith.programs.studies.observed import Observed, Shown
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget

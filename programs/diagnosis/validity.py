@@ -24,8 +24,9 @@ from numpy.typing import NDArray
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.evidence import Task
 from cuesmith.modules.simulated.points import faults, generic
+from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
-from cuesmith.programs.diagnosis.figures import Figure, Section
+from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
     Planted,
@@ -678,83 +679,4 @@ def _inside(matrix: Floats, w: Floats) -> Floats:
 
 def section_of(result: Validity) -> Section:
     """Return the part of the report that says whether reflection looks at the errors."""
-    figures = [_sensitivity_figure(result), _identified_figure(result)]
-    if result.prior_bias is not None:
-        figures += _prior_figures(result.prior_bias)
-    if result.cause_hits is not None:
-        figures.append(
-            _share_figure(
-                "share that names the planted cause",
-                result.cause_hits,
-                "A fault was put into the prompt on purpose; so often did the feedback name it.",
-                "If it is low, the reflection does not find even a known cause: do not act on what it finds.",
-            )
-        )
-    if result.placebo is not None:
-        figures.append(
-            _share_figure(
-                "share that finds a cause where there is none",
-                result.placebo,
-                "Right answers were shown as wrong ones; so often was the prompt blamed all the same.",
-                "If it is high, every list of errors gets its reasons: check labels before you reflect on them.",
-            )
-        )
-    return Section("Does the reflection look at the errors?", _summary(result), tuple(figures))
-
-
-def _share_figure(name: str, share: Estimate95, meaning: str, advice: str) -> Figure:
-    return Figure(name, share.mean, share.low, share.high, share.n, None, meaning, advice)
-
-
-def _summary(result: Validity) -> str:
-    found = result.sensitivity
-    if found.found:
-        said = "Feedback follows the errors that are shown."
-    elif found.detectable <= 0.5:
-        said = "No sign that feedback depends on the errors that are shown."
-    else:
-        said = "Whether feedback depends on the errors that are shown cannot be said from so few."
-    if math.isnan(found.detectable):
-        least = "would often miss even feedback that always follows the errors"
-    else:
-        least = f"would show it in 80% of such studies if {found.detectable:.0%} of the feedback followed the errors"
-    few = "" if result.enough else f" Fewer than {ENOUGH} feedbacks a condition: the study is weak."
-    return f"{said} {len(result.counts)} conditions of {min(result.counts.values())} feedbacks or more {least}.{few}"
-
-
-def _sensitivity_figure(result: Validity) -> Figure:
-    found, eta = result.sensitivity, result.sensitivity.eta
-    if found.found:
-        advice = "Reflection can be worth its calls; see below whether it also names the right cause."
-    elif found.detectable <= 0.5:
-        advice = "Do not pay for reflection with this model: use IterativeAPE or ABO, or another optimizer model."
-    else:
-        advice = "Decide nothing by this: study more errors, or compare by an embedder, which sees more than words."
-    meaning = (
-        f"Feedback on like errors is {found.within:.2f} alike, on errors of another distribution {found.between:.2f}; "
-        "a difference of 0 says that the errors are ignored."
-    )
-    return Figure("sensitivity to the errors", eta.mean, eta.low, eta.high, eta.n, found.p_value, meaning, advice)
-
-
-def _identified_figure(result: Validity) -> Figure:
-    found = result.identified
-    who = "a model that judges" if found.judged else "one"
-    meaning = f"So often can {who} tell from a feedback which errors were shown; guessing gives {found.chance:.0%}."
-    advice = "Near the guessing line, feedback carries no news of the errors; far above it, it is specific to them."
-    name, share = "errors identified from the feedback", found.accuracy
-    return Figure(name, share.mean, share.low, share.high, share.n, found.p_value, meaning, advice)
-
-
-def _prior_figures(found: PriorBias) -> list[Figure]:
-    figures = []
-    for name, value, p_value, meaning in (
-        ("likeness to feedback without errors", found.likeness, found.p_value,
-         "1 says that the same is said when no errors are shown at all; the test asks whether it differs."),
-        ("prior bias", found.calibrated, None,
-         "The same, where 0 is how like that is to feedback on another task, and 1 that errors make no difference."),
-    ):  # fmt: skip
-        advice = "If it is close to 1, the model speaks from what it knew before: show it other errors or ask another."
-        if not math.isnan(value.mean):
-            figures.append(Figure(name, value.mean, value.low, value.high, value.n, p_value, meaning, advice))
-    return figures
+    return words.section_of("diagnosis/validity", result, ENOUGH)
