@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share
+from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share, values_of
 from cuesmith.programs.studies import STUDIES, study
 
 if TYPE_CHECKING:
@@ -152,20 +152,7 @@ def command(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings that the arguments ask for."""
-    return Settings(
-        options.name,
-        families=tuple(options.task),
-        files=tuple(options.data),
-        lm=options.lm,
-        optimizer_lm=options.optimizer_lm,
-        prior_bias=options.prior_bias,
-        n=options.n,
-        budget_usd=options.budget_usd,
-        budget_calls=options.budget_calls,
-        seed=options.seed,
-        embedder=options.embedder,
-        run_dir=options.run_dir,
-    )
+    return Settings(**values_of(options, Settings, families=tuple(options.task), files=tuple(options.data)))
 
 
 def run(settings: Settings, *, quiet: bool = False) -> Report:

@@ -332,7 +332,7 @@ def test_a_damaged_model_file_is_one_line_before_anything_runs(tmp_path: Path, l
 def test_a_model_file_brings_smaller_numbers_unless_others_are_given(
     given: list[str], compilers: tuple[str, ...], test_size: int, calls: int | None
 ) -> None:
-    settings = Settings(**cli._numbers(cli._parser([]).parse_args(["quickstart", *given])))
+    settings = cli._settings(cli._parser([]).parse_args(["quickstart", *given]))
     assert (settings.compilers, settings.test_size, settings.budget_calls) == (compilers, test_size, calls)
 
 

@@ -7,6 +7,7 @@ draws. So they work on a run, on a plain LM, on a simulated optimizer and on rec
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
@@ -117,12 +118,8 @@ def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[Request]:
 
 def _numbered(shown: Sequence[Evidence]) -> list[int]:
     """Number the entries that show the same, each kind from 0 on: the numbers of their draws."""
-    counts: Counter[str] = Counter()
-    numbers = []
-    for key in (evidence.key for evidence in shown):
-        numbers.append(counts[key])
-        counts[key] += 1
-    return numbers
+    counters = defaultdict[str, Iterator[int]](itertools.count)
+    return [next(counters[evidence.key]) for evidence in shown]
 
 
 def _criticism(evidence: Evidence, number: int) -> Request:
@@ -139,8 +136,9 @@ def ask_all(ask: Ask, shown: Sequence[Evidence]) -> list[str | None]:
     Returns:
         The texts, in the order of `shown`; None where the model gave none.
     """
-    wanted, counts = _distinct(shown)
-    return _dealt(shown, counts, [ask(evidence, count) for evidence, count in zip(*wanted, strict=True)])
+    counts = Counter(evidence.key for evidence in shown)
+    left = {key: iter(ask(evidence, counts[key])) for key, evidence in {one.key: one for one in shown}.items()}
+    return [next(left[evidence.key], None) for evidence in shown]
 
 
 async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],
@@ -168,18 +166,6 @@ async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str
         into[place] = next((text for reply in replies for text in _reason(reply)), None)
 
     await asyncio.gather(*map(one, order))
-
-
-def _distinct(shown: Sequence[Evidence]) -> tuple[tuple[list[Evidence], list[int]], Counter[str]]:
-    counts = Counter(evidence.key for evidence in shown)
-    distinct = {evidence.key: evidence for evidence in shown}
-    return (list(distinct.values()), [counts[key] for key in distinct]), counts
-
-
-def _dealt(shown: Sequence[Evidence], keys: Counter[str], replies: Sequence[Sequence[str]]) -> list[str | None]:
-    left: dict[str, Iterator[str]] = defaultdict(lambda: iter(()))
-    left.update({key: iter(texts) for key, texts in zip(keys, replies, strict=True)})
-    return [next(left[evidence.key], None) for evidence in shown]
 
 
 def _reason(reply: dspy.Prediction) -> list[str]:
