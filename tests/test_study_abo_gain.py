@@ -16,7 +16,7 @@ from study_support import refuses, whole
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.association import detectable_rho
+from cuesmith.programs.diagnosis.inference import detectable_rho
 from cuesmith.programs.studies.abo_gain import (
     FEWEST_TASKS,
     PREDICTORS,

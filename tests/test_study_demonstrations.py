@@ -16,8 +16,7 @@ from scipy import stats
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.association import holm
-from cuesmith.programs.diagnosis.two_way import two_way_interval, two_way_sign_flip
+from cuesmith.programs.diagnosis.inference import holm, two_way_interval, two_way_sign_flip
 from cuesmith.programs.studies.bench import Bench, Findings
 from cuesmith.programs.studies.demonstrations import EFFECTS, STUDY, Demonstrations, Factorial, analyse, sections
 from cuesmith.programs.tasks import Sizes, Task, generate

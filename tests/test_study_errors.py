@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from scipy import stats
 from study_support import bench, pairs_of, readable, refuses, symmetric
 
-from cuesmith.programs.diagnosis.association import holm
+from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import alike
 from cuesmith.programs.diagnosis.mantel import mantel
 from cuesmith.programs.diagnosis.planted import BATCH

@@ -22,10 +22,8 @@ from study_support import bench, readable, refuses, symmetric
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.association import holm, jackknife
+from cuesmith.programs.diagnosis.inference import holm, jackknife, permutation_test, permuted
 from cuesmith.programs.diagnosis.likeness import alike
-from cuesmith.programs.diagnosis.permutation import permuted
-from cuesmith.programs.diagnosis.validity import permutation_test
 from cuesmith.programs.studies.bench import Bench
 from cuesmith.programs.studies.observed import Observed, Shown, exchanged, round_robin, swapped
 from cuesmith.programs.studies.reflection import (

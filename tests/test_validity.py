@@ -26,6 +26,7 @@ from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, reasons
+from cuesmith.programs.diagnosis.inference import binomial_tail, permutation_test
 from cuesmith.programs.diagnosis.inquiry import Inquiry
 from cuesmith.programs.diagnosis.planted import (
     abstains,
@@ -41,10 +42,8 @@ from cuesmith.programs.diagnosis.validity import (
     Feedback,
     Judging,
     Study,
-    binomial_tail,
     detectable,
     measured_power,
-    permutation_test,
     power,
     section_of,
     validity,

@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.association import Correlation, spearman
 from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import Correlation, spearman
 from cuesmith.programs.diagnosis.record import Record, answer, passed
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin

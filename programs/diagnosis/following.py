@@ -17,8 +17,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.association import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.behavior.steps import labelled

@@ -9,8 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import jackknife
-from cuesmith.programs.diagnosis.validity import PERMUTATIONS, permutation_test
+from cuesmith.programs.diagnosis.inference import PERMUTATIONS, jackknife, permutation_test
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
 __all__ = ["Alike", "alike"]

@@ -15,8 +15,7 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import jackknife
-from cuesmith.programs.diagnosis.validity import PERMUTATIONS
+from cuesmith.programs.diagnosis.inference import PERMUTATIONS, jackknife
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
 __all__ = ["EXACT", "ORDERS", "Mantel", "RankMantel", "mantel", "rank_mantel"]

@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
 from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.inference import interval95, resamples
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Repetition", "Theme", "interval95", "repetition", "repetition_of", "section_of"]
+__all__ = ["Repetition", "Theme", "repetition", "repetition_of", "section_of"]
 
-RESAMPLES = 1000
-"""Bootstrap resamples. Ours."""
 Floats = NDArray[np.float64]
 
 
@@ -181,18 +180,6 @@ def repetition_of(
         entropy=entropy([theme.count for theme in themes]),
         missing=missing,
     )
-
-
-def resamples(n: int, rng: np.random.Generator, count: int = RESAMPLES) -> Floats:
-    """Return how often each of `n` units is in each of `count` bootstrap samples: one row a sample."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
-
-
-def interval95(value: float, resampled: Floats, n: int) -> Estimate95:
-    """Return a value with its percentile bootstrap interval; resamples without a value (nan) do not count."""
-    known = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
-    return Estimate95(value, float(low), float(high), n)
 
 
 def entropy(counts: Sequence[int]) -> float:

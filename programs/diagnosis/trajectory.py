@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.association import Difference, unpaired
 from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import Difference, unpaired
 from cuesmith.programs.diagnosis.record import KnownExample, Record
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate

@@ -27,6 +27,7 @@ from cuesmith.modules.simulated.points import faults, generic
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
 from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.inference import binomial_tail, interval95, permutation_test, resamples
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
     Planted,
@@ -36,27 +37,21 @@ from cuesmith.programs.diagnosis.planted import (
     shuffled,
     without_errors,
 )
-from cuesmith.programs.diagnosis.repetition import interval95, resamples
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 __all__ = [
-    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", "binomial_tail",
-    "detectable", "measured_power", "permutation_test", "power", "section_of", "validity", "validity_of",
+    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", 
+    "detectable", "measured_power", "power", "section_of", "validity", "validity_of",
 ]  # fmt: skip
 
 ENOUGH = 20
 """Feedbacks a condition for which `power` at `SHARE` is about 0.95. Source: ours, by simulation."""
 SHARE = 0.3
 """Share of error-driven feedback at which the power is reported. Ours."""
-PERMUTATIONS = 1999
-"""Random permutations where all are too many. Ours."""
 _RELABELLED = 499
 """Permutations of the conditions in the test of identifiability."""
-_EXACT = 20_000
-"""Assignments of labels up to which all are tried."""
 _TOLERANCE = 1e-9
-_CHUNK = 256
 Floats = NDArray[np.float64]
 Judge = Callable[[str, Mapping[str, str]], str | None]
 """(feedback, condition -> its description) -> the condition that it was given under, as a rule or a model guesses; None
@@ -418,59 +413,6 @@ def _stratified(labels: NDArray[np.intp], rng: np.random.Generator) -> Floats:
     return np.concatenate([resamples(int(size), rng) for size in sizes], axis=1)
 
 
-def permutation_test(
-    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator, count: int = PERMUTATIONS
-) -> tuple[float, bool]:
-    """Test whether texts of one label are more alike than texts of different ones.
-
-    All assignments of the labels where they are at most 20,000, else `count` random ones, to which the observed one is
-    added. Source: Fisher 1935; Phipson and Smyth 2010 for the addition.
-
-    Args:
-        matrix: Similarities.
-        labels: A label a text: 0, 1, 2, ...
-        rng: Draws the random permutations.
-        count: How many.
-
-    Returns:
-        The one-sided p-value of within minus between, and whether it is exact.
-    """
-    sizes = np.bincount(labels).tolist()
-    total = math.factorial(len(labels)) // math.prod(map(math.factorial, sizes))
-    if exact := total <= _EXACT:
-        tried: Iterator[NDArray[np.intp]] = _assignments(sizes)
-    else:
-        tried = (rng.permutation(labels) for _ in range(count))
-    least = _alike(matrix, labels[None])[0]
-    least -= _TOLERANCE * max(1.0, abs(least))  # rounding must not decide what is as extreme
-    extreme = 0
-    while chunk := list(itertools.islice(tried, _CHUNK)):
-        extreme += int((_alike(matrix, np.array(chunk)) >= least).sum())
-    return (extreme / total, True) if exact else ((extreme + 1) / (count + 1), False)
-
-
-def _alike(matrix: Floats, labels: NDArray[np.intp]) -> Floats:
-    """The sum of similarities within labels, for each row of labels: eta rises with it, as all else is constant."""
-    member = np.eye(int(labels.max()) + 1)[labels].swapaxes(1, 2)
-    sums: Floats = ((member @ matrix) * member).sum(axis=(1, 2))
-    return sums
-
-
-def _assignments(sizes: Sequence[int]) -> Iterator[NDArray[np.intp]]:
-    """Every way to give `sizes[k]` of the places label k."""
-    labels = np.zeros(sum(sizes), dtype=np.intp)
-
-    def place(label: int, free: tuple[int, ...]) -> Iterator[NDArray[np.intp]]:
-        if label == len(sizes):
-            yield labels.copy()
-            return
-        for chosen in itertools.combinations(free, sizes[label]):
-            labels[list(chosen)] = label
-            yield from place(label + 1, tuple(k for k in free if k not in chosen))
-
-    return place(0, tuple(range(len(labels))))
-
-
 # --- power -------------------------------------------------------------------------------------------------
 
 
@@ -616,22 +558,6 @@ def _hits(matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator) ->
     best = means >= means.max(axis=2, keepdims=True) - _TOLERANCE
     hits: NDArray[np.bool_] = np.where(best, rng.random(means.shape), -1.0).argmax(axis=2) == labels
     return hits
-
-
-def binomial_tail(hits: int, n: int, chance: float) -> float:
-    """Return P(X >= hits) for a binomial X of n trials, exact up to rounding.
-
-    Args:
-        hits: 0 to n.
-        n: Trials.
-        chance: Of success, in (0, 1).
-    """
-    if hits <= 0:
-        return 1.0
-    one, other = math.log(chance), math.log1p(-chance)
-    ways = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(hits, n + 1))
-    terms = (math.exp(way + k * one + (n - k) * other) for k, way in enumerate(ways, hits))
-    return min(1.0, math.fsum(terms))
 
 
 def _prior_bias(matrix: Floats, labels: NDArray[np.intp], without: int, rng: np.random.Generator) -> PriorBias:

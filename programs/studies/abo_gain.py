@@ -20,9 +20,8 @@ from statistics import fmean, stdev
 import dspy
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.programs.diagnosis.association import Correlation, detectable_rho, holm, ratio, spearman
 from cuesmith.programs.diagnosis.figures import Curve, Section
-from cuesmith.programs.diagnosis.validity import binomial_tail
+from cuesmith.programs.diagnosis.inference import Correlation, binomial_tail, detectable_rho, holm, ratio, spearman
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study

@@ -19,12 +19,10 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import Correlation, holm, ratio, spearman
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
-from cuesmith.programs.diagnosis.permutation import trend_of
+from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95, ratio, resamples, spearman, trend_of
 from cuesmith.programs.diagnosis.record import passed
-from cuesmith.programs.diagnosis.repetition import interval95, resamples
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study

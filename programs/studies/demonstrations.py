@@ -16,11 +16,16 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import holm
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
+from cuesmith.programs.diagnosis.inference import (
+    drawn_shares,
+    expanded_interval,
+    holm,
+    two_way_interval,
+    two_way_sign_flip,
+)
 from cuesmith.programs.diagnosis.record import passed
-from cuesmith.programs.diagnosis.two_way import drawn_shares, expanded_interval, two_way_interval, two_way_sign_flip
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example

@@ -27,8 +27,8 @@ from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import repetition, validity
 from cuesmith.programs.diagnosis.asking import Evidence, reasons
-from cuesmith.programs.diagnosis.association import holm
 from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import Alike, alike
 from cuesmith.programs.diagnosis.mantel import Mantel, mantel
 from cuesmith.programs.diagnosis.planted import (

@@ -30,14 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence, reasons
-from cuesmith.programs.diagnosis.association import holm
 from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import holm, interval95, permuted, resampled_means, resamples
 from cuesmith.programs.diagnosis.likeness import Alike, alike
-from cuesmith.programs.diagnosis.permutation import permuted
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_errors
-from cuesmith.programs.diagnosis.repetition import interval95, resamples
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
-from cuesmith.programs.diagnosis.two_way import resampled_means
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study

@@ -17,7 +17,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import holm
 from cuesmith.programs.diagnosis.change import (
     PARAPHRASES,
     Neighbourhood,
@@ -28,6 +27,7 @@ from cuesmith.programs.diagnosis.change import (
     section_of,
 )
 from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.mantel import EXACT, ORDERS, RankMantel, rank_mantel
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
