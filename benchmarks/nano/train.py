@@ -28,9 +28,10 @@ from torch.nn import functional
 
 from cuesmith.modules import embedded
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.embedded.tokenizer import Tokenizer, build
+from cuesmith.modules.embedded.tokenizer import Tokenizer
 from nano.architecture import NanoConfig, NanoTransformer
 from nano.corpus import COPYING, EMPHASIS, draw
+from nano.vocabulary import build
 
 logger = logging.getLogger(__name__)
 
