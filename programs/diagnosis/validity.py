@@ -11,19 +11,17 @@ could not be read.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.modules.embedded.families import FAMILIES, Family
-from cuesmith.modules.simulated.evidence import Task
-from cuesmith.modules.simulated.points import faults, generic
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
 from cuesmith.programs.diagnosis.figures import Section
@@ -457,9 +455,9 @@ def measured_power(
     """Return the chance that the permutation test finds sensitivity at 5 %, by a given similarity.
 
     In the simulated world a feedback names its condition's cause with probability `share` and is general advice
-    otherwise, both in the many wordings of the simulated optimizer; the last condition is a mixture of the others'
-    causes, as "mixed" is. Causes are the tasks of families with alike questions. Other words than these can be easier
-    or harder to tell apart.
+    otherwise, both in the many wordings of `world.json`; the last condition is a mixture of the others' causes, as
+    "mixed" is. Causes are tasks, those with alike questions first. Other words than these can be easier or harder to
+    tell apart.
 
     Args:
         n: Feedbacks a condition, 2 or more.
@@ -495,20 +493,18 @@ def detectable(n: int, conditions: int, similarity: Similarity) -> float:
 @lru_cache(maxsize=32)
 def _world(causes: int, similarity: Similarity) -> tuple[Floats, int]:
     """Similarities of the sentences that name each cause and then of general advice; and the sentences a cause has."""
-    named = [faults([Task("", family)], "missing") for family in itertools.islice(_confusable(), causes)]
-    return similarity.matrix([*itertools.chain(*named), *generic()]), len(named[0])
+    told = json.loads(Path(__file__).with_name("world.json").read_text(encoding="utf-8"))
+    if causes > len(told["causes"]):
+        raise ValueError(f"power is known for at most {len(told['causes']) + 1} conditions")
+    frames, advising = told["of_a_cause"], told["of_advice"]
+    named = [[frame.replace("{}", noun) for frame in frames for noun in nouns] for nouns in told["causes"][:causes]]
+    advice = [frame.replace("{}", one) for one in told["advice"] for frame in advising]
+    return similarity.matrix([*itertools.chain(*named), *advice]), len(named[0])
 
 
 def _check(n: int, conditions: int, share: float) -> None:
     if n < 2 or conditions < 2 or not 0.0 <= share <= 1.0:
         raise ValueError(f"no power for n={n}, conditions={conditions}, share={share}")
-
-
-def _confusable() -> Iterator[Family]:
-    """The families, those of one look one after the other, the largest look first."""
-    looks = Counter(family.look for family in FAMILIES.values())
-    yield from sorted(FAMILIES.values(), key=lambda family: -looks[family.look])
-    raise ValueError(f"power is known for at most {len(FAMILIES) + 1} conditions")
 
 
 def _orders(labels: NDArray[np.intp], rng: np.random.Generator) -> Floats:
