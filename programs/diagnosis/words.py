@@ -47,7 +47,7 @@ class _Report:
             low, high, n, value = value.low, value.high, value.n if n is None else n, value.mean
         meaning, _, advice = _plain(caller()).rpartition(" -> ")
         last = self.sections[-1]
-        new = Figure(name, value, low, high, n or 0, p, meaning, advice)
+        new = Figure(name=name, value=value, low=low, high=high, n=n or 0, p_value=p, meaning=meaning, advice=advice)
         self.sections[-1] = replace(last, figures=(*last.figures, new))
         return ""
 
