@@ -732,11 +732,6 @@ class Decoder:
         self._place[:n] += 1
         return self._choose(0, weights.logits(x)[:n])
 
-    def clear(self) -> list[Generation]:
-        """Give up all rows (after an error) and return them."""
-        running, self._running, self._prefixes, self._groups = self._running, [], [], []
-        return running
-
     def _choose(self, first: int, logits: Floats) -> list[Generation]:
         """Choose the next token of the rows from `first` on and take out those that end."""
         tokens = logits.argmax(axis=1)
