@@ -19,8 +19,7 @@ from scipy import stats
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.inference import trend_of
-from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.checks import labels_of
+from cuesmith.programs.studies.bench import Bench, labels_of
 from cuesmith.programs.studies.complexity import (
     FORMS,
     LEVELS,

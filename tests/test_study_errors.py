@@ -15,8 +15,7 @@ from scipy import stats
 from study_support import bench, pairs_of, readable, refuses, symmetric
 
 from cuesmith.programs.diagnosis.inference import holm
-from cuesmith.programs.diagnosis.likeness import alike
-from cuesmith.programs.diagnosis.mantel import mantel
+from cuesmith.programs.diagnosis.likeness import alike, mantel
 from cuesmith.programs.diagnosis.planted import BATCH
 from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies.bench import Bench

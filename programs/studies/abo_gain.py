@@ -24,8 +24,7 @@ from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import Correlation, binomial_tail, detectable_rho, holm, ratio, spearman
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.checks import check_amount, labels_of
+from cuesmith.programs.studies.bench import Bench, Findings, Study, check_amount, labels_of
 from cuesmith.programs.studies.complexity import checks_of, write_steps
 from cuesmith.programs.tasks import Sizes, Task, normalise
 from cuesmith.signatures import render_steps

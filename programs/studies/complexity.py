@@ -25,8 +25,7 @@ from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95,
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.checks import check_amount, labels_of
+from cuesmith.programs.studies.bench import Bench, Findings, Study, check_amount, labels_of
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import FORM_DEMANDS, HARMLESS_STEPS, joined_steps

@@ -28,8 +28,7 @@ from cuesmith.programs.diagnosis.inference import (
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
-from cuesmith.programs.studies.checks import task_with
+from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin

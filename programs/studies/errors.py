@@ -29,8 +29,7 @@ from cuesmith.programs.diagnosis import repetition, validity
 from cuesmith.programs.diagnosis.asking import Evidence, reasons
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
-from cuesmith.programs.diagnosis.likeness import Alike, alike
-from cuesmith.programs.diagnosis.mantel import Mantel, mantel
+from cuesmith.programs.diagnosis.likeness import Alike, Mantel, alike, mantel
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
     another_task,
@@ -43,8 +42,7 @@ from cuesmith.programs.diagnosis.planted import (
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.checks import one_task
+from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
 from cuesmith.programs.studies.observed import Observed, Shown, batch_text, exchanged, observed, round_robin
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.runtime.compilation import Forecast

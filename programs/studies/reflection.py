@@ -37,8 +37,7 @@ from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_er
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.checks import one_task
+from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
 from cuesmith.programs.studies.observed import Observed, observed, swapped
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import EditInstruction, VaryInstructions

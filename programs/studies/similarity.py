@@ -28,12 +28,11 @@ from cuesmith.programs.diagnosis.change import (
 )
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
-from cuesmith.programs.diagnosis.mantel import EXACT, ORDERS, RankMantel, rank_mantel
+from cuesmith.programs.diagnosis.likeness import EXACT, ORDERS, RankMantel, rank_mantel
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
-from cuesmith.programs.studies.checks import task_with
+from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.apo import criticize, edit, groups
