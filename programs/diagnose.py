@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from cuesmith.programs.arguments import amount, be_offline, complain, count, model
 
 if TYPE_CHECKING:
+    from cuesmith.programs.diagnosis.asking import Inquiry
     from cuesmith.programs.diagnosis.change import Changes
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.diagnosis.following import Following, Judge
-    from cuesmith.programs.diagnosis.inquiry import Inquiry
     from cuesmith.programs.diagnosis.live import Live, LivePlan
     from cuesmith.programs.diagnosis.record import Record
     from cuesmith.programs.diagnosis.similarity import Similarity
@@ -296,7 +296,7 @@ def _inquiry(options: argparse.Namespace) -> Inquiry:
 
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.comparison import one_line
-    from cuesmith.programs.diagnosis.inquiry import Inquiry
+    from cuesmith.programs.diagnosis.asking import Inquiry
     from cuesmith.teleprompters.runtime.ledger import Budget
 
     try:

@@ -14,9 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Request
 from cuesmith.programs.diagnosis.following import decided
-from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
 
