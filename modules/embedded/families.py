@@ -455,6 +455,7 @@ def _solve_trues(question: str) -> Solution | None:
 
 # --- the table ---------------------------------------------------------------------------------------------
 
+
 def _family(name: str, look: str, kind: type, sampler: Callable[[random.Random], str],
             solver: Callable[[str], Solution | None]) -> Family:
     own = _TABLES["families"][name]
