@@ -291,10 +291,11 @@ def _title(found: Report) -> str:
 
 def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
     from cuesmith.programs.diagnosis.figures import Section
-    from cuesmith.programs.quickstart import RULES, TINY
+    from cuesmith.programs.models import EMBEDDED, SIMULATED
 
-    tiny = [TINY] if settings.lm is None else []
-    limits = " ".join([*found.findings.limits, *tiny, *([RULES] if settings.optimizer is None else [])])
+    simulated = [SIMULATED.caveat] if settings.optimizer is None else []
+    tiny = [EMBEDDED.caveat] if settings.lm is None else []
+    limits = " ".join([*found.findings.limits, *tiny, *simulated])
     return (*found.findings.sections, Section("What this does not show", limits, ()))
 
 
