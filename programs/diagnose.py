@@ -119,9 +119,11 @@ class Diagnosis:
     def sections(self) -> tuple[Section, ...]:
         """The results as parts of a report."""
         from cuesmith.programs.diagnosis import change, following, live, trajectory
+        from cuesmith.programs.diagnosis.words import sections_of
 
         both = (*self.following, *self.judged)
-        followed = tuple(following.section_of(one) for one in both) or (_nothing_to_follow(),)
+        nothing = () if both else sections_of("diagnosis/following", part="nothing")
+        followed = (*map(following.section_of, both), *nothing)
         asked = () if self.live is None else live.sections_of(self.live)
         return (trajectory.section_of(self.trajectory), change.section_of(self.changes), *followed, *asked)
 
@@ -399,14 +401,3 @@ def _page(found: Diagnosis) -> str:
     if difference := prompt_diff(record.baseline, record.best):
         quotes.append(Quote("What changed from the student's prompts", difference))
     return html(_title(record), f"{subtitle} {' '.join(found.notes)}", found.sections, quotes)
-
-
-def _nothing_to_follow() -> Section:
-    from cuesmith.programs.diagnosis.figures import Section
-
-    return Section(
-        "Following the prompt",
-        "The returned prompts have no numbered steps whose work is asked for under labels, so no rule can check "
-        "whether they are followed. Compile with ABO; if they list rules by number, a model can judge them (--judge).",
-        (),
-    )
