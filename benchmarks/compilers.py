@@ -38,6 +38,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dspy
+from nano.dspy_answers import teach
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
@@ -101,6 +102,7 @@ def run(job: Job) -> Done:
     """Compile and score."""
     for library in ("dspy", "LiteLLM", "optuna"):
         logging.getLogger(library).setLevel(logging.ERROR)
+    teach()
     task = generate(job.family, sizes=Sizes(test=job.test_size), seed=job.seed)
     program: dspy.Module = dspy.ChainOfThought(task.signature)
     compilation, error, start = None, "", time.perf_counter()

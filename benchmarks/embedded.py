@@ -24,8 +24,8 @@ from typing import Any, Literal
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 
 import dspy
+from nano import corpus, phrasing
 
-from cuesmith.modules.embedded import corpus, phrasing
 from cuesmith.modules.embedded.engine import NanoEngine
 from cuesmith.modules.embedded.families import FAMILIES, Family, render_work
 

@@ -23,11 +23,11 @@ from typing import cast
 
 import numpy as np
 import torch
+from nano.architecture import NORM_EPS, NanoConfig, NanoTransformer, RMSNorm
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from cuesmith.modules.embedded.architecture import NORM_EPS, NanoConfig, NanoTransformer, RMSNorm
 from cuesmith.modules.embedded.batching import Batcher
 from cuesmith.modules.embedded.engine import Decoder, Generation, NanoEngine, Prompt, Weights, single_blas_thread
 

@@ -32,6 +32,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dspy
 import litellm  # noqa: F401  (before the forks: each would load it for itself)
+from nano.dspy_answers import teach
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.teleprompters.conformance import Sent, Server, examples, facts, graded, ruled
@@ -293,6 +294,7 @@ class Rule:
     """The rule by which all three models answer."""
 
     def __init__(self) -> None:
+        teach()
         self.fails = threading.local()
         self._drawn: Counter[Sent] = Counter()
         self._engine, self._lock = SimulatedOptimizerEngine(), threading.Lock()

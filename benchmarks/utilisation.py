@@ -37,6 +37,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import dspy
 from dspy.lm15 import Message, Request, Response, Usage
+from nano.dspy_answers import teach
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.programs.tasks import generate
@@ -180,6 +181,7 @@ class Filled:
 def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None) -> Filled:
     """Run one compile."""
     logging.disable(logging.WARNING)
+    teach()
     task = generate("objects", seed=0)
     train, valid = list(task.train), list(task.validation)[:60]
     RIGHT.update({example.question: str(example.answer) for example in (*task.train, *task.validation)})

@@ -12,10 +12,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import cuesmith
-from cuesmith.programs.arguments import amount, be_offline, columns, count, model, seed
+from cuesmith.programs.arguments import amount, be_offline, columns, count, model, seed, values_of
+
+if TYPE_CHECKING:
+    from cuesmith.programs.comparison import Settings
 
 COMPILERS = {"abo": ("abo",), "iterative-ape": ("iterative-ape",), "both": ("iterative-ape", "abo")}
 
@@ -125,24 +128,7 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
     be_offline(models=bool(options.lm or options.optimizer_lm))
     from cuesmith.programs import comparison, quickstart  # only now: they load dspy
 
-    settings = comparison.Settings(
-        task=options.task or (LOCAL_TASK if _on_files(options) and options.data is None else None),
-        data=options.data,
-        inputs=options.inputs,
-        outputs=options.outputs,
-        metric=options.metric,
-        ablation=options.ablation,
-        lm=options.lm,
-        local=options.local,
-        optimizer_lm=options.optimizer_lm,
-        local_optimizer=options.local_optimizer,
-        threads=options.threads,
-        budget_usd=options.budget_usd,
-        seed=options.seed,
-        save=options.save,
-        run_dir=options.run_dir,
-        **_numbers(options),
-    )
+    settings = _settings(options)
     try:
         return quickstart.main(settings, as_json=options.json)
     except comparison.BadInput as error:
@@ -155,13 +141,13 @@ def _quickstart(parser: Parser, options: argparse.Namespace) -> int:
         return 130
 
 
-def _numbers(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that are numbers of the run: those given, and those of model files beside them."""
-    names = ("validation_size", "test_size", "budget_calls")
-    given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    if options.compiler is not None:
-        given["compilers"] = COMPILERS[options.compiler]
-    return {**(LOCAL if _on_files(options) else {}), **given}
+def _settings(options: argparse.Namespace) -> Settings:
+    """Return the settings that the arguments ask for; model files bring some of their own."""
+    from cuesmith.programs.comparison import Settings
+
+    task = options.task or (LOCAL_TASK if _on_files(options) and options.data is None else None)
+    chosen = values_of(options, Settings, task=task, compilers=COMPILERS.get(options.compiler))
+    return Settings(**{**(LOCAL if _on_files(options) else {}), **chosen})
 
 
 def _on_files(options: argparse.Namespace) -> bool:

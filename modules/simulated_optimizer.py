@@ -6,9 +6,8 @@ and writes what a good optimizer would write. It knows the families, not the ite
 hands on what was concluded before (a reason, a reflection), it acts on those words and not on the evidence behind
 them, so that what a wrong critique costs can be measured.
 
-The requests that dspy's COPRO, MIPROv2, SIMBA and GEPA send are answered by the same rules, from what each shows and
-by the same writers: where right answers are shown, the task is recognised from them; COPRO shows none. (GEPA shows
-right answers only as far as responses were right or the metric's feedback says what would have been.)
+A request that it does not know, such as one of dspy's own optimizers, gets a well-formed answer that says nothing.
+(`benchmarks/nano/` teaches it those.)
 
 It is an instrument, not a language model. Two seeded knobs make it worse in known ways, and `truth` says for
 every answer which way it went, so that diagnostics can be calibrated against it:
@@ -36,7 +35,6 @@ from dspy.lm15 import Message, Request, Response, Usage
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated.author import Author, Source, Values, digest
 from cuesmith.modules.simulated.deviations import locate_deviation, revise_step
-from cuesmith.modules.simulated.foreign_answers import FOREIGN_WRITERS
 from cuesmith.modules.simulated.instructions import summarize_data, vary_instructions, write_instructions
 from cuesmith.modules.simulated.judging import check_rule, identify_condition
 from cuesmith.modules.simulated.reflection import (
@@ -145,7 +143,7 @@ class SimulatedOptimizerEngine:
         """
         author = Author(self.seed, _asked(request), draw)
         asked, source = author.asked, self._source(author)
-        values = _WRITERS[asked.name](author, source) if asked.name in _WRITERS else {}
+        values = WRITERS[asked.name](author, source) if asked.name in WRITERS else {}
         if "analysis" in asked.outputs:
             values.setdefault("analysis", "I compared what is shown with what should have come out.")
         for name, kind in asked.outputs.items():
@@ -247,7 +245,7 @@ def _plausible(kind: str, author: Author) -> FieldValue:
     return simple[kind] if kind in simple else author.pick("plausible", PRIOR_ADVICE)
 
 
-_WRITERS: dict[str, Callable[[Author, Source], Values]] = {
+WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "WriteInstructions": write_instructions,
     "SummarizeData": summarize_data,
     "VaryInstructions": vary_instructions,
@@ -266,5 +264,5 @@ _WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "ProposeInstruction": propose_instruction,
     "IdentifyCondition": identify_condition,
     "CheckRule": check_rule,
-    **FOREIGN_WRITERS,
 }
+"""What answers a request, by its name."""

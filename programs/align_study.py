@@ -21,7 +21,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import amount, count, seed
+from cuesmith.programs.arguments import amount, count, seed, values_of
 from cuesmith.programs.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -135,21 +135,8 @@ def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings that the arguments ask for."""
     from cuesmith.programs.alignment.setup import Settings
 
-    return Settings(
-        PRESETS[options.preset],
-        options.out or Path("runs") / "align-study" / f"{options.preset}-{options.seed}",
-        dataset=options.dataset,
-        prompter=options.prompter,
-        frozen=options.frozen,
-        reward_model=options.reward_model,
-        train_reward=options.train_reward,
-        judge=options.judge,
-        trainer=options.trainer,
-        kl_coefficient=options.kl_coefficient,
-        steps=options.steps,
-        n_test=options.n_test,
-        seed=options.seed,
-    )
+    out = options.out or Path("runs") / "align-study" / f"{options.preset}-{options.seed}"
+    return Settings(**values_of(options, Settings, preset=PRESETS[options.preset], out=out))
 
 
 def _heading(settings: Settings) -> str:

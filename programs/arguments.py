@@ -6,6 +6,8 @@ import argparse
 import math
 import os
 import sys
+from dataclasses import fields
+from typing import Any
 
 
 def count(text: str) -> int:
@@ -72,6 +74,18 @@ def model(text: str) -> str:
     if not (provider and slash and name) or any(c.isspace() for c in text):
         raise argparse.ArgumentTypeError(f"{text!r} is not PROVIDER/MODEL, such as openai/gpt-4.1-mini")
     return text
+
+
+def values_of(options: argparse.Namespace, settings: type, **others: object) -> dict[str, Any]:
+    """Return the values of a dataclass's fields: those of `others`, and the options of the same names, but for None.
+
+    Args:
+        options: As they were parsed.
+        settings: The dataclass.
+        **others: Fields that have no option of their name, or another value.
+    """
+    named = {field.name: getattr(options, field.name, None) for field in fields(settings)}
+    return {name: value for name, value in {**named, **others}.items() if value is not None}
 
 
 def complain(command: str, problem: str, status: int) -> int:

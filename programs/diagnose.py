@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 from cuesmith.programs.arguments import amount, be_offline, complain, count, model
 
 if TYPE_CHECKING:
+    from cuesmith.programs.diagnosis.asking import Inquiry
     from cuesmith.programs.diagnosis.change import Changes
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.diagnosis.following import Following, Judge
-    from cuesmith.programs.diagnosis.inquiry import Inquiry
     from cuesmith.programs.diagnosis.live import Live, LivePlan
     from cuesmith.programs.diagnosis.record import Record
     from cuesmith.programs.diagnosis.similarity import Similarity
@@ -119,9 +119,11 @@ class Diagnosis:
     def sections(self) -> tuple[Section, ...]:
         """The results as parts of a report."""
         from cuesmith.programs.diagnosis import change, following, live, trajectory
+        from cuesmith.programs.diagnosis.words import sections_of
 
         both = (*self.following, *self.judged)
-        followed = tuple(following.section_of(one) for one in both) or (_nothing_to_follow(),)
+        nothing = () if both else sections_of("diagnosis/following", part="nothing")
+        followed = (*map(following.section_of, both), *nothing)
         asked = () if self.live is None else live.sections_of(self.live)
         return (trajectory.section_of(self.trajectory), change.section_of(self.changes), *followed, *asked)
 
@@ -296,7 +298,7 @@ def _inquiry(options: argparse.Namespace) -> Inquiry:
 
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.comparison import one_line
-    from cuesmith.programs.diagnosis.inquiry import Inquiry
+    from cuesmith.programs.diagnosis.asking import Inquiry
     from cuesmith.teleprompters.runtime.ledger import Budget
 
     try:
@@ -399,14 +401,3 @@ def _page(found: Diagnosis) -> str:
     if difference := prompt_diff(record.baseline, record.best):
         quotes.append(Quote("What changed from the student's prompts", difference))
     return html(_title(record), f"{subtitle} {' '.join(found.notes)}", found.sections, quotes)
-
-
-def _nothing_to_follow() -> Section:
-    from cuesmith.programs.diagnosis.figures import Section
-
-    return Section(
-        "Following the prompt",
-        "The returned prompts have no numbered steps whose work is asked for under labels, so no rule can check "
-        "whether they are followed. Compile with ABO; if they list rules by number, a model can judge them (--judge).",
-        (),
-    )

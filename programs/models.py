@@ -28,15 +28,27 @@ class Choice:
         name: What it is called.
         code: The Python that makes it.
         make: Makes it.
+        remark: What stands behind its name, where what it is should be seen at once.
+        caveat: What results with it do not show.
     """
 
     name: str
     code: str
     make: Callable[[], dspy.BaseLM] = field(repr=False, compare=False)
+    remark: str = ""
+    caveat: str = ""
 
 
-EMBEDDED = Choice("cuesmith/nano", "EmbeddedLM()", EmbeddedLM)
-SIMULATED = Choice("cuesmith/simulated-optimizer", "SimulatedOptimizer()", SimulatedOptimizer)
+EMBEDDED = Choice(
+    "cuesmith/nano", "EmbeddedLM()", EmbeddedLM, " (embedded, tiny)",
+    "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "
+    "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model, --local a model file.",
+)  # fmt: skip
+SIMULATED = Choice(
+    "cuesmith/simulated-optimizer", "SimulatedOptimizer()", SimulatedOptimizer, " (no model: simulated)",
+    "The optimizer is simulated: no model, but rules that answer each request from the request's own text. "
+    "--optimizer-lm takes any LiteLLM model.",
+)  # fmt: skip
 
 
 def named(model: str) -> Choice:

@@ -31,21 +31,13 @@ from cuesmith.programs.comparison import (
     why_missing,
 )
 from cuesmith.programs.evaluation import estimate
-from cuesmith.programs.models import EMBEDDED, SIMULATED
+from cuesmith.programs.models import SIMULATED
 from cuesmith.programs.pace import Expected, expect, measure
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.progress import Progress
 
-TINY = (
-    "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "
-    "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model, --local a model file."
-)
-RULES = (
-    "The optimizer is simulated: no model, but rules that answer each request from the request's own text. "
-    "--optimizer-lm takes any LiteLLM model."
-)
 CHANGEABLE = "(--compiler, --validation-size, --test-size and --budget-calls change these numbers)"
 
 
@@ -138,22 +130,15 @@ def show(result: Result, console: Console) -> None:
         _show_row(row, console)
     console.print("\nThe same in Python:", style="bold")
     console.print(Text(python_lines(result.settings, Variant(result.settings.compilers[-1])).rstrip()), soft_wrap=True)
-    for remark in _caveats(result.settings):
-        console.print(f"\n{remark}", soft_wrap=True)
+    for choice in (result.settings.target, result.settings.optimizer):
+        if choice.caveat:
+            console.print(f"\n{choice.caveat}", soft_wrap=True)
     console.print(f"\n{result.seconds:.0f} seconds in all.")
-
-
-def _caveats(settings: Settings) -> list[str]:
-    tiny = [TINY] if settings.target == EMBEDDED else []
-    return [*tiny, RULES] if settings.optimizer == SIMULATED else tiny
-
-
-_REMARKS = {EMBEDDED: " (embedded, tiny)", SIMULATED: " (no model: simulated)"}
 
 
 def _heading(settings: Settings, task: Task, bounds: Mapping[Variant, Forecast]) -> Text:
     description = f": {task.description}" if task.description else ""
-    target, optimizer = (f"{each.name}{_REMARKS.get(each, '')}" for each in (settings.target, settings.optimizer))
+    target, optimizer = (f"{each.name}{each.remark}" for each in (settings.target, settings.optimizer))
     most = [f"{capped(settings, bound):,} ({variant.label})" for variant, bound in bounds.items()]
     sizes = f"{len(task.train)} train, {len(task.validation)} validation, {len(task.test)} held-out test"
     judged = [] if settings.data is None else [f"metric     {task.metric}"]

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share
+from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share, values_of
 from cuesmith.programs.studies import STUDIES, study
 
 if TYPE_CHECKING:
@@ -152,20 +152,7 @@ def command(options: argparse.Namespace) -> int:
 
 def settings_of(options: argparse.Namespace) -> Settings:
     """Return the settings that the arguments ask for."""
-    return Settings(
-        options.name,
-        families=tuple(options.task),
-        files=tuple(options.data),
-        lm=options.lm,
-        optimizer_lm=options.optimizer_lm,
-        prior_bias=options.prior_bias,
-        n=options.n,
-        budget_usd=options.budget_usd,
-        budget_calls=options.budget_calls,
-        seed=options.seed,
-        embedder=options.embedder,
-        run_dir=options.run_dir,
-    )
+    return Settings(**values_of(options, Settings, families=tuple(options.task), files=tuple(options.data)))
 
 
 def run(settings: Settings, *, quiet: bool = False) -> Report:
@@ -304,10 +291,11 @@ def _title(found: Report) -> str:
 
 def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
     from cuesmith.programs.diagnosis.figures import Section
-    from cuesmith.programs.quickstart import RULES, TINY
+    from cuesmith.programs.models import EMBEDDED, SIMULATED
 
-    tiny = [TINY] if settings.lm is None else []
-    limits = " ".join([*found.findings.limits, *tiny, *([RULES] if settings.optimizer is None else [])])
+    simulated = [SIMULATED.caveat] if settings.optimizer is None else []
+    tiny = [EMBEDDED.caveat] if settings.lm is None else []
+    limits = " ".join([*found.findings.limits, *tiny, *simulated])
     return (*found.findings.sections, Section("What this does not show", limits, ()))
 
 

@@ -242,26 +242,25 @@ def _number(value: float) -> float | None:
     return value if math.isfinite(value) else None
 
 
-_LIGHT = {
-    "ink": "#1f2328",
-    "paper": "#ffffff",
-    "grid": "#d0d7de",
-    "shade": "#f6d5d6",
-    "gap": "#0969da",
-    "bound": "#bc4c00",
-    "kl": "#1a7f37",
-}
-_DARK = {
-    "ink": "#e6edf3",
-    "paper": "#0d1117",
-    "grid": "#30363d",
-    "shade": "#43201f",
-    "gap": "#58a6ff",
-    "bound": "#f0883e",
-    "kl": "#3fb950",
-}
+_LIGHT = {"ink": "#1f2328", "paper": "#ffffff", "grid": "#d0d7de", "shade": "#f6d5d6", "gap": "#0969da",
+          "bound": "#bc4c00", "kl": "#1a7f37"}  # fmt: skip
+_DARK = {"ink": "#e6edf3", "paper": "#0d1117", "grid": "#30363d", "shade": "#43201f", "gap": "#58a6ff",
+         "bound": "#f0883e", "kl": "#3fb950"}  # fmt: skip
 """Colours by what they are for. The light ones are written into the elements, for viewers without style sheets."""
 _LEFT, _RIGHT, _WIDTH = 70, 700, 720
+
+
+@dataclass(frozen=True)
+class _Panel:
+    """One pair of axes: shades (x, width), rows and columns (place, label), lines (label, colour, path)."""
+
+    top: int
+    bottom: int
+    unit: str
+    shades: list[tuple[float, float]]
+    rows: list[tuple[float, str]]
+    columns: list[tuple[float, str]]
+    lines: list[tuple[str, str, str]]
 
 
 def picture(points: list[Point], intervals: tuple[tuple[float, float], ...]) -> str:
@@ -274,63 +273,35 @@ def picture(points: list[Point], intervals: tuple[tuple[float, float], ...]) -> 
     Returns:
         The SVG document, for light and dark.
     """
-    shaded = _forbidden(intervals)
-    gaps, bounds = [p.gap for p in points], [p.bound for p in points]
-    rewards = {"gap to the aligned model \u03c0*": ("gap", gaps), "bound (Theorem 1)": ("bound", bounds)}
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    shaded = [(before[1], after[0]) for before, after in pairwise(intervals)]
+    rewards = {
+        "gap to the aligned model \u03c0*": ("gap", [p.gap for p in points]),
+        "bound (Theorem 1)": ("bound", [p.bound for p in points]),
+    }
     kls = {"KL(\u03c1* || \u03c1_sft)": ("kl", [p.kl for p in points])}
-    title = "Gap to the aligned model, Theorem 1's bound and KL against \u03bb"
-    note = "shaded: the bound is negative" if shaded else "the bound is nowhere negative"
-    return "\n".join(
-        [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} 550" role="img" '
-            'font-family="system-ui, sans-serif" font-size="13">',
-            f"<title>{title}</title>",
-            f"<style>{_style()}</style>",
-            f'<rect class="f-paper" width="{_WIDTH}" height="550" fill="{_LIGHT["paper"]}"/>',
-            _text(_LEFT, 24, title, "start"),
-            *_panel(60, 290, points, rewards, "units of reward", shaded),
-            *_panel(340, 500, points, kls, "nats", shaded),
-            _text((_LEFT + _RIGHT) / 2, 540, "\u03bb, units of reward (logarithmic)", "middle"),
-            _text(_RIGHT, 540, note, "end"),
-            "</svg>\n",
-        ]
-    )
-
-
-def _style() -> str:
-    """The dark colours, where the viewer prefers them: class f-NAME fills, s-NAME strokes."""
-    rules = " ".join(f".f-{name} {{ fill: {dark} }} .s-{name} {{ stroke: {dark} }}" for name, dark in _DARK.items())
-    return f"@media (prefers-color-scheme: dark) {{ {rules} }}"
-
-
-def _text(x: float, y: float, text: str, anchor: str, more: str = "") -> str:
-    return (
-        f'<text class="f-ink" fill="{_LIGHT["ink"]}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{more}>'
-        f"{html.escape(text)}</text>"
-    )
-
-
-def _line(x1: float, y1: float, x2: float, y2: float, colour: str, width: float = 1) -> str:
-    return (
-        f'<line class="s-{colour}" stroke="{_LIGHT[colour]}" stroke-width="{width}" '
-        f'x1="{x1:.1f}" y1="{y1:.1f}" x2="{x2:.1f}" y2="{y2:.1f}"/>'
-    )
-
-
-def _forbidden(intervals: tuple[tuple[float, float], ...]) -> list[tuple[float, float]]:
-    """What lies between the admissible intervals."""
-    return [(before[1], after[0]) for before, after in pairwise(intervals)]
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), trim_blocks=True, lstrip_blocks=True,
+                              keep_trailing_newline=True, undefined=StrictUndefined)  # fmt: skip
+    environment.filters["escaped"] = html.escape
+    return environment.get_template("theory.svg.j2").render(
+        title="Gap to the aligned model, Theorem 1's bound and KL against \u03bb",
+        note="shaded: the bound is negative" if shaded else "the bound is nowhere negative",
+        panels=(_panel(60, 290, points, rewards, "units of reward", shaded),
+                _panel(340, 500, points, kls, "nats", shaded)),
+        light=_LIGHT, dark=_DARK, left=_LEFT, right=_RIGHT, width=_WIDTH,
+    )  # fmt: skip
 
 
 def _panel(
-    top: float,
-    bottom: float,
+    top: int,
+    bottom: int,
     points: list[Point],
     lines: dict[str, tuple[str, list[float]]],
     unit: str,
     shaded: list[tuple[float, float]],
-) -> list[str]:
-    """One pair of axes with its lines and legend; `lines` gives colour and values by label."""
+) -> _Panel:
+    """Return one pair of axes with its lines; `lines` gives colour and values by label."""
     first, last = (math.log10(points[end].kl_coefficient) for end in (0, -1))
     values = [value for _, row in lines.values() for value in row] + [0.0]
     step = _nice((max(values) - min(values)) / 4)
@@ -343,30 +314,19 @@ def _panel(
     def down(value: float) -> float:
         return bottom - (bottom - top) * (value - low) / (high - low)
 
-    parts = [
-        f'<rect class="f-shade" fill="{_LIGHT["shade"]}" x="{across(a):.1f}" y="{top}" '
-        f'width="{across(b) - across(a):.1f}" height="{bottom - top}"/>'
-        for a, b in shaded
-    ]
-    for i in range(round((high - low) / step) + 1):
-        value = low + i * step
-        y = down(value)
-        parts.append(_line(_LEFT, y, _RIGHT, y, "ink" if abs(value) < step / 2 else "grid"))
-        parts.append(_text(_LEFT - 8, y + 4, f"{value:.3g}" if abs(value) > step / 2 else "0", "end"))
-    for power in range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1):
-        x = across(10.0**power)
-        parts.append(_line(x, top, x, bottom, "grid"))
-        parts.append(_text(x, bottom + 18, f"{10.0**power:g}", "middle"))
-    middle = (top + bottom) / 2
-    parts.append(_text(16, middle, unit, "middle", f' transform="rotate(-90 16 {middle:g})"'))
-    for i, (label, (colour, row)) in enumerate(lines.items()):
-        path = " ".join(f"{across(p.kl_coefficient):.1f},{down(v):.1f}" for p, v in zip(points, row, strict=True))
-        stroke = f'class="s-{colour}" stroke="{_LIGHT[colour]}"'
-        parts.append(f'<polyline {stroke} stroke-width="2.2" fill="none" points="{path}"/>')
-        x, y = _LEFT + 240.0 * i, top - 12
-        parts.append(_line(x, y - 4, x + 24, y - 4, colour, 2.2))
-        parts.append(_text(x + 30, y, label, "start"))
-    return parts
+    grid = [low + i * step for i in range(round((high - low) / step) + 1)]
+    powers = range(math.ceil(first - 1e-9), math.floor(last + 1e-9) + 1)
+    return _Panel(
+        top,
+        bottom,
+        unit,
+        [(across(a), across(b) - across(a)) for a, b in shaded],
+        [(down(value), f"{value:.3g}" if abs(value) > step / 2 else "0") for value in grid],
+        [(across(10.0**power), f"{10.0**power:g}") for power in powers],
+        [(label, colour, " ".join(f"{across(p.kl_coefficient):.1f},{down(v):.1f}"
+                                  for p, v in zip(points, row, strict=True)))
+         for label, (colour, row) in lines.items()],
+    )  # fmt: skip
 
 
 def _nice(step: float) -> float:

@@ -1,4 +1,4 @@
-"""Lets test files import the helpers beside them, and keeps every test off the network."""
+"""Lets test files import the helpers beside them and the benchmarks, and keeps every test off the network."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, settings
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "benchmarks")]
 # Before any test module imports it: the tests of its faults read what its assertions say.
 pytest.register_assert_rewrite("cuesmith.teleprompters.conformance")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import ClassVar
 
 import pytest
+from nano.dspy_answers import teach
 
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.compiler import Compiler
@@ -23,6 +24,8 @@ from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.scene import Scene, text_field
+
+teach()  # the optimizer behind the suite of those that are hosted
 
 HOSTED: Mapping[str, object] = {"reflects": False, "guards": False, "pure": False}
 """What dspy's own optimizers cannot do: their prompts and their way of searching are theirs."""

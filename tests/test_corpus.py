@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 import dspy
 import pytest
+from nano import corpus, phrasing
+from nano.corpus import Field, Spec
 
-from cuesmith.modules.embedded import corpus, phrasing
-from cuesmith.modules.embedded.corpus import Field, Spec
 from cuesmith.modules.embedded.families import FAMILIES, is_held_out
 from cuesmith.modules.embedded.tokenizer import default_tokenizer, repair
 

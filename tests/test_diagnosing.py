@@ -22,11 +22,10 @@ from cuesmith.modules.simulated.judging import followed
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs import diagnose
-from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, requests_of
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Request, ask_all, inquirer, requests_of
 from cuesmith.programs.diagnosis.following import agreement, pairs_of
-from cuesmith.programs.diagnosis.hand import HAND
-from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.programs.diagnosis.judging import (
+    HAND,
     ConditionJudge,
     JudgeFailed,
     LabelsError,

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from cuesmith.programs.diagnosis.association import fisher_exact, holm, kappa, ratio, spearman, unpaired
+from cuesmith.programs.diagnosis.inference import fisher_exact, holm, kappa, ratio, spearman, unpaired
 from cuesmith.programs.diagnosis.record import UNUSABLE, Record, RecordError, answer, passed
 from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate

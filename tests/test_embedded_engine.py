@@ -113,7 +113,7 @@ def run_logits(engine: NanoEngine, chats: Sequence[Sequence[tuple[str, str]]], n
 def test_numpy_agrees_with_torch() -> None:
     torch = pytest.importorskip("torch")
     torch.set_num_threads(1)  # on a busy machine two wait for each other
-    from cuesmith.modules.embedded.architecture import NanoConfig, NanoTransformer
+    from nano.architecture import NanoConfig, NanoTransformer
 
     tensors, config = random_tensors()
     engine = NanoEngine(Weights(tensors, config), NumberTokenizer())

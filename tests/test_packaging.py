@@ -161,14 +161,15 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-def test_the_wheel_holds_every_module_and_the_weights(wheel: Path) -> None:
+def test_the_wheel_holds_every_module_the_weights_tables_and_templates(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
     assert sources() <= names
     weights = {
         f"cuesmith/{path.relative_to(ROOT).as_posix()}"
-        for suffix in ("*.safetensors", "*.json")
-        for path in (ROOT / "modules" / "embedded").glob(suffix)
+        for suffix in ("*.safetensors", "*.json", "*.jsonl", "*.txt", "*.j2")
+        for folder in FOLDERS
+        for path in (ROOT / folder).rglob(suffix)
     }
     assert any(name.endswith(".safetensors") for name in weights)
     assert weights <= names and "cuesmith/py.typed" in names

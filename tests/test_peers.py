@@ -134,6 +134,9 @@ def wait_for_pools() -> None:
 
 @each
 def test_each_compiles_the_embedded_model(name: str, capfd: pytest.CaptureFixture[str]) -> None:
+    from nano.dspy_answers import teach  # this file also runs as a script, without what conftest.py adds
+
+    teach()
     task = generate("objects")
     student = dspy.Predict(task.signature)
     before = Candidate.of(student)

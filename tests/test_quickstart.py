@@ -33,6 +33,7 @@ from cuesmith.programs.comparison import (
     run,
 )
 from cuesmith.programs.evaluation import compare, estimate, evaluate
+from cuesmith.programs.models import EMBEDDED, SIMULATED
 from cuesmith.programs.pace import LONGER, RACED, Pace, expect, measure
 from cuesmith.programs.tasks import Sizes, generate, load
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
@@ -133,7 +134,7 @@ def test_the_result_as_text(result: Result) -> None:
     for part in ("0.0 [0.0, ", "100.0 [", "+100.0 [", "<0.001", "calls: ", "--- before", "+++ after"):
         assert part in text
     assert str(result.rows[0].saved) in text
-    assert quickstart.TINY in " ".join(text.split()) and quickstart.RULES in " ".join(text.split())
+    assert EMBEDDED.caveat in " ".join(text.split()) and SIMULATED.caveat in " ".join(text.split())
 
 
 def test_a_wrong_key_is_one_clear_line() -> None:
@@ -256,7 +257,7 @@ def test_a_model_file_runs_the_whole_job_and_says_its_minutes_beforehand(
     assert re.search(r"time       about \S+( to \S+)? minutes: .* to compile, .* for the held-out scores\n", before)
     assert "measured just now: " in before and "--validation-size" in before
     assert f"LocalLM({str(settings.local)!r}, threads=1, max_tokens=256)" in after
-    assert quickstart.TINY not in text and quickstart.RULES not in text
+    assert EMBEDDED.caveat not in text and SIMULATED.caveat not in text
     assert json.loads((tmp_path / "program.json").read_text())["predict"]["lm"] is None
 
 
@@ -332,7 +333,7 @@ def test_a_damaged_model_file_is_one_line_before_anything_runs(tmp_path: Path, l
 def test_a_model_file_brings_smaller_numbers_unless_others_are_given(
     given: list[str], compilers: tuple[str, ...], test_size: int, calls: int | None
 ) -> None:
-    settings = Settings(**cli._numbers(cli._parser([]).parse_args(["quickstart", *given])))
+    settings = cli._settings(cli._parser([]).parse_args(["quickstart", *given]))
     assert (settings.compilers, settings.test_size, settings.budget_calls) == (compilers, test_size, calls)
 
 

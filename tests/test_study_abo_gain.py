@@ -16,10 +16,19 @@ from study_support import refuses, whole
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.association import detectable_rho
-from cuesmith.programs.studies.abo_gain import STUDY, conduct, forecast
-from cuesmith.programs.studies.abo_gain_analysis import FEWEST_TASKS, PREDICTORS, AboGain, Before, Observed, analyse
-from cuesmith.programs.studies.abo_gain_report import sections
+from cuesmith.programs.diagnosis.inference import detectable_rho
+from cuesmith.programs.studies.abo_gain import (
+    FEWEST_TASKS,
+    PREDICTORS,
+    STUDY,
+    AboGain,
+    Before,
+    Observed,
+    analyse,
+    conduct,
+    forecast,
+    sections,
+)
 from cuesmith.programs.studies.bench import Bench
 from cuesmith.programs.tasks import Row, Sizes, Task, build, generate
 from cuesmith.teleprompters.runtime.ledger import Budget

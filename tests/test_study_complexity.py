@@ -18,12 +18,23 @@ from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.permutation import trend_of
-from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.checks import labels_of
-from cuesmith.programs.studies.complexity import LEVELS, STUDY, conduct, forecast, versions
-from cuesmith.programs.studies.complexity_analysis import FORMS, Asked, Complexity, Formed, analyse, gap, limit_of
-from cuesmith.programs.studies.complexity_report import sections
+from cuesmith.programs.diagnosis.inference import trend_of
+from cuesmith.programs.studies.bench import Bench, labels_of
+from cuesmith.programs.studies.complexity import (
+    FORMS,
+    LEVELS,
+    STUDY,
+    Asked,
+    Complexity,
+    Formed,
+    analyse,
+    conduct,
+    forecast,
+    gap,
+    limit_of,
+    sections,
+    versions,
+)
 from cuesmith.programs.tasks import Row, Sizes, Task, build
 from cuesmith.signatures import parse_steps, render_steps
 from cuesmith.signatures.probes import HARMLESS_STEPS

@@ -16,12 +16,9 @@ from scipy import stats
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.association import holm
-from cuesmith.programs.diagnosis.two_way import two_way_interval, two_way_sign_flip
+from cuesmith.programs.diagnosis.inference import holm, two_way_interval, two_way_sign_flip
 from cuesmith.programs.studies.bench import Bench, Findings
-from cuesmith.programs.studies.demonstrations import STUDY
-from cuesmith.programs.studies.demonstrations_analysis import EFFECTS, Demonstrations, Factorial, analyse
-from cuesmith.programs.studies.demonstrations_report import sections
+from cuesmith.programs.studies.demonstrations import EFFECTS, STUDY, Demonstrations, Factorial, analyse, sections
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 

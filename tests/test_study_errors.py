@@ -14,15 +14,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from study_support import bench, pairs_of, readable, refuses, symmetric
 
-from cuesmith.programs.diagnosis.association import holm
-from cuesmith.programs.diagnosis.likeness import alike
-from cuesmith.programs.diagnosis.mantel import mantel
+from cuesmith.programs.diagnosis.inference import holm
+from cuesmith.programs.diagnosis.likeness import alike, mantel
 from cuesmith.programs.diagnosis.planted import BATCH
 from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.errors import STUDY
-from cuesmith.programs.studies.errors_analysis import DRAWS, MIXED, Found, Plan, analysed, plan
-from cuesmith.programs.studies.errors_report import sections
+from cuesmith.programs.studies.errors import DRAWS, MIXED, STUDY, Found, Plan, analysed, plan, sections
 from cuesmith.programs.studies.observed import Observed, Shown
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget

@@ -22,26 +22,24 @@ from study_support import bench, readable, refuses, symmetric
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.association import holm, jackknife
+from cuesmith.programs.diagnosis.inference import holm, jackknife, permutation_test, permuted
 from cuesmith.programs.diagnosis.likeness import alike
-from cuesmith.programs.diagnosis.permutation import permuted
-from cuesmith.programs.diagnosis.validity import permutation_test
 from cuesmith.programs.studies.bench import Bench
 from cuesmith.programs.studies.observed import Observed, Shown, exchanged, round_robin, swapped
-from cuesmith.programs.studies.reflection import STUDY
-from cuesmith.programs.studies.reflection_analysis import (
+from cuesmith.programs.studies.reflection import (
     ARMS,
     OWN,
     PLACEBO,
     REWORDING,
     SEEN,
+    STUDY,
     UNIFORM,
     Collected,
     Found,
     Refinement,
     analysed,
+    sections,
 )
-from cuesmith.programs.studies.reflection_report import sections
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.statistics import estimate95

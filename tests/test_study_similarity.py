@@ -17,11 +17,9 @@ from study_support import pairs_of
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
-from cuesmith.programs.diagnosis.mantel import rank_mantel
+from cuesmith.programs.diagnosis.likeness import rank_mantel
 from cuesmith.programs.studies.bench import Bench, Findings
-from cuesmith.programs.studies.similarity import STUDY
-from cuesmith.programs.studies.similarity_analysis import Alike, Sample, analyse, nearest
-from cuesmith.programs.studies.similarity_report import sections
+from cuesmith.programs.studies.similarity import STUDY, Alike, Sample, analyse, nearest, sections
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Step

@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all, inquirer, reasons
-from cuesmith.programs.diagnosis.inquiry import Inquiry
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, ask_all, inquirer, reasons
+from cuesmith.programs.diagnosis.inference import binomial_tail, permutation_test
 from cuesmith.programs.diagnosis.planted import (
     abstains,
     another_task,
@@ -41,10 +41,8 @@ from cuesmith.programs.diagnosis.validity import (
     Feedback,
     Judging,
     Study,
-    binomial_tail,
     detectable,
     measured_power,
-    permutation_test,
     power,
     section_of,
     validity,

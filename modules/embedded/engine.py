@@ -1,7 +1,7 @@
 """Inference of the embedded language model on numpy, without torch.
 
 `NanoEngine` holds the weights and answers whole chats; `Decoder` is its batched decoding loop, used directly by
-`cuesmith.modules.embedded.batching`. The model itself is defined in `cuesmith.modules.embedded.architecture`.
+`cuesmith.modules.embedded.batching`. The model itself is defined in `benchmarks/nano/architecture.py`.
 
 How it is made fast:
     * Weights that always act together are fused when loading: the five input maps become look-up tables, norm gains
@@ -731,11 +731,6 @@ class Decoder:
             x = weights.finish(layer, x, total)
         self._place[:n] += 1
         return self._choose(0, weights.logits(x)[:n])
-
-    def clear(self) -> list[Generation]:
-        """Give up all rows (after an error) and return them."""
-        running, self._running, self._prefixes, self._groups = self._running, [], [], []
-        return running
 
     def _choose(self, first: int, logits: Floats) -> list[Generation]:
         """Choose the next token of the rows from `first` on and take out those that end."""

@@ -9,14 +9,19 @@ The module is pure standard library.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from cuesmith.modules.embedded.wordlists import WORDS
+WORDS: tuple[str, ...] = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
+"""Common English words of technical prose, 3 to 9 letters, most frequent first."""
 
+_TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
 HELD_OUT_SHARE = 10
 """One input in this many is held out of training, chosen by a hash of its text."""
 
@@ -188,47 +193,15 @@ def _extreme(pick: Callable[[int, int], int]) -> Callable[[str], Solution | None
 
 # --- things ------------------------------------------------------------------------------------------------
 
-_IRREGULAR = {
-    "mouse": "mice", "goose": "geese", "sheep": "sheep", "wolf": "wolves", "knife": "knives", "shelf": "shelves",
-    "calf": "calves", "fish": "fish", "ox": "oxen", "scarf": "scarves", "loaf": "loaves",
-    "potato": "potatoes", "tomato": "tomatoes", "mango": "mangoes", "head of broccoli": "heads of broccoli",
-    "stalk of celery": "stalks of celery", "bunch of grapes": "bunches of grapes",
-    "head of lettuce": "heads of lettuce",
-    "ear of corn": "ears of corn", "pair of scissors": "pairs of scissors",
-}  # fmt: skip
-
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(name.strip().replace("_", " ") for name in text.split())
-
-
-ANIMALS = _names(
-    """dog cat cow bear fish snail frog snake mouse duck pig donkey goat rabbit chicken horse sheep wolf fox lion
-    tiger monkey zebra camel goose turkey parrot eagle owl crow turtle lizard crab bee ant spider whale dolphin seal
-    otter beaver squirrel hamster deer moose llama kitten puppy calf swan"""
-)
-FRUITS = _names(
-    """apple banana orange peach plum nectarine grape strawberry raspberry blackberry blueberry cherry pear mango
-    lemon lime kiwi melon apricot fig pineapple papaya coconut grapefruit tangerine watermelon"""
-)
-OTHERS = _names(
-    """potato carrot onion garlic cabbage yam cauliflower lettuce_head head_of_broccoli stalk_of_celery tomato
-    cucumber pumpkin radish turnip zucchini ear_of_corn
-    flute clarinet violin piano drum trumpet trombone accordion guitar harp cello banjo tuba saxophone
-    car toaster stove lamp microwave bed chair couch fridge table oven desk shelf mirror bench stool rug clock
-    book pen pencil ruler eraser notebook bag box bottle cup plate bowl spoon fork knife pan kettle jar basket candle
-    coat shirt hat scarf glove sock shoe boot belt ring watch necklace umbrella key coin ticket stamp letter card
-    ball doll kite puzzle bike truck bus boat tent rope hammer nail screw drill saw ladder bucket broom towel pillow
-    blanket phone camera radio laptop printer brick stone shell feather"""
-)
+ANIMALS, FRUITS, OTHERS = (tuple(_TABLES[kind]) for kind in ("animals", "fruits", "others"))
 _COUNTS = {"two": 2, "three": 3, "four": 4, "five": 5, "six": 6, "seven": 7, "eight": 8, "nine": 9, "ten": 10}
 _QUANTITIES = {"a": 1, "an": 1, "one": 1, "the": 1, "some": 1, **_COUNTS}
 
 
 def plural(noun: str) -> str:
     """The plural of one of this module's nouns."""
-    if noun in _IRREGULAR:
-        return _IRREGULAR[noun]
+    if noun in _TABLES["irregular_plurals"]:
+        return str(_TABLES["irregular_plurals"][noun])
     if re.search(r"[^aeiou]y$", noun):
         return noun[:-1] + "ies"
     return noun + ("es" if re.search(r"(s|x|sh|ch)$", noun) else "s")
@@ -482,122 +455,29 @@ def _solve_trues(question: str) -> Solution | None:
 
 # --- the table ---------------------------------------------------------------------------------------------
 
-_ALL = (
-    Family(
-        "first", "words", str,
-        ("Give the first word of the list.", "Return the first word.", "Which word comes first?",
-         "Output the word at the start of the list.", "Name the first of the words."),
-        ("Copy the words in order.", "Give the first of them."),
-        word_list, _solve_first,
-    ),
-    Family(
-        "last", "words", str,
-        ("Give the last word of the list.", "Return the final word.", "Which word comes last?",
-         "Output the word at the end of the list.", "Name the last of the words."),
-        ("Copy the words in order.", "Give the last of them."),
-        word_list, _solve_last,
-    ),
-    Family(
-        "reverse", "words", str,
-        ("Write the words in reverse order.", "Reverse the order of the words.", "Give the list of words backwards.",
-         "List the words from last to first."),
-        ("Number the words in order.", "Write the numbered words from the last to the first.",
-         "Give the words in that order without their numbers."),
-        word_list, _solve_reverse,
-    ),
-    Family(
-        "count", "words", int,
-        ("Count the words.", "How many words are in the list?", "Give the number of words.",
-         "Return the length of the list of words."),
-        ("Number the words in order.", "Give the number of the last word."),
-        word_list, _solve_count,
-    ),
-    Family(
-        "sum", "numbers", int,
-        ("Add all the numbers.", "Give the sum of the numbers.", "What is the total of the numbers?",
-         "Compute the sum of the list."),
-        ("Copy the numbers in order.", "Add the numbers one at a time, writing each sum.", "Give the final sum."),
-        _number_list, _solve_sum,
-    ),
-    Family(
-        "max", "numbers", int,
-        ("Give the largest number.", "What is the maximum of the numbers?", "Return the biggest of the numbers.",
-         "Find the highest number."),
-        ("Copy the numbers in order.", "For each number write the largest number so far.",
-         "Give the last of these, the largest."),
-        _number_list, _extreme(max),
-    ),
-    Family(
-        "min", "numbers", int,
-        ("Give the smallest number.", "What is the minimum of the numbers?", "Return the least of the numbers.",
-         "Find the lowest number."),
-        ("Copy the numbers in order.", "For each number write the smallest number so far.",
-         "Give the last of these, the smallest."),
-        _number_list, _extreme(min),
-    ),
-    Family(
-        "objects", "things", int,
-        ("Count all the objects, including quantities.", "How many objects do I have in total?",
-         "Give the total number of objects.", "Add up the quantities of everything."),
-        ("Write each thing with the running total of the quantities.", "Give the last total."),
-        _things_question, _solve_objects,
-    ),
-    Family(
-        "items", "things", int,
-        ("Count the different kinds of things.", "How many different items are listed?",
-         "Give the number of distinct kinds, ignoring quantities.", "Count the entries of the list."),
-        ("Number the kinds of things in order, ignoring quantities.", "Give the number of the last kind."),
-        _things_question, _solve_items,
-    ),
-    Family(
-        "animals", "things", int,
-        ("Count only the animals.", "How many animals do I have?", "Give the total number of animals.",
-         "Add up the quantities of the animals."),
-        ("Write down only the animals with their quantities.", "Write each animal with the running total.",
-         "Give the last total."),
-        _things_question, _kind(_IS_ANIMAL),
-    ),
-    Family(
-        "fruits", "things", int,
-        ("Count only the fruits.", "How many fruits do I have?", "Give the total number of fruits.",
-         "Add up the quantities of the fruits."),
-        ("Write down only the fruits with their quantities.", "Write each fruit with the running total.",
-         "Give the last total."),
-        _things_question, _kind(_IS_FRUIT),
-    ),
-    Family(
-        "navigate", "walk", bool,
-        ("Do the moves lead back to the starting point? Answer True or False.",
-         "Decide whether the walk ends where it started: True or False.",
-         "If you follow these instructions, do you return to the starting point?",
-         "Say True if you end at the start and False otherwise."),
-        ("Start at 0 0 facing north and write number, direction, distance and position for each move.",
-         "Give the final position.", "Answer True if the final position is 0 0, otherwise False."),
-        _walk_question, _solve_navigate,
-    ),
-    Family(
-        "position", "walk", str,
-        ("Give the final position.", "Where does the walk end? Give the coordinates.",
-         "Starting at 0 0 facing north, at which coordinates do you end?", "Return the coordinates of the end point."),
-        ("Start at 0 0 facing north and write number, direction, distance and position for each move.",
-         "Give the final position as the answer."),
-        _walk_question, _solve_position,
-    ),
-    Family(
-        "bool", "logic", bool,
-        ("Evaluate the logical expression.", "Is the expression True or False?",
-         "Give the truth value of the expression.", "Compute the value of the Boolean expression."),
-        ("Apply every not.", "Join each group of and into one value.", "Join the values with or into the answer."),
-        _logic_question, _solve_bool,
-    ),
-    Family(
-        "trues", "logic", int,
-        ("Count the terms that are true.", "How many of the terms are true?",
-         "Give the number of terms that hold.", "Count how many terms have the value True."),
-        ("Apply every not.", "Write each value with the count of True so far.", "Give the last count."),
-        _logic_question, _solve_trues,
-    ),
-)  # fmt: skip
 
+def _family(name: str, look: str, kind: type, sampler: Callable[[random.Random], str],
+            solver: Callable[[str], Solution | None]) -> Family:
+    own = _TABLES["families"][name]
+    return Family(name, look, kind, tuple(own["instructions"]), tuple(own["steps"]), sampler, solver)
+
+
+_ALL = (
+    _family("first", "words", str, word_list, _solve_first),
+    _family("last", "words", str, word_list, _solve_last),
+    _family("reverse", "words", str, word_list, _solve_reverse),
+    _family("count", "words", int, word_list, _solve_count),
+    _family("sum", "numbers", int, _number_list, _solve_sum),
+    _family("max", "numbers", int, _number_list, _extreme(max)),
+    _family("min", "numbers", int, _number_list, _extreme(min)),
+    _family("objects", "things", int, _things_question, _solve_objects),
+    _family("items", "things", int, _things_question, _solve_items),
+    _family("animals", "things", int, _things_question, _kind(_IS_ANIMAL)),
+    _family("fruits", "things", int, _things_question, _kind(_IS_FRUIT)),
+    _family("navigate", "walk", bool, _walk_question, _solve_navigate),
+    _family("position", "walk", str, _walk_question, _solve_position),
+    _family("bool", "logic", bool, _logic_question, _solve_bool),
+    _family("trues", "logic", int, _logic_question, _solve_trues),
+)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
-"""All task families by name."""
+"""All task families by name; their wordings stand in `families.json`."""

@@ -2,13 +2,12 @@
 
 import hashlib
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Literal, TypeVar
 
 from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.sampling import weighted_order
 from cuesmith.modules.simulated.evidence import FIELD, Task, asked_part, by_phrase, by_steps, explain
-from cuesmith.modules.simulated.foreign import recognised
 from cuesmith.modules.simulated.points import read, stated
 from cuesmith.modules.simulated.request import Asked, FieldValue
 from cuesmith.modules.simulated.wordings import norm
@@ -18,6 +17,8 @@ Values = dict[str, FieldValue]
 """An answer: a value for each output field."""
 Source = Literal["evidence", "prior", "noise", "fallback"]
 """Where an answer comes from; see `cuesmith.modules.simulated_optimizer.Truth`."""
+RECOGNISERS: dict[str, Callable[[Asked, random.Random], list[Task]]] = {}
+"""What finds the tasks that one of the `request.FORMS` is about."""
 T = TypeVar("T")
 
 _ACTED_ON = {
@@ -122,7 +123,7 @@ def _recognised(asked: Asked, rng: random.Random) -> list[Task]:
         case "ProposeInstruction":
             return explain([text.replace("<INS>", "") for text in asked.texts("exemplars")], (), rng)
         case _:
-            return recognised(asked, rng)
+            return RECOGNISERS[asked.name](asked, rng) if asked.name in RECOGNISERS else []
 
 
 def _shown(asked: Asked, examples: Sequence[str], rng: random.Random) -> list[Task]:

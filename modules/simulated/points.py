@@ -14,121 +14,17 @@ from typing import Literal
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.evidence import Task
-from cuesmith.modules.simulated.wordings import PHRASINGS, PRIOR_ADVICE, norm
+from cuesmith.modules.simulated.wordings import PHRASINGS, PRIOR_ADVICE, TABLES, norm, phrases, table
 from cuesmith.signatures import parse_steps
 
 Fault = Literal["missing", "steps", "form"]
 
 # --- the words ---------------------------------------------------------------------------------------------
 
-NOUNS: dict[str, tuple[str, ...]] = {
-    "first": ("the first word of the list", "the word that the list begins with", "the word in front",
-              "the first one of the words"),
-    "last": ("the last word of the list", "the word that the list ends with", "the word at the very end",
-             "the final one of the words"),
-    "reverse": ("all the words in reverse order", "the list of words backwards", "the words from last to first",
-                "the words in the opposite order"),
-    "count": ("the number of words", "the length of the list in words", "the count of the words",
-              "how many words there are"),
-    "sum": ("the sum of the numbers", "the total of all the numbers", "the result of adding the numbers",
-            "what the numbers add up to"),
-    "max": ("the largest number", "the highest of the numbers", "the maximum of the numbers",
-            "the number that is greater than the others"),
-    "min": ("the smallest number", "the lowest of the numbers", "the minimum of the numbers",
-            "the number that is smaller than the others"),
-    "objects": ("the total number of objects", "the sum of all the quantities", "how many objects there are in all",
-                "the number of single things, every quantity counted"),
-    "items": ("the number of different kinds of things", "the number of entries whatever their quantities",
-              "how many distinct things are listed", "the number of distinct kinds"),
-    "animals": ("the total number of animals", "how many animals there are", "the quantities of the animals added up",
-                "the count of the animals"),
-    "fruits": ("the total number of fruits", "how many fruits there are", "the quantities of the fruits added up",
-               "the count of the fruits"),
-    "navigate": ("whether the walk ends where it started", "whether the moves lead back to the start",
-                 "whether the starting point is reached again", "True or False for a return to the starting point"),
-    "position": ("the coordinates of the end point", "the coordinates at which the walk ends",
-                 "the final position of the walk", "where the moves end, as coordinates"),
-    "bool": ("the truth value of the expression", "the value of the logical expression",
-             "whether the expression is True or False", "what the expression evaluates to"),
-    "trues": ("the number of terms that are true", "how many of the terms are true",
-              "the number of terms with the value True", "the count of the true terms"),
-}  # fmt: skip
+NOUNS = table("nouns")
 """Per family, noun phrases for what its task asks for."""
-
-ADVICE = (
-    "pay attention to detail", "be more specific", "consider edge cases", "double-check the answer",
-    "read the input carefully", "reason step by step", "be clear and concise", "avoid common mistakes",
-    "follow the required format", "use all relevant information",
-)  # fmt: skip
-
-_GENERIC = (
-    "The instruction does not tell the model to {}.", "It never reminds the model to {}.",
-    "The model may have failed because it was not told to {}.", "There is no request to {}.",
-    "A better instruction would tell the model to {}.", "The model is left without a hint to {}.",
-    "It should say more clearly to {}.", "Nothing in it makes the model {}.",
-)  # fmt: skip
-
-_FAULTS: dict[Fault, tuple[str, ...]] = {
-    "missing": (
-        "It never says that what is wanted is {}.", "The instruction does not ask for {}.",
-        "What is wanted is {}, but the instruction leaves that open.", "Nothing in the instruction mentions {}.",
-        "The model has to guess the task: it is not told to determine {}.",
-        "The expected answers are {}, which the instruction does not say.",
-        "It is too vague: it should ask for {}.", "The model cannot know from it that it has to determine {}.",
-        "It leaves out that the answer should be {}.",
-        "The instruction does not demand {}, so that other answers fit it as well.",
-        "Told to find {}, the model would know what to do; it is not.",
-        "It leaves room for other answers than {}.", "A precise instruction would ask for {}; this one does not.",
-        "From the expected outputs it is clear that the task is {}; the instruction hides that.",
-        "It is nowhere said that the answer is {}.", "It lacks the demand for {}.",
-    ),
-    "steps": (
-        "It asks for {} but does not tell the model to work step by step.",
-        "The task, {}, is clear; what is missing is that each step has to be written down.",
-        "It says nothing of writing down the intermediate results on the way to {}.",
-        "The instruction wants {} in one go; it should demand one part at a time.",
-        "It should have the model work out {} step by step.",
-        "To get {} right, the model has to show its work, which it is not told to do.",
-        "Nothing makes the model write down its work before it gives {}.",
-        "The model answers too soon: it should reach {} through intermediate results.",
-    ),
-    "form": (
-        "It asks for {} but does not rule out other words around it.",
-        "It does not say in which form {} has to be given.",
-        "The answer has to be {} and no other words, which is not said.",
-        "It should demand {} without other words.",
-        "What stands around {} in the responses has to go: only the bare answer should be asked for.",
-        "The model gives {} in a form that cannot be used, as the instruction names none.",
-        "It says that what is wanted is {}, but not that nothing else may be written.",
-        "The form of the answer, just {}, is left open.",
-    ),
-}  # fmt: skip
-
-_KEPT = (
-    "It works because it asks for {}; that has to stay.", "Asking for {} is what makes it work: keep it.",
-    "The model succeeds as it knows that what is wanted is {}.", "Keep saying that the answer should be {}.",
-    "What led to the right answers is the request for {}.", "Whatever else changes, it has to ask for {}.",
-    "The demand for {} carries it; say that first.", "It should go on asking for {}, more plainly still.",
-    "It rightly asks for {}, which could stand in fewer words.", "Its strength is the plain request for {}.",
-    "The request for {} fits all examples; say it so that it fits harder ones.",
-    "A better instruction still demands {}.", "It can be put more exactly that the answer is {}.",
-    "What it gets right is to name {} as the answer.", "That it demands {} is enough; nothing has to be added.",
-    "The model found {} because it was told to: state it as clearly as before.",
-)  # fmt: skip
-
-_FACTS = (
-    "The instruction does not say that {}.", "It leaves out that {}.", "The model is not told that {}.",
-    "Nothing in it says that {}.", "What is missing is that {}.", "It should say that {}.",
-    "The model cannot know that {}.", "It is never made clear that {}.",
-)  # fmt: skip
-
-HINTS: dict[Fault, tuple[str, ...]] = {
-    "missing": (),
-    "steps": ("Work step by step.", "Show your work.", "Think step by step before you answer.",
-              "Write down each step first."),
-    "form": ("Give only the answer.", "Write nothing else.", "Just the answer, without other words.",
-             "Output only the answer."),
-}  # fmt: skip
+ADVICE = phrases("advice")
+HINTS = table("hints")
 """What an edit adds to a task to mend a fault."""
 
 _STEPS = re.compile(r"step by step|each step|one part at a time|intermediate|(?:show|write down) (?:its|your) work")
@@ -140,22 +36,22 @@ _FORM = re.compile(r"\bform\b|nothing else|other words|bare answer|only the answ
 
 def faults(tasks: Sequence[Task], fault: Fault) -> list[str]:
     """Every sentence that finds `fault` with an instruction for `tasks`."""
-    return [frame.replace("{}", noun) for frame in _FAULTS[fault] for noun in _nouns(tasks)]
+    return [frame.replace("{}", noun) for frame in TABLES["faults"][fault] for noun in _nouns(tasks)]
 
 
 def merits(tasks: Sequence[Task]) -> list[str]:
     """Every sentence that says that an instruction for `tasks` is right."""
-    return [frame.replace("{}", noun) for frame in _KEPT for noun in _nouns(tasks)]
+    return [frame.replace("{}", noun) for frame in TABLES["kept"] for noun in _nouns(tasks)]
 
 
 def generic(advice: Iterable[str] = ADVICE) -> list[str]:
     """Every sentence that finds nothing wrong but the lack of general advice."""
-    return [frame.replace("{}", one) for one in advice for frame in _GENERIC]
+    return [frame.replace("{}", one) for one in advice for frame in TABLES["generic"]]
 
 
 def open_facts(facts: Iterable[str]) -> list[str]:
     """Every sentence that says that one of the facts is not said."""
-    return [frame.replace("{}", fact) for fact in facts for frame in _FACTS]
+    return [frame.replace("{}", fact) for fact in facts for frame in TABLES["facts"]]
 
 
 def sentence(text: str) -> str:

@@ -33,29 +33,11 @@ from cuesmith.modules.simulated.points import (
     stated,
     wordings,
 )
-from cuesmith.modules.simulated.wordings import FRAMES, REWORDINGS, framed, instructions_of, norm, siblings
+from cuesmith.modules.simulated.wordings import FRAMES, REWORDINGS, framed, instructions_of, norm, phrases, siblings
 from cuesmith.signatures import parse_steps
 
 _ASPECTS = 2
 """Aspects that a reflection lists."""
-
-_EXCUSES = (
-    "The model was not careful enough with these examples.", "Several details were overlooked.",
-    "The responses were given too hastily.", "The instruction is not specific enough.",
-)  # fmt: skip
-_PRAISE = (
-    "The model was careful with these examples.", "The instruction is clear.", "The responses are precise.",
-    "Every detail was attended to.",
-)  # fmt: skip
-_SUMMARIES = (
-    "{}", "In short: {}", "The point is: {}", "What is criticised: {}", "The finding: {}", "To be mended: {}",
-    "One fault: {}", "Said of it: {}",
-)  # fmt: skip
-_LEADS = (
-    "{}", "Also: {}", "Remember: {}", "Important: {}", "Note: {}", "Above all: {}", "Keep in mind: {}",
-    "In every case: {}",
-)  # fmt: skip
-_CLOSERS = ("", " This matters.", " Do so every time.", " Do not forget this.")
 
 
 # --- what is wrong -----------------------------------------------------------------------------------------
@@ -121,13 +103,13 @@ def _facts(examples: Sequence[str]) -> list[str]:
 def reflect_on_failures(author: Author, source: Source) -> Values:
     """Answer `ReflectOnFailures`."""
     failures = author.asked.texts("failures")
-    said = [author.pick("excuse", _EXCUSES)] if source == "prior" else _examined(failures)
+    said = [author.pick("excuse", phrases("excuses"))] if source == "prior" else _examined(failures)
     return {"reflection": _reflection(author, said, _criticism(author, source, failures))}
 
 
 def reflect_on_successes(author: Author, source: Source) -> Values:
     """Answer `ReflectOnSuccesses`."""
-    said = author.pick("praise", _PRAISE) if source == "prior" else "All responses are right."
+    said = author.pick("praise", phrases("praise")) if source == "prior" else "All responses are right."
     if source == "evidence" and _precise(author):
         options = dict.fromkeys(merits(author.tasks), 1.0)
     else:
@@ -197,7 +179,7 @@ def _rewordings(reason: str) -> dict[str, float]:
         texts = faults(point.tasks, point.fault)
     else:
         texts = generic(advice) if (advice := _plain_advice(reason)) else [" ".join(reason.split())]
-    return {framed(lead, text): 8.0 if lead == "{}" else 1.0 for lead in _SUMMARIES for text in texts}
+    return {framed(lead, text): 8.0 if lead == "{}" else 1.0 for lead in phrases("summaries") for text in texts}
 
 
 def _plain_advice(text: str) -> list[str]:
@@ -295,7 +277,8 @@ def _advised(head: str, advice: str) -> dict[str, float]:
     """An instruction with a sentence added in front or behind, in many ways; reworded if it has it already."""
     if norm(advice) in norm(head):
         return _reworded(head)
-    said = {framed(lead, advice) + closer: 1.0 for lead in _LEADS for closer in _CLOSERS} | {advice: 8.0}
+    closers = phrases("closers")
+    said = {framed(lead, advice) + closer: 1.0 for lead in phrases("leads") for closer in closers} | {advice: 8.0}
     before = {f"{text} {head}".strip(): weight / 4 for text, weight in said.items()}
     return before | {f"{head} {text}".strip(): weight for text, weight in said.items()}
 

@@ -2,20 +2,44 @@
 
 import json
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import dspy
 
 from cuesmith import signatures
-from cuesmith.modules.simulated import foreign
 from cuesmith.modules.simulated.wordings import PRIOR_ADVICE
 
 __all__ = ["Asked", "FieldValue"]
 
 FieldValue = str | int | float | bool | list[str] | list[int] | dict[str, str] | list[dict[str, str]]
 """What a field of a request can hold."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """The fields of a request that is none of `cuesmith.signatures`, by which it is known.
+
+    Attributes:
+        needed: Input fields that it always has.
+        outputs: Output fields.
+        inputs: All input fields in the order in which they are written; those that are not `needed` may be left out.
+    """
+
+    needed: frozenset[str]
+    outputs: frozenset[str]
+    inputs: tuple[str, ...]
+
+
+FORMS: dict[str, Form] = {}
+"""Further requests that are known, by name; one that has another's fields and more stands before it."""
+
+
+def form_of(inputs: Iterable[str], outputs: Iterable[str]) -> str:
+    """The name of the further request that has these fields; "" if none has."""
+    given, wanted = set(inputs), set(outputs)
+    return next((name for name, form in FORMS.items() if form.needed <= given and form.outputs <= wanted), "")
 
 
 @lru_cache(maxsize=1)
@@ -29,7 +53,7 @@ class Asked:
     """What a request asks for.
 
     Attributes:
-        name: The name of the signature in `cuesmith.signatures`, or of one of dspy's in `foreign.FORMS`; "" for any
+        name: The name of the signature in `cuesmith.signatures`, or of one of `FORMS`; "" for any
             other request.
         inputs: Its input fields by name, with their values.
         outputs: The output fields to answer, by name, with their type as dspy writes it ("list[str]").
@@ -111,13 +135,13 @@ def _name_of(inputs: Sequence[str], outputs: Sequence[str]) -> str:
         own = set(signature.input_fields) - _BESIDES, set(signature.output_fields) - _BESIDES
         if own[0] <= set(inputs) and own[1] <= set(outputs):
             return name
-    return foreign.name_of(inputs, outputs)
+    return form_of(inputs, outputs)
 
 
 def _input_kinds(name: str, given: Collection[str]) -> dict[str, str]:
-    """The input fields of a request with their types; of dspy's, those that are there, as texts."""
-    if name in foreign.FORMS:
-        return {field: "str" for field in foreign.FORMS[name].inputs if field in given}
+    """The input fields of a request with their types; of a further one, those that are there, as texts."""
+    if name in FORMS:
+        return {field: "str" for field in FORMS[name].inputs if field in given}
     return {field: _type_name(info.annotation) for field, info in _requests()[name].input_fields.items()}
 
 

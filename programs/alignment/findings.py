@@ -21,6 +21,7 @@ from cuesmith.programs.alignment.measures import (
     variance95,
 )
 from cuesmith.programs.alignment.study import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, Evaluated, Study
+from cuesmith.programs.diagnosis.words import paragraphs_of
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
@@ -266,93 +267,24 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def meaning(found: Findings) -> list[str]:
+def meaning(found: Findings) -> tuple[str, ...]:
     """Say in plain words what the figures mean, a sentence or two each."""
     ours = found[ALIGN_PRO].against_alone
     assert ours is not None
-    return [
-        f"Align-Pro {_changes(ours.gain)} the mean reward of the frozen model alone: {describe_gain(ours.gain)}.",
-        f"The training itself {_changes(found.training.gain)} the reward of the untrained prompter: "
-        f"{describe_gain(found.training.gain)}.",
-        *_oracle_words(found),
-        f"Answers won {ours.wins.wins}, tied {ours.wins.ties}, lost {ours.wins.losses} against the frozen model alone; "
-        f"judge: {found.judge}; sign test without ties: p {p_value(ours.wins.p_value)}.",
-        *_length_words(ours),
-        *_variance_words(found),
-        *_rule_words(found),
-        *_missing_words(found),
-    ]
+    share = None if found.oracle is None else share_of_oracle(found)
+    forms = figure, describe_gain, p_value
+    return paragraphs_of("alignment/findings", found, ours, share, _variances(found), *forms, part="meaning")
 
 
-def _changes(gain: Gain) -> str:
-    if not gain.significant:
-        return "does not significantly change"
-    return "raises" if gain.difference > 0 else "lowers"
-
-
-def _oracle_words(found: Findings) -> list[str]:
-    if found.oracle is None:
-        return ["No RLHF oracle: the frozen model's weights are not on this machine."]
-    share = share_of_oracle(found)
-    if share is None:
-        return ["The RLHF oracle gained nothing significant in these steps, so it is no yardstick here."]
-    return [
-        f"Of what the RLHF oracle gains, Align-Pro reaches {100 * share:.0f} % "
-        f"(Align-Pro less oracle: {describe_gain(found.oracle.gain)})."
-    ]
-
-
-def _length_words(one: Against) -> list[str]:
-    equal = one.equal_length
-    if equal is None:
-        return ["Answers differ in length by the same everywhere, so length cannot be told from the rest."]
-    words = (
-        f"At equal length of the answers the gain is {figure(equal.intercept, signed=True)} (intercept of the reward "
-        f"difference regressed on the length difference, HC3); they are {equal.mean_length_difference:+.0f} "
-        "characters longer on average."
-    )
-    if one.gain.low > 0 and not equal.intercept.low > 0:
-        words += " So it is not shown to be more than what longer answers get."
-    if equal.extrapolated:
-        words += " Nearly all differences lie on one side of 0, so this is an extrapolation."
-    return [words]
-
-
-def _variance_words(found: Findings) -> list[str]:
+def _variances(found: Findings) -> tuple[str, Estimate95, Estimate95] | None:
+    """Whether training made the rewards vary less; None where that is not known."""
     ours, alone = found[ALIGN_PRO].variance, found[ALONE].variance
     if any(math.isnan(bound) for bound in (ours.low, ours.high, alone.low, alone.high)):
-        return []
+        return None
     apart = ours.high < alone.low or alone.high < ours.low
-    word = ("lower" if ours.mean < alone.mean else "higher") if apart else "not clearly different"
-    return [f"The variance of the reward is {word}: {figure(ours)} against {figure(alone)} of the frozen model alone."]
+    return ("lower" if ours.mean < alone.mean else "higher") if apart else "not clearly different", ours, alone
 
 
-def _rule_words(found: Findings) -> list[str]:
-    known = [f"{each.name} {figure(each.rule)}" for each in found.configurations if each.rule is not None]
-    if not known:
-        return []
-    return [f"By the rule behind the preferences, which nothing was trained on, answers are worth {', '.join(known)}."]
-
-
-def _missing_words(found: Findings) -> list[str]:
-    missing = {figures.name: figures.missing for figures in found.configurations if figures.missing}
-    words = ", ".join(f"{count} of {name}" for name, count in missing.items())
-    return [f"Without a reward, and left out in pairs: {words}."] if missing else []
-
-
-def limits(found: Findings, *, toy: bool) -> list[str]:
+def limits(found: Findings, *, toy: bool) -> tuple[str, ...]:
     """Say what the figures do not show."""
-    n = found[ALONE].reward.n
-    words = [
-        f"{n} test prompts, one draw each and one training: the intervals hold for other prompts like these, not for "
-        "another training seed.",
-        "The reward was trained on, so a higher one may be a weakness of the reward model found out.",
-    ]
-    if found.judge == REWARD_AS_JUDGE:
-        words[1] += " The wins are of that same reward; --judge asks a language model that was not trained on."
-    if toy:
-        words.append(
-            "Toy: models of some 100,000 weights and a language in which precise questions get better answers by "
-            "construction. It shows that the machinery works, and says nothing about large models."
-        )
-    return words
+    return paragraphs_of("alignment/findings", found[ALONE].reward.n, found.judge == REWARD_AS_JUDGE, toy)

@@ -10,7 +10,7 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,8 +18,9 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.association import Correlation, spearman
-from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis import words
+from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import Correlation, spearman
 from cuesmith.programs.diagnosis.record import Record, answer, passed
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
@@ -386,65 +387,14 @@ def neighbours(candidate: Candidate, paraphrase: Paraphrase, count: int = PARAPH
 
 
 def section_of(found: Changes | NoiseFlips | Neighbourhood) -> Section:
-    """Put a result into figures, each with what it means and what to do about it."""
-    match found:
-        case Changes():
-            curves = _curves(found.changes)
-            return Section("Change of the words against change of the answers", _summary(found),
-                           tuple(_figures(found)), curves)
-        case NoiseFlips():
-            return Section("Answers that change by themselves", _noise_summary(found), tuple(_noise(found)))
-        case Neighbourhood():
-            return Section("Right idea, wrong wording?", _verdict(found), tuple(_neighbours(found)))
-
-
-def _summary(found: Changes) -> str:
-    count = len(found.changes)
-    if not count:
-        return "The run has no refined prompt whose answers could be compared with those of the prompt it came from."
+    """Put a result into words and figures."""
+    if not isinstance(found, Changes):
+        part = "noise" if isinstance(found, NoiseFlips) else "neighbours"
+        return words.section_of("diagnosis/change", found, part=part)
     better = sum(one.gain.difference > 0 for one in found.changes)
     few = sum(one.gain.n < FEW for one in found.changes)
-    said = f"{better} of {count} refinements gave more right answers than the prompt they were made from."
-    if few:
-        said += f" {few} of them were compared on fewer than {FEW} examples, because the search gave them up early."
-    return said
-
-
-def _figures(found: Changes) -> Iterator[Figure]:
-    count = len(found.changes)
-    yield _related("Distance of the words with size of the gain (Spearman)", found.association)
-    if 0 < found.later.n < found.association.n:
-        yield _related("The same without the student's own children", found.later)
-    yield Figure(
-        "Refinements that improve (%)", *percent(found.improved), count, None,
-        "The share of the refinements with more answers fixed than broken.",
-        "At 50 or below the edits are no better than guesses: look at the feedback's repetition and validity."
-        if count and found.improved.mean <= 0.5 else "The edits go in the right direction more often than not.")
-    yield Figure(
-        "Answers changed by a refinement (%)", *percent(found.flips), count, None,
-        "The mean share of the examples whose parsed answer a refinement changed, for better or worse.",
-        "Compare with `noise_flips`: what is not above it is noise; near 0 the model does not react to the edits.")
-    yield Figure(
-        "Refinements that differ beyond chance", float(found.significant), None, None, count, None,
-        f"So many of the {count} refinements differ from their parent by McNemar's test, corrected for their number.",
-        "Where there are none, each single step is within noise: select on more examples.")
-    yield from (_largest(one, word) for word, one in _extremes(found.changes))
-
-
-def _related(name: str, found: Correlation) -> Figure:
-    if math.isnan(found.rho):
-        return Figure(
-            name, None, None, None, found.n, None,
-            "There are too few refinements, or they all changed the score alike, so nothing can be correlated.",
-            "Run a search of more steps or on more selection examples.")
-    if found.p_value >= 0.05:
-        meaning = "How differently a prompt reads was not found to tell how much it changes the score"
-        advice = "Score candidates, do not judge them by reading."
-    else:
-        meaning = f"Prompts that read more differently change the score {'more' if found.rho > 0 else 'less'}"
-        advice = "The distance can guide how bold an edit to try; scores still decide."
-    said = f"{meaning} (permutation test)."
-    return Figure(name, found.rho, found.low, found.high, found.n, found.p_value, said, advice)
+    shown = _curves(found.changes), better, few, _extremes(found.changes), FEW
+    return words.section_of("diagnosis/change", found, *shown, part="changes")
 
 
 def _extremes(found: Sequence[Change]) -> list[tuple[str, Change]]:
@@ -456,16 +406,6 @@ def _extremes(found: Sequence[Change]) -> list[tuple[str, Change]]:
     return [*both, ("loss", least)] if least.gain.difference < 0 else both
 
 
-def _largest(one: Change, word: str) -> Figure:
-    gain = one.gain
-    return Figure(
-        f"Largest {word} of one refinement (points)", 100 * gain.difference, 100 * gain.low, 100 * gain.high, gain.n,
-        gain.p_value,
-        f"The refinement {one.child} ({one.move}) fixed {one.fixed} and broke {one.broken} answers, at distance "
-        f"{one.distance:.2f} (McNemar's exact test, not corrected for being the largest).",
-        f"Read it beside its parent {one.parent} to see what the model reacts to.")
-
-
 def _curves(found: Sequence[Change]) -> tuple[Curve, ...]:
     ordered = sorted(found, key=lambda one: one.distance)
     if not ordered:
@@ -473,52 +413,3 @@ def _curves(found: Sequence[Change]) -> tuple[Curve, ...]:
     gains = [100 * one.gain.difference for one in ordered]
     axis = "distance of the words (0 the same, 1 nothing in common)"
     return (Curve("refinements", [one.distance for one in ordered], gains, axis, "gain (points)", points=True),)
-
-
-def _noise_summary(found: NoiseFlips) -> str:
-    share = 100 * found.flips.mean
-    return f"Run twice with the same prompt, the program changed {share:.1f} % of its {found.flips.n} answers."
-
-
-def _noise(found: NoiseFlips) -> Iterator[Figure]:
-    yield Figure(
-        "Answers that change by themselves (%)", *percent(found.flips), found.flips.n, None,
-        "The share of the examples whose parsed answer differs between two runs of the same prompt.",
-        "A refinement that changes no more than this changes nothing; lower the temperature to lower it."
-        if found.flips.mean > 0 else "Answers repeat: every changed answer is the refinement's doing.")
-    gain = found.gain
-    yield Figure(
-        "Gain of a prompt over itself (points)", 100 * gain.difference, 100 * gain.low, 100 * gain.high, gain.n,
-        gain.p_value, "The difference between the two runs: what no change at all looks like.",
-        "Do not take gains of this size for real.")
-
-
-def _verdict(found: Neighbourhood) -> str:
-    valid, short = found.validity.low > 0, found.shortfall.low > 0
-    if valid and short:
-        return "Right idea, wrong wording: prompts that say the same as the refined one do better than it does."
-    if valid and not found.shortfall.n:
-        return "The refinement's meaning is an improvement; whether another wording is better was not measured."
-    if valid:
-        return "The refinement's meaning is an improvement, and no wording of it was found that is clearly better."
-    if found.validity.high < 0:
-        return "What the refinement says is worse than what the prompt said before, in whatever words."
-    return "No effect of the refinement's meaning could be shown on this many examples and paraphrases."
-
-
-def _neighbours(found: Neighbourhood) -> Iterator[Figure]:
-    validity, short, of = found.validity, found.shortfall, len(found.child) + 1
-    yield Figure(
-        "Semantic validity (points)", *percent(validity), found.n, None,
-        f"Paraphrases of the refined prompt score so much more than paraphrases of the old one ({len(found.parent)} "
-        f"and {len(found.child)} of them; bootstrap over examples and paraphrases).",
-        "Above 0 the idea is right: keep what it says. Otherwise the feedback led nowhere: mend the reflection.")
-    yield Figure(
-        "Shortfall (points)", 100 * short.difference, 100 * short.low, 100 * short.high, short.n,
-        short.p_value if short.n else None,
-        "The best paraphrase scores so much more than the refined prompt itself, on fresh examples.",
-        "If it is clearly above 0, let the search vary wordings (Monte-Carlo variations) before it drops an idea.")
-    yield Figure(
-        f"Rank among its paraphrases, of {of}", found.rank, None, None, of, None,
-        "1 means that no paraphrase does better than the refined prompt.",
-        "A rank in the lower half means that the wording is poor for this model: take the best paraphrase.")

@@ -10,15 +10,15 @@ section 4.4).
 
 from __future__ import annotations
 
-import math
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cuesmith.programs.diagnosis.association import Difference, fisher_exact, kappa, ratio, unpaired
-from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis import words
+from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.behavior.steps import labelled
@@ -380,98 +380,14 @@ def decided(votes: Mapping[bool | None, int]) -> bool | None:
 
 
 def section_of(found: Following) -> Section:
-    """Put a result into figures, each with what it means and what to do about it."""
-    figures = (*_overall(found), *_each(found), *_undecided(found), *_agreement(found.agreement))
-    how = ", by a judge" if found.judged else ""
-    return Section(f"Following the prompt of {found.predictor!r}{how}", _summary(found), figures, _curves(found))
-
-
-def _summary(found: Following) -> str:
-    said = (
-        f"{100 * found.full.mean:.0f} % of {found.checked} responses follow all {len(found.rules)} rules of the prompt "
-        f"that could be checked."
-    )
-    if found.first_failure:
-        position, count = max(found.first_failure.items(), key=lambda entry: (entry[1], -entry[0]))
-        said += f" Where they fail, it is most often at rule {position} first ({count} responses)."
-    if found.unclear:
-        said += f" The judge left {100 * found.unclear / found.put:.0f} % of its checks open; these count by rule."
-    elif not found.judged:
-        said += " Checked by rule alone: a step with its label and work under it counts as followed."
-    return said
-
-
-def _overall(found: Following) -> Iterator[Figure]:
-    yield Figure(
-        "Rules followed (%)", *percent(found.rate), found.rate.n, None,
-        "The share of the prompt's rules that the responses follow (IFR).",
-        "Below 90, show demonstrations of following them, or write fewer and smaller steps; a stronger target model "
-        "helps most.")
-    yield Figure(
-        "Responses that follow everything (%)", *percent(found.full), found.full.n, None,
-        "The share of the responses in which no rule was left out.",
-        "If it is low while single rules are followed, the prompt asks for too much at once.")
-    yield _value(found)
-
-
-def _value(found: Following) -> Figure:
-    name, value = "Right answers when all is followed, less when not (points)", found.value
-    if math.isnan(value.value):
-        return Figure(
-            name, None, None, None, value.n, None,
-            "The responses follow every rule alike, or fail alike, so that nothing can be compared.",
-            "Look at other candidates of the run if you want to know what following is worth.")
-    if found.p_value >= 0.05:
-        meaning = "No difference was shown between responses that follow every rule and the others"
-        advice = "Do not add rules for the sake of the score: following them was not shown to pay."
-    elif value.value > 0:
-        meaning = "Responses that follow every rule are right more often"
-        advice = "Make the model follow: demonstrations before new rules; easy inputs may be part of the difference."
-    else:
-        meaning = "Responses that follow every rule are right less often"
-        advice = "Change what the rules say: following these harms."
-    return Figure(name, *_points(value), value.n, found.p_value, f"{meaning} (Fisher's exact test).", advice)
-
-
-def _each(found: Following) -> Iterator[Figure]:
-    for position, (rule, share) in enumerate(zip(found.rules, found.by_rule, strict=True), 1):
-        first = found.first_failure.get(position, 0)
-        low = share.n > 0 and share.mean < 0.9
-        yield Figure(
-            f"Rule {position} followed (%): {_short(rule.text)}", *percent(share), share.n, None,
-            f"{first} of the responses leave the prompt here first." if share.n else
-            "This rule cannot be checked without a judge.",
-            "Split or reword this step, or demonstrate it." if low else
-            "Nothing needs to be done." if share.n else "Give `following` a judge.")
-
-
-def _undecided(found: Following) -> Iterator[Figure]:
-    if found.judged and found.put:
-        yield Figure(
-            "Checks that the judge left open (%)", 100 * found.unclear / found.put, None, None, found.put, None,
-            "The judge could not tell, or was stopped; such a check counts by its label, or not at all without one.",
-            "If it is high, take another judge, or write rules whose following can be seen.")
-
-
-def _agreement(measured: Agreement | None) -> Iterator[Figure]:
-    if measured is None:
-        return
-    yield Figure(
-        "Judge's agreement with hand labels (%)", *percent(measured.share), measured.share.n, None,
-        f"The judge says what a person said, in so many of the labelled pairs; it could not tell {measured.undecided}.",
-        "Below 85, do not use this judge's figures.")
-    yield Figure(
-        "Judge's agreement beyond chance (kappa)", measured.kappa, None, None, measured.share.n, None,
-        "1 is perfect agreement, 0 what guessing gives.", "Below 0.6, label more pairs and mend the judge.")
+    """Put a result into words and figures."""
+    short = [_short(rule.text) for rule in found.rules]
+    return words.section_of("diagnosis/following", found, _curves(found), short)
 
 
 def _short(text: str, longest: int = 80) -> str:
     line = " ".join(text.split())
     return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _points(difference: Difference) -> tuple[float, float, float]:
-    return 100 * difference.value, 100 * difference.low, 100 * difference.high
 
 
 def _curves(found: Following) -> tuple[Curve, ...]:

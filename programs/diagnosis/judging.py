@@ -14,10 +14,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Request
 from cuesmith.programs.diagnosis.following import decided
-from cuesmith.programs.diagnosis.hand import HAND
-from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
 
@@ -156,6 +154,10 @@ def _label(where: str, line: str) -> tuple[str, str, bool]:
         raise LabelsError(f"{where}: 'followed' must be true or false")
     return rule, response, followed
 
+
+HAND = labels_of(Path(__file__).with_name("hand.jsonl"))
+"""Pairs written and labelled by us. Half are followed. Rules are about form, about steps and about content; the hard
+ones come last in each group: a claim to have followed stands in for the work, or nearly all is done."""
 
 # --- conditions --------------------------------------------------------------------------------------------
 

@@ -10,9 +10,17 @@ from typing import TypeVar
 
 import dspy
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence, TooLittle, ask_all, inquirer, requests_of
+from cuesmith.programs.diagnosis.asking import (
+    Error,
+    Evidence,
+    Inquiry,
+    Request,
+    TooLittle,
+    ask_all,
+    inquirer,
+    requests_of,
+)
 from cuesmith.programs.diagnosis.figures import Section
-from cuesmith.programs.diagnosis.inquiry import Inquiry, Request
 from cuesmith.programs.diagnosis.judging import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed

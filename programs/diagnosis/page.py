@@ -12,8 +12,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
+from pathlib import Path
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
@@ -183,14 +184,15 @@ def html(title: str, subtitle: str, sections: Sequence[Section], quotes: Sequenc
         sections: What to show.
         quotes: Texts to add at the end, such as prompts.
     """
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True,
+                              lstrip_blocks=True, undefined=StrictUndefined)
     # Before escaping: a control character has no escape in HTML, and the text direction could be turned by one.
     environment.finalize = lambda value: visible(value) if isinstance(value, str) and type(value) is str else value
     environment.filters.update(measured=measured, probability=probability)
     shown = [(section, list(_pictures(section.curves))) for section in sections]
     size = {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP,
             "bottom": _HEIGHT - _BOTTOM}
-    return environment.from_string(TEMPLATE).render(
+    return environment.get_template("page.html.j2").render(
         title=title, subtitle=subtitle, sections=shown, quotes=quotes, size=size)
 
 
@@ -266,101 +268,3 @@ def _bands(curve: Curve, x: _Scale, y: _Scale) -> Iterator[str]:
 
 def _join(points: Sequence[tuple[str, str]]) -> str:
     return " ".join(f"{a},{b}" for a, b in points)
-
-
-TEMPLATE = """\
-<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'">
-<title>{{ title }}</title>
-<style>
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --faint: #5b6470; --rule: #d5dae0; --to-do: #1a6b3c;
-  --c0: #1f5fbf; --c1: #c2410c; --c2: #0f766e; --c3: #7e22ce; --c4: #a16207; --c5: #be185d; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --paper: #14171b; --faint: #9aa4b1; --rule: #363c45;
-  --to-do: #7fd6a2; --c0: #7fb0ff; --c1: #ff9d66; --c2: #5fd3c6; --c3: #d19cff; --c4: #e0b34d; --c5: #ff8fc0; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--paper); max-width: 64rem;
-  margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.5rem; margin-bottom: 0; } h2 { font-size: 1.2rem; margin-top: 2.5rem; }
-.faint, th, figcaption, svg text { color: var(--faint); }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; width: 100%; font-size: .92rem; }
-th, td { text-align: left; vertical-align: top; padding: .45rem .6rem; border-bottom: 1px solid var(--rule);
-  overflow-wrap: anywhere; }
-td.value { white-space: nowrap; font-variant-numeric: tabular-nums; }
-td.name { min-width: 9rem; } td.said { min-width: 18rem; } .todo { color: var(--to-do); display: block; }
-@media (max-width: 44rem) { thead { display: none; } table, tbody, tr, td, td.name, td.said { display: block;
-  min-width: 0; border: 0; padding: .1rem 0; } tr { border-bottom: 1px solid var(--rule); padding: .6rem 0; }
-  td.name { font-weight: 600; } td.n::before { content: "n = "; } td.p:not(:empty)::before { content: "p = "; } }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; border: 1px solid var(--rule); padding: .8rem;
-  font-size: .85rem; }
-figure { margin: 1rem 0; } svg { width: 100%; max-width: 44rem; height: auto; }
-svg text { fill: var(--faint); font-size: 12px; } .axis { stroke: var(--rule); }
-.line { fill: none; stroke-width: 2; } .band { stroke: none; fill-opacity: .14; } .key { font-weight: 600; }
-{% for k in range(6) %}
-.s{{ k }} { stroke: var(--c{{ k }}); } .f{{ k }} { fill: var(--c{{ k }}); } .k{{ k }} { color: var(--c{{ k }}); }
-{% endfor %}
-</style>
-</head>
-<body>
-<h1>{{ title }}</h1>
-<p class="faint">{{ subtitle }}</p>
-{% for section, pictures in sections %}
-<section>
-<h2>{{ section.title }}</h2>
-<p>{{ section.summary }}</p>
-{% for picture in pictures %}
-<figure>
-<svg viewBox="0 0 {{ size.width }} {{ size.height }}" role="img" aria-label="{{ picture.y_label }} by \
-{{ picture.x_label }}">
-{% for tick in picture.y_ticks %}
-<line class="axis" x1="{{ size.left }}" x2="{{ size.right }}" y1="{{ tick.at }}" y2="{{ tick.at }}"/>
-<text x="{{ size.left - 6 }}" y="{{ tick.at }}" text-anchor="end" dominant-baseline="middle">{{ tick.text }}</text>
-{% endfor %}
-{% for tick in picture.x_ticks %}
-<text x="{{ tick.at }}" y="{{ size.bottom + 16 }}" text-anchor="middle">{{ tick.text }}</text>
-{% endfor %}
-<text x="{{ size.right }}" y="{{ size.bottom + 34 }}" text-anchor="end">{{ picture.x_label }}</text>
-{% for line in picture.lines %}
-{% for band in line.bands %}
-<polygon class="band f{{ line.colour }}" points="{{ band }}"/>
-{% endfor %}
-{% for path in line.paths %}
-<polyline class="line s{{ line.colour }}" points="{{ path }}"/>
-{% endfor %}
-{% for x, y in line.dots %}
-<circle class="f{{ line.colour }}" cx="{{ x }}" cy="{{ y }}" r="3.5"/>
-{% endfor %}
-{% endfor %}
-</svg>
-<figcaption>{{ picture.y_label }}:
-{% for line in picture.lines %}
-<span class="key k{{ line.colour }}">{{ line.name }}</span>{{ "" if loop.last else ", " }}
-{% endfor %}
-</figcaption>
-</figure>
-{% endfor %}
-{% if section.figures %}
-<div class="wide"><table>
-<thead><tr><th>figure</th><th>value [95 %]</th><th>n</th><th>p</th><th>what it means, and what to do</th></tr></thead>
-<tbody>
-{% for figure in section.figures %}
-<tr><td class="name">{{ figure.name }}</td><td class="value">{{ figure | measured }}</td>\
-<td class="value n">{{ figure.n }}</td><td class="value p">{{ figure.p_value | probability }}</td>
-<td class="said">{{ figure.meaning }} <span class="todo">{{ figure.advice }}</span></td></tr>
-{% endfor %}
-</tbody></table></div>
-{% endif %}
-</section>
-{% endfor %}
-{% for quote in quotes %}
-<section>
-<h2>{{ quote.title }}</h2>
-<pre>{{ quote.text }}</pre>
-</section>
-{% endfor %}
-</body>
-</html>
-"""

@@ -16,15 +16,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
-from cuesmith.programs.diagnosis.figures import Figure, Section
+from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.inference import interval95, resamples
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Repetition", "Theme", "interval95", "repetition", "repetition_of", "section_of"]
+__all__ = ["Repetition", "Theme", "repetition", "repetition_of", "section_of"]
 
-RESAMPLES = 1000
-"""Bootstrap resamples. Ours."""
 Floats = NDArray[np.float64]
 
 
@@ -182,18 +182,6 @@ def repetition_of(
     )
 
 
-def resamples(n: int, rng: np.random.Generator, count: int = RESAMPLES) -> Floats:
-    """Return how often each of `n` units is in each of `count` bootstrap samples: one row a sample."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
-
-
-def interval95(value: float, resampled: Floats, n: int) -> Estimate95:
-    """Return a value with its percentile bootstrap interval; resamples without a value (nan) do not count."""
-    known = resampled[np.isfinite(resampled)]
-    low, high = np.quantile(known, [0.025, 0.975]) if len(known) else (math.nan, math.nan)
-    return Estimate95(value, float(low), float(high), n)
-
-
 def entropy(counts: Sequence[int]) -> float:
     """Return the entropy of shares over the logarithm of their total, the most it can be; nan for a total of 1."""
     total = sum(counts)
@@ -246,69 +234,4 @@ def _themes(texts: Sequence[str], matrix: Floats, threshold: float) -> tuple[The
 
 def section_of(result: Repetition) -> Section:
     """Return the part of the report that says how far feedback repeats itself."""
-    n = result.across.n
-    return Section(
-        "Does the feedback repeat itself?",
-        _summary(result),
-        (
-            _figure(
-                "repetition between ceiling and floor",
-                result.normalised,
-                "1 means that it makes no difference which errors are shown, 0 that other errors give feedback as "
-                "different as another task would.",
-                _advice(result),
-            ),
-            _figure(
-                "similarity of feedback on different batches",
-                result.across,
-                "The mean similarity of two texts about different batches of errors.",
-                "Read it against the two lines below: by itself it has no scale.",
-            ),
-            _figure(
-                "ceiling: the same batch asked again",
-                result.ceiling,
-                "So alike is feedback on exactly the same errors.",
-                "If it is low, the model's words vary by themselves: compare with an embedder instead of by words.",
-            ),
-            _figure(
-                "floor: feedback on another task",
-                result.floor,
-                "So alike is feedback that has nothing but its manner in common.",
-                "If it is close to the ceiling, the feedback is general advice: use another optimizer model.",
-            ),
-            Figure(
-                "distinct themes per feedback", result.distinct, None, None, n, None,
-                f"{len(result.themes)} groups of texts that say much the same, in {n} texts.",
-                "With few themes, more reflection calls a step bring nothing new: spend them elsewhere.",
-            ),
-            Figure(
-                "evenness of the themes", result.entropy, None, None, n, None,
-                "0 means that all feedback is one theme, 1 that every text is a theme of its own.",
-                "If it is low, read the largest theme: the search will hardly see anything else.",
-            ),
-        ),
-    )  # fmt: skip
-
-
-def _figure(name: str, value: Estimate95, meaning: str, advice: str) -> Figure:
-    return Figure(name, value.mean, value.low, value.high, value.n, None, meaning, advice)
-
-
-def _summary(result: Repetition) -> str:
-    count = len(result.themes)
-    said = f"{result.across.n} batches of errors gave {count} distinct theme{'s' * (count != 1)}. "
-    if result.generic:
-        return said + "It cannot be told from what is said of another task: general advice, or too few batches."
-    if result.normalised.low > 0.5:
-        return said + "Feedback on different errors is nearly as alike as feedback on the same errors."
-    if result.normalised.high < 0.5:
-        return said + "Feedback on different errors differs clearly from feedback on the same errors."
-    return said + "How much it matters which errors are shown cannot be said from so few batches."
-
-
-def _advice(result: Repetition) -> str:
-    if result.generic:
-        return "Use another optimizer model, or a compiler that does not reflect, such as IterativeAPE or ABO."
-    if result.normalised.low > 0.5:
-        return "If the errors have more than one cause, do not pay for several reflections a step: they will agree."
-    return "Reflect on several batches a step: what they find differs."
+    return words.section_of("diagnosis/repetition", result)

@@ -12,8 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from cuesmith.programs.diagnosis.association import Difference, unpaired
-from cuesmith.programs.diagnosis.figures import Curve, Figure, Section, percent
+from cuesmith.programs.diagnosis import words
+from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import Difference, unpaired
 from cuesmith.programs.diagnosis.record import KnownExample, Record
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -244,91 +245,9 @@ def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
 
 
 def section_of(found: Trajectory) -> Section:
-    """Put a trajectory into figures, each with what it means and what to do about it."""
-    return Section("Trajectory of the search", _summary(found), tuple(_figures(found)), _curves(found.points))
-
-
-def _summary(found: Trajectory) -> str:
-    said = f"The returned prompt scores {100 * found.search.mean:.1f} on the examples that it was chosen by"
-    if found.fresh is None:
-        said += "; there are no fresh scores, so nobody knows how much of that is luck."
-    else:
-        said += f" and {100 * found.fresh.mean:.1f} on fresh ones."
-    if found.copied.leaks:
-        said += f" Its instructions have {found.copied.words} words in a row in common with a training input."
-    return said
-
-
-def _figures(found: Trajectory) -> Iterator[Figure]:
-    yield _score("Search score (points)", found.search, "the mean score on the examples that the search chose by",
-                 "Do not report it: the best of several noisy scores is too high.")
-    if found.fresh is not None:
-        yield _score("Fresh score (points)", found.fresh, "the mean score on examples that no decision has seen",
-                     "Report this one.")
-    yield from _optimism(found)
-    yield Figure(
-        "Accepted children (%)", *percent(found.accepted), found.accepted.n, None,
-        "The share of the refined prompts that the search kept in a beam.",
-        "Near 0 the optimizer's edits are wasted: use a stronger optimizer model or show it more errors; near 100 "
-        "the search hardly selects: widen it." if found.accepted.n else
-        "Nothing was refined in this run, or its optimizer does not tell which refinements it kept.")
-    yield Figure(
-        "Duplicate prompts (%)", *percent(found.duplicates), found.duplicates.n, None,
-        "The share of the scored prompts whose words another one has too, but for case and punctuation.",
-        "Above 20, raise the optimizer's temperature or ask for variations of several parents.")
-    yield from _growth(found)
-    yield from _leakage(found.copied)
-
-
-def _score(name: str, score: Estimate95, is_what: str, advice: str) -> Figure:
-    return Figure(name, *percent(score), score.n, None, f"This is {is_what}.", advice)
-
-
-def _optimism(found: Trajectory) -> Iterator[Figure]:
-    if found.optimism is not None:
-        one = found.optimism
-        sure = one.low > 0
-        yield Figure(
-            "Optimism, search minus fresh score (points)", 100 * one.value, 100 * one.low, 100 * one.high, one.n, None,
-            "The search score is higher than the fresh score by more than chance explains." if sure else
-            "The difference between search and fresh score is within what chance explains.",
-            "Select on more examples or among fewer candidates." if sure else "Nothing needs to be done.")
-    if found.gain_optimism is not None:
-        one = found.gain_optimism
-        yield Figure(
-            "Optimism of the gain (points)", 100 * one.value, 100 * one.low, 100 * one.high, one.n, None,
-            "The gain over the student by search score, less the gain by fresh score: this does not depend on one of "
-            "the two sets being harder.",
-            "If it is clearly above 0, trust the fresh gain only and select on more examples." if one.low > 0 else
-            "The gain holds on fresh examples as far as this many can tell.")
-
-
-def _growth(found: Trajectory) -> Iterator[Figure]:
-    before, after = found.baseline_characters, found.best_characters
-    yield Figure(
-        "Prompt length (characters)", after, None, None, 1, None,
-        f"The returned prompts and demonstrations have {after:,} characters, about {_tokens(after):,.0f} tokens; the "
-        f"student's had {before:,}, about {_tokens(before):,.0f}.",
-        "Every call of the program pays for them: compare with the gain below.")
-    yield Figure(
-        "Score per 100 prompt tokens (points)", found.per_hundred_tokens, None, None, 1, None,
-        "The score divided by the length of the prompts, at 4 characters a token.",
-        "Between two prompts of equal score take the one with the higher figure.")
-    yield Figure(
-        "Gain per 100 added tokens (points)", found.gain_per_hundred_tokens, None, None, 1, None,
-        "The score gained over the student for every 100 tokens that the prompts grew by.",
-        "If it is near 0 or below, the longer prompt is not worth its price: keep the student or compile with fewer "
-        "demonstrations.")
-
-
-def _leakage(copied: Copied) -> Iterator[Figure]:
-    where = f'"{copied.text}", in {copied.inputs} of the training inputs' if copied.words else "none"
-    yield Figure(
-        "Longest run of words copied from training inputs", float(copied.words), None, None, 1, None,
-        f"Leakage: the instructions repeat a training input ({where})." if copied.leaks else
-        f"The instructions repeat no long piece of a training input (the longest: {where}).",
-        "Remove the copied text and score again: it helps on the example it comes from and nowhere else."
-        if copied.leaks else f"Nothing needs to be done: a copy begins at {COPIED_WORDS} words.")
+    """Put a trajectory into words and figures."""
+    curves = _curves(found.points)
+    return words.section_of("diagnosis/trajectory", found, curves, COPIED_WORDS, CHARACTERS_PER_TOKEN)
 
 
 def _curves(points: Sequence[Point]) -> tuple[Curve, ...]:

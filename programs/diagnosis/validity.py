@@ -11,21 +11,21 @@ could not be read.
 from __future__ import annotations
 
 import itertools
+import json
 import math
-from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.modules.embedded.families import FAMILIES, Family
-from cuesmith.modules.simulated.evidence import Task
-from cuesmith.modules.simulated.points import faults, generic
+from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
-from cuesmith.programs.diagnosis.figures import Figure, Section
+from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.diagnosis.inference import binomial_tail, interval95, permutation_test, resamples
 from cuesmith.programs.diagnosis.planted import (
     BATCH,
     Planted,
@@ -35,27 +35,21 @@ from cuesmith.programs.diagnosis.planted import (
     shuffled,
     without_errors,
 )
-from cuesmith.programs.diagnosis.repetition import interval95, resamples
 from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 __all__ = [
-    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", "binomial_tail",
-    "detectable", "measured_power", "permutation_test", "power", "section_of", "validity", "validity_of",
+    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", 
+    "detectable", "measured_power", "power", "section_of", "validity", "validity_of",
 ]  # fmt: skip
 
 ENOUGH = 20
 """Feedbacks a condition for which `power` at `SHARE` is about 0.95. Source: ours, by simulation."""
 SHARE = 0.3
 """Share of error-driven feedback at which the power is reported. Ours."""
-PERMUTATIONS = 1999
-"""Random permutations where all are too many. Ours."""
 _RELABELLED = 499
 """Permutations of the conditions in the test of identifiability."""
-_EXACT = 20_000
-"""Assignments of labels up to which all are tried."""
 _TOLERANCE = 1e-9
-_CHUNK = 256
 Floats = NDArray[np.float64]
 Judge = Callable[[str, Mapping[str, str]], str | None]
 """(feedback, condition -> its description) -> the condition that it was given under, as a rule or a model guesses; None
@@ -417,59 +411,6 @@ def _stratified(labels: NDArray[np.intp], rng: np.random.Generator) -> Floats:
     return np.concatenate([resamples(int(size), rng) for size in sizes], axis=1)
 
 
-def permutation_test(
-    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator, count: int = PERMUTATIONS
-) -> tuple[float, bool]:
-    """Test whether texts of one label are more alike than texts of different ones.
-
-    All assignments of the labels where they are at most 20,000, else `count` random ones, to which the observed one is
-    added. Source: Fisher 1935; Phipson and Smyth 2010 for the addition.
-
-    Args:
-        matrix: Similarities.
-        labels: A label a text: 0, 1, 2, ...
-        rng: Draws the random permutations.
-        count: How many.
-
-    Returns:
-        The one-sided p-value of within minus between, and whether it is exact.
-    """
-    sizes = np.bincount(labels).tolist()
-    total = math.factorial(len(labels)) // math.prod(map(math.factorial, sizes))
-    if exact := total <= _EXACT:
-        tried: Iterator[NDArray[np.intp]] = _assignments(sizes)
-    else:
-        tried = (rng.permutation(labels) for _ in range(count))
-    least = _alike(matrix, labels[None])[0]
-    least -= _TOLERANCE * max(1.0, abs(least))  # rounding must not decide what is as extreme
-    extreme = 0
-    while chunk := list(itertools.islice(tried, _CHUNK)):
-        extreme += int((_alike(matrix, np.array(chunk)) >= least).sum())
-    return (extreme / total, True) if exact else ((extreme + 1) / (count + 1), False)
-
-
-def _alike(matrix: Floats, labels: NDArray[np.intp]) -> Floats:
-    """The sum of similarities within labels, for each row of labels: eta rises with it, as all else is constant."""
-    member = np.eye(int(labels.max()) + 1)[labels].swapaxes(1, 2)
-    sums: Floats = ((member @ matrix) * member).sum(axis=(1, 2))
-    return sums
-
-
-def _assignments(sizes: Sequence[int]) -> Iterator[NDArray[np.intp]]:
-    """Every way to give `sizes[k]` of the places label k."""
-    labels = np.zeros(sum(sizes), dtype=np.intp)
-
-    def place(label: int, free: tuple[int, ...]) -> Iterator[NDArray[np.intp]]:
-        if label == len(sizes):
-            yield labels.copy()
-            return
-        for chosen in itertools.combinations(free, sizes[label]):
-            labels[list(chosen)] = label
-            yield from place(label + 1, tuple(k for k in free if k not in chosen))
-
-    return place(0, tuple(range(len(labels))))
-
-
 # --- power -------------------------------------------------------------------------------------------------
 
 
@@ -514,9 +455,9 @@ def measured_power(
     """Return the chance that the permutation test finds sensitivity at 5 %, by a given similarity.
 
     In the simulated world a feedback names its condition's cause with probability `share` and is general advice
-    otherwise, both in the many wordings of the simulated optimizer; the last condition is a mixture of the others'
-    causes, as "mixed" is. Causes are the tasks of families with alike questions. Other words than these can be easier
-    or harder to tell apart.
+    otherwise, both in the many wordings of `world.json`; the last condition is a mixture of the others' causes, as
+    "mixed" is. Causes are tasks, those with alike questions first. Other words than these can be easier or harder to
+    tell apart.
 
     Args:
         n: Feedbacks a condition, 2 or more.
@@ -552,20 +493,18 @@ def detectable(n: int, conditions: int, similarity: Similarity) -> float:
 @lru_cache(maxsize=32)
 def _world(causes: int, similarity: Similarity) -> tuple[Floats, int]:
     """Similarities of the sentences that name each cause and then of general advice; and the sentences a cause has."""
-    named = [faults([Task("", family)], "missing") for family in itertools.islice(_confusable(), causes)]
-    return similarity.matrix([*itertools.chain(*named), *generic()]), len(named[0])
+    told = json.loads(Path(__file__).with_name("world.json").read_text(encoding="utf-8"))
+    if causes > len(told["causes"]):
+        raise ValueError(f"power is known for at most {len(told['causes']) + 1} conditions")
+    frames, advising = told["of_a_cause"], told["of_advice"]
+    named = [[frame.replace("{}", noun) for frame in frames for noun in nouns] for nouns in told["causes"][:causes]]
+    advice = [frame.replace("{}", one) for one in told["advice"] for frame in advising]
+    return similarity.matrix([*itertools.chain(*named), *advice]), len(named[0])
 
 
 def _check(n: int, conditions: int, share: float) -> None:
     if n < 2 or conditions < 2 or not 0.0 <= share <= 1.0:
         raise ValueError(f"no power for n={n}, conditions={conditions}, share={share}")
-
-
-def _confusable() -> Iterator[Family]:
-    """The families, those of one look one after the other, the largest look first."""
-    looks = Counter(family.look for family in FAMILIES.values())
-    yield from sorted(FAMILIES.values(), key=lambda family: -looks[family.look])
-    raise ValueError(f"power is known for at most {len(FAMILIES) + 1} conditions")
 
 
 def _orders(labels: NDArray[np.intp], rng: np.random.Generator) -> Floats:
@@ -617,22 +556,6 @@ def _hits(matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator) ->
     return hits
 
 
-def binomial_tail(hits: int, n: int, chance: float) -> float:
-    """Return P(X >= hits) for a binomial X of n trials, exact up to rounding.
-
-    Args:
-        hits: 0 to n.
-        n: Trials.
-        chance: Of success, in (0, 1).
-    """
-    if hits <= 0:
-        return 1.0
-    one, other = math.log(chance), math.log1p(-chance)
-    ways = (math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) for k in range(hits, n + 1))
-    terms = (math.exp(way + k * one + (n - k) * other) for k, way in enumerate(ways, hits))
-    return min(1.0, math.fsum(terms))
-
-
 def _prior_bias(matrix: Floats, labels: NDArray[np.intp], without: int, rng: np.random.Generator) -> PriorBias:
     """With errors, without and, behind them, another task's, in the order of the matrix."""
     ends = np.cumsum([len(labels), without])
@@ -678,83 +601,4 @@ def _inside(matrix: Floats, w: Floats) -> Floats:
 
 def section_of(result: Validity) -> Section:
     """Return the part of the report that says whether reflection looks at the errors."""
-    figures = [_sensitivity_figure(result), _identified_figure(result)]
-    if result.prior_bias is not None:
-        figures += _prior_figures(result.prior_bias)
-    if result.cause_hits is not None:
-        figures.append(
-            _share_figure(
-                "share that names the planted cause",
-                result.cause_hits,
-                "A fault was put into the prompt on purpose; so often did the feedback name it.",
-                "If it is low, the reflection does not find even a known cause: do not act on what it finds.",
-            )
-        )
-    if result.placebo is not None:
-        figures.append(
-            _share_figure(
-                "share that finds a cause where there is none",
-                result.placebo,
-                "Right answers were shown as wrong ones; so often was the prompt blamed all the same.",
-                "If it is high, every list of errors gets its reasons: check labels before you reflect on them.",
-            )
-        )
-    return Section("Does the reflection look at the errors?", _summary(result), tuple(figures))
-
-
-def _share_figure(name: str, share: Estimate95, meaning: str, advice: str) -> Figure:
-    return Figure(name, share.mean, share.low, share.high, share.n, None, meaning, advice)
-
-
-def _summary(result: Validity) -> str:
-    found = result.sensitivity
-    if found.found:
-        said = "Feedback follows the errors that are shown."
-    elif found.detectable <= 0.5:
-        said = "No sign that feedback depends on the errors that are shown."
-    else:
-        said = "Whether feedback depends on the errors that are shown cannot be said from so few."
-    if math.isnan(found.detectable):
-        least = "would often miss even feedback that always follows the errors"
-    else:
-        least = f"would show it in 80% of such studies if {found.detectable:.0%} of the feedback followed the errors"
-    few = "" if result.enough else f" Fewer than {ENOUGH} feedbacks a condition: the study is weak."
-    return f"{said} {len(result.counts)} conditions of {min(result.counts.values())} feedbacks or more {least}.{few}"
-
-
-def _sensitivity_figure(result: Validity) -> Figure:
-    found, eta = result.sensitivity, result.sensitivity.eta
-    if found.found:
-        advice = "Reflection can be worth its calls; see below whether it also names the right cause."
-    elif found.detectable <= 0.5:
-        advice = "Do not pay for reflection with this model: use IterativeAPE or ABO, or another optimizer model."
-    else:
-        advice = "Decide nothing by this: study more errors, or compare by an embedder, which sees more than words."
-    meaning = (
-        f"Feedback on like errors is {found.within:.2f} alike, on errors of another distribution {found.between:.2f}; "
-        "a difference of 0 says that the errors are ignored."
-    )
-    return Figure("sensitivity to the errors", eta.mean, eta.low, eta.high, eta.n, found.p_value, meaning, advice)
-
-
-def _identified_figure(result: Validity) -> Figure:
-    found = result.identified
-    who = "a model that judges" if found.judged else "one"
-    meaning = f"So often can {who} tell from a feedback which errors were shown; guessing gives {found.chance:.0%}."
-    advice = "Near the guessing line, feedback carries no news of the errors; far above it, it is specific to them."
-    name, share = "errors identified from the feedback", found.accuracy
-    return Figure(name, share.mean, share.low, share.high, share.n, found.p_value, meaning, advice)
-
-
-def _prior_figures(found: PriorBias) -> list[Figure]:
-    figures = []
-    for name, value, p_value, meaning in (
-        ("likeness to feedback without errors", found.likeness, found.p_value,
-         "1 says that the same is said when no errors are shown at all; the test asks whether it differs."),
-        ("prior bias", found.calibrated, None,
-         "The same, where 0 is how like that is to feedback on another task, and 1 that errors make no difference."),
-    ):  # fmt: skip
-        advice = "If it is close to 1, the model speaks from what it knew before: show it other errors or ask another."
-        if not math.isnan(value.mean):
-            figures.append(Figure(name, value.mean, value.low, value.high, value.n, p_value, meaning, advice))
-    return figures
+    return words.section_of("diagnosis/validity", result, ENOUGH)

@@ -1,6 +1,6 @@
 """Ready studies of the questions that 2402.02101 raises, for any task and any models. `cuesmith study NAME` runs one.
 
-A study is three modules: NAME has the experiment, NAME_analysis its typed results and NAME_report their words.
+A study is one module, NAME.py, with its question, its design and its typed results; their words stand in NAME.j2.
 
 Source: its three experiments and the three checks that its text asks for; designs and statistics are ours.
 """

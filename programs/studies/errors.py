@@ -18,22 +18,296 @@ similarity constant"); the correlation: Mantel 1967; exchange and statistics: ou
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
-from cuesmith.programs.diagnosis import validity
-from cuesmith.programs.diagnosis.asking import reasons
-from cuesmith.programs.diagnosis.planted import BATCH
+import numpy as np
+from numpy.typing import NDArray
+
+from cuesmith.programs.diagnosis import repetition, validity
+from cuesmith.programs.diagnosis.asking import Evidence, reasons
+from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import holm
+from cuesmith.programs.diagnosis.likeness import Alike, Mantel, alike, mantel
+from cuesmith.programs.diagnosis.planted import (
+    BATCH,
+    another_task,
+    drawn,
+    form_fault,
+    planted_batches,
+    shuffled,
+    without_errors,
+)
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
+from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study
-from cuesmith.programs.studies.checks import one_task
-from cuesmith.programs.studies.errors_analysis import DRAWS, Plan, analysed, plan
-from cuesmith.programs.studies.errors_report import limits, sections
-from cuesmith.programs.studies.observed import Observed, observed
+from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
+from cuesmith.programs.studies.observed import Observed, Shown, batch_text, exchanged, observed, round_robin
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
 
-__all__ = ["STUDY", "Experiment", "conduct", "forecast"]
+__all__ = [
+    "DRAWS", "MIXED", "STUDY", "Experiment", "Found", "Plan", "Surface", "analysed", "conduct", "forecast",
+    "plan", "sections",
+]  # fmt: skip
+
+DRAWS = 3
+"""Requests for each mixed batch and for each exchanged one: for the ceiling of the repetition, and against noise."""
+_STRANGERS = ("navigate", "objects")
+"""Families that stand in for another task; the one that reads less like the task is taken."""
+MIXED = "mixed"
+Floats = NDArray[np.float64]
+
+
+# --- what is shown -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is shown.
+
+    Attributes:
+        study: For validity; its condition "mixed" alone if the errors have no two classes.
+        twins: The mixed batches with expected and given answers exchanged.
+        names_cause: Whether a feedback text names the planted fault.
+    """
+
+    study: validity.Study
+    twins: tuple[Evidence, ...]
+    names_cause: Callable[[str], bool]
+
+    @property
+    def mixed(self) -> tuple[Evidence, ...]:
+        """The batches from the whole pool."""
+        return tuple(self.study.conditions[MIXED])
+
+    def shown(self) -> list[Evidence]:
+        """Return every request, in the order of the replies: the study's, mixed ones again, exchanged ones."""
+        return [*self.study.shown(), *self.mixed * (DRAWS - 1), *self.twins * DRAWS]
+
+    def order(self) -> list[int]:
+        """Return the order in which to ask, so that a stop leaves as much of every part."""
+        study, n = self.study, len(self.mixed)
+        parts = (*study.conditions.values(), study.without, study.shuffled, study.planted, study.others)
+        return round_robin([*map(len, parts), *[n] * (2 * DRAWS - 1)])
+
+    def of_mixed(self, replies: Sequence[str | None]) -> list[list[str]]:
+        """Return what was said of each mixed batch, whichever draw."""
+        before = itertools.takewhile(lambda pair: pair[0] != MIXED, self.study.conditions.items())
+        first = sum(len(part) for _, part in before)
+        return self._said(replies, (first, *self._starts[: DRAWS - 1]))
+
+    def of_twins(self, replies: Sequence[str | None]) -> list[list[str]]:
+        """Return what was said of each mixed batch with answers exchanged, whichever draw."""
+        return self._said(replies, self._starts[DRAWS - 1 :])
+
+    @property
+    def _starts(self) -> range:
+        """Where the draws that are not the study's begin."""
+        n = len(self.mixed)
+        return range(self.study.requests, self.study.requests + (2 * DRAWS - 1) * n, n)
+
+    def _said(self, replies: Sequence[str | None], starts: Sequence[int]) -> list[list[str]]:
+        return [[text for first in starts if (text := replies[first + k])] for k in range(len(self.mixed))]
+
+
+def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> Plan | None:
+    """Choose what to show; calls nothing.
+
+    Args:
+        found: What the prompt was observed to do.
+        description: What the task is, in words: the prompt that the fault of form is planted in.
+        n: Feedbacks a condition.
+        seed: Chooses the batches.
+
+    Returns:
+        None if there are not more errors than a batch holds.
+    """
+    errors = _readable(found)
+    if len(errors) <= BATCH:
+        return None
+    rights = [replace(right, feedback="") for right in found.rights]
+    fault = form_fault(description or found.instructions, [*rights, *errors])
+    mixed = drawn(found.instructions, errors, n=n, seed=seed, label=MIXED)
+    others = _others(mixed, n, seed)
+    try:
+        study = validity.Study.of(found.instructions, errors, rights=rights, fault=fault, others=others, n=n, seed=seed)
+    except ValueError:  # no two classes
+        differ = len({right.answer for right in rights}) > 1
+        placebo = shuffled(found.instructions, rights, n=n, seed=seed) if differ else ()
+        study = validity.Study({MIXED: mixed}, without_errors(found.instructions, n=n), placebo,
+                               planted_batches(fault, n=n, seed=seed), others)
+    twin = {error.shown(): exchanged(error) for error in errors}
+    twins = [tuple(other for error in batch.errors if (other := twin[error.shown()])) for batch in mixed]
+    return Plan(study, tuple(Evidence(found.instructions, some) for some in twins), fault.names)
+
+
+def _readable(found: Observed) -> list[Shown]:
+    return [replace(error, feedback="") for error in found.errors if exchanged(error) is not None]
+
+
+def _others(mixed: Sequence[Evidence], n: int, seed: int) -> list[Evidence]:
+    strangers = [another_task(family=family, n=n, seed=seed) for family in _STRANGERS]
+    likeness = TfIdf().matrix([" ".join(map(batch_text, part[:4])) for part in (mixed, *strangers)])[0, 1:]
+    return strangers[int(likeness.argmin())]
+
+
+# --- what comes out ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Surface:
+    """How alike the errors read that were shown: the design, not an estimate.
+
+    Attributes:
+        within: Mean similarity of two batches of one condition; None without two conditions.
+        between: Mean similarity of two batches of different conditions; None likewise.
+        exchanged: Mean similarity of a mixed batch and the same with answers exchanged.
+        n: Batches of a condition.
+    """
+
+    within: float | None
+    between: float | None
+    exchanged: float
+    n: int
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the study found; None is what could not be measured.
+
+    Attributes:
+        examples: Training examples that the prompt was run on; 0 if the study was stopped before.
+        errors: Those it failed on.
+        unread: Errors that were left out, as their answer could not be read.
+        requests: How much was to be asked.
+        answered: How much of it gave a usable feedback.
+        validity: By class.
+        repetition: By batch.
+        exchange: Feedback on mixed batches and on the same with answers exchanged.
+        mantel: Over the mixed batches.
+        surface: How alike the errors themselves read.
+        corrected: p-values of exchange and Mantel correlation, corrected for there being two (Holm).
+        by_words: Whether feedback was compared by its words, and not by an embedder.
+    """
+
+    examples: int
+    errors: int
+    unread: int
+    requests: int
+    answered: int
+    validity: validity.Validity | None
+    repetition: repetition.Repetition | None
+    exchange: Alike | None
+    mantel: Mantel | None
+    surface: Surface | None
+    corrected: Mapping[str, float]
+    by_words: bool = True
+
+    @property
+    def changes(self) -> bool:
+        """Whether it was shown that feedback changes with what the errors say: by test and interval."""
+        return self.exchange is not None and self.corrected["exchange"] <= 0.05 and self.exchange.likeness.high < 1.0
+
+
+def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str | None], *,
+             similarity: Similarity | None = None, seed: int = 0) -> Found:
+    """Measure what was collected, all of it or what a stop left.
+
+    Args:
+        found: What the prompt was observed to do; None if that is not known.
+        planned: What was shown; None if nothing was.
+        replies: What was said, in the order of the plan.
+        similarity: How alike texts are; by default by their words.
+        seed: Seeds permutations and bootstrap.
+    """
+    alike_by = similarity or TfIdf()
+    valid, repeated, exchange, correlation, surface = None, None, None, None, None
+    if planned is not None:
+        valid = _validity(planned, replies, alike_by, seed)
+        repeated = _repetition(planned, replies, alike_by, seed)
+        exchange = _exchange(planned, replies, alike_by, seed)
+        correlation = _mantel(planned, replies, alike_by, seed)
+        surface = _surface(planned)
+    tests = {name: test for name, test in (("exchange", exchange), ("mantel", correlation)) if test is not None}
+    return Found(
+        examples=found.n if found else 0,
+        errors=len(found.errors) if found else 0,
+        unread=len(found.errors) - len(_readable(found)) if found else 0,
+        requests=len(replies),
+        answered=sum(text is not None for text in replies),
+        validity=valid,
+        repetition=repeated,
+        exchange=exchange,
+        mantel=correlation,
+        surface=surface,
+        corrected=dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True)),
+        by_words=isinstance(alike_by, TfIdf),
+    )
+
+
+def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+              ) -> validity.Validity | None:
+    feedback = planned.study.answered(replies[: planned.study.requests])
+    try:
+        judging = validity.Judging(names_cause=planned.names_cause)
+        return validity.validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
+    except ValueError:
+        return None
+
+
+def _repetition(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+                ) -> repetition.Repetition | None:
+    said = planned.of_mixed(replies)
+    others = planned.study.answered(replies[: planned.study.requests]).others
+    missing = DRAWS * len(said) - sum(map(len, said)) + len(planned.study.others) - len(others)
+    try:
+        return repetition.repetition_of(said, others, similarity=similarity, seed=seed, missing=missing)
+    except ValueError:
+        return None
+
+
+def _exchange(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Alike | None:
+    both = zip(planned.of_mixed(replies), planned.of_twins(replies), strict=True)
+    pairs = [(own, twin) for own, twin in both if own and twin]
+    said = [own for own, _ in pairs] + [twin for _, twin in pairs]
+    return alike(_between(said, similarity), len(pairs), paired=True, seed=seed)
+
+
+def _mantel(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Mantel | None:
+    pairs = zip(planned.mixed, planned.of_mixed(replies), strict=True)
+    asked = [(batch_text(batch), said) for batch, said in pairs if said]
+    shown = similarity.matrix([text for text, _ in asked])
+    return mantel(shown, _between([said for _, said in asked], similarity), seed=seed)
+
+
+def _between(groups: Sequence[Sequence[str]], similarity: Similarity) -> Floats:
+    """Mean similarity of a text of one group and one of another, for each pair of groups; of none, nothing."""
+    sizes = np.array([len(texts) for texts in groups], dtype=np.intp)
+    matrix = similarity.matrix([text for texts in groups for text in texts])
+    member = np.eye(len(groups))[:, np.repeat(np.arange(len(groups)), sizes)]
+    means: Floats = member @ matrix @ member.T / np.outer(sizes, sizes)
+    return means
+
+
+def _surface(planned: Plan) -> Surface:
+    groups = list(planned.study.conditions.values())
+    texts = [batch_text(batch) for group in [*groups, planned.twins] for batch in group]
+    matrix = TfIdf().matrix(texts)
+    of = np.repeat(np.arange(len(groups) + 1), [*map(len, groups), len(planned.twins)])
+    own, twins = of == list(planned.study.conditions).index(MIXED), of == len(groups)
+    same = of[:, None] == of
+    known = np.triu(np.ones_like(same), 1) & ~(twins[:, None] | twins)
+    several = len(groups) > 1
+    return Surface(
+        within=float(matrix[known & same].mean()) if several else None,
+        between=float(matrix[known & ~same].mean()) if several else None,
+        exchanged=float(np.diag(matrix[np.ix_(own, twins)]).mean()),
+        n=len(planned.mixed),
+    )
+
 
 _PARTS = 8 + (DRAWS - 1) + DRAWS
 """Conditions at most: 4 distributions, no errors, placebo, planted, another task; mixed again, exchanged."""
@@ -77,6 +351,29 @@ class Experiment:
             await reasons(run, shown, self.replies, order=self.plan.order())
 
 
+# --- the report -------------------------------------------------------------------------------------------
+
+
+def sections(found: Found) -> tuple[Section, ...]:
+    """Put what was found into words and figures."""
+    parts = (found.validity and validity.section_of(found.validity),
+             found.repetition and repetition.section_of(found.repetition))
+    return sections_of("studies/errors", found, _curves(found), *parts, BATCH)
+
+
+def _curves(found: Found) -> tuple[Curve, ...]:
+    if found.mantel is None:
+        return ()
+    x, y = zip(*found.mantel.pairs, strict=True)
+    return (Curve("pairs of mixed batches", x, y, "similarity of the errors", "similarity of the feedback",
+                  points=True),)
+
+
+def limits(found: Found) -> tuple[str, ...]:
+    """Return what the figures do not show."""
+    return paragraphs_of("studies/errors", found, compared(found.by_words))
+
+
 # --- the study ---------------------------------------------------------------------------------------------
 
 
@@ -91,7 +388,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     bench.conduct(STUDY.name, task, experiment)
     result = analysed(experiment.found, experiment.plan, experiment.replies,
                       similarity=bench.similarity, seed=bench.seed)
-    return Findings(result, sections(result), tuple(limits(result)))
+    return Findings(result, sections(result), limits(result))
 
 
 def forecast(tasks: Sequence[Task], n: int) -> Forecast:

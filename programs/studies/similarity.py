@@ -9,16 +9,30 @@ refined prompts; design and statistics are ours.
 from __future__ import annotations
 
 import asyncio
+import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
-from cuesmith.programs.diagnosis.change import PARAPHRASES, Neighbourhood, Row, best_paraphrase, flips, neighbourhood_of
+import numpy as np
+from numpy.typing import NDArray
+
+from cuesmith.programs.diagnosis.change import (
+    PARAPHRASES,
+    Neighbourhood,
+    Row,
+    best_paraphrase,
+    flips,
+    neighbourhood_of,
+    section_of,
+)
+from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.inference import holm
+from cuesmith.programs.diagnosis.likeness import EXACT, ORDERS, RankMantel, rank_mantel
+from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
+from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
-from cuesmith.programs.studies.checks import task_with
-from cuesmith.programs.studies.similarity_analysis import FEWEST_EXAMPLES, Sample, analyse
-from cuesmith.programs.studies.similarity_report import limits, sections
+from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.apo import criticize, edit, groups
@@ -26,13 +40,180 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
-from cuesmith.teleprompters.runtime.statistics import Estimate95
+from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.examples import Failure, Material, begin
 from cuesmith.teleprompters.search.scene import Scene, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import Setting
 
-__all__ = ["STUDY", "conduct", "forecast"]
+__all__ = [
+    "FEWEST_EXAMPLES", "STUDY", "TESTS", "Alike", "Known", "Nearest", "Pair", "Sample", "analyse", "conduct",
+    "forecast", "nearest", "sections",
+]  # fmt: skip
+
+FEWEST_EXAMPLES = 10
+TESTS = 4
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what it did.
+
+    Attributes:
+        text: The instructions.
+        move: What made them: "student", "vary", "initial" (written from examples) or "edit".
+        meaning: Prompts that are paraphrases of each other have the same number.
+        outcomes: One an example; None where it was not run.
+    """
+
+    text: str
+    move: str
+    meaning: int
+    outcomes: Row
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """How well the score of the most similar prompt tells a prompt's score (leave one out).
+
+    Attributes:
+        error: Mean absolute error of that prediction.
+        of_mean: The same of the mean score of all other prompts.
+        gain: `of_mean` less `error`.
+        p_value: One-sided: the share of random deals of the scores with an error as small.
+        adjusted: The same, corrected by Holm for all tests of the study.
+        prompts: How many.
+    """
+
+    error: float
+    of_mean: float
+    gain: float
+    p_value: float
+    adjusted: float
+    prompts: int
+
+
+@dataclass(frozen=True)
+class Known:
+    """One prompt of the study.
+
+    Attributes:
+        text: The instructions; a model wrote them, but for the student's.
+        move: What made them.
+        meaning: Paraphrases of each other have the same number.
+        score: On the examples all are compared on.
+    """
+
+    text: str
+    move: str
+    meaning: int
+    score: Estimate95
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two prompts.
+
+    Attributes:
+        distance: 1 - similarity of the texts.
+        flips: Share of the examples with different answers.
+        difference: |difference of the scores|.
+        same: Whether they are paraphrases of each other.
+    """
+
+    distance: float
+    flips: float
+    difference: float
+    same: bool
+
+
+@dataclass(frozen=True)
+class Alike:
+    """What the study found.
+
+    Attributes:
+        prompts: The prompts.
+        pairs: All pairs of them.
+        examples: How many examples all prompts answered.
+        answers: Distance of the words with the share of different answers; None with too little data.
+        scores: Distance of the words with the difference of the scores.
+        within: As `answers`, among paraphrases of each other alone.
+        nearest: What the most similar prompt tells.
+        noise: Answers that change when a prompt is run again: of the student, of the best edit.
+        neighbourhood: The best edit among its paraphrases; None if there is none, or no data.
+        by_words: Whether prompts were compared by their words, and not by an embedder.
+    """
+
+    prompts: tuple[Known, ...]
+    pairs: tuple[Pair, ...]
+    examples: int
+    answers: RankMantel | None = None
+    scores: RankMantel | None = None
+    within: RankMantel | None = None
+    nearest: Nearest | None = None
+    noise: tuple[Estimate95, ...] = ()
+    neighbourhood: Neighbourhood | None = None
+    by_words: bool = True
+
+
+def nearest(likeness: Floats, scores: Sequence[float], *, seed: int = 0) -> Nearest:
+    """Predict each prompt's score by that of the prompt most like it, and by the mean of the others.
+
+    Args:
+        likeness: Similarities of the prompts; of equally similar ones the mean counts.
+        scores: Of each prompt.
+        seed: Seeds the deals.
+    """
+    values, n = np.array(scores, dtype=float), len(scores)
+    others = np.round(np.where(np.eye(n, dtype=bool), -np.inf, likeness), 9)
+    closest = others == others.max(axis=1, keepdims=True)
+    weights = closest / closest.sum(axis=1, keepdims=True)
+    of_mean = float(np.abs(values - (values.sum() - values) / (n - 1)).mean())
+    error = float(np.abs(values - weights @ values).mean())
+    if n <= EXACT:
+        deals = np.array(list(itertools.permutations(values)))
+    else:
+        rng = np.random.default_rng(seed)
+        deals = np.vstack([values, rng.permuted(np.tile(values, (ORDERS, 1)), axis=1)])
+    p = float((np.abs(deals - deals @ weights.T).mean(axis=1) <= error + 1e-9).mean())
+    return Nearest(error, of_mean, of_mean - error, p, p, n)
+
+
+def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neighbourhood: Neighbourhood | None = None,
+            similarity: Similarity | None = None, seed: int = 0) -> Alike:
+    """Hold the distances of the words against those of the behaviour.
+
+    Args:
+        samples: Different prompts with their outcomes on the same examples.
+        noise: As `Alike` has it.
+        neighbourhood: As `Alike` has it.
+        similarity: How alike texts are; TF-IDF by default.
+        seed: Seeds permutations.
+    """
+    table = [[None if one is None else value(one) for one in sample.outcomes] for sample in samples]
+    whole = [k for k, column in enumerate(zip(*table, strict=True)) if None not in column]
+    rows = [[sample.outcomes[k] for k in whole] for sample in samples]
+    scores = [estimate95([row[k] for k in whole]) for row in table]
+    prompts = tuple(Known(s.text, s.move, s.meaning, score) for s, score in zip(samples, scores, strict=True))
+    if len(samples) < 4 or len(whole) < FEWEST_EXAMPLES:
+        return Alike(prompts, (), len(whole), noise=tuple(noise), neighbourhood=neighbourhood)
+    similarity = similarity or TfIdf()
+    likeness = similarity.matrix([sample.text for sample in samples])
+    means, meanings = np.array([score.mean for score in scores]), [sample.meaning for sample in samples]
+    words = np.maximum(0.0, 1.0 - likeness)
+    answers = np.array([[flips(a, b).mean for b in rows] for a in rows])
+    apart = np.abs(means[:, None] - means[None, :])
+    tests = (rank_mantel(words, answers, seed=seed), rank_mantel(words, apart, seed=seed),
+             rank_mantel(words, answers, meanings, seed=seed))
+    near = nearest(likeness, means.tolist(), seed=seed)
+    *adjusted, last = holm([*(test.p_value for test in tests), near.p_value])
+    first, second, third = (replace(test, adjusted=p) for test, p in zip(tests, adjusted, strict=True))
+    pairs = (Pair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
+             for i, j in itertools.combinations(range(len(samples)), 2))
+    return Alike(prompts, tuple(pairs), len(whole), first, second, third, replace(near, adjusted=last), tuple(noise),
+                 neighbourhood, isinstance(similarity, TfIdf))
+
 
 FEWEST = 8
 """Prompts; with fewer a permutation test of their order has next to no power. Ours."""
@@ -194,6 +375,36 @@ async def _judge(scene: Scene, best: Candidate, task: Task, kept: _Kept) -> None
         await by_example(run, [best, kept.winner], task.test[kept.half : 2 * kept.half], kept.fresh)
 
 
+# --- the report -------------------------------------------------------------------------------------------
+
+
+def sections(result: Alike) -> tuple[Section, ...]:
+    """Put what was found into words and figures."""
+    around = result.neighbourhood and section_of(result.neighbourhood)
+    return sections_of("studies/similarity", result, _curves(result), _spread(result), around, TESTS)
+
+
+def _spread(result: Alike) -> list[tuple[bool, float, int]]:
+    """Different answers (%), a mean over pairs of one meaning and of several; no interval, as pairs share prompts."""
+    shares = {same: [pair.flips for pair in result.pairs if pair.same is same] for same in (True, False)}
+    return [(same, 100 * math.fsum(some) / len(some), len(some)) for same, some in shares.items() if some]
+
+
+def _curves(result: Alike) -> tuple[Curve, ...]:
+    axes = ("distance of the words (0 the same, 1 nothing in common)", "different answers (%)")
+    curves = []
+    for same, name in ((True, "paraphrases of one prompt"), (False, "prompts made apart")):
+        found = sorted((p.distance, 100 * p.flips) for p in result.pairs if p.same is same)
+        if found:
+            curves.append(Curve(name, [x for x, _ in found], [y for _, y in found], *axes, points=True))
+    return tuple(curves)
+
+
+def limits(result: Alike, stopped_by: str | None) -> tuple[str, ...]:
+    """Return what the figures do not show, also if `stopped_by` ended the study early."""
+    return paragraphs_of("studies/similarity", result, stopped_by, compared(result.by_words))
+
+
 # --- the study ---------------------------------------------------------------------------------------------
 
 
@@ -212,7 +423,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     bench.conduct("similarity", task, lambda run: _experiment(run, task, n, kept))
     result = analyse(kept.samples(), noise=kept.noise(), neighbourhood=kept.neighbourhood(bench.seed),
                      similarity=bench.similarity, seed=bench.seed)
-    return Findings(result, sections(result), tuple(limits(result, bench.stopped_by)))
+    return Findings(result, sections(result), limits(result, bench.stopped_by))
 
 
 def forecast(tasks: Sequence[Task], n: int) -> Forecast:

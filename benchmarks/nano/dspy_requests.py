@@ -13,10 +13,9 @@ import random
 import re
 import textwrap
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Protocol
 
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.simulated.evidence import (
@@ -29,44 +28,18 @@ from cuesmith.modules.simulated.evidence import (
     tokens_of,
 )
 from cuesmith.modules.simulated.points import stated
+from cuesmith.modules.simulated.request import Asked, Form
 from cuesmith.modules.simulated.wordings import PHRASINGS, norm
 from cuesmith.signatures import parse_steps
 
-
-class Asked(Protocol):
-    """What is read of a `request.Asked`."""
-
-    @property
-    def name(self) -> str:
-        """The name of one of `FORMS`."""
-
-    def text(self, name: str) -> str:
-        """Return the text of a field."""
-
-
 # --- telling them apart ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Form:
-    """The fields of a request, by which it is known.
-
-    Attributes:
-        needed: Input fields that it always has.
-        outputs: Output fields.
-        inputs: All input fields in the order in which they are written; those that are not `needed` may be left out.
-    """
-
-    needed: frozenset[str]
-    outputs: frozenset[str]
-    inputs: tuple[str, ...]
 
 
 def _form(needed: str, outputs: str, inputs: str = "") -> Form:
     return Form(frozenset(needed.split()), frozenset(outputs.split()), tuple((inputs or needed).split()))
 
 
-FORMS: dict[str, Form] = {
+REQUESTS: dict[str, Form] = {
     "dspy.GenerateInstructionGivenAttempts": _form(
         "attempted_instructions", "proposed_instruction proposed_prefix_for_output_field"
     ),
@@ -99,12 +72,6 @@ FORMS: dict[str, Form] = {
 """dspy's requests by the names of their signatures; one that has another's fields and more stands before it."""
 
 
-def name_of(inputs: Iterable[str], outputs: Iterable[str]) -> str:
-    """The name of the request of dspy's that has these fields; "" if none has."""
-    given, wanted = set(inputs), set(outputs)
-    return next((name for name, form in FORMS.items() if form.needed <= given and form.outputs <= wanted), "")
-
-
 # --- what they show ----------------------------------------------------------------------------------------
 
 
@@ -135,9 +102,7 @@ def shown(asked: Asked) -> dict[str, Shown]:
 
 
 def recognised(asked: Asked, rng: random.Random) -> list[Task]:
-    """The tasks that one of dspy's requests is about; none for any other request."""
-    if asked.name not in FORMS:
-        return []
+    """The tasks that one of dspy's requests is about."""
     return list(dict.fromkeys(task for one in shown(asked).values() for task in tasks_of(one, rng)))
 
 

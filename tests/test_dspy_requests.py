@@ -28,17 +28,20 @@ from dspy.teleprompt.gepa.instruction_proposal import InstructionProposer, Propo
 from dspy.teleprompt.simba_utils import OfferFeedback, append_a_rule
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from nano.dspy_answers import teach
+from nano.dspy_requests import REQUESTS, told
 
 from cuesmith import signatures
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.simulated.evidence import tokens_of
-from cuesmith.modules.simulated.foreign import FORMS, name_of, told
 from cuesmith.modules.simulated.instructions import prior_options
 from cuesmith.modules.simulated.points import HINTS, stated
+from cuesmith.modules.simulated.request import form_of
 from cuesmith.modules.simulated.wordings import instructions_of
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizer, SimulatedOptimizerEngine, Truth
 from cuesmith.programs.tasks import Sizes, generate
 
+teach()
 ENGINE = SimulatedOptimizerEngine()
 PRIOR = SimulatedOptimizerEngine(prior_bias=1.0)
 NOISY = SimulatedOptimizerEngine(noise=1.0)
@@ -204,23 +207,23 @@ def asked_of(name: str) -> dict[str, str]:
     proposals(model, name)
     advice(model, telling(name, 1)[0])
     evolved(model, by_score(name))
-    return {kind: [text for text in model.heard if Asked.parse(text).name == kind][-1] for kind in FORMS}
+    return {kind: [text for text in model.heard if Asked.parse(text).name == kind][-1] for kind in REQUESTS}
 
 
 # --- the form ----------------------------------------------------------------------------------------------
 
 
 def test_the_fields_are_those_of_dspy() -> None:
-    assert set(SIGNATURES) == set(FORMS)
+    assert set(SIGNATURES) == set(REQUESTS)
     for name, signature in SIGNATURES.items():
-        form = FORMS[name]
+        form = REQUESTS[name]
         assert set(form.inputs) == set(signature.input_fields) and form.outputs == set(signature.output_fields)
         assert list(form.inputs) == list(signature.input_fields) or name == "dspy.OfferFeedback"
-        assert name_of(form.needed, form.outputs) == name_of(form.inputs, form.outputs) == name
-    assert tuple(OfferFeedback.input_fields) == FORMS["dspy.OfferFeedback"].inputs
-    assert FORMS["dspy.ProposeInstruction"].needed == set(ProposeInstruction.input_fields)
+        assert form_of(form.needed, form.outputs) == form_of(form.inputs, form.outputs) == name
+    assert tuple(OfferFeedback.input_fields) == REQUESTS["dspy.OfferFeedback"].inputs
+    assert REQUESTS["dspy.ProposeInstruction"].needed == set(ProposeInstruction.input_fields)
     few = generate_instruction_class(*[False] * 5).signature
-    assert FORMS["dspy.GenerateSingleModuleInstruction"].needed == set(few.input_fields)
+    assert REQUESTS["dspy.GenerateSingleModuleInstruction"].needed == set(few.input_fields)
 
 
 def test_requests_of_our_own_are_not_taken_for_those() -> None:
@@ -228,7 +231,7 @@ def test_requests_of_our_own_are_not_taken_for_those() -> None:
     kinds: list[type[dspy.Signature]] = [
         value for value in values if isinstance(value, type) and issubclass(value, dspy.Signature)]
     assert len(kinds) > 10
-    assert {name_of(kind.input_fields, kind.output_fields) for kind in kinds} == {""}
+    assert {form_of(kind.input_fields, kind.output_fields) for kind in kinds} == {""}
 
 
 def test_every_wording_is_told_again() -> None:
@@ -240,7 +243,7 @@ def test_every_wording_is_told_again() -> None:
 ODD = st.text(st.sampled_from("ab 1:\n`\"'[]{}()#\\«»_Example=é\u2028"), max_size=40)
 
 
-@given(st.sampled_from(sorted(FORMS)), st.data(), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0]))
+@given(st.sampled_from(sorted(REQUESTS)), st.data(), st.sampled_from([0.0, 1.0]), st.sampled_from([0.0, 1.0]))
 @settings(max_examples=60, deadline=None)
 def test_any_input_gets_a_reply_that_parses(name: str, data: st.DataObject, prior: float, noise: float) -> None:
     odd = ODD | st.sampled_from([

@@ -19,10 +19,11 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from cuesmith.modules.embedded import phrasing
 from cuesmith.modules.embedded.families import FAMILIES, Family, Solution, is_held_out, word_list
-from cuesmith.modules.embedded.wordlists import IDENTIFIERS
+from nano import phrasing
 
+IDENTIFIERS: tuple[str, ...] = tuple(Path(__file__).with_name("identifiers.txt").read_text(encoding="utf-8").split())
+"""Variable and parameter names, for field names."""
 VACUOUS = "The answer follows from the input."
 COPYING = ("first", "last", "reverse", "count")
 BY_STEPS = frozenset(("sum", "objects", "items", "animals", "fruits", "navigate", "position", "trues"))

@@ -1,4 +1,4 @@
-"""Trains the embedded model from scratch on generated chats: `python -m cuesmith.modules.embedded.train --minutes 75`.
+"""Trains the embedded model from scratch on generated chats: `python -m nano.train --minutes 75` in `benchmarks/`.
 
 Two processes of one thread each draw their own chats, and average their gradients; the learning rate follows the
 wall clock, so that the run ends when it was told to. Matrices are trained by Muon, the rest by AdamW. The first
@@ -26,10 +26,12 @@ from torch import Tensor, nn
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from torch.nn import functional
 
-from cuesmith.modules.embedded.architecture import NanoConfig, NanoTransformer
-from cuesmith.modules.embedded.corpus import COPYING, EMPHASIS, draw
+from cuesmith.modules import embedded
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.embedded.tokenizer import Tokenizer, build
+from cuesmith.modules.embedded.tokenizer import Tokenizer
+from nano.architecture import NanoConfig, NanoTransformer
+from nano.corpus import COPYING, EMPHASIS, draw
+from nano.vocabulary import build
 
 logger = logging.getLogger(__name__)
 
@@ -324,7 +326,7 @@ def main() -> None:
     """Train from the command line."""
     parser = argparse.ArgumentParser(description="Train the embedded model from scratch.")
     parser.add_argument("--minutes", type=float, default=75)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent)
+    parser.add_argument("--out", type=Path, default=Path(embedded.__file__).parent)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint or the weights in --out")

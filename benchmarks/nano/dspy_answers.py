@@ -9,9 +9,8 @@ import copy
 import itertools
 from collections.abc import Callable, Sequence
 
-from cuesmith.modules.simulated.author import Author, Source, Values
+from cuesmith.modules.simulated.author import RECOGNISERS, Author, Source, Values
 from cuesmith.modules.simulated.evidence import Task
-from cuesmith.modules.simulated.foreign import Shown, shown, tasks_of
 from cuesmith.modules.simulated.instructions import prior_options, variations_of, write_instructions
 from cuesmith.modules.simulated.reflection import (
     criticize_instruction,
@@ -19,8 +18,10 @@ from cuesmith.modules.simulated.reflection import (
     reflect_on_successes,
     rewrite_instruction,
 )
-from cuesmith.modules.simulated.request import Asked, FieldValue
+from cuesmith.modules.simulated.request import FORMS, Asked, FieldValue
 from cuesmith.modules.simulated.wordings import framed, norm
+from cuesmith.modules.simulated_optimizer import WRITERS
+from nano.dspy_requests import REQUESTS, Shown, recognised, shown, tasks_of
 
 _PREFIXES = ("Answer:", "The answer is:", "Result:", "Final answer:", "Therefore, the answer is:")
 
@@ -150,7 +151,7 @@ def _mended(author: Author, source: Source, tasks: Sequence[Task], seen: Shown, 
     return reason, str(edit_instruction(editor, source)["edited_instruction"])
 
 
-FOREIGN_WRITERS: dict[str, Callable[[Author, Source], Values]] = {
+_WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "dspy.BasicGenerateInstruction": propose_from_attempts,
     "dspy.GenerateInstructionGivenAttempts": propose_from_attempts,
     "dspy.DatasetDescriptor": describe_data,
@@ -162,4 +163,11 @@ FOREIGN_WRITERS: dict[str, Callable[[Author, Source], Values]] = {
     "dspy.OfferFeedback": offer_feedback,
     "dspy.ProposeInstruction": propose_after_feedback,
 }
-"""What answers each of `foreign.FORMS`."""
+"""What answers each of `REQUESTS`."""
+
+
+def teach() -> None:
+    """Let every `SimulatedOptimizer` of this process answer dspy's own requests."""
+    FORMS.update(REQUESTS)
+    RECOGNISERS.update(dict.fromkeys(REQUESTS, recognised))
+    WRITERS.update(_WRITERS)
