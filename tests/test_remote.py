@@ -24,7 +24,9 @@ from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, exact, res
 from cuesmith import Budget, Remote
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.teleprompters.runtime import remote
+from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored
+from cuesmith.teleprompters.runtime.remote import parcel
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.wire import CannotSend, Link
 
@@ -254,6 +256,84 @@ def remote_scores(student: dspy.Module, where: object, timeout: float | None = N
     return score_program(student, words(6), exact, executor=where, timeout=timeout).outcomes
 
 
+class Slow(dspy.Module):  # type: ignore[misc]
+    """Takes long on one example, and ends then."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer, late."""
+        time.sleep(2.0 if question.endswith("w1") else 0.2)
+        return self.inner(question=question)
+
+
+def test_a_program_that_is_late_and_ends_after_all_ends_nothing_else(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        found = remote_scores(Slow(), Remote(pool, processes=1, threads=1), timeout=1.0)
+    assert [type(outcome) for outcome in found] == [Scored, ProviderFailure, Scored, Scored, Scored, Scored]
+
+
+def test_threads_wait_as_long_as_their_worker_has_work(
+    pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote, "LINGER_S", 0.3)
+    late = lambda nth, body: time.sleep(1.5) if "t0\n" in str(body["messages"]) else time.sleep(0.02)  # noqa: E731
+    with Provider(late) as provider:
+        toy_compile(provider.lm(), max_in_flight=8, executor=Remote(pool, processes=1), **SMALL)
+        assert provider.most == 8
+
+
+class Past(dspy.Module):  # type: ignore[misc]
+    """Calls LiteLLM past dspy before it asks.
+
+    Args:
+        address: Of the provider.
+    """
+
+    def __init__(self, address: str) -> None:
+        super().__init__()
+        self.inner, self.address = dspy.Predict("question -> answer"), address
+
+    def forward(self, question: str) -> dspy.Prediction:
+        """Answer."""
+        import litellm
+
+        messages = [{"role": "user", "content": question}]
+        litellm.completion("openai/past", messages=messages, api_base=self.address, api_key="local")
+        return self.inner(question=question)
+
+
+def test_calls_past_dspy_are_capped_and_counted(pool: ProcessPoolExecutor) -> None:
+    with Provider() as provider:
+        student = Past(f"http://127.0.0.1:{provider.port}/v1")
+        options: dict[str, Any] = {**SMALL, "budget": Budget(calls=60), "max_in_flight": 8}
+        far = toy_compile(provider.lm(), student=student, executor=pool, **options)
+        assert provider.calls == far.compilation.spent.total.calls == 60
+        assert far.compilation.spent.total.tokens == 60 * 120
+
+
+def test_nothing_is_left_of_a_run(pool: ProcessPoolExecutor) -> None:
+    def left() -> tuple[int, int]:
+        return sum(t.name.startswith("cuesmith") for t in threading.enumerate()), len(os.listdir("/proc/self/fd"))
+
+    with Provider() as provider, dspy.context(lm=provider.lm()):
+        counts = []
+        for _ in range(4):
+            evaluate(dspy.Predict("question -> answer"), words(8), exact, executor=pool)
+            time.sleep(1.0)
+            counts.append(left())
+    assert counts[-1][0] <= counts[0][0] and counts[-1][1] <= counts[0][1] + 2
+
+
+@pytest.mark.parametrize("host", ["203.0.113.9", "no.such.host.invalid"])
+def test_an_address_that_nobody_can_listen_at_is_refused(pool: ProcessPoolExecutor, host: str, tmp_path: Path) -> None:
+    with Provider() as provider, pytest.raises(CannotSend, match="nothing can listen at"):
+        toy_compile(provider.lm(), executor=Remote(pool, host=host), run_dir=tmp_path / "run", **SMALL)
+    assert not (tmp_path / "run").exists() and provider.calls == 0
+
+
 # --- keys -----------------------------------------------------------------------------------------------------
 
 
@@ -285,6 +365,44 @@ def test_no_key_is_pickled(pool: ProcessPoolExecutor, monkeypatch: pytest.Monkey
         assert scores.n == 4 and {seen[3] for seen in provider.seen} == {f"Bearer {KEY}"}
     assert spy.sent and packed
     assert not [data for data in (*spy.sent, *packed) if KEY.encode() in data]
+
+
+class Judged:
+    """A metric with a model of its own.
+
+    Args:
+        lm: The model.
+    """
+
+    def __init__(self, lm: dspy.LM) -> None:
+        self.lm = lm
+
+    def __call__(self, example: dspy.Example, prediction: dspy.Prediction) -> float:
+        """Ask."""
+        self.lm("good?")
+        return exact(example, prediction)
+
+
+def test_a_judges_key_that_a_provider_echoes_reaches_no_report(pool: ProcessPoolExecutor, tmp_path: Path) -> None:
+    body = error_body(f"Odd request with {KEY.upper()}.", "odd")
+    refuse: Callable[[int, Mapping[str, object]], Answer | None]
+    refuse = lambda nth, asked: (400, {}, body) if "good?" in str(asked["messages"]) and nth > 20 else None  # noqa: E731
+    with Provider(refuse) as provider:
+        metric = Judged(provider.lm("judge", api_key=KEY.upper()))
+        events: list[object] = []
+        options: dict[str, Any] = {**SMALL, "callbacks": events.append}
+        far = toy_compile(provider.lm(), metric=metric, executor=pool, run_dir=tmp_path, **options)
+    kept = b"".join(file.read_bytes() for file in tmp_path.iterdir())
+    assert KEY.upper() not in repr(far.compilation) + repr(events) and KEY.upper().encode() not in kept
+    assert "Odd request with" in repr(far.compilation) + repr(events)
+
+
+def test_a_key_in_a_header_is_put_together_there(pool: ProcessPoolExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TOY_KEY", KEY)
+    lm = dspy.LM("openai/toy", api_base="http://127.0.0.1:1/v1", extra_headers={"Authorization": f"Bearer {KEY}"})
+    sent = parcel(Remote(pool), dspy.Predict("question -> answer"), Metric(exact), lm, words(1))
+    assert KEY.encode() not in sent.data
+    assert [dict(each) for each in sent.secrets] == [{"environment": "TOY_KEY", "before": "Bearer ", "after": ""}]
 
 
 def test_a_key_of_the_environment_is_the_workers_own(
