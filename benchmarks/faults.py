@@ -76,7 +76,7 @@ from rich.console import Console
 from rich.table import Table
 
 import cuesmith
-from cuesmith.teleprompters.conformance import KEY, plain
+from cuesmith.teleprompters.fakes import KEY, plain
 from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.events import EffectDone, Event
 

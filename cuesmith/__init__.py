@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.registry import compile, compiler_class
     from cuesmith.teleprompters.runtime._ray import RayExecutor
     from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning
+    from cuesmith.teleprompters.runtime.executors import Remote
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
-    from cuesmith.teleprompters.runtime.remote import Remote
     from cuesmith.teleprompters.runtime.session import CompileError
 
 __all__ = [
@@ -84,7 +84,7 @@ _HOMES = {
     "PromptAgent": "cuesmith.teleprompters.prompt_agent",
     "RayExecutor": "cuesmith.teleprompters.runtime._ray",
     "ReflectiveMutation": "cuesmith.teleprompters.reflective_mutation",
-    "Remote": "cuesmith.teleprompters.runtime.remote",
+    "Remote": "cuesmith.teleprompters.runtime.executors",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",

@@ -24,12 +24,12 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
-from cuesmith.teleprompters.runtime.remote import Parcel, Remote, parcel, remote_of
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split, split_examples

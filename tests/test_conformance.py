@@ -15,8 +15,10 @@ from nano.dspy_answers import teach
 
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.conformance import MOST_SHARED, CompilerConformance, plain, source_faults, sources_of
+from cuesmith.teleprompters.conformance import MOST_SHARED, CompilerConformance
+from cuesmith.teleprompters.fakes import plain
 from cuesmith.teleprompters.prompt_search import BeamSearch
+from cuesmith.teleprompters.purity import source_faults, sources_of
 from cuesmith.teleprompters.registry import COMPILERS, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Plan

@@ -35,20 +35,20 @@ from dspy.lm15 import Message, Request, Response
 
 import cuesmith
 from cuesmith import Budget, Compilation
-from cuesmith.teleprompters.conformance import (
+from cuesmith.teleprompters.conformance import facts
+from cuesmith.teleprompters.fakes import (
     KEY,
     PARTLY,
     Engine,
     Sent,
     Server,
     examples,
-    facts,
     graded,
     plain,
     simulated,
     writes,
 )
-from cuesmith.teleprompters.conformance import ruled as by_rule
+from cuesmith.teleprompters.fakes import ruled as by_rule
 
 TRAIN, VALID = examples(5, "door train"), examples(8, "door valid")
 SMALL: Mapping[str, Any] = {"width": 1, "branch": 2, "steps": 1, "initial": 2}

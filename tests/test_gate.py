@@ -27,9 +27,11 @@ from dspy.utils.exceptions import (
     LMUnsupportedModelError,
 )
 
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, Refused, Reply, Request, effect, public_options
+from cuesmith.teleprompters.runtime.calls import Reply, Request, public_options
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.journal import Journal
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.outages import Refused
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
 

@@ -24,9 +24,9 @@ from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, exact, res
 from cuesmith import Budget, Remote
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.teleprompters.runtime import remote
+from cuesmith.teleprompters.runtime.executors import parcel
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, ProviderFailure, Scored
-from cuesmith.teleprompters.runtime.remote import parcel
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.wire import CannotSend, Link
 

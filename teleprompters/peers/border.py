@@ -25,9 +25,11 @@ from dspy.utils.exceptions import LMInvalidRequestError
 
 from cuesmith.modules.sampling import DRAWS_PER_ASK, draw
 from cuesmith.teleprompters.runtime._dspy import named_predictors
+from cuesmith.teleprompters.runtime.calls import Request
 from cuesmith.teleprompters.runtime.candidate import digest
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, effect, is_outage
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice
+from cuesmith.teleprompters.runtime.outages import is_outage
 
 T = TypeVar("T")
 

@@ -30,9 +30,10 @@ from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.effects import effects_of
 from cuesmith.teleprompters.runtime.frames import frames_of, restore
-from cuesmith.teleprompters.runtime.gate import effect, is_outage
+from cuesmith.teleprompters.runtime.gate import effect
 from cuesmith.teleprompters.runtime.ledger import Cap
 from cuesmith.teleprompters.runtime.metric import Metric, read_judgement
+from cuesmith.teleprompters.runtime.outages import is_outage
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
     Outcome,

@@ -12,7 +12,8 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, Request, admission
+from cuesmith.teleprompters.runtime.calls import Request
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Ticket, Usage
 
 _called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)

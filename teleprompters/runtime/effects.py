@@ -27,9 +27,10 @@ from cuesmith.teleprompters.runtime.compilation import Note, Standing, StepRecor
 from cuesmith.teleprompters.runtime.corpus import p_value_of
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
-from cuesmith.teleprompters.runtime.gate import Effect, FilteredReply, effect, is_refused
+from cuesmith.teleprompters.runtime.gate import Effect, effect
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.outages import FilteredReply, is_refused
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
     Outcome,

@@ -9,19 +9,16 @@ The protocol is written once, free of I/O, and driven by a thread or by a corout
 from __future__ import annotations
 
 import asyncio
-import hashlib
-import json
 import random
 import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from functools import cached_property
-from typing import NamedTuple, TypeAlias, cast, get_args
+from typing import TypeAlias, cast, get_args
 
 from dspy.utils.exceptions import (
     ContextWindowExceededError,
@@ -29,34 +26,33 @@ from dspy.utils.exceptions import (
     LMBillingError,
     LMConfigurationError,
     LMError,
-    LMInvalidRequestError,
-    LMProviderError,
     LMRateLimitError,
     LMServerError,
     LMTimeoutError,
-    LMUnexpectedError,
     LMUnsupportedModelError,
-    is_retryable_lm_error,
 )
-from pydantic_core import to_jsonable_python
 
+from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Cap, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.outages import (
+    EmptyReply,
+    FilteredReply,
+    Refused,
+    is_outage,
+    is_refused,
+    is_transient,
+    is_unreadable,
+)
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
 
-_SECRET_OPTIONS = frozenset({"api_key", "api_base", "base_url", "headers", "extra_headers"})
 _CHARACTERS_PER_TOKEN = 3
 _UNKNOWN_REPLY_TOKENS = 1024
 _KEPT_USAGE = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
-_CLIENTS = frozenset(
-    """aiohttp anthropic botocore grpc http httpcore httpcore2 httpx httpx2 litellm ollama openai requests socket ssl
-    urllib urllib3 websockets""".split()  # noqa: SIM905
-)
-"""Packages whose exceptions tell of a network or a provider."""
 
 PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
@@ -183,73 +179,6 @@ effect: ContextVar[Effect | None] = ContextVar("cuesmith_effect", default=None)
 """The effect under way in this context."""
 
 
-@dataclass(frozen=True)
-class Request:
-    """A call as the gate sees it.
-
-    Attributes:
-        model: The model's name.
-        parts: Prompt, messages and options, for its content hash and its size.
-        calls: How many calls leave the process for it at most (dspy sends n completions one by one).
-        max_tokens: The reply's limit, if one is set.
-        may_hit: Whether dspy's cache may answer.
-        free: Whether the model runs in this process and costs nothing.
-        role: Whose call it is, if its effect does not say.
-        caller: Who makes it, within the effect.
-        load: Makes of what the journal holds what the caller gets.
-    """
-
-    model: str
-    parts: Sequence[object]
-    calls: int
-    max_tokens: int | None
-    may_hit: bool
-    free: bool
-    role: Role | None = None
-    caller: object = None
-    load: Callable[[object], object] = field(default=lambda stored: stored, repr=False)
-
-    @classmethod
-    def foreign(cls, model: str, parts: object) -> Request:
-        """Return a call that is seen only where it leaves the process; `parts` are its messages."""
-        return cls(model, (None, parts), 1, None, False, False)
-
-    @cached_property
-    def content(self) -> str:
-        """The content hash of the model's name and the parts."""
-        text = json.dumps((self.model, *self.parts), ensure_ascii=False, default=_named)
-        return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
-
-    @cached_property
-    def characters(self) -> int:
-        """About how many it has."""
-        return len(str(self.parts))
-
-    @cached_property
-    def text(self) -> str:
-        """All its text."""
-        return request_text(*self.parts[:2])
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What came back.
-
-    Attributes:
-        outputs: What the caller gets.
-        usage: What the call used.
-        price_known: Whether its price is.
-        stored: JSON data from which `Request.load` makes the outputs again; None if there is none.
-        finish: Why each completion ended.
-    """
-
-    outputs: object
-    usage: Usage
-    price_known: bool
-    stored: object = None
-    finish: tuple[str, ...] = ()
-
-
 @dataclass(eq=False)
 class Admission:
     """A call's place in the ledger. A call that is made by another call (a model that asks two others) takes its place.
@@ -350,18 +279,6 @@ class Send:
     """An action of the protocol: send the call once."""
 
     admission: Admission
-
-
-class EmptyReply(LMServerError):  # type: ignore[misc]
-    """A provider's reply that has no choices, or no content where the model has written something."""
-
-    usage: Usage
-
-
-class FilteredReply(LMProviderError):  # type: ignore[misc]
-    """A reply that the provider's filter has withheld."""
-
-    usage: Usage
 
 
 Protocol: TypeAlias = Generator[Wait | Send, "Reply | BaseException | None", object]
@@ -836,7 +753,7 @@ class Gate:
                 current.fail(reason)
                 self._note_outage(reason, request.model)
             raise error
-        transient = _is_transient(error)
+        transient = is_transient(error)
         if not transient or attempt >= self._retries(request.model, error):
             self._give_up(error, transient, place, request, current)
             raise error
@@ -859,7 +776,7 @@ class Gate:
         if self._failures_in_a_row[model] and not isinstance(error, LMRateLimitError):
             return min(1, self.max_retries)
         heard = model in self._answered or isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
-        heard &= not _is_unreadable(error)
+        heard &= not is_unreadable(error)
         return self.max_retries if heard else min(2, self.max_retries)
 
     def _give_up(
@@ -920,131 +837,9 @@ def _forget(history: list[object], entry: object) -> None:
             return
 
 
-def request_text(prompt: object, messages: object) -> str:
-    """Return all text of a request to a model, given as one prompt or as messages."""
-    held = [message.get("content") for message in _list(messages) if isinstance(message, Mapping)]
-    blocks = [block for part in (prompt, *held) for block in (_list(part) or [part])]
-    texts = [block.get("text") if isinstance(block, Mapping) else block for block in blocks]
-    return "\n".join(text for text in texts if isinstance(text, str))
-
-
-def _list(value: object) -> list[object]:
-    return list(value) if isinstance(value, list | tuple) else []
-
-
-class Refused(RuntimeError):
-    """A call was not sent, for the run is stopped: what a thread of the program's own or of others is told.
-
-    `RunStopped` is no `Exception`, and would end such a thread without a word to whoever waits for its result.
-    """
-
-
-def is_refused(error: LMError) -> bool:
-    """Return whether a provider has refused this one request; others may be answered."""
-    if type(error) is LMProviderError:
-        return 400 <= (error.status or 0) < 500
-    return isinstance(error, LMInvalidRequestError)
-
-
-class Verdict(NamedTuple):
-    """What was made of an error where it was met, for a process that cannot see it.
-
-    Attributes:
-        outage: As `is_outage`.
-        transient: Whether it may pass.
-        unreadable: Whether a provider has answered with something else than a completion.
-    """
-
-    outage: bool
-    transient: bool
-    unreadable: bool
-
-    @classmethod
-    def of(cls, error: BaseException) -> Verdict:
-        """Return what is made of an error here."""
-        transient = isinstance(error, Exception) and _is_transient(error)
-        return cls(is_outage(error), transient, _is_unreadable(error))
-
-
-def _told(error: BaseException | None) -> Verdict | None:
-    """Return what was made of an error in another process, if it was met there."""
-    found = getattr(error, "verdict", None)
-    return found if isinstance(found, Verdict) else None
-
-
-def is_outage(error: BaseException | None) -> bool:
-    """Return whether an error tells of a provider or a network, whichever client met it and whoever wrapped it."""
-    if (told := _told(error)) is not None:
-        return told.outage
-    return any(
-        isinstance(each, LMError | ConnectionError | TimeoutError) or _of_a_client(each) for each in _chain(error)
-    )
-
-
-def _is_transient(error: Exception) -> bool:
-    """Return whether a call's failure may pass."""
-    if (told := _told(error)) is not None:
-        return told.transient
-    if isinstance(error, LMError) and not isinstance(error, LMUnexpectedError):
-        unreadable = type(error) is LMProviderError and 200 <= (error.status or 0) < 300
-        return unreadable or bool(is_retryable_lm_error(error))
-    return _is_unreadable(error) or any(
-        isinstance(each, ConnectionError | TimeoutError | json.JSONDecodeError)
-        or (_of_a_client(each) and not 400 <= _status(each) < 408)
-        for each in _chain(error)
-    )
-
-
-def _is_unreadable(error: BaseException) -> bool:
-    """Return whether dspy's reader met something else than a completion where a provider has answered 200."""
-    if (told := _told(error)) is not None:
-        return told.unreadable
-    cause = error.__cause__
-    place = cause.__traceback__ if isinstance(cause, TypeError | ValueError | LookupError | AttributeError) else None
-    while place is not None and place.tb_next is not None:
-        place = place.tb_next
-    home = "" if place is None else str(place.tb_frame.f_globals.get("__name__", ""))
-    return isinstance(error, LMUnexpectedError) and home.startswith("dspy._vendor.lm15")
-
-
-def _status(error: BaseException) -> int:
-    """Return the HTTP status that a client's error tells; 0 if none."""
-    status = getattr(error, "status_code", None) or getattr(error, "code", None)
-    return status if isinstance(status, int) else 0
-
-
-def _of_a_client(error: BaseException) -> bool:
-    return not _CLIENTS.isdisjoint(kind.__module__.partition(".")[0] for kind in type(error).__mro__)
-
-
-def _chain(error: BaseException | None) -> Iterator[BaseException]:
-    """Yield an error, those that it groups, and what each was raised from, or while handling."""
-    seen: set[int] = set()
-    left = [error]
-    while left:
-        error = left.pop()
-        if error is None or id(error) in seen:
-            continue
-        seen.add(id(error))
-        yield error
-        left += [error.__cause__ or error.__context__]
-        left += reversed(error.exceptions) if isinstance(error, BaseExceptionGroup) else []
-
-
 def _call_key(current: Effect, role: Role, request: Request) -> str:
     outer = admission.get()
     name = f"{current.key}:{role}:{request.content}" + ("" if outer is None else f":{outer.depth + 1}")
     return f"{name}:{current.occurrence(name)}"
 
 
-def _named(value: object) -> object:
-    """Return what names an option that is no JSON: a class by its name, an object by its class and its own data."""
-    if isinstance(value, type) or callable(value):
-        return f"{getattr(value, '__module__', '')}.{getattr(value, '__qualname__', type(value).__qualname__)}"
-    data = to_jsonable_python(value, fallback=lambda other: vars(other) if hasattr(other, "__dict__") else None)
-    return [type(value).__qualname__, data]
-
-
-def public_options(options: Mapping[str, object]) -> dict[str, object]:
-    """Return a call's options without keys, addresses and headers: they neither identify it nor may be kept."""
-    return {name: option for name, option in options.items() if name not in _SECRET_OPTIONS}

@@ -23,6 +23,7 @@ import dspy
 
 from cuesmith.teleprompters.runtime import _litellm
 from cuesmith.teleprompters.runtime._dspy import door, language_models, prepare
+from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import (
     Admission,
@@ -30,8 +31,6 @@ from cuesmith.teleprompters.runtime.gate import (
     Effect,
     Gate,
     Protocol,
-    Reply,
-    Request,
     Send,
     Wait,
     admission,

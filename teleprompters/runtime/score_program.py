@@ -8,13 +8,14 @@ from collections.abc import Sequence
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.executors import parcel, remote_of
 from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, Scores
 from cuesmith.teleprompters.runtime.redaction import Redactor
-from cuesmith.teleprompters.runtime.remote import RemoteWorkers, parcel, remote_of
+from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.throttle import Throttle
 

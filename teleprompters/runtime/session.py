@@ -25,6 +25,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, Co
 from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.effects import Effects
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
+from cuesmith.teleprompters.runtime.executors import Parcel
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.identity import Identity, identity_of
 from cuesmith.teleprompters.runtime.interruption import current
@@ -35,7 +36,7 @@ from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, P
 from cuesmith.teleprompters.runtime.record import record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
-from cuesmith.teleprompters.runtime.remote import Parcel, RemoteWorkers
+from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.splitting import Split

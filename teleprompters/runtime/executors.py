@@ -1,0 +1,166 @@
+"""Where programs run besides this process, and what its workers are given. Source: ours."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import dspy
+
+from cuesmith.teleprompters.runtime import _dask, _litellm
+from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
+from cuesmith.teleprompters.runtime._ray import RayExecutor
+from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.remote_worker import FORKED, Work
+from cuesmith.teleprompters.runtime.wire import CannotSend, packed
+
+_PLAIN_SETTINGS = frozenset({"adapter", "rm", "async_max_workers", "track_usage", "provide_traceback", "num_threads",
+                             "max_errors", "allow_tool_async_sync_conversion", "warn_on_type_mismatch",
+                             "interpreter_factory"})  # fmt: skip
+
+
+_LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+_SHORTEST = 8
+"""Characters of a variable of the environment that a key is looked for in."""
+
+
+@dataclass(frozen=True)
+class Remote:
+    """Where programs run: an executor, and how many processes it has.
+
+    Args:
+        executor: Any `concurrent.futures.Executor` whose tasks run in processes with the same packages installed.
+        processes: How many tasks it runs at once. Default: what it says itself.
+        threads: Program runs at once in each. Default: `max_in_flight` shared out.
+        host: The address by which its workers reach this process, which listens there; no other one does. Default:
+            127.0.0.1, workers on this machine.
+
+    Raises:
+        TypeError: If it is no executor, or one of threads, which have nothing to give.
+        ValueError: If a number is out of range.
+    """
+
+    executor: Executor
+    processes: int | None = None
+    threads: int | None = None
+    host: str = "127.0.0.1"
+
+    def __post_init__(self) -> None:
+        """Check the arguments."""
+        if isinstance(self.executor, ThreadPoolExecutor) or not hasattr(self.executor, "submit"):
+            raise TypeError(f"executor={self.executor!r} must run tasks in processes: a dask.distributed.Client, a "
+                            "cuesmith.RayExecutor, a ProcessPoolExecutor, or another concurrent.futures.Executor of "
+                            "processes. Threads are what max_in_flight has anyway")  # fmt: skip
+        for name in ("processes", "threads"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"Remote({name}={value!r}) must be a whole number from 1 on, or None")
+
+
+def remote_of(executor: object) -> Remote | None:
+    """Return what `executor=` means.
+
+    Raises:
+        TypeError: If it is nothing that runs tasks in processes.
+    """
+    if executor is None or isinstance(executor, Remote):
+        return executor
+    if _dask.is_client(executor):
+        return Remote(_dask.executor_of(executor), host=_dask.host_of(executor))
+    if isinstance(executor, RayExecutor):
+        return Remote(executor, host=executor.host)
+    if isinstance(executor, ProcessPoolExecutor):
+        context: Any = executor._mp_context
+        if context.get_start_method() == "fork":
+            raise TypeError(FORKED)
+    return Remote(executor)  # type: ignore[arg-type]
+
+
+def processes_of(executor: Executor) -> int:
+    """Return how many tasks an executor runs at once now; 1 if nobody can tell."""
+    if isinstance(executor, ProcessPoolExecutor):
+        return int(executor._max_workers)  # type: ignore[attr-defined]
+    if isinstance(executor, RayExecutor):
+        return executor.processes
+    return _dask.workers_of(executor)
+
+
+@dataclass(frozen=True)
+class Parcel:
+    """What workers get, packed.
+
+    Attributes:
+        remote: Where they are.
+        data: The pickle.
+        secrets: How they come by the keys that are not in it.
+        examples: Those in it.
+    """
+
+    remote: Remote
+    data: bytes
+    secrets: tuple[Mapping[str, str], ...]
+    examples: tuple[dspy.Example, ...]
+
+
+def parcel(
+    remote: Remote,
+    student: dspy.Module,
+    metric: Metric,
+    lm: dspy.BaseLM | None,
+    examples: Sequence[dspy.Example],
+    *,
+    hedge: float | None = None,
+    sized: bool = False,
+) -> Parcel:
+    """Pack what workers need.
+
+    Args:
+        remote: Where they are.
+        student: The program.
+        metric: Its judge.
+        lm: The LM for predictors that carry none.
+        examples: Those that tasks will be about; others are sent with their task.
+        hedge: As compilers take it.
+        sized: Whether the length of requests matters to the budget.
+
+    Raises:
+        CannotSend: If something cannot be sent, or holds a key that cannot.
+    """
+    settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
+    models = [*language_models(student), *([] if lm is None else [lm])]
+    cache = bool(dspy.cache.enable_disk_cache), bool(dspy.cache.enable_memory_cache)
+    prices = _litellm.prices_of(str(getattr(model, "model", "")) for model in models)
+    told = Work(copy_program(student), metric.function, lm, tuple(examples), settings, hedge, sized, prices, cache)
+    try:
+        listening(remote.host).close()
+    except OSError as error:
+        raise CannotSend(f"nothing can listen at {remote.host} for executor='s workers ({error}): Remote(host=) is an "
+                         "address of this machine by which they reach it") from None  # fmt: skip
+    data, withheld = packed(told, Redactor(models))
+    return Parcel(remote, data, tuple(_told_of(secret, remote.host) for secret in withheld), tuple(examples))
+
+
+def _told_of(secret: str, host: str) -> Mapping[str, str]:
+    """Say how workers come by a key: from their own environment, or, on this machine alone, from here."""
+    held = [(len(value), name) for name, value in os.environ.items() if len(value) >= _SHORTEST and value in secret]
+    if held:
+        name = max(held)[1]
+        before, _, after = secret.partition(os.environ[name])
+        return {"environment": name, "before": before, "after": after}
+    if host in _LOOPBACK:
+        return {"value": secret}
+    raise CannotSend(
+        "a dspy.LM holds a key that no environment variable has, and a key is not sent to other machines: set it "
+        "in the environment of this process and of each worker, under the same name"
+    )
+
+
+def listening(host: str) -> socket.socket:
+    return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)
