@@ -481,6 +481,21 @@ class Refusing(Executor):
         return future
 
 
+class Waiting(Executor):
+    """An executor whose tasks never begin."""
+
+    def submit(self, fn: Callable[..., Any], /, *args: Any, **kwargs: Any) -> Future[Any]:
+        """Wait."""
+        return Future()
+
+
+def test_that_no_worker_comes_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setattr(remote, "SILENCE_S", 0.5)
+    with Provider() as provider, pytest.raises(CompileError, match="stopped by seconds"):
+        toy_compile(provider.lm(), executor=Waiting(), budget=Budget(seconds=1.5), **SMALL)
+    assert [r.getMessage() for r in caplog.records if "no worker of executor= has come to 127.0.0.1:" in r.getMessage()]
+
+
 def test_workers_that_cannot_begin_stop_the_run() -> None:
     with Provider() as provider, pytest.raises(CompileError, match=r"stopped by executor.*No module named 'cuesmith'"):
         toy_compile(provider.lm(), executor=Refusing(), **SMALL)

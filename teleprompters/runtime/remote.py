@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import contextlib
+import logging
 import math
 import os
 import socket
@@ -35,8 +36,10 @@ from cuesmith.teleprompters.runtime.interruption import current as current_inter
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, outcome_from_json
 from cuesmith.teleprompters.runtime.remote_worker import versions, work
-from cuesmith.teleprompters.runtime.scoring import GRACE, Pool, Task
+from cuesmith.teleprompters.runtime.scoring import GRACE, Pool, ProgramRun
 from cuesmith.teleprompters.runtime.wire import CannotSend, Link, Message, answer_from, packed, request_from
+
+logger = logging.getLogger("cuesmith")
 
 LINGER_S = 30.0
 """Seconds without work after which a worker gives its place back to the executor. Ours."""
@@ -57,7 +60,7 @@ _TICK_S, _COUNT_S = 0.5, 2.0
 class _Run:
     """A task on its way to its outcome."""
 
-    task: Task
+    task: ProgramRun
     future: asyncio.Future[Outcome]
     deaths: int = 0
     started: float = 0.0
@@ -146,6 +149,7 @@ class RemoteWorkers:
         left = self._gate.ledger.seconds_left
         self._deadline = math.inf if left is None else time.monotonic() + left + GRACE
         self._listener = listening(parcel.remote.host)
+        self._address, self._began = self._listener.getsockname()[:2], time.monotonic()
         threading.Thread(target=self._accept, name="cuesmith-listener", daemon=True).start()
 
     @property
@@ -158,7 +162,7 @@ class RemoteWorkers:
         """Runs that a worker has."""
         return len(self._running)
 
-    def run(self, task: Task) -> Awaitable[Outcome]:
+    def run(self, task: ProgramRun) -> Awaitable[Outcome]:
         """Run a program on a worker; `TimeoutError` if it takes too long. Called on the run's event loop."""
         loop = asyncio.get_running_loop()
         run = _Run(task, loop.create_future())
@@ -203,7 +207,7 @@ class RemoteWorkers:
         for _ in range(lacking):
             name = uuid.uuid4().hex
             try:
-                task = self._remote.executor.submit(work, self._listener.getsockname()[:2], self._key, threads, name)
+                task = self._remote.executor.submit(work, self._address, self._key, threads, name)
             except Exception as error:
                 self._fail(error)
                 return
@@ -324,7 +328,8 @@ class RemoteWorkers:
             return
         run.deaths += 1
         if run.deaths >= DEATHS:
-            _settle(run, ProviderFailure(f"{run.deaths} workers died while they ran it"))
+            where = "" if run.shift is None else f", the last on {run.shift.host}"
+            _settle(run, ProviderFailure(f"{run.deaths} workers died while they ran it{where}"))
             return
         run.task.current.begin_again()
         with self._ready:
@@ -354,6 +359,9 @@ class RemoteWorkers:
         """Give up what is overdue, and look again while there is work."""
         now = time.monotonic()
         over = now > self._deadline
+        if not self._shifts and now - self._began > SILENCE_S:
+            self._began = math.inf
+            logger.warning("no worker of executor= has come to %s:%s in %.0f s; it waits", *self._address, SILENCE_S)
         with self._ready:
             late = [run for run in self._running if self._timeout is not None and now - run.started > self._timeout]
             late = [*self._running, *self._queue] if over else late

@@ -67,7 +67,7 @@ class _Unjudged(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Task:
+class ProgramRun:
     """A run of a program on an example, for another process.
 
     Attributes:
@@ -96,7 +96,7 @@ class Elsewhere(Protocol):
     def in_flight(self) -> int:
         """Tasks under way."""
 
-    def run(self, task: Task) -> Awaitable[Outcome]:
+    def run(self, task: ProgramRun) -> Awaitable[Outcome]:
         """Run a program there. Raises `TimeoutError` if it takes too long."""
 
     def close(self) -> None:
@@ -222,7 +222,7 @@ class Scorer:
         """
         strays = self._gate.stray.failures
         if self.pool.remote is not None and not candidate.prompter:
-            running: Awaitable[Outcome] = self.pool.remote.run(Task(candidate, example, rewritten, draw, current))
+            running: Awaitable[Outcome] = self.pool.remote.run(ProgramRun(candidate, example, rewritten, draw, current))
         else:
             running = self._run_near(candidate, example, current, rewritten, draw)
         with settling(current):
