@@ -215,3 +215,10 @@ def test_an_installed_package_adds_its_compiler(tmp_path: Path, monkeypatch: pyt
         compiler_class("odd")
     with pytest.raises(ValueError, match="did you mean 'random"):
         compiler_class("random-serch")
+
+
+def test_the_page_on_architecture_shows_the_compiler_that_is_tested() -> None:
+    shown = re.findall(r"```python\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.DOTALL)[0]
+    tested = (ROOT / "tests" / "test_own_compiler.py").read_text()
+    imports, _, body = shown.partition("\n\n\n")
+    assert body.strip() in tested and set(imports.strip().splitlines()) - {""} <= set(tested.splitlines())
