@@ -95,6 +95,7 @@ def test_a_killed_worker_costs_no_finished_example(cluster: Any, tmp_path: Path)
     assert len(begun) == 300 and sum(begun.values()) - 300 <= 4 and len(list(tmp_path.iterdir())) >= 2
 
 
+@pytest.mark.slow
 def test_a_program_that_kills_its_process_is_given_up(dask: Any) -> None:
     """After three deaths nobody knows more of that example; all others have their scores."""
     with Provider() as provider, dspy.context(lm=provider.lm()):

@@ -20,7 +20,7 @@ import cuesmith
 from cuesmith import Budget
 from cuesmith.programs.tasks import Sizes, generate
 
-PAGE = (Path(cuesmith.__file__).parents[1] / "LOCAL.md").read_text()
+PAGE = (Path(__file__).parents[1] / "LOCAL.md").read_text()
 LINES = re.findall(r"`(dspy\.LM\(.*?\))`", PAGE)
 FIELDS = {"reasoning": "So.", "answer": "4", "instruction": "Give the number that is meant."}
 REPLY = "\n\n".join(f"[[ ## {name} ## ]]\n{value}" for name, value in FIELDS.items())

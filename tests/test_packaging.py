@@ -68,7 +68,7 @@ ABO(metric=exact, budget=Budget(calls="many"), stepz=2)
 """
 
 
-@pytest.mark.parametrize("where", ["editable", "wheel"])
+@pytest.mark.parametrize("where", ["editable", pytest.param("wheel", marks=pytest.mark.slow)])
 def test_a_type_checker_sees_the_package(where: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
     """In an editable install it goes by the .pth file alone: there is no PYTHONPATH."""
     (tmp_path / "user.py").write_text(USER)

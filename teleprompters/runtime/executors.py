@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
+import cloudpickle
 import dspy
 
 from cuesmith.teleprompters.runtime import _dask, _litellm
-from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
+from cuesmith.teleprompters.runtime._dspy import copy_program, language_models, modules_of
 from cuesmith.teleprompters.runtime._ray import RayExecutor
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.redaction import Redactor
@@ -143,8 +147,37 @@ def parcel(
     except OSError as error:
         raise CannotSend(f"nothing can listen at {remote.host} for executor='s workers ({error}): Remote(host=) is an "
                          "address of this machine by which they reach it") from None  # fmt: skip
-    data, withheld = packed(told, Redactor(models))
+    kinds = [type(each) for each in (metric.function, *modules_of(student))]
+    homes = {str(kind.__module__) for kind in kinds} | {str(getattr(metric.function, "__module__", ""))}
+    with _by_value(homes):
+        data, withheld = packed(told, Redactor(models))
     return Parcel(remote, data, tuple(_told_of(secret, remote.host) for secret in withheld), tuple(examples))
+
+
+@contextmanager
+def _by_value(names: Iterable[str]) -> Iterator[None]:
+    """Have what modules define that nobody could import pickled with its code: scripts, tests, notebooks' own."""
+    held = [sys.modules[name] for name in names if name in sys.modules and not _is_found(sys.modules[name])]
+    for module in held:
+        cloudpickle.register_pickle_by_value(module)
+    try:
+        yield
+    finally:
+        for module in held:
+            cloudpickle.unregister_pickle_by_value(module)
+
+
+def _is_found(module: ModuleType) -> bool:
+    """Whether another process with this one's `sys.path` finds a module by its name."""
+    name, path, spec = "", None, None
+    for part in module.__name__.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = next((found for finder in sys.meta_path if (found := finder.find_spec(name, path)) is not None), None)
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    file, origin = getattr(module, "__file__", None), None if spec is None else spec.origin
+    return file is None or origin is None or os.path.realpath(origin) == os.path.realpath(file)
 
 
 def _told_of(secret: str, host: str) -> Mapping[str, str]:
