@@ -150,7 +150,7 @@ def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
         optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), max_in_flight=1)
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         found = compiler.compile(dspy.Predict("question -> answer"), trainset=data).compilation
-    assert found.stopped_by == "configuration" and 8 <= len(optimizer.requests) <= 8 + 32  # what was under way besides
+    assert found.stopped_by == "configuration" and 8 <= len(optimizer.requests) < 30
 
 
 @pytest.mark.parametrize(("options", "sent"), [({}, None), ({"temperature": 0.0}, 1.0), ({"temperature": 0.7}, 0.7)])

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import hashlib
+import itertools
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -93,6 +94,7 @@ class Asker:
         self.lm = lm
         self._replies: dict[str, asyncio.Task[dspy.Prediction | None]] = {}
         self._heard = self._over = False
+        self._refusals = itertools.count(1)
 
     async def ask(
         self,
@@ -134,7 +136,7 @@ class Asker:
         current = Effect(f"{self.seed}:{key}", "optimizer", self.gate)
         effect.set(current)
         current_draw.set(seeded(self.seed, key.rpartition(":")[0]).randrange(2**40) * DRAWS_PER_ASK + number)
-        work = functools.partial(dspy.Predict(signature), **inputs, config=config)
+        work = functools.partial(self._predict, functools.partial(dspy.Predict(signature), **inputs, config=config))
         self.gate.check()
         reply, lost = None, None
         try:
@@ -148,7 +150,7 @@ class Asker:
         except FilteredReply as error:
             lost, why = "refused", str(error)
         except LMError as error:
-            if not is_refused(error) and not isinstance(error, LMUnsupportedFeatureError):
+            if not _is_faulty(error):
                 raise self.gate.stop("outage", f"the optimizer model failed: {error}") from None
             lost, why = "unreadable" if current.finish else "invalid request", f"{type(error).__name__}: {error}"
         except UnknownPrice:
@@ -167,13 +169,30 @@ class Asker:
         self.emit("optimizer", None, None, None)
         return None if lost else reply
 
+    def _predict(self, predict: Callable[[], dspy.Prediction]) -> dspy.Prediction:
+        """Ask, in a thread; stop where the provider has taken every request until now for faulty.
+
+        It is counted here, before the thread takes the next request: the event loop may hear of it late.
+        """
+        current = effect.get()
+        assert current is not None
+        try:
+            return predict()
+        except LMError as error:
+            faulty = _is_faulty(error) and not current.finish and not self._heard
+            if faulty and next(self._refusals) >= MOST_REFUSED:
+                why = f"{type(error).__name__}: {error}"[:400]
+                self.gate.stop("configuration", f"the first {MOST_REFUSED} requests were refused: {why}")
+            raise
+        finally:
+            self._heard |= bool(current.finish)
+
     def _lose(self, draw: Malformed) -> None:
-        """Count a lost draw; stop where the provider has taken every request until now for faulty."""
+        """Count a lost draw."""
         self.seen.lost.append(draw)
         self.stream.emit(draw)
-        if not self._heard and len(self.seen.lost) >= MOST_REFUSED:
-            why = f"the first {len(self.seen.lost)} requests were refused: {draw.reason}"
-            raise self.gate.stop("configuration", why)
+        if self.gate.stopped_by == "configuration":
+            raise RunStopped("configuration")
 
     def emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
         """Say that an effect is done, if anybody listens."""
@@ -571,6 +590,11 @@ def seeded(seed: int, *key: object) -> random.Random:
     """Return a fresh generator for a run's seed and `key`: the same at any concurrency."""
     text = repr((seed, key)).encode("utf-8", "surrogatepass")
     return random.Random(int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "big"))
+
+
+def _is_faulty(error: LMError) -> bool:
+    """Return whether it is the request that a provider, or dspy before it, takes exception to."""
+    return is_refused(error) or isinstance(error, LMUnsupportedFeatureError)
 
 
 def _is_settled(task: asyncio.Task[Outcome]) -> bool:
