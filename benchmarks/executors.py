@@ -29,7 +29,7 @@ import tempfile
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from multiprocessing import get_context
@@ -107,25 +107,23 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> float:
 
 
 @contextmanager
-def cluster(kind: str, workers: int) -> Iterator[tuple[Any, Callable[[], list[int]]]]:
-    """Yield an executor of so many processes on this machine, and what tells their ids."""
-    if kind == "threads":
-        yield None, lambda: []
-    elif kind == "processes":
+def cluster(kind: str, workers: int) -> Iterator[Any]:
+    """Yield an executor of so many processes on this machine."""
+    if kind == "processes":
         with ProcessPoolExecutor(workers, mp_context=get_context("forkserver")) as pool:
-            yield pool, lambda: list(pool._processes)
+            yield pool
     elif kind == "dask":
         distributed: Any = importlib.import_module("distributed")
         with (
             distributed.LocalCluster(n_workers=workers, threads_per_worker=1, dashboard_address=None) as local,
             distributed.Client(local) as client,
         ):
-            yield client, lambda: list(client.run(os.getpid).values())
+            yield client
     else:
         ray: Any = importlib.import_module("ray")
         ray.init(num_cpus=workers, include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
         try:
-            yield RayExecutor(), lambda: []
+            yield RayExecutor()
         finally:
             ray.shutdown()
 
@@ -215,7 +213,7 @@ def paper(options: argparse.Namespace) -> None:
 
 def check(options: argparse.Namespace) -> None:
     """Measure cells of the cost model on this machine."""
-    with cluster("processes", options.workers) as (where, _):
+    with cluster("processes", options.workers) as where:
         examples = [dspy.Example(question=f"number {i}", answer=str(i)).with_inputs("question") for i in range(2000)]
         scored(where, examples[:200], 0.0)
         for n, in_flight in ((200, 16), (2000, 16), (2000, 64)):
@@ -251,7 +249,7 @@ def main() -> int:
                 for i in range(options.examples)]  # fmt: skip
     failed = False
     for kind in options.executors:
-        with cluster(kind, options.workers) as (where, _):
+        with cluster(kind, options.workers) as where:
             scored(where, examples[:200], 0.0)  # imports, on both sides
             for work in options.work:
                 rows = [(scored(None, examples, work), scored(where, examples, work))

@@ -260,8 +260,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     def _parcel(self, remote: Remote, job: Job) -> Parcel:
         examples = [*job.split.train, *job.split.select, *job.split.fresh]
-        sized = self.budget.tokens is not None or self.budget.usd is not None
-        return parcel(remote, job.student, job.metric, job.task_lm, examples, hedge=self.hedge, sized=sized)
+        return parcel(remote, job.student, job.metric, job.task_lm, examples, hedge=self.hedge, sized=self.budget.sizes)
 
     def estimate(
         self, student: dspy.Module, *, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None = None

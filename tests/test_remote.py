@@ -40,11 +40,6 @@ def pool() -> Iterator[ProcessPoolExecutor]:
         yield executor
 
 
-def told(compiled: dspy.Module) -> dict[str, object]:
-    """Return what must be the same wherever the programs ran."""
-    return result_of(compiled)
-
-
 def paid_twice(provider: Provider, since: int = 0) -> int:
     """Return how many requests of the program came more than once; the optimizer is asked the same several times."""
     asked = [str(body["messages"]) for _, status, body, _ in provider.seen[since:] if status == 200]
@@ -57,7 +52,7 @@ def test_the_result_is_the_one_of_this_process(pool: ProcessPoolExecutor) -> Non
         calls = provider.calls
         far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, **SMALL)
         assert provider.calls == 2 * calls
-    assert told(far) == told(near)
+    assert result_of(far) == result_of(near)
 
 
 class Forking(Executor):
@@ -95,7 +90,7 @@ def test_a_journal_serves_both(tmp_path: Path, pool: ProcessPoolExecutor) -> Non
         again = toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=4, executor=pool, **SMALL)
         assert provider.calls == 0
     assert [t.scores for t in on.compilation.candidates] == [t.scores for t in whole.compilation.candidates]
-    assert told(again) == told(on)
+    assert result_of(again) == result_of(on)
 
 
 @pytest.mark.parametrize("cap", [30, 61])
@@ -106,7 +101,7 @@ def test_caps_are_exact(pool: ProcessPoolExecutor, cap: int) -> None:
         far = toy_compile(provider.lm(), max_in_flight=8, executor=pool, budget=Budget(calls=cap), **SMALL)
         assert provider.calls - calls == calls <= cap
     assert far.compilation.stopped_by == near.compilation.stopped_by == "calls"
-    assert told(far) == told(near)
+    assert result_of(far) == result_of(near)
 
 
 def test_a_cap_on_tokens(pool: ProcessPoolExecutor) -> None:

@@ -73,6 +73,11 @@ def language_models(program: dspy.Module) -> list[dspy.BaseLM]:
     return list({id(lm): lm for lm in found}.values())
 
 
+def models_of(program: dspy.Module, *others: dspy.BaseLM | None) -> list[dspy.BaseLM]:
+    """Return the LMs in play: those that the program carries, and others, of which some may be none."""
+    return [*language_models(program), *(lm for lm in others if lm is not None)]
+
+
 def takes_temperature(lm: dspy.BaseLM) -> bool:
     """Return whether a model may be sampled at another temperature than 1: OpenAI's reasoning models may not, which
     dspy knows by their names and gives an option of their own."""
@@ -123,13 +128,13 @@ class _Door:
     def __init__(self) -> None:
         self._lock = threading.RLock()
         self._gates: list[Gate | None] = []
-        self._homes: dict[int, int] = {}
+        self._home = 0
 
     def open(self, gate: Gate | None) -> None:
         """Let calls pass `gate` from now on; None only keeps the door in its place."""
         with self._lock:
+            self._home = self._home if self._gates else os.getpid()
             self._gates.append(gate)
-            self._homes[id(gate)] = os.getpid()
             self._hang()
 
     def close(self, gate: Gate | None) -> None:
@@ -140,7 +145,6 @@ class _Door:
         """
         with self._lock:
             self._gates.remove(gate)
-            self._homes.pop(id(gate), None)
             if not self._gates:
                 threading.Thread.start = _real_start  # type: ignore[method-assign]
                 ThreadPoolExecutor.submit = _real_submit  # type: ignore[method-assign]
@@ -150,7 +154,7 @@ class _Door:
 
     def is_inherited(self) -> bool:
         """Whether a run is under way that another process has begun, whose fork this one is."""
-        return any(pid != os.getpid() for pid in self._homes.values())
+        return bool(self._gates) and self._home != os.getpid()
 
     def leads_to(self) -> tuple[Gate, Effect] | None:
         """Return the gate and the effect of a call that is made here and now; None if it is no run's business.

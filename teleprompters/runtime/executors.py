@@ -16,8 +16,9 @@ import cloudpickle
 import dspy
 
 from cuesmith.teleprompters.runtime import _dask, _litellm
-from cuesmith.teleprompters.runtime._dspy import copy_program, language_models, modules_of
+from cuesmith.teleprompters.runtime._dspy import copy_program, models_of, modules_of
 from cuesmith.teleprompters.runtime._ray import RayExecutor
+from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remote_worker import FORKED, Work
@@ -26,11 +27,7 @@ from cuesmith.teleprompters.runtime.wire import CannotSend, packed
 _PLAIN_SETTINGS = frozenset({"adapter", "rm", "async_max_workers", "track_usage", "provide_traceback", "num_threads",
                              "max_errors", "allow_tool_async_sync_conversion", "warn_on_type_mismatch",
                              "interpreter_factory"})  # fmt: skip
-
-
 _LOOPBACK = ("127.0.0.1", "::1", "localhost")
-
-
 _SHORTEST = 8
 """Characters of a variable of the environment that a key is looked for in."""
 
@@ -40,32 +37,42 @@ class Remote:
     """Where programs run: an executor, and how many processes it has.
 
     Args:
-        executor: Any `concurrent.futures.Executor` whose tasks run in processes with the same packages installed.
+        executor: A `dask.distributed.Client`, a `RayExecutor`, or any `concurrent.futures.Executor` whose tasks run in
+            processes with the same packages installed. A client is kept as its executor.
         processes: How many tasks it runs at once. Default: what it says itself.
         threads: Program runs at once in each. Default: `max_in_flight` shared out.
         host: The address by which its workers reach this process, which listens there; no other one does. Default:
-            127.0.0.1, workers on this machine.
+            the one that Dask or Ray knows, else 127.0.0.1, workers on this machine.
 
     Raises:
-        TypeError: If it is no executor, or one of threads, which have nothing to give.
+        TypeError: If it is no executor, or one of threads, which have nothing to give, or of forks of this process; or
+            if a number is none.
         ValueError: If a number is out of range.
     """
 
     executor: Executor
     processes: int | None = None
     threads: int | None = None
-    host: str = "127.0.0.1"
+    host: str = ""
 
     def __post_init__(self) -> None:
-        """Check the arguments."""
-        if isinstance(self.executor, ThreadPoolExecutor) or not hasattr(self.executor, "submit"):
-            raise TypeError(f"executor={self.executor!r} must run tasks in processes: a dask.distributed.Client, a "
+        """Check the arguments, and fill in what an executor says itself."""
+        executor, host = self.executor, "127.0.0.1"
+        if _dask.is_client(executor):
+            executor, host = _dask.executor_of(executor), _dask.host_of(executor)
+        elif isinstance(executor, RayExecutor):
+            host = executor.host
+        elif isinstance(executor, ThreadPoolExecutor) or not hasattr(executor, "submit"):
+            raise TypeError(f"executor={executor!r} must run tasks in processes: a dask.distributed.Client, a "
                             "cuesmith.RayExecutor, a ProcessPoolExecutor, or another concurrent.futures.Executor of "
                             "processes. Threads are what max_in_flight has anyway")  # fmt: skip
+        elif isinstance(executor, ProcessPoolExecutor) and _method_of(executor) == "fork":
+            raise TypeError(FORKED)
         for name in ("processes", "threads"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise ValueError(f"Remote({name}={value!r}) must be a whole number from 1 on, or None")
+            if (value := getattr(self, name)) is not None:
+                whole(name, value)
+        object.__setattr__(self, "executor", executor)
+        object.__setattr__(self, "host", self.host or host)
 
 
 def remote_of(executor: object) -> Remote | None:
@@ -76,15 +83,13 @@ def remote_of(executor: object) -> Remote | None:
     """
     if executor is None or isinstance(executor, Remote):
         return executor
-    if _dask.is_client(executor):
-        return Remote(_dask.executor_of(executor), host=_dask.host_of(executor))
-    if isinstance(executor, RayExecutor):
-        return Remote(executor, host=executor.host)
-    if isinstance(executor, ProcessPoolExecutor):
-        context: Any = executor._mp_context
-        if context.get_start_method() == "fork":
-            raise TypeError(FORKED)
     return Remote(executor)  # type: ignore[arg-type]
+
+
+def _method_of(pool: ProcessPoolExecutor) -> object:
+    """Return how a pool begins its processes."""
+    context: Any = pool._mp_context
+    return context.get_start_method()
 
 
 def processes_of(executor: Executor) -> int:
@@ -138,7 +143,7 @@ def parcel(
         CannotSend: If something cannot be sent, or holds a key that cannot.
     """
     settings = {name: value for name, value in dspy.settings.copy().items() if name in _PLAIN_SETTINGS}
-    models = [*language_models(student), *([] if lm is None else [lm])]
+    models = models_of(student, lm)
     cache = bool(dspy.cache.enable_disk_cache), bool(dspy.cache.enable_memory_cache)
     prices = _litellm.prices_of(str(getattr(model, "model", "")) for model in models)
     told = Work(copy_program(student), metric.function, lm, tuple(examples), settings, hedge, sized, prices, cache)
@@ -196,4 +201,5 @@ def _told_of(secret: str, host: str) -> Mapping[str, str]:
 
 
 def listening(host: str) -> socket.socket:
+    """Return a socket that listens at an address, on a free port."""
     return socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET, backlog=128)

@@ -50,7 +50,6 @@ from cuesmith.teleprompters.runtime.throttle import Throttle
 
 _CHARACTERS_PER_TOKEN = 3
 _UNKNOWN_REPLY_TOKENS = 1024
-_KEPT_USAGE = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
 
@@ -650,21 +649,18 @@ class Gate:
     def _keep(self, key: str, role: Role, reply: Reply | None, usage: Usage, **more: str) -> None:
         """Journal a call; without a reply, or one that cannot be kept, it is only counted by a resumed run."""
         assert self.journal is not None
-        used = {name: getattr(usage, name) for name in _KEPT_USAGE}
         stored, finish = (None, ()) if reply is None else (reply.stored, reply.finish)
         if stored is None:
             key = f"{key}#{uuid.uuid4().hex}"
         try:
-            body = {"outputs": stored, "usage": used, "role": role, "finish": list(finish), **more}
+            body = {"outputs": stored, "usage": usage.to_json(), "role": role, "finish": list(finish), **more}
             self.journal.put("calls", key, body)
         except JournalError as error:
             raise self.stop("journal", str(error)) from None
 
     def _size(self, request: Request) -> int:
         """Return about how many tokens a request has, if that matters."""
-        budget = self.ledger.budget
-        sized = budget.tokens is not None or budget.usd is not None
-        return request.characters // _CHARACTERS_PER_TOKEN if sized else 0
+        return request.characters // _CHARACTERS_PER_TOKEN if self.ledger.budget.sizes else 0
 
     def _admit(self, role: Role, request: Request, size: int) -> Ticket | Cap | None:
         """Ask the ledger for a place once, as `Ledger.admit`; `size` is the request's."""
@@ -841,5 +837,3 @@ def _call_key(current: Effect, role: Role, request: Request) -> str:
     outer = admission.get()
     name = f"{current.key}:{role}:{request.content}" + ("" if outer is None else f":{outer.depth + 1}")
     return f"{name}:{current.occurrence(name)}"
-
-

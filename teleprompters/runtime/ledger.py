@@ -36,6 +36,11 @@ class Budget:
     tokens: int | None = None
     seconds: float | None = None
 
+    @property
+    def sizes(self) -> bool:
+        """Whether it matters how long a request is."""
+        return self.tokens is not None or self.usd is not None
+
     def __post_init__(self) -> None:
         """Check the caps."""
         for name in ("usd", "calls", "tokens", "seconds"):
@@ -68,6 +73,10 @@ class Usage:
     usd: float | None = 0.0
     cache_hits: int = 0
     replayed: int = 0
+
+    def to_json(self) -> dict[str, int | float | None]:
+        """Return what a record or another process is told: all but what was replayed, which is a session's own."""
+        return {name: value for name, value in vars(self).items() if name != "replayed"}
 
     @property
     def tokens(self) -> int:

@@ -414,7 +414,6 @@ class _Desk:
     def __init__(self, workers: RemoteWorkers, gate: Gate, link: Link, shift: _Shift, thread: int) -> None:
         self._workers, self._gate, self._link, self._shift, self._thread = workers, gate, link, shift, thread
         self._run: _Run | None = None
-        self._calls: dict[int, _Call] = {}
 
     def serve(self) -> None:
         """Serve until the thread hangs up, or its worker is taken for dead."""

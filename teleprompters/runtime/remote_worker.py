@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import dspy
 
 from cuesmith.teleprompters.runtime import _litellm
-from cuesmith.teleprompters.runtime._dspy import door, language_models, prepare
+from cuesmith.teleprompters.runtime._dspy import door, models_of, prepare
 from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.gate import (
@@ -34,7 +34,6 @@ from cuesmith.teleprompters.runtime.gate import (
     Send,
     Wait,
     admission,
-    hired,
 )
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.metric import Metric
@@ -42,7 +41,7 @@ from cuesmith.teleprompters.runtime.outcomes import outcome_to_json
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.throttle import Throttle
-from cuesmith.teleprompters.runtime.wire import Link, Message, answer_to, request_to, unpacked, usage_to
+from cuesmith.teleprompters.runtime.wire import Link, Message, answer_to, request_to, unpacked
 
 T = TypeVar("T")
 
@@ -141,14 +140,14 @@ class RemoteGate(Gate):
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """As `Gate`."""
         number = self._tickets.pop(id(ticket))
-        self._ask(self.stray, "told", id=number, usage=usage_to(usage), failure=self.redactor(failure)[:400])
+        self._ask(self.stray, "told", id=number, usage=usage.to_json(), failure=self.redactor(failure)[:400])
 
     def conduct(self, request: Request, current: Effect) -> Protocol:
         """Do what the run's gate says of a call: its protocol is the run's, and its actions are done here."""
         number, role = next(self._numbers), request.role or current.role
         outer = admission.get()
         answer: Answer | None = None
-        told = self._ask_for(request, current, "call", number, hired=hired.get())
+        told = self._ask_for(request, current, "call", number)
         while True:
             if "wait" in told:
                 yield Wait(min(told["wait"], BEAT_S))  # the run may be stopped meanwhile
@@ -205,8 +204,7 @@ class RemoteGate(Gate):
         """Ask whether a call may be sent."""
         outer = admission.get()
         with_text = isinstance(current, RemoteEffect) and current.with_text
-        described = request_to(request, sized=self._sized, with_text=with_text)
-        described["role"] = request.role or current.role
+        described = request_to(request, request.role or current.role, sized=self._sized, with_text=with_text)
         of, sent = (0, 0) if outer is None else (self._calls.get(outer, 0), outer.sent)
         return self._ask(current, op, id=number, outer=of, sent=sent, **described, **more)
 
@@ -238,7 +236,7 @@ class Shift:
         if door.is_inherited():
             raise RuntimeError(FORKED)
         self._control = Link.to(address, key)
-        told = self._control.ask({"op": "hello", "shift": self._name, "host": socket.gethostname(), "pid": os.getpid(),
+        told = self._control.ask({"op": "hello", "shift": self._name, "host": socket.gethostname(),
                                   "versions": versions()})  # fmt: skip
         if "refused" in told:
             raise RuntimeError(told["refused"])
@@ -247,8 +245,8 @@ class Shift:
         secrets = [_secret(entry) for entry in told["secrets"]]
         self._work: Work = unpacked(self._control.asked_for_bytes({"op": "work"}), secrets)
         self._candidates: dict[str, Candidate] = {}
-        models = [self._work.lm, *language_models(self._work.student)]
-        self._redactor = Redactor([lm for lm in models if lm is not None])
+        self._models = models_of(self._work.student, self._work.lm)
+        self._redactor = Redactor(self._models)
         self._gate = RemoteGate(self._connected(), self._redactor, self._work)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._last = threads
@@ -259,7 +257,7 @@ class Shift:
         if (dspy.cache.enable_disk_cache, dspy.cache.enable_memory_cache) != self._work.cache:
             dspy.configure_cache(enable_disk_cache=self._work.cache[0], enable_memory_cache=self._work.cache[1])
         _litellm.register(self._work.prices)
-        prepare([lm for lm in (self._work.lm, *language_models(self._work.student)) if lm is not None])
+        prepare(self._models)
         pool = Pool(self._gate, None)
         self._scorer = Scorer(self._work.student, Metric(self._work.metric), self._work.lm, pool)
         try:

@@ -19,7 +19,7 @@ from typing import cast
 
 import dspy
 
-from cuesmith.teleprompters.runtime._dspy import language_models, prepare
+from cuesmith.teleprompters.runtime._dspy import models_of, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
@@ -117,7 +117,7 @@ class Job:
     @property
     def lms(self) -> list[dspy.BaseLM]:
         """All LMs in play."""
-        return [self.optimizer, *language_models(self.student), *([self.task_lm] if self.task_lm else [])]
+        return models_of(self.student, self.optimizer, self.task_lm)
 
     @cached_property
     def identity(self) -> Identity:

@@ -25,7 +25,7 @@ from dspy.utils import exceptions
 
 from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.gate import Answer
-from cuesmith.teleprompters.runtime.ledger import Usage
+from cuesmith.teleprompters.runtime.ledger import Role, Usage
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply, Verdict
 from cuesmith.teleprompters.runtime.redaction import Redactor
 
@@ -34,7 +34,6 @@ Message = dict[str, Any]
 HANDSHAKE_S = 30.0
 """Seconds in which the other end of a connection has to show that it knows the secret. Ours."""
 
-_USED = ("calls", "input_tokens", "output_tokens", "usd", "cache_hits")
 _LM_ERRORS = {**vars(exceptions), "EmptyReply": EmptyReply, "FilteredReply": FilteredReply}
 
 
@@ -132,11 +131,11 @@ class Link:
 # --- calls ----------------------------------------------------------------------------------------------------
 
 
-def request_to(request: Request, *, sized: bool, with_text: bool) -> Message:
-    """Describe a call; what it says does not leave the worker unless it is asked for."""
+def request_to(request: Request, role: Role, *, sized: bool, with_text: bool) -> Message:
+    """Describe a call of a role's; what it says does not leave the worker unless it is asked for."""
     return {
         "model": request.model, "calls": request.calls, "max_tokens": request.max_tokens,
-        "may_hit": request.may_hit, "free": request.free, "role": request.role, "caller": hash(request.caller),
+        "may_hit": request.may_hit, "free": request.free, "role": role, "caller": hash(request.caller),
         "content": request.content, "characters": request.characters if sized else 0,
         "text": request.text if with_text else "",
     }  # fmt: skip
@@ -150,15 +149,10 @@ def request_from(data: Message) -> Request:
     return request
 
 
-def usage_to(usage: Usage) -> Message:
-    """Describe what a call used."""
-    return {name: getattr(usage, name) for name in _USED}
-
-
 def answer_to(answer: Answer, redactor: Redactor) -> Message:
     """Describe what came of a call; an error may repeat a key."""
     if isinstance(answer, Reply):
-        return {"usage": usage_to(answer.usage), "price_known": answer.price_known, "stored": answer.stored,
+        return {"usage": answer.usage.to_json(), "price_known": answer.price_known, "stored": answer.stored,
                 "finish": list(answer.finish)}  # fmt: skip
     used = getattr(answer, "usage", None)
     known = next((kind.__name__ for kind in type(answer).__mro__ if _LM_ERRORS.get(kind.__name__) is kind), None)
@@ -166,7 +160,7 @@ def answer_to(answer: Answer, redactor: Redactor) -> Message:
         "error": redactor(str(answer)), "kind": type(answer).__name__, "known": known,
         "verdict": list(Verdict.of(answer)),
         "status": _plain(getattr(answer, "status", None)), "retry_after": _plain(getattr(answer, "retry_after", None)),
-        "usage": usage_to(used) if isinstance(used, Usage) else None, "ordinary": isinstance(answer, Exception),
+        "usage": used.to_json() if isinstance(used, Usage) else None, "ordinary": isinstance(answer, Exception),
     }  # fmt: skip
 
 
