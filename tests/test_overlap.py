@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import json
 import os
@@ -28,6 +29,8 @@ from cuesmith.teleprompters.prompt_agent import PromptAgent
 from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate, example_id
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.interruption import run_coroutine
+from cuesmith.teleprompters.runtime.ledger import RunStopped
 from cuesmith.teleprompters.search.frontier import _ahead
 from cuesmith.teleprompters.search.scene import Scene
 
@@ -246,3 +249,23 @@ def test_an_interrupt_is_quiet(form: str, at: int, caplog: pytest.LogCaptureFixt
         signal.signal(signal.SIGINT, before)
     gc.collect()
     assert raised.value.program is not None and not [r for r in caplog.records if r.name == "asyncio"]
+
+
+def test_what_a_stop_leaves_behind_ends_quietly(caplog: pytest.LogCaptureFixture) -> None:
+    async def branch() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            raise RuntimeError("ended by its own exception") from None
+
+    async def stops() -> None:
+        await asyncio.sleep(0.01)
+        raise RunStopped("stopped")
+
+    async def search() -> None:
+        await asyncio.gather(branch(), stops())
+
+    with pytest.raises(RunStopped):
+        run_coroutine(search)
+    gc.collect()
+    assert not [r for r in caplog.records if r.name == "asyncio"]

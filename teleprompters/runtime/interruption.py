@@ -191,15 +191,27 @@ def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(make())
+        return asyncio.run(_alone(make))
     result: Future[T] = Future()
     context = contextvars.copy_context()
 
     def serve() -> None:
         try:
-            result.set_result(context.run(lambda: asyncio.run(make())))
+            result.set_result(context.run(lambda: asyncio.run(_alone(make))))
         except BaseException as error:
             result.set_exception(error)
 
     threading.Thread(target=serve, name="cuesmith", daemon=True).start()
     return result.result()
+
+
+async def _alone(make: Callable[[], Coroutine[object, object, T]]) -> T:
+    """Run a coroutine on an event loop of its own, and end what a stop has left behind of it (`asyncio.gather` does),
+    so that asyncio has nothing to complain of when it closes the loop."""
+    try:
+        return await make()
+    finally:
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
