@@ -16,6 +16,8 @@ import dspy
 
 from cuesmith.modules.gguf_header import LocalModelError
 from cuesmith.programs import report
+from cuesmith.programs.arguments import BadInput as BadInput
+from cuesmith.programs.arguments import RunFailed as RunFailed
 from cuesmith.programs.evaluation import compare, evaluate
 from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, Choice, answering, named, writing
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
@@ -34,14 +36,6 @@ _HINTS = {
     "billing": ": has the account credit?",
     "configuration": ": is the model's name right?",
 }
-
-
-class BadInput(ValueError):
-    """The arguments or the data are wrong; the message is one line."""
-
-
-class RunFailed(RuntimeError):
-    """The run began and could not go on; the message is one line."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,2 @@
+def compile_program(): "X."
+resume=compile_program

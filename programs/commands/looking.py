@@ -1,0 +1,2 @@
+def runs(): "X."
+show=report=export=compilers=runs

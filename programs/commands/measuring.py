@@ -1,0 +1,2 @@
+def check(): "X."
+def compare(): "X."
