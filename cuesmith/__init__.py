@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.executors import Remote
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
+    from cuesmith.teleprompters.runtime.run_report import RunReport
     from cuesmith.teleprompters.runtime.session import CompileError
 
 __all__ = [
@@ -52,6 +53,7 @@ __all__ = [
     "RayExecutor",
     "ReflectiveMutation",
     "Remote",
+    "RunReport",
     "SimulatedOptimizer",
     "Terminated",
     "Training",
@@ -85,6 +87,7 @@ _HOMES = {
     "RayExecutor": "cuesmith.teleprompters.runtime._ray",
     "ReflectiveMutation": "cuesmith.teleprompters.reflective_mutation",
     "Remote": "cuesmith.teleprompters.runtime.executors",
+    "RunReport": "cuesmith.teleprompters.runtime.run_report",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",

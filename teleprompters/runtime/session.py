@@ -33,8 +33,8 @@ from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
-from cuesmith.teleprompters.runtime.record import record_of, write_record
-from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.record import examples_of, record_of, write_record
+from cuesmith.teleprompters.runtime.redaction import Redactor, redacted
 from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
 from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.run import Run
@@ -228,13 +228,15 @@ class Session:
             except JournalError as error:
                 self.effects.note(str(error), "record")
         compilation = self._compilation(best, gain)
+        ids = self.job.split.ids
+        record = redacted(record_of(compilation, self.run, self.job.split.fresh, ids), self._redactor)
         if self.job.run_dir is not None:
-            record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
             try:
-                write_record(self.job.run_dir, record, self._redactor)
+                write_record(self.job.run_dir, {**record, **examples_of(self.run, ids)}, self._redactor)
             except (OSError, JournalError) as error:
                 note = Note("record", f"The run's record could not be written: {error}.")
                 compilation = replace(compilation, notes=(*compilation.notes, note))
+        compilation = replace(compilation, record=record)
         self.stream.emit(RunFinished(compilation))
         program = self.scorer.program(best)
         program._compiled = True
