@@ -20,7 +20,7 @@ COMMANDS: dict[str, dict[str, str]] = {
         "check": "commands.measuring:check",
         "compile": "commands.compiling:compile_program",
         "compare": "commands.measuring:compare",
-        "resume": "commands.compiling:resume",
+        "resume": "commands.resuming:resume",
     },
     "Look": {
         "runs": "commands.looking:runs",
@@ -60,11 +60,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     wanted = given[:1] if given[0] in names else names
     app = application(name="cuesmith", help="Compile language-model programs.", version=f"cuesmith {cuesmith.__version__}")
     for number, (part, commands) in enumerate(COMMANDS.items()):
+        group = Group(part, sort_key=number)
         for place, name in enumerate(name for name in commands if name in wanted):
             module, _, function = commands[name].partition(":")
             command = getattr(importlib.import_module(f"cuesmith.programs.{module}"), function)
-            app.command(command, name=name, group=Group(part, sort_key=number), sort_key=place)
-    return call(app, given)
+            app.command(command, name=name, group=group, sort_key=place)
+    return call(app, given, f"cuesmith {given[0]}" if given[0] in names else "cuesmith")
 
 
 if __name__ == "__main__":

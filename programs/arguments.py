@@ -109,6 +109,11 @@ def model(text: str) -> str:
     return text
 
 
+def listed(convert: Callable[[str], T]) -> Callable[[str], tuple[T, ...]]:
+    """Return what converts several values that are written with commas between them."""
+    return lambda text: tuple(convert(piece.strip()) for piece in text.split(","))
+
+
 def of(convert: Callable[[str], object], name: str) -> Parameter:
     """Return what makes an option's value of its text.
 
@@ -169,12 +174,13 @@ def application(**options: Any) -> App:
     return App(default_parameter=quiet, result_action="return_value", help_format="markdown", **options)
 
 
-def call(app: App, words: Sequence[str]) -> int:
+def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:
     """Call a command and return its exit status.
 
     Args:
         app: The commands.
         words: What follows the program's name.
+        command: What to call it where its arguments are wrong.
 
     Raises:
         SystemExit: With status 2, after one line on standard error, if the call is wrong.
@@ -182,10 +188,9 @@ def call(app: App, words: Sequence[str]) -> int:
     try:
         result = app(words, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
-        command = " ".join(("cuesmith", *(error.command_chain or ())))
-        sys.exit(complain(command, _wrong(error), 2))
+        sys.exit(complain(" ".join(("cuesmith", *(error.command_chain or ()))), _wrong(error), 2))
     except BadInput as error:
-        sys.exit(complain("cuesmith", str(error), 2))
+        sys.exit(complain(command, str(error), 2))
     except RunFailed as error:
         return complain("cuesmith", str(error), 1)
     except KeyboardInterrupt as stop:
@@ -232,7 +237,8 @@ def _wrong(error: CycloptsError) -> str:
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
         if error.argument.required:
-            return f"{name.lstrip('-').upper().replace('-', '_')} is missing (--help says what it may be)"
+            shown = name if error.argument.index is None else name.lstrip("-").upper().replace("-", "_")
+            return f"{shown} is missing (--help says what it may be)"
         return f"{name} needs a value (--help says which)"
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected argument: {' '.join(error.unused_tokens or ())}"

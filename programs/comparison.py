@@ -201,10 +201,10 @@ def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     Raises:
         BadInput: If dspy does not take a model's name, or a file is no model.
     """
-    return _made(settings.target), _made(settings.optimizer)
+    return made(settings.target), made(settings.optimizer)
 
 
-def _made(choice: Choice) -> dspy.BaseLM:
+def made(choice: Choice) -> dspy.BaseLM:
     try:
         return choice.make()
     except LocalModelError as error:
@@ -252,7 +252,7 @@ def run(
     """
     start = time.perf_counter()
     student = dspy.ChainOfThought(task.signature)
-    with dspy.context(lm=target), _explained():
+    with dspy.context(lm=target), explained():
         done = [_compile(settings, task, student, variant, optimizer, callbacks) for variant in settings.variants]
         stage("the baseline on held-out examples")
         judge = partial(evaluate, examples=task.test, metric=task.metric, max_in_flight=settings.in_flight)
@@ -338,7 +338,7 @@ def _save(settings: Settings, task: Task, variant: Variant, compiled: dspy.Modul
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what ends a run into one line."""
     try:
         yield

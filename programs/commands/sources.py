@@ -112,7 +112,7 @@ def caps(text: str) -> Mapping[str, float]:
     for part in text.split(","):
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or name not in _CAPS:
-            hint = meant(name, _CAPS) if name not in _CAPS else f"write {name}=..."
+            hint = meant(name, _CAPS) if name not in _CAPS else f"write {name}=AMOUNT"
             raise ValueError(f"{part.strip()!r} is no cap, such as usd=2 or calls=500: {hint}")
         if name in found:
             raise ValueError(f"{name} is given twice")
