@@ -71,6 +71,26 @@ def compiler_class(name: str) -> type[Compiler]:
     return found
 
 
+def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compiler:
+    """Make the compiler called `name`.
+
+    Args:
+        name: As for `compiler_class`.
+        metric: As for every compiler.
+        **options: Its own constructor options; an unknown one is refused.
+
+    Raises:
+        ValueError: If there is no such compiler.
+        TypeError: If it has no such option.
+    """
+    chosen = compiler_class(name)
+    known = set(chosen.options())
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
+    return chosen(metric=metric, **options)  # type: ignore[arg-type]
+
+
 def compile(
     student: dspy.Module,
     name: str,
@@ -99,12 +119,7 @@ def compile(
         ValueError: If there is no such compiler.
         TypeError: If it has no such option.
     """
-    chosen = compiler_class(name)
-    known = set(chosen.options())
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
-    compiler = chosen(metric=metric, **options)  # type: ignore[arg-type]
+    compiler = compiler_of(name, metric, **options)
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
 
 
