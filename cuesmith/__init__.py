@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
     from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+    from cuesmith.programs.checking import check
+    from cuesmith.programs.contest import compare_compilers
+    from cuesmith.programs.costing import Entrant
     from cuesmith.programs.evaluation import compare, evaluate
     from cuesmith.programs.tasks import load
     from cuesmith.teleprompters.abo import ABO
@@ -45,6 +48,7 @@ __all__ = [
     "CompileWarning",
     "Compiled",
     "EmbeddedLM",
+    "Entrant",
     "Interrupted",
     "IterativeAPE",
     "LocalLM",
@@ -58,7 +62,9 @@ __all__ = [
     "Terminated",
     "Training",
     "__version__",
+    "check",
     "compare",
+    "compare_compilers",
     "compile",
     "compiler_class",
     "evaluate",
@@ -78,6 +84,7 @@ _HOMES = {
     "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "Compiled": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
+    "Entrant": "cuesmith.programs.costing",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "IterativeAPE": "cuesmith.teleprompters.iterative_ape",
     "LocalLM": "cuesmith.modules.local",
@@ -91,7 +98,9 @@ _HOMES = {
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",
+    "check": "cuesmith.programs.checking",
     "compare": "cuesmith.programs.evaluation",
+    "compare_compilers": "cuesmith.programs.contest",
     "compile": "cuesmith.teleprompters.registry",
     "compiler_class": "cuesmith.teleprompters.registry",
     "evaluate": "cuesmith.programs.evaluation",

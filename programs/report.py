@@ -83,6 +83,12 @@ def bullet_list(lines: Iterable[str]) -> str:
     return "\n".join(f"- {visible(line)}" for line in lines)
 
 
+def markdown(text: str) -> str:
+    """Text that stands as it is in one line of Markdown, also in a table: nothing in it is markup."""
+    plain = " ".join(visible(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#~" else c for c in plain)
+
+
 def _numbers(**values: float) -> dict[str, Json]:
     """Numbers for JSON, which has no NaN: null stands for it."""
     return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}

@@ -36,7 +36,7 @@ _ROWS, _POINTS = 11, 161
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class TheoryCheck:
     """One statement, tried on all instances.
 
     Attributes:
@@ -107,7 +107,7 @@ def command(options: TheoryOptions = TheoryOptions()) -> int:
     return 1 if any(row.violations for row in checks) else 0
 
 
-def check(instances: int, seed: int = 0) -> list[Check]:
+def check(instances: int, seed: int = 0) -> list[TheoryCheck]:
     """Try every statement on random instances.
 
     Args:
@@ -131,7 +131,7 @@ def check(instances: int, seed: int = 0) -> list[Check]:
         for name, excess in found.items():
             excesses.setdefault(name, []).append(excess)
     return [
-        Check(name, len(values), sum(not value <= TOLERANCE for value in values), max(values))
+        TheoryCheck(name, len(values), sum(not value <= TOLERANCE for value in values), max(values))
         for name, values in excesses.items()
     ]
 
@@ -199,7 +199,7 @@ def curve(instance: Instance, points: int) -> list[Point]:
 
 
 def _show(
-    checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
+    checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
 ) -> None:
     from rich.table import Table
 
@@ -230,7 +230,7 @@ def _describe(intervals: tuple[tuple[float, float], ...]) -> str:
 
 
 def _to_json(
-    options: TheoryOptions, checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...]
+    options: TheoryOptions, checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...]
 ) -> dict[str, Json]:
     return {
         "instances": options.instances,
