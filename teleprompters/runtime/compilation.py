@@ -5,16 +5,20 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import cloudpickle
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.outcomes import worst_last
+from cuesmith.teleprompters.runtime.provenance import Provenance
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
 
@@ -191,6 +195,7 @@ class Compilation:
         front: The candidates scored on all selection examples (that the student has a score on) that no other dominates
             in score, objectives, size of the prompt and tokens of a program run. `best` is the one of the highest
             score; where prompt searches cannot tell shorter ones from it, the shortest of them.
+        provenance: Where `best` comes from, in the few facts that the compiled program itself carries.
     """
 
     compiler: str
@@ -205,10 +210,37 @@ class Compilation:
     notes: tuple[Note, ...]
     extras: Mapping[str, Any] = field(default_factory=dict)
     front: tuple[Standing, ...] = field(default=(), repr=False)
+    provenance: Provenance | None = None
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what reads as this record where Cuesmith is installed, and as None where it is not.
+
+        A program that is saved whole (`save_program=True`) holds it, and has to load without Cuesmith too.
+        """
+        held = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return pickle.loads, (cloudpickle.dumps(_Kept(cloudpickle.dumps(held))),)
+
+
+class _Kept:
+    """A pickled record with what reads it, whose code goes along: it is a function that no module has."""
+
+    def __init__(self, held: bytes) -> None:
+        self.held = held
+
+    def __reduce__(self) -> tuple[object, ...]:
+        def read(held: bytes) -> Any:
+            try:
+                from cuesmith.teleprompters.runtime.compilation import Compilation
+
+                return Compilation(**pickle.loads(held))
+            except (ImportError, AttributeError, TypeError):  # it is not installed, or of another version
+                return None
+
+        return read, (self.held,)
 
 
 class Compiled(dspy.Module):  # type: ignore[misc]
