@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.executors import Remote
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
+    from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
     from cuesmith.teleprompters.runtime.run_report import RunReport
     from cuesmith.teleprompters.runtime.session import CompileError
 
@@ -54,6 +55,7 @@ __all__ = [
     "LocalLM",
     "Portfolio",
     "PromptAgent",
+    "Provenance",
     "RayExecutor",
     "ReflectiveMutation",
     "Remote",
@@ -69,6 +71,7 @@ __all__ = [
     "compiler_class",
     "evaluate",
     "load",
+    "provenance",
 ]
 
 __version__ = "0.1.0"
@@ -91,6 +94,7 @@ _HOMES = {
     "OPRO": "cuesmith.teleprompters.opro",
     "Portfolio": "cuesmith.teleprompters.portfolio",
     "PromptAgent": "cuesmith.teleprompters.prompt_agent",
+    "Provenance": "cuesmith.teleprompters.runtime.provenance",
     "RayExecutor": "cuesmith.teleprompters.runtime._ray",
     "ReflectiveMutation": "cuesmith.teleprompters.reflective_mutation",
     "Remote": "cuesmith.teleprompters.runtime.executors",
@@ -105,6 +109,7 @@ _HOMES = {
     "compiler_class": "cuesmith.teleprompters.registry",
     "evaluate": "cuesmith.programs.evaluation",
     "load": "cuesmith.programs.tasks",
+    "provenance": "cuesmith.teleprompters.runtime.provenance",
 }
 
 

@@ -5,16 +5,20 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.outcomes import worst_last
+from cuesmith.teleprompters.runtime.provenance import Provenance
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
 if TYPE_CHECKING:
@@ -199,6 +203,7 @@ class Compilation:
             score; where prompt searches cannot tell shorter ones from it, the shortest of them.
         record: What its report shows, as JSON data without keys: `record.json` in the run directory, but for the whole
             examples.
+        provenance: Where `best` comes from, in the few facts that the compiled program itself carries.
     """
 
     compiler: str
@@ -214,6 +219,7 @@ class Compilation:
     extras: Mapping[str, Any] = field(default_factory=dict)
     front: tuple[Standing, ...] = field(default=(), repr=False)
     record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    provenance: Provenance | None = None
 
     @property
     def report(self) -> RunReport:
@@ -252,6 +258,32 @@ class Compilation:
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what reads as this record where Cuesmith is installed, and as None where it is not.
+
+        A program that is saved whole (`save_program=True`) holds it, and has to load without Cuesmith too.
+        """
+        held = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return pickle.loads, (cloudpickle.dumps(_Kept(cloudpickle.dumps(held))),)
+
+
+class _Kept:
+    """A pickled record with what reads it, whose code goes along: it is a function that no module has."""
+
+    def __init__(self, held: bytes) -> None:
+        self.held = held
+
+    def __reduce__(self) -> tuple[object, ...]:
+        def read(held: bytes) -> Any:
+            try:
+                from cuesmith.teleprompters.runtime.compilation import Compilation
+
+                return Compilation(**pickle.loads(held))
+            except (ImportError, AttributeError, TypeError):  # it is not installed, or of another version
+                return None
+
+        return read, (self.held,)
 
 
 class Compiled(dspy.Module):  # type: ignore[misc]

@@ -101,6 +101,7 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
         "selection": [ids(example) for example in run.select],
         "fresh_scores": {"baseline": on_fresh(c.baseline.candidate), "best": on_fresh(c.best.candidate)},
         "gain": None if c.gain is None else asdict(c.gain),
+        "provenance": None if c.provenance is None else c.provenance.to_json(),
         "stopped_by": c.stopped_by,
         "notes": [{"kind": note.kind, "text": note.text} for note in c.notes],
         "spent": {
