@@ -58,7 +58,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given[0] not in names and not given[0].startswith("-"):
         sys.exit(complain("cuesmith", f"no command is called {given[0]!r}: {meant(given[0], names)}", 2))
     wanted = given[:1] if given[0] in names else names
-    app = application(name="cuesmith", help="Compile language-model programs.", version=f"cuesmith {cuesmith.__version__}")
+    version = f"cuesmith {cuesmith.__version__}"
+    app = application(name="cuesmith", help="Compile language-model programs.", version=version)
     for number, (part, commands) in enumerate(COMMANDS.items()):
         group = Group(part, sort_key=number)
         for place, name in enumerate(name for name in commands if name in wanted):

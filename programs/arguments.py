@@ -171,7 +171,8 @@ def values_of(options: object, settings: type, **others: object) -> dict[str, An
 def application(**options: Any) -> App:
     """Return an empty command line that looks and answers as all of ours do."""
     quiet = Parameter(negative=(), show_default=False)
-    return App(default_parameter=quiet, result_action="return_value", help_format="markdown", **options)
+    return App(default_parameter=quiet, result_action="return_value", help_format="markdown",
+               suppress_keyboard_interrupt=False, **options)  # fmt: skip
 
 
 def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:
@@ -224,7 +225,8 @@ def parsed(kind: type[T], words: Sequence[str]) -> T:
         return kind() if options is None else options
 
     given.__annotations__ = {"options": kind}
-    if any(each.default is MISSING and each.default_factory is MISSING for each in fields(kind)):
+    told: Any = kind
+    if any(each.default is MISSING and each.default_factory is MISSING for each in fields(told)):
         given.__defaults__ = None
     app = application(name="cuesmith")
     app.default(given)

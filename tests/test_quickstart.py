@@ -18,7 +18,7 @@ from dspy.lm15 import AuthError, Message, Request, Response, Usage
 from gguf_support import write_model
 from rich.console import Console
 
-from cuesmith import Interrupted, LocalLM, SimulatedOptimizer, cli
+from cuesmith import Interrupted, LocalLM, SimulatedOptimizer
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs import quickstart, report
 from cuesmith.programs.arguments import parsed

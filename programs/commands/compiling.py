@@ -122,9 +122,9 @@ class CompileOptions(WorkOptions):
 def compile_program(options: CompileOptions) -> int:
     """Compile a program of yours on data of yours.
 
-    The journal of every compile is kept, so that `cuesmith resume` goes on after an interruption and `cuesmith show` and
-    `cuesmith report` tell what was found. TARGET and --metric may name Python code of yours: it is imported, so it runs.
-    What is in the data is never executed.
+    The journal of every compile is kept, so that `cuesmith resume` goes on after an interruption, and `cuesmith show`
+    and `cuesmith report` tell what was found. TARGET and --metric may name Python code of yours: it is imported, so it
+    runs. What is in the data is never executed.
     """
     from cuesmith.programs.tasks import Sizes
 
@@ -150,8 +150,9 @@ def compile_program(options: CompileOptions) -> int:
 def _compiler(options: CompileOptions, work: Work) -> "Compiler":
     from cuesmith.teleprompters.registry import compiler_of
 
-    shared: dict[str, Any] = {"optimizer_lm": work.optimizer, "budget": budget_of(options.budget), "seed": options.seed}
-    return compiler_of(options.compiler, work.metric, **{"max_in_flight": work.in_flight, **shared, **options.own_options})
+    usual = {"max_in_flight": work.in_flight, **options.own_options}
+    return compiler_of(options.compiler, work.metric, optimizer_lm=work.optimizer, budget=budget_of(options.budget),
+                       seed=options.seed, **usual)  # fmt: skip
 
 
 def _compiled(options: CompileOptions, work: Work, compiler: "Compiler", folder: Path) -> "Compiled":

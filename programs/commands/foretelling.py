@@ -53,8 +53,8 @@ class Foretold:
     def dollars(self) -> float | None:
         """Dollars at most, likewise."""
         share = self.calls / self.bound.calls if self.bound.calls else 0.0
-        known = [value for value in (None if self.usd is None else self.usd * share, self.budget.usd) if value is not None]
-        return min(known, default=None)
+        known = (None if self.usd is None else self.usd * share, self.budget.usd)
+        return min((value for value in known if value is not None), default=None)
 
     def lines(self) -> list[str]:
         """For a person."""

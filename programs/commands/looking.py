@@ -11,7 +11,6 @@ from cyclopts import CycloptsError, Parameter
 from cuesmith.programs.arguments import BadInput, be_offline, complain, file_of, metavar, of, parsed
 from cuesmith.programs.commands.compiling import PROGRAM, CompileOptions, compiler_named
 from cuesmith.programs.commands.run_folders import FILE, JOURNAL, RECORD, KeptCommand, RunLine, found, line_of
-from cuesmith.programs.commands.target import Target
 from cuesmith.programs.commands.workbench import TargetOptions, print_json, print_text
 
 if TYPE_CHECKING:
@@ -38,7 +37,7 @@ class RunsOptions:
 
 
 def runs(options: RunsOptions = RunsOptions()) -> int:
-    """List runs: the compiler, the task, the score and the gain with their intervals, what they cost, how they ended."""
+    """List runs: compiler, task, score and gain with their intervals, what they cost, how they ended."""
     if not options.directory.is_dir():
         raise BadInput(f"{options.directory}: no such folder")
     lines = [line_of(folder) for folder in found(options.directory)]
@@ -232,7 +231,8 @@ def _program(options: ExportOptions) -> "Iterator[dspy.Module]":
     kept = KeptCommand.read(Path(options.target))
     state = folder / PROGRAM
     if kept.command != "compile" or not state.is_file():
-        raise BadInput(f"{options.target}: no compiled program in it; a run that has not finished goes on by cuesmith resume")
+        go_on = f"; to go on with the run: cuesmith resume {options.target}" if kept.command == "compile" else ""
+        raise BadInput(f"{options.target}: no compiled program in it{go_on}")
     try:
         with contextlib.chdir(kept.directory):
             told = parsed(CompileOptions, kept.words).program

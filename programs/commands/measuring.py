@@ -135,7 +135,7 @@ def compare(options: CompareOptions) -> int:
         _keep("compare", options, work, folder)
         try:
             found = compare_compilers(
-                work.program, {name: own for name in options.compilers}, metric=work.metric, trainset=task.train,
+                work.program, dict.fromkeys(options.compilers, own), metric=work.metric, trainset=task.train,
                 valset=task.validation, testset=task.test, lms=_models(options) or work.target,
                 optimizer_lm=work.optimizer, seeds=options.seeds, budget=budget_of(options.budget), run_dir=folder,
                 max_in_flight=work.in_flight)  # fmt: skip

@@ -75,8 +75,8 @@ class QuickOptions(DataOptions, ModelOptions):
 def quickstart(options: QuickOptions = QuickOptions()) -> int:
     """Compile a small program on a task and show what it gained; needs no key.
 
-    Without --lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key. With --local it
-    runs on this machine too, on a real model, and says beforehand how many minutes it will take.
+    Without --lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key. With --local
+    it runs on this machine too, on a real model, and says beforehand how many minutes it will take.
     """
     be_offline(models=options.on_providers)
     from cuesmith.programs import quickstart as program  # only now: it loads dspy

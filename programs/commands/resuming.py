@@ -40,14 +40,15 @@ class ResumeOptions:
 def resume(options: ResumeOptions) -> int:
     """Go on with a run that was interrupted or stopped by a cap.
 
-    The command that made it is repeated where it was called, and nothing that is on record is paid again. What its TARGET
-    and --metric name is imported as then: resume only runs whose code you would run.
+    The command that made it is repeated where it was called, and nothing that is on record is paid again. What its
+    TARGET and --metric name is imported as then: resume only runs whose code you would run.
     """
     kept = KeptCommand.read(options.run_dir)
     if kept.command not in COMMANDS:
         raise BadInput(f"{options.run_dir}: the command {kept.command[:40]!r} cannot be resumed")
     if kept.redacted:
-        raise BadInput(f"{options.run_dir}: its command had a key in it, which was not kept: give it again, with --run-dir")
+        hint = "give it again, with --run-dir"
+        raise BadInput(f"{options.run_dir}: its command had a key in it, which was not kept: {hint}")
     kind, command = COMMANDS[kept.command]
     folder = options.run_dir.resolve()
     try:

@@ -83,7 +83,8 @@ class KeptCommand:
         if data.get("format") != FORMAT or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
             raise BadInput(f"{path}: not a command of this version")
         facts = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
-        return cls(str(data.get("command")), tuple(words), str(data.get("directory")), facts, data.get("redacted") is True)
+        name, where = str(data.get("command")), str(data.get("directory"))
+        return cls(name, tuple(words), where, facts, data.get("redacted") is True)
 
 
 def keep_command(command: str, options: Any, about: Mapping[str, str]) -> KeptCommand:
@@ -173,7 +174,7 @@ def line_of(folder: Path) -> RunLine:
         data = _json(folder / RECORD)
         stopped, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
         prices = [used.get("usd") for used in spent]
-        state = "finished" if stopped is None else "interrupted" if stopped == "interrupted" else f"stopped by {stopped}"
+        state = {None: "finished", "interrupted": "interrupted"}.get(stopped, f"stopped by {stopped}")
         facts = data.get("provenance") or {}
         return RunLine(
             str(folder), compiler or str(facts.get("compiler") or data.get("compiler")), task, _score(data),

@@ -1,7 +1,7 @@
 """What a command's TARGET and --metric name, and how they are loaded: checked first, imported last.
 
-A module that is named is the user's own code: importing runs it. An inline signature and a saved state are data; they are
-parsed and never executed.
+A module that is named is the user's own code: importing runs it. An inline signature and a saved state are data; they
+are parsed and never executed.
 
 Source: ours.
 """
@@ -143,7 +143,8 @@ class Target:
             raise BadInput(f"TARGET {path}: a saved state has no code: give the program too, with --state {path}")
         elif path.suffix == ".py" and path.is_file():
             names = sorted(_defined(path, f"TARGET {path}") or ())
-            raise BadInput(f"TARGET {path}: which of its names? Write {path}:NAME; it has {', '.join(names[:8]) or 'none'}")
+            there = ", ".join(names[:8]) or "none"
+            raise BadInput(f"TARGET {path}: which of its names? Write {path}:NAME; it has {there}")
         else:
             raise BadInput(f"TARGET {self.text!r}: no such program; it is {FORMS}")
 

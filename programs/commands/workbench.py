@@ -6,15 +6,15 @@ Source: ours.
 import logging
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from cuesmith.programs.arguments import BadInput, RunFailed, Seed, be_offline, complain, meant, metavar
+from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
-from cuesmith.programs.commands.target import FORMS, Target, known_to_embedded, load_metric, metric_place
+from cuesmith.programs.commands.target import Target, known_to_embedded, load_metric, metric_place
 
 if TYPE_CHECKING:
     import dspy
@@ -79,8 +79,8 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
         if place is not None:
             place.check()
         elif self.metric is not None and self.metric not in METRICS:
-            raise BadInput(f"--metric: no metric {self.metric!r}: {meant(self.metric, METRICS)}, or write module:function "
-                           "or file.py:function")
+            hint = f"{meant(self.metric, METRICS)}, or write module:function or file.py:function"
+            raise BadInput(f"--metric: no metric {self.metric!r}: {hint}")
         self.program.check()
 
 
@@ -118,17 +118,26 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
     be_offline(models=options.on_providers or options.program.place is not None)
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
+    from cuesmith.programs.comparison import one_line
+    from cuesmith.teleprompters.runtime.preflight import check_inputs
+
     program = options.program.load()
     place = metric_place(options.metric)
     metric = options.metric if place is None else load_metric(place)
     task = _task(options, program, metric, sizes)
+    try:
+        check_inputs(program, trainset=task.train)
+    except ValueError as error:
+        raise BadInput(one_line(error)) from None
     target, optimizer, names = _models(options, program, task)
     at_once = {"max_in_flight": 8} if options.on_files else {}
     simulated = names[1].endswith("simulated-optimizer")
     return Work(program, task, task.metric, target, optimizer, names, at_once.get("max_in_flight", 32), simulated)
 
 
-def _task(options: WorkOptions, program: "dspy.Module", metric: "str | MetricFunction | None", sizes: "Sizes") -> "Task":
+def _task(
+    options: WorkOptions, program: "dspy.Module", metric: "str | MetricFunction | None", sizes: "Sizes"
+) -> "Task":
     from dataclasses import replace
 
     from cuesmith.programs.tasks import TaskError, generate, load
