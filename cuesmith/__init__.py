@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.evaluation import compare, evaluate
+    from cuesmith.programs.exporting import export
     from cuesmith.programs.tasks import load
     from cuesmith.teleprompters.abo import ABO
     from cuesmith.teleprompters.align_pro import AlignPro
@@ -62,6 +63,7 @@ __all__ = [
     "compile",
     "compiler_class",
     "evaluate",
+    "export",
     "load",
     "provenance",
 ]
@@ -96,6 +98,7 @@ _HOMES = {
     "compile": "cuesmith.teleprompters.registry",
     "compiler_class": "cuesmith.teleprompters.registry",
     "evaluate": "cuesmith.programs.evaluation",
+    "export": "cuesmith.programs.exporting",
     "load": "cuesmith.programs.tasks",
     "provenance": "cuesmith.teleprompters.runtime.provenance",
 }
