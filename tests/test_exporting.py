@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-import threading
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import ThreadingHTTPServer
 from typing import Literal
 
 import dspy
 import pytest
-from serve_embedded import Handler
+from dspy import lm15
 
 from cuesmith import EmbeddedLM, Provenance, SimulatedOptimizer, compile, evaluate, export
-from cuesmith.modules.embedded.lm import register
+from cuesmith.modules.embedded.lm import EmbeddedEngine
 from cuesmith.modules.prompter import Prompted, Prompter
-from cuesmith.modules.tiny import tiny_policy
 from cuesmith.programs.tasks.generated import generate
 from cuesmith.programs.tasks.task import Sizes
+from cuesmith.teleprompters.fakes import Sent, Server
 from cuesmith.teleprompters.runtime.provenance import keep
 
 SECRET = "sk-exported-0123456789abcdef"
@@ -40,15 +39,19 @@ class Pair(dspy.Module):  # type: ignore[misc]
 # --- the same score over HTTP --------------------------------------------------------------------------------
 
 
+def embedded(sent: Sent) -> str:
+    """Answer as the embedded model: after the system message, turns of user and assistant follow each other."""
+    makers = itertools.cycle((lm15.Message.user, lm15.Message.assistant))
+    turns = tuple(make(text) for make, text in zip(makers, sent.turns, strict=False))
+    request = lm15.Request(model="any", system=sent.system, messages=turns, config=lm15.Config(temperature=0))
+    return str(EmbeddedEngine().complete(request).message.text)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
     """The embedded model behind an OpenAI-compatible server."""
-    register()
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=served.serve_forever, args=(0.05,), daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}/v1/chat/completions"
-    served.shutdown()
-    served.server_close()
+    with Server(embedded) as served:
+        yield f"{served.base}/chat/completions"
 
 
 def posted(url: str, body: Mapping[str, object]) -> str:
@@ -63,7 +66,7 @@ def filled(messages: Sequence[Mapping[str, str]], question: str) -> list[Mapping
     return [*messages[:-1], {**last, "content": last["content"].replace("{question}", question)}]
 
 
-TASK = generate("objects", sizes=Sizes(train=12, validation=24, test=40))
+TASK = generate("objects", sizes=Sizes(train=12, validation=24, test=30))
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +99,7 @@ def test_an_exported_prompt_scores_what_the_program_scores(
     with dspy.context(adapter=adapter):
         here = evaluate(program, TASK.test, TASK.metric, lm=EmbeddedLM(temperature=0))
     assert tuple(sent) == here.values
-    assert sum(sent) > 20 or format == "openai", "it is the compiled prompt, and a good one"
+    assert sum(sent) > 15 or format == "openai", "it is the compiled prompt, and a good one"
 
 
 def test_messages_are_those_that_are_sent(program: dspy.Module) -> None:
@@ -194,7 +197,9 @@ def test_a_page_shows_everything_as_text() -> None:
 
 def test_what_cannot_be_exported_is_one_line() -> None:
     program = dspy.Predict("question -> answer")
-    local = Prompted(Prompter(tiny_policy({"a", "b"}, hidden=16, layers=1)), program, ["question"])
+    prompter = Prompter()
+    prompter.policy = object()  # type: ignore[assignment]  # a local model, which nothing here runs
+    local = Prompted(prompter, program, ["question"])
     for call, said in (
         (lambda: export(program, "yaml"), "format='yaml' must be one of messages, openai, markdown"),  # type: ignore[arg-type]
         (lambda: export(program, "messages", {"q": 1}), "inputs has 'q', which no predictor takes: they take question"),
