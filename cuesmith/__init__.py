@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from cuesmith.programs.contest import compare_compilers
     from cuesmith.programs.costing import Entrant
     from cuesmith.programs.evaluation import compare, evaluate
+    from cuesmith.programs.exporting import export
     from cuesmith.programs.tasks import load
     from cuesmith.teleprompters.abo import ABO
     from cuesmith.teleprompters.align_pro import AlignPro
@@ -70,6 +71,7 @@ __all__ = [
     "compile",
     "compiler_class",
     "evaluate",
+    "export",
     "load",
     "provenance",
 ]
@@ -108,6 +110,7 @@ _HOMES = {
     "compile": "cuesmith.teleprompters.registry",
     "compiler_class": "cuesmith.teleprompters.registry",
     "evaluate": "cuesmith.programs.evaluation",
+    "export": "cuesmith.programs.exporting",
     "load": "cuesmith.programs.tasks",
     "provenance": "cuesmith.teleprompters.runtime.provenance",
 }
