@@ -17,7 +17,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import dspy
 
@@ -412,7 +412,7 @@ class _Running:
         Raises:
             ValueError: If nothing is.
         """
-        left = {}
+        left: dict[str, Any] = {}
         for name, used in self._amounts().items():
             cap, each = getattr(self.budget, name), getattr(self.share, name) or 0.0
             if cap is not None:
@@ -427,7 +427,7 @@ class _Running:
         Raises:
             ValueError: If that is nothing.
         """
-        n, share = len(self.left), {}
+        n, share = len(self.left), dict[str, Any]()
         runs = {model: sum(one.model == model for one in self.left) for model in self.paid}
         for name, used in self._amounts().items():
             cap = getattr(self.budget, name)

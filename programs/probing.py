@@ -110,7 +110,7 @@ class ProbePlan:
     @classmethod
     def of(cls, program: dspy.Module, data: Sequence[dspy.Example], *, sample: int, draws: int, seed: int) -> ProbePlan:
         """Draw the examples: each question once, those shown apart from those scored."""
-        ids, own = ExampleIds(), {}
+        ids, own = ExampleIds(), dict[str, dspy.Example]()
         for example in sorted(data, key=ids):
             own.setdefault(question_key(example), example)
         pool = list(own.values())
