@@ -75,7 +75,7 @@ def test_compilers_are_listed() -> None:
         (["quickstart", "--run-dir", "{tmp}/bad.json"], "is not a folder"),
         (["quickstart", "--bud", "3"], "Unknown option: --bud"),
         (["quickstart", "more"], "unexpected argument: more"),
-        (["slowstart"], "no command is called 'slowstart': did you mean 'quickstart'?"),
+        (["slowstart"], "no command is called 'slowstart': there are quickstart, check"),
         ([], "COMMAND is missing"),
     ],
 )

@@ -24,7 +24,7 @@ from cuesmith.programs.commands.workbench import (
 )
 
 if TYPE_CHECKING:
-    from cuesmith.programs.comparison import Choice
+    from cuesmith.programs.models import Choice
 
 Compilers = Annotated[tuple[str, ...], of(listed(compiler_named), "NAMES")]
 Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]

@@ -74,6 +74,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
             raise BadInput("--data is missing: a file of examples (or --task, a generated family)")
         self.check_data()
         self.check_models()
+        self.check_files()
         check_run_dir(self.run_dir)
         place = metric_place(self.metric)
         if place is not None:
@@ -184,13 +185,13 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
 
     told = Settings(lm=options.lm, local=options.local, optimizer_lm=options.optimizer_lm,
                     local_optimizer=options.local_optimizer, threads=options.threads)  # fmt: skip
-    carried = [predictor.lm for _, predictor in named_predictors(program)]
-    own = dspy.settings.lm or next((lm for lm in carried if lm is not None), None)
+    carried = [predictor.lm for _, predictor in named_predictors(program)] or [None]
     if options.lm or options.local:
         target, written = made(told.target), made(told.optimizer)
         return target, written, (told.target.name, told.optimizer.name)
     other = made(told.optimizer) if options.optimizer_lm or options.local_optimizer else None
-    if dspy.settings.lm is not None or (carried and None not in carried):
+    own = dspy.settings.lm or (carried[0] if None not in carried else None)
+    if own is not None:
         return None, other or own, (own.model, (other or own).model)
     if not known_to_embedded(task):
         raise BadInput(f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
