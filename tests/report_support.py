@@ -28,7 +28,8 @@ def hostile_run(directory: Path | None = None) -> Compilation:
             return said.replace("Repeat the word.", f"Repeat the word. {EVIL[:-1]} {'w' * 1500}")
         return said.replace("\nno\n", f"\n{EVIL[:-1]}{'W' * 100_000}\n")
 
-    return toy_compile(toy_lm(ToyEngine(reply=reply)), run_dir=directory).compilation
+    found: Compilation = toy_compile(toy_lm(ToyEngine(reply=reply)), run_dir=directory).compilation
+    return found
 
 
 def large_run(directory: Path, candidates: int = 2_000, examples: int = 100) -> Path:

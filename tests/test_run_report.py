@@ -26,8 +26,8 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 TAGS = {
     *("a", "b", "body", "circle", "code", "dd", "del", "details", "div", "dl", "dt", "figcaption", "figure", "footer"),
     *("h1", "h2", "h3", "h4", "head", "header", "html", "ins", "li", "line", "main", "nav", "ol", "p", "path"),
-    *("polygon", "polyline", "rect", "script", "section", "span", "strong", "style", "summary", "svg", "table", "tbody"),
-    *("td", "text", "tfoot", "th", "thead", "title", "tr", "ul"),
+    *("polygon", "polyline", "rect", "script", "section", "span", "strong", "style", "summary", "svg", "table"),
+    *("tbody", "td", "text", "tfoot", "th", "thead", "title", "tr", "ul"),
 }
 VOID = {"br", "meta"}
 

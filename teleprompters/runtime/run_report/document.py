@@ -260,7 +260,8 @@ def _curves(r: RunReport) -> Iterator[Picture]:
     kept = [m for m in r.members if m.step is not None and "student" not in m.roles and not math.isnan(m.score)]
     dots = sorted((at[m.step], r.scoring.factor * m.score) for m in kept[:_MOST_POINTS] if m.step is not None)
     if dots:
-        curves.append(Curve("candidates as they entered the beam", *zip(*dots, strict=True), *axes, points=True))
+        at_calls, scored = zip(*dots, strict=True)
+        curves.append(Curve("candidates as they entered the beam", at_calls, scored, *axes, points=True))
     yield from pictures(curves)
 
 
@@ -313,11 +314,11 @@ def markdown(r: RunReport) -> str:
         lines += ["## Moves", "", *_table(("move", "made", "above its parent", "mean change", "best score"), rows)]
     if r.contrasts:
         names = [fate_words(fate, r.unchanged) for fate in FATES]
-        rows = [(c.name, *(str(n) for n in c.counts.values())) for c in r.contrasts]
-        lines += ["## Examples", "", *_table(("examples", *names), rows)]
-    rows = [(role.name, *(cell for _, cell in role.cells)) for role in _roles(r)]
+        counts = [(c.name, *(str(n) for n in c.counts.values())) for c in r.contrasts]
+        lines += ["## Examples", "", *_table(("examples", *names), counts)]
+    used = [(role.name, *(cell for _, cell in role.cells)) for role in _roles(r)]
     heads = ("role", "calls", "input tokens", "output tokens", "US dollars", "from the cache")
-    lines += ["## What it took", "", *_table(heads, rows)]
+    lines += ["## What it took", "", *_table(heads, used)]
     lines += ["## Why it ended, and what to know", "", _plain(ended(r)), ""]
     lines += [f"- {_plain(note.text)}" for note in r.notes]
     return sound("\n".join(lines).rstrip() + "\n")
