@@ -16,7 +16,7 @@ import dspy
 from cuesmith.programs import report
 from cuesmith.programs.comparison import one_line
 from cuesmith.programs.costing import CompileCost, compile_costs, entrants
-from cuesmith.programs.probing import GENERIC, SAMPLE, ProbePlan, Probes, probe
+from cuesmith.programs.probing import SAMPLE, ProbePlan, Probes, probe
 from cuesmith.programs.readings import Failures, Noise, Tried
 from cuesmith.programs.verdicts import Figures, Finding, conclude, figures_of, in_percent
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices
@@ -166,7 +166,7 @@ def check(
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
-    bound, judge, budget = plan.forecast(len(GENERIC) + bool(plan.shown)), Metric(metric), budget or Budget()
+    bound, judge, budget = plan.forecast, Metric(metric), budget or Budget()
     notes = (
         *check_inputs(program, data=data),
         *check_corpus(judge, plan.sample, program),
@@ -231,7 +231,7 @@ def check_forecast(
         TypeError, ValueError: As `check`.
     """
     plan = _planned(program, data, sample, draws, 0)
-    return plan.forecast(len(GENERIC) + bool(plan.shown))
+    return plan.forecast
 
 
 def _planned(program: dspy.Module, data: Sequence[dspy.Example], sample: int, draws: int, seed: int) -> ProbePlan:

@@ -31,7 +31,7 @@ from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
-from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus import gain_of
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
 from cuesmith.teleprompters.runtime.journal import JournalError
@@ -119,6 +119,7 @@ def compare_compilers(
         TypeError, ValueError: If an argument is wrong; nothing has been called then. Also if the budget turns out to
             be too small for one compile.
         CompileError: If the student has no score on any model.
+        JournalError: If `run_dir` is in use or holds another comparison.
         ContestInterrupted: After Ctrl-C, with what was done by then.
     """
     named, chosen = entrants(compilers), _models(program, lms)
@@ -220,6 +221,7 @@ class _Running:
     begun: float = field(default_factory=time.monotonic)
     students: dict[str, Scores] = field(default_factory=dict)
     paid: dict[str, Usage] = field(default_factory=dict)
+    judged: dict[tuple[str, str], Scores] = field(default_factory=dict)
     entries: dict[_Compile, ContestEntry] = field(default_factory=dict)
     share: Budget = field(default_factory=Budget)
     used: Usage = field(default_factory=Usage)
@@ -323,8 +325,9 @@ class _Running:
         """Add the held-out score."""
         assert entry.compilation is not None
         best, student = entry.compilation.best.candidate, self.students[one.model]
-        if best == student.candidate:
-            return replace(entry, scores=student, gain=gain_of(student, student))
+        known = self.judged.get((one.model, best.id)) or (student if best == student.candidate else None)
+        if known is not None:
+            return replace(entry, scores=known, gain=gain_of(student, known))
         self.stage(f"{one} on held-out examples")
         try:
             budget = self._budget_left(len(self.left) - 1)
@@ -340,6 +343,8 @@ class _Running:
         self.used += used
         if not scores.n:
             return replace(entry, error=f"no held-out score: {why_missing(scores)}")
+        if not scores.missing:
+            self.judged[one.model, best.id] = scores
         return replace(entry, scores=scores, gain=gain_of(student, scores))
 
     def _scored(
@@ -451,7 +456,7 @@ class _Running:
         if not scores:
             return ContestRow(label, model, entries, estimate95(()), None)
         if len(scores) == 1:
-            score, (gain,) = estimate_of(scores[0]) or estimate95(()), [e.gain for e in entries if e.gain is not None]
+            score, gain = next((e.score, e.gain) for e in entries if e.score is not None and e.gain is not None)
             one = Spread(gain.difference, gain.low, gain.high, gain.difference, gain.difference, 1)
             return ContestRow(label, model, entries, score, one)
         student = self.students[model]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import dspy
 
@@ -43,6 +44,11 @@ class ContestEntry:
     seconds: float = 0.0
     error: str = ""
     program: dspy.Module | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def score(self) -> Estimate95 | None:
+        """The held-out score with its interval; None if there is none."""
+        return None if self.scores is None else estimate_of(self.scores)
 
     @property
     def used(self) -> Usage:
@@ -189,7 +195,7 @@ def _entry_json(entry: ContestEntry) -> Json:
     made = entry.compilation
     return {
         "seed": entry.seed,
-        "score": None if entry.scores is None else report.estimate_json(estimate_of(entry.scores) or estimate95(())),
+        "score": None if entry.score is None else report.estimate_json(entry.score),
         "gain": None if entry.gain is None else report.gain_json(entry.gain),
         "missing": None if entry.scores is None else entry.scores.missing,
         "spent": None if made is None else report.spent_json(made.spent),

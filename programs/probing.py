@@ -100,12 +100,14 @@ class ProbePlan:
         shown: Shown as demonstrations.
         draws: Of the student, the first included.
         predictors: Of the student.
+        probes: Generic prompts that suit the student.
     """
 
     sample: tuple[dspy.Example, ...]
     shown: tuple[dspy.Example, ...]
     draws: int
     predictors: int
+    probes: int
 
     @classmethod
     def of(cls, program: dspy.Module, data: Sequence[dspy.Example], *, sample: int, draws: int, seed: int) -> ProbePlan:
@@ -120,16 +122,19 @@ class ProbePlan:
         predictors = named_predictors(program)
         # A cache of a predictor's own model would give the first answer again.
         again = draws if all(predictor.lm is None for _, predictor in predictors) else 1
-        return cls(tuple(scored), tuple(pool[len(scored) : len(scored) + shown]), again, len(predictors))
+        seen = tuple(pool[len(scored) : len(scored) + shown])
+        tried = generic(Candidate.of(program), seen, dict(predictors))
+        return cls(tuple(scored), seen, again, len(predictors), len(tried))
 
     @property
     def split(self) -> Split:
         """The same as a run takes it."""
         return Split(self.shown, self.sample, ())
 
-    def forecast(self, probes: int) -> Forecast:
-        """Return upper bounds of the calls, with so many generic prompts; a metric's own calls come on top."""
-        runs = len(self.sample) * (1 + probes) + (self.draws - 1) * min(REPEATED, len(self.sample))
+    @property
+    def forecast(self) -> Forecast:
+        """Upper bounds of the calls; a metric's own calls, and replies that dspy asks for again, come on top."""
+        runs = len(self.sample) * (1 + self.probes) + (self.draws - 1) * min(REPEATED, len(self.sample))
         return Forecast(0, runs, runs * self.predictors)
 
 
