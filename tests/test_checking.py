@@ -21,6 +21,7 @@ from cuesmith.programs.checking import Check, check, check_forecast
 from cuesmith.programs.costing import REPLY_TOKENS, REQUEST_TOKENS
 from cuesmith.programs.probing import GENERIC, SHOWN
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.session import CompileError
 
 STEPS, FORM = GENERIC["step by step"], GENERIC["exact form"]
@@ -173,19 +174,25 @@ def test_a_program_that_raises_is_to_be_mended_first() -> None:
 # --- the verdict against a compile --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "finding"), [("max", "headroom"), ("echo", "perfect")])
-def test_a_compile_finds_what_the_verdict_said(family: str, finding: str) -> None:
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_compile_finds_what_the_verdict_said(shown: bool) -> None:
     task = generate("max", sizes=Sizes(train=20, validation=60, test=1))
     program = dspy.ChainOfThought(task.signature)
-    if family == "echo":  # the same task with a prompt that the model was trained on: nothing is left to gain
+    if shown:  # with examples of the kind that the model was trained on nothing is left to gain
         program.predict.demos = list(generate("max", seed=9).train[:3])
     data, lm = [*task.train, *task.validation], EmbeddedLM()
-    found = check(program, metric=task.metric, data=data, lm=lm, compilers=CHEAP, sample=25, draws=1)
-    assert found.finding == finding
+    found = check(program, metric=task.metric, data=data, lm=lm, compilers=CHEAP, sample=SAMPLE, draws=1)
+    assert found.finding == ("perfect" if shown else "headroom")
     with dspy.context(lm=lm):
         compiled = cuesmith.compile(
-            program, "iterative-ape", metric=task.metric, trainset=list(task.train), valset=list(task.validation),
-            optimizer_lm=SimulatedOptimizer(), budget=Budget(calls=200))  # fmt: skip
+            program,
+            "iterative-ape",
+            metric=task.metric,
+            trainset=list(task.train),
+            valset=list(task.validation),
+            optimizer_lm=SimulatedOptimizer(),
+            budget=Budget(calls=160),
+        )
     gain = compiled.compilation.gain
     assert gain is not None and gain.significant == (found.worth is True)
 
@@ -239,7 +246,7 @@ def test_costs_are_by_known_prices_and_what_a_run_has_cost() -> None:
 
 
 def test_a_compiler_that_cannot_take_the_program_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cuesmith.teleprompters.registry.COMPILERS, "toy", "contest_support:NeedsOptuna")
+    monkeypatch.setitem(COMPILERS, "toy", "contest_support:NeedsOptuna")
     found = checked(lambda system, word: word, compilers=("opro", "toy"))
     assert [(cost.name, bool(cost.forecast)) for cost in found.costs] == [("opro", True), ("toy", False)]
     assert "pip install optuna" in found.costs[1].reason and "pip install optuna" in found.to_markdown()
@@ -324,8 +331,8 @@ def test_scores_of_another_scale_are_told_in_percent_of_the_full_one() -> None:
 def test_a_metric_that_judges_all_answers_together() -> None:
     data = [dspy.Example(question=f"say w{i}", answer="ab"[i % 2]).with_inputs("question") for i in range(100)]
     metric = MacroF1("answer")
-    found = checked(lambda system, word: "a", data=data, metric=metric, draws=2)
-    assert found.student is not None and found.student.mean == pytest.approx(1 / 3, abs=0.1)
+    found = checked(lambda system, word: "a", data=data, metric=metric, draws=1, sample=12)
+    assert found.student is not None and found.student.mean == pytest.approx(1 / 3, abs=0.15)
     assert found.finding in ("doubtful", "few")
 
 

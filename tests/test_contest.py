@@ -11,7 +11,7 @@ from typing import Any
 
 import dspy
 import pytest
-from e2e_support import KEY, Provider, ToyEngine, exact, toy_lm, words
+from e2e_support import KEY, Answer, Provider, ToyEngine, exact, toy_lm, words
 
 from cuesmith import Budget, Entrant, compare_compilers
 from cuesmith.corpus import MacroF1
@@ -146,7 +146,7 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
 
 
 def test_models_have_tables_of_their_own_and_one_that_refuses_stops_no_other() -> None:
-    refusal = (401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
+    refusal: Answer = (401, {}, {"error": {"message": f"Incorrect API key provided: {KEY}"}})
     with Provider(intercept=lambda nth, body: refusal) as provider:
         good, other = toy_lm(ToyEngine(), "good"), toy_lm(ToyEngine(), "other")
         lms = {"good": good, "bad": provider.lm(), "other": other}
