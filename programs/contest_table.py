@@ -152,6 +152,11 @@ class Contest:
             "The best of several rows looks better than it is.",
             f"In all {self.used.calls:,} calls (price {usd}), held-out scores included; each student was scored once.",
         ]
+        if self.used.cache_hits:
+            said.append(
+                f"{self.used.cache_hits:,} answers came from dspy's cache and count as no calls: compiles that come "
+                "later pay less."
+            )
         caps = [f"{name} = {cap:g}" for name, cap in vars(self.share).items() if cap is not None]
         said += [f"Each compile had the same share of the budget: {', '.join(caps)}."] if caps else []
         return said + ([f"Not done: {'; '.join(self.unfinished)}."] if self.unfinished else [])

@@ -212,7 +212,7 @@ def test_a_cap_holds_and_leaves_what_was_seen() -> None:
     assert engine.calls == few.spent.total.calls == 5 and few.stopped_by == "calls" and few.finding == "unmeasured"
     some = checked(engine, budget=Budget(calls=50))
     assert engine.calls == 55 and some.stopped_by == "calls" and some.student is not None and some.student.n == SAMPLE
-    assert some.noise is not None and not some.tried
+    assert some.noise is not None and not some.tried and "before anything but the student" in some.verdict
 
 
 def test_a_check_goes_on_where_it_was(tmp_path: Path) -> None:
@@ -324,8 +324,15 @@ def test_examples_that_are_shown_are_not_scored() -> None:
 
 def test_scores_of_another_scale_are_told_in_percent_of_the_full_one() -> None:
     found = checked(half, metric=lambda e, p: 10.0 * (e.answer == p.answer))
-    assert found.figures.top == 10.0 and found.student is not None and found.student.mean > 1
+    assert found.figures.scale.top == 10.0 and found.student is not None and found.student.mean > 1
     assert re.search(r"The student scores (\d\d) \\\[\d\d, \d\d\\\] of 100", found.to_markdown())
+
+
+def test_a_loss_of_which_0_is_the_best_is_no_broken_metric() -> None:
+    found = checked(half, metric=lambda e, p: 0.0 if e.answer == p.answer else -5.0, n=400)
+    assert (found.figures.scale.low, found.figures.scale.top) == (-5.0, 0.0) and found.finding == "doubtful"
+    assert checked(lambda s, w: w, metric=lambda e, p: -5.0 * (e.answer != p.answer)).finding == "perfect"
+    assert checked(lambda s, w: "no", metric=lambda e, p: -5.0 * (e.answer != p.answer)).finding == "hopeless"
 
 
 def test_a_metric_that_judges_all_answers_together() -> None:

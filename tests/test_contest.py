@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dspy
 import pytest
@@ -113,10 +114,18 @@ def test_a_comparison_goes_on_and_grows_without_paying_twice(tmp_path: Path) -> 
     paid = engine.calls
     again = contest(engine, run_dir=tmp_path)
     assert engine.calls == paid == again.used.calls and again.rows[0].gain == first.rows[0].gain
-    more = contest(engine, ("toy", "opro"), run_dir=tmp_path)
+    more = contest(engine, {"toy": {}, "short": Entrant("toy", {"steps": 1})}, run_dir=tmp_path)
     assert more.used.calls == engine.calls > paid and set(engine.asked.values()) == {1}
     kept = json.loads((tmp_path / "contest.json").read_text())
-    assert {row["compiler"] for row in kept["rows"]} == {"toy", "opro"} and kept["unfinished"] == []
+    assert {row["compiler"] for row in kept["rows"]} == {"toy", "short"} and kept["unfinished"] == []
+
+
+def test_a_cache_shares_the_students_scores_among_compiles_too() -> None:
+    engine = Counting()
+    lm = toy_lm(engine, uuid4().hex, cache=True)
+    found = contest(lm, {"toy": {"steps": 1}, "other": Entrant("toy", {"steps": 1, "width": 2})}, testset=TEST)
+    assert set(engine.asked.values()) == {1} and found.used.calls == engine.calls and found.used.cache_hits > 0
+    assert f"{found.used.cache_hits:,} answers came from dspy's cache" in found.to_markdown().replace("\\", "")
 
 
 def test_a_failure_is_a_row_that_says_why(tmp_path: Path) -> None:
