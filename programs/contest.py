@@ -432,23 +432,33 @@ class _Running:
         Raises:
             ValueError: If that is nothing.
         """
-        n, share = len(self.left), dict[str, Any]()
         runs = {model: sum(one.model == model for one in self.left) for model in self.paid}
+        n, share = sum(runs.values()), dict[str, Any]()
         for name, used in self._amounts().items():
             cap = getattr(self.budget, name)
             if cap is None:
                 continue
-            longer = 1.0 if name == "calls" else LONGER
-            judged = (
-                0.0
-                if name == "seconds"
-                else sum(runs[model] * longer * (getattr(usage, name) or 0) for model, usage in self.paid.items())
-            )
             rest = cap - used
-            share[name] = _whole(name, (rest - min(judged, HELD_OUT_SHARE * rest)) / n)
+            kept = sum(runs[model] * self._judging(name, usage, rest / n) for model, usage in self.paid.items())
+            share[name] = _whole(name, (rest - min(kept, HELD_OUT_SHARE * rest)) / n)
             if share[name] <= 0:
                 raise ValueError(f"the budget's {name} are too few: {cap:g} leave nothing for each of {n} compiles")
         return replace(Budget(), **share)
+
+    def _judging(self, name: str, student: Usage, each: float) -> float:
+        """Return how much of a cap one compiled program's held-out score may take.
+
+        Args:
+            name: The cap.
+            student: What the student's has used.
+            each: What there is for a compile and its score together.
+        """
+        if name == "calls":
+            return max(student.calls, len(self.held_out) * len(named_predictors(self.program)))
+        if name == "seconds":
+            return LONGER * (time.monotonic() - self.begun) / len(self.models)
+        # What a cache has answered tells nothing of the price of a prompt that is new.
+        return HELD_OUT_SHARE * each if student.cache_hits else LONGER * (getattr(student, name) or 0.0)
 
     def _row(self, label: str, model: str) -> ContestRow:
         entries = tuple(entry for one, entry in self.entries.items() if one[:2] == (label, model))

@@ -128,6 +128,19 @@ def test_a_cache_shares_the_students_scores_among_compiles_too() -> None:
     assert f"{found.used.cache_hits:,} answers came from dspy's cache" in found.to_markdown().replace("\\", "")
 
 
+def test_a_share_is_kept_for_held_out_scores_where_a_cache_gave_the_students() -> None:
+    lm = toy_lm(ToyEngine(), uuid4().hex, cache=True)
+    contest(lm, {"toy": {"steps": 1}})
+    found = contest(lm, {"toy": {"steps": 4}}, seeds=(7, 8), budget=Budget(calls=200, tokens=20_000))
+    assert found.used.calls <= 200 and [row.errors for row in found.rows] == [()]
+    assert found.share == Budget(calls=80, tokens=5_000) and len(found.rows[0].done) == 2
+
+
+def test_seconds_are_shared_out_too() -> None:
+    found = contest(ToyEngine(), {"toy": {"steps": 1}}, budget=Budget(seconds=300))
+    assert found.share.seconds is not None and 100 < found.share.seconds < 300 and not found.rows[0].errors
+
+
 def test_a_failure_is_a_row_that_says_why(tmp_path: Path) -> None:
     found = contest(ToyEngine(), ("broken", "toy", "lacking"), run_dir=tmp_path)
     rows = {row.compiler: row for row in found.rows}
