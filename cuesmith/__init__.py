@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.ledger import Budget
     from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
     from cuesmith.teleprompters.runtime.session import CompileError
+    from cuesmith.teleprompters.runtime.sinks import JsonlEvents, MLflowEvents, WandbEvents
 
 __all__ = [
     "ABO",
@@ -48,7 +49,9 @@ __all__ = [
     "EmbeddedLM",
     "Interrupted",
     "IterativeAPE",
+    "JsonlEvents",
     "LocalLM",
+    "MLflowEvents",
     "Portfolio",
     "PromptAgent",
     "Provenance",
@@ -58,6 +61,7 @@ __all__ = [
     "SimulatedOptimizer",
     "Terminated",
     "Training",
+    "WandbEvents",
     "__version__",
     "compare",
     "compile",
@@ -83,7 +87,9 @@ _HOMES = {
     "EmbeddedLM": "cuesmith.modules.embedded",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "IterativeAPE": "cuesmith.teleprompters.iterative_ape",
+    "JsonlEvents": "cuesmith.teleprompters.runtime.sinks",
     "LocalLM": "cuesmith.modules.local",
+    "MLflowEvents": "cuesmith.teleprompters.runtime.sinks",
     "OPRO": "cuesmith.teleprompters.opro",
     "Portfolio": "cuesmith.teleprompters.portfolio",
     "PromptAgent": "cuesmith.teleprompters.prompt_agent",
@@ -94,6 +100,7 @@ _HOMES = {
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",
+    "WandbEvents": "cuesmith.teleprompters.runtime.sinks",
     "compare": "cuesmith.programs.evaluation",
     "compile": "cuesmith.teleprompters.registry",
     "compiler_class": "cuesmith.teleprompters.registry",

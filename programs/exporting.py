@@ -134,7 +134,7 @@ def _heard(predictor: dspy.Predict, given: Mapping[str, object], adapter: dspy.A
     """Return what an adapter, by default the configured one, sends for a predictor."""
     values = {name: _placeholder(name, info) for name, info in predictor.signature.input_fields.items()}
     values |= {name: value for name, value in given.items() if name in values}
-    quiet = {"callbacks": [], "trace": None, "warn_on_type_mismatch": False}
+    quiet: dict[str, Any] = {"callbacks": [], "trace": None, "warn_on_type_mismatch": False}
     try:
         with dspy.context(adapter=adapter or dspy.settings.adapter, **quiet):
             predictor(**values, lm=_Listener("openai/none"))

@@ -47,8 +47,11 @@ class Chain(Compiler):
             inputs is not the last.
     """
 
+    stages: Sequence[Compiler]
+
     def __init__(self, stages: Sequence[Compiler]) -> None:
-        flat = [part for stage in stages for part in (stage.stages if isinstance(stage, Chain) else [stage])]
+        parts: list[Sequence[Compiler]] = [stage.stages if isinstance(stage, Chain) else [stage] for stage in stages]
+        flat = [stage for part in parts for stage in part]
         for stage in flat:
             if not isinstance(stage, Compiler):
                 raise TypeError(f"a chain is of compilers, got {type(stage).__name__}")

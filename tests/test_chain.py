@@ -32,7 +32,8 @@ class TestChain(CompilerConformance):
     pytestmark = pytest.mark.slow
 
     def make(self, metric: MetricFunction, **options: object) -> Compiler:
-        return IterativeAPE(metric, **options) >> APO(metric, **options)  # type: ignore[arg-type]
+        made: Compiler = IterativeAPE(metric, **options) >> APO(metric, **options)  # type: ignore[arg-type]
+        return made
 
 
 TRAIN, VALID = words(12), words(40, "v")
@@ -168,7 +169,7 @@ def test_by_name() -> None:
     chain = compiler_named("abo >>  APO", metric=exact, demonstrations=False, steps=1, seed=3)
     assert isinstance(chain, Chain) and [type(stage) for stage in chain.stages] == [ABO, APO]
     assert (chain.called, chain.title, chain.seed) == ("abo >> apo", "ABO >> APO", 3)
-    assert [stage.setting.steps for stage in chain.stages] == [1, 1]  # type: ignore[attr-defined]
+    assert [stage.setting.steps for stage in chain.stages] == [1, 1]
     three = chain >> IterativeAPE(exact)
     assert isinstance(three, Chain) and len(three.stages) == 3
     with pytest.raises(ValueError, match="no compiler is called 'abp': did you mean"):
@@ -200,7 +201,7 @@ def test_what_agrees_may_be_given_twice() -> None:
     chain = ABO(exact, optimizer_lm="a/b", seed=1) >> APO(exact, optimizer_lm="a/b", seed=1)
     assert chain.optimizer_lm is not None and chain.optimizer_lm.model == "a/b"
     with pytest.raises(TypeError, match="unsupported operand"):
-        ABO(exact) >> "apo"  # type: ignore[operator]
+        ABO(exact) >> "apo"
     with pytest.raises(TypeError, match="a chain is of compilers, got str"):
         Chain([ABO(exact), "apo"])  # type: ignore[list-item]
 
