@@ -34,15 +34,15 @@ _OWN = {"metric", "optimizer_lm", "budget", "seed", "search"}
 _NOT_HERE = {"callbacks", "progress", "executor"}
 
 
-def compiler_named(text: str) -> str:
-    """Return a compiler's own name.
+def compiler_known(text: str) -> str:
+    """Return a compiler's own name; several with ">>" between are a chain.
 
     Raises:
         ValueError: If there is none.
     """
     from cuesmith.teleprompters.registry import compiler_place
 
-    return compiler_place(text)[0]
+    return " >> ".join(compiler_place(part.strip())[0] for part in text.split(">>"))
 
 
 def check_options(texts: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ def options_of(texts: Sequence[str]) -> dict[str, object]:
     return {key: value_of(value) for key, _, value in pairs}
 
 
-Compiling = Annotated[str, of(compiler_named, "NAME")]
+Compiling = Annotated[str, of(compiler_known, "NAME")]
 OwnOptions = Annotated[tuple[str, ...], metavar("KEY=VALUE")]
 
 
@@ -85,7 +85,8 @@ class CompileOptions(WorkOptions):
     """What `cuesmith compile` is told.
 
     Attributes:
-        compiler: Which compiler; `cuesmith compilers` lists them (default: iterative-ape).
+        compiler: Which compiler; `cuesmith compilers` lists them (default: iterative-ape). "abo >> align-pro" is one
+            after the other.
         search: The form of the search: unified, native or frontier.
         option: An option of the compiler, such as steps=3; may be repeated. `cuesmith compilers NAME` lists them.
         train_size: Examples to show and to make demonstrations of, at most (default: 40).

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
-from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_named, options_of
+from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of
 from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
@@ -26,7 +26,7 @@ from cuesmith.programs.commands.workbench import (
 if TYPE_CHECKING:
     from cuesmith.programs.models import Choice
 
-Compilers = Annotated[tuple[str, ...], of(listed(compiler_named), "NAMES")]
+Compilers = Annotated[tuple[str, ...], of(listed(compiler_known), "NAMES")]
 Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]
 Seeds = Annotated[tuple[int, ...], of(listed(seed), "SEEDS")]
 
