@@ -13,7 +13,7 @@ from cuesmith.programs.arguments import BadInput, Count, metavar, of
 from cuesmith.programs.commands.run_folders import JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of, check_saved
 from cuesmith.programs.commands.workbench import (
-    Work,
+    PreparedWork,
     WorkOptions,
     context_of,
     ended,
@@ -138,7 +138,7 @@ def compile_program(options: CompileOptions) -> int:
             return _dry_run(options, work, bound) if options.dry_run else _run(options, work, compiler, bound)
 
 
-def _run(options: CompileOptions, work: Work, compiler: "Compiler", bound: "Forecast") -> int:
+def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", bound: "Forecast") -> int:
     folder = options.run_dir or new_folder(options.compiler, work.task.name)
     about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
     keep = keep_command("compile", options, about)
@@ -151,7 +151,7 @@ def _run(options: CompileOptions, work: Work, compiler: "Compiler", bound: "Fore
     return _shown(options, work, compiled, folder, time.perf_counter() - start)
 
 
-def _compiler(options: CompileOptions, work: Work) -> "Compiler":
+def _compiler(options: CompileOptions, work: PreparedWork) -> "Compiler":
     from cuesmith.teleprompters.registry import compiler_of
 
     usual = {"max_in_flight": work.in_flight, **options.own_options}
@@ -159,7 +159,7 @@ def _compiler(options: CompileOptions, work: Work) -> "Compiler":
                        seed=options.seed, **usual)  # fmt: skip
 
 
-def _compiled(options: CompileOptions, work: Work, compiler: "Compiler", folder: Path) -> "Compiled":
+def _compiled(options: CompileOptions, work: PreparedWork, compiler: "Compiler", folder: Path) -> "Compiled":
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
 
     try:
@@ -185,7 +185,7 @@ def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:
     return paths[-1]
 
 
-def _heading(options: CompileOptions, work: Work, bound: "Forecast", folder: Path) -> list[str]:
+def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", folder: Path) -> list[str]:
     caps = ", ".join(f"{name}={cap:g}" for name, cap in (options.budget or {}).items())
     task = work.task
     return [
@@ -196,7 +196,7 @@ def _heading(options: CompileOptions, work: Work, bound: "Forecast", folder: Pat
     ]
 
 
-def _dry_run(options: CompileOptions, work: Work, bound: "Forecast") -> int:
+def _dry_run(options: CompileOptions, work: PreparedWork, bound: "Forecast") -> int:
     from cuesmith.programs.commands.foretelling import foretell
 
     told = foretell(work, bound, budget_of(options.budget))
@@ -208,7 +208,7 @@ def _dry_run(options: CompileOptions, work: Work, bound: "Forecast") -> int:
     return 0
 
 
-def _shown(options: CompileOptions, work: Work, compiled: "Compiled", folder: Path, seconds: float) -> int:
+def _shown(options: CompileOptions, work: PreparedWork, compiled: "Compiled", folder: Path, seconds: float) -> int:
     compilation = compiled.compilation
     saved = options.save or folder / PROGRAM
     if options.json:

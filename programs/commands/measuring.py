@@ -13,7 +13,7 @@ from cuesmith.programs.commands.compiling import OwnOptions, check_options, comp
 from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
-    Work,
+    PreparedWork,
     WorkOptions,
     context_of,
     ended,
@@ -167,7 +167,7 @@ def _models(options: CompareOptions) -> dict[str, Any]:
     return {choice.name: made(choice) for choice in choices}
 
 
-def _keep(command: str, options: WorkOptions, work: Work, folder: Path) -> None:
+def _keep(command: str, options: WorkOptions, work: PreparedWork, folder: Path) -> None:
     about = {"compiler": command, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
     started = (folder / JOURNAL).exists() or (folder / CONTEST).exists()
     keep_command(command, options, about).write(folder, replace_old=not started)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
-from cuesmith.programs.commands.target import Target, known_to_embedded, load_metric, metric_place
+from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
 if TYPE_CHECKING:
     import dspy
@@ -43,9 +43,9 @@ class TargetOptions:
     state: Annotated[Path | None, metavar("FILE")] = None
 
     @property
-    def program(self) -> Target:
+    def program(self) -> NamedProgram:
         """The program, not loaded yet."""
-        return Target(self.target, self.cot, self.state)
+        return NamedProgram(self.target, self.cot, self.state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +86,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedWork:
     """A program, its data and its models, ready to be worked with.
 
     Attributes:
@@ -110,7 +110,7 @@ class Work:
     simulated: bool
 
 
-def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
+def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     """Load the program, the metric, the data and the models, in this order.
 
     Raises:
@@ -119,7 +119,9 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
     be_offline(models=options.on_providers or options.program.place is not None)
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
+    from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.comparison import one_line
+    from cuesmith.programs.models import AT_ONCE
     from cuesmith.teleprompters.runtime.preflight import check_inputs
 
     program = options.program.load()
@@ -131,9 +133,8 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
     except ValueError as error:
         raise BadInput(one_line(error)) from None
     target, optimizer, names = _models(options, program, task)
-    at_once = {"max_in_flight": 8} if options.on_files else {}
-    simulated = names[1].endswith("simulated-optimizer")
-    return Work(program, task, task.metric, target, optimizer, names, at_once.get("max_in_flight", 32), simulated)
+    in_flight, simulated = AT_ONCE if options.on_files else 32, isinstance(optimizer, SimulatedOptimizer)
+    return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
 
 
 def _task(
@@ -199,7 +200,7 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
     return made(EMBEDDED), other or made(SIMULATED), (EMBEDDED.name, told.optimizer.name if other else SIMULATED.name)
 
 
-def context_of(work: Work) -> "AbstractContextManager[object]":
+def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     """Have the program run on its target."""
     import dspy
 
