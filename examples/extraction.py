@@ -29,7 +29,7 @@ class Read(dspy.Signature):
 
 
 def fields(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> dspy.Prediction:
-    """The share of the record's fields that are right."""
+    """The share of right fields."""
     right, said = example.invoice.model_dump(), prediction.invoice.model_dump()
     wrong = [f"{name} is {value!r}, not {said[name]!r}." for name, value in right.items() if said[name] != value]
     return dspy.Prediction(score=1 - len(wrong) / len(right), feedback=" ".join(wrong) or "Right.")
@@ -40,8 +40,8 @@ def main() -> None:
     chosen = options(__doc__)
     lm, optimizer = models(chosen, rule, ADVICE)
     dspy.configure(lm=lm)
-    rows = records("invoices.jsonl")
-    data = [dspy.Example(text=row["text"], invoice=Invoice(**row["invoice"])).with_inputs("text") for row in rows]
+    pairs = [(row["text"], Invoice(**row["invoice"])) for row in records("invoices.jsonl")]
+    data = [dspy.Example(text=text, invoice=invoice).with_inputs("text") for text, invoice in pairs]
     train, test = data[:16], data[16:]
 
     compiled = cuesmith.compile(dspy.Predict(Read), chosen.compiler, metric=fields, trainset=train,
@@ -69,11 +69,10 @@ def rule(prompt: str, inputs: Mapping[str, str]) -> dict[str, object]:
     date = re.search(r"\d+ [A-Z]\w+ \d{4}|[A-Z]\w+ \d+, \d{4}", text)
     total = re.search(r"[\d.]*\d,\d\d", text)
     assert vendor and date and total
-    day, month, year = sorted(re.findall(r"\w+", date[0]), key=lambda part: (len(part) == 4 and part.isdigit(), part))
+    day, month, year = sorted(re.findall(r"\w+", date[0]), key=lambda part: (part.isdigit() and len(part) == 4, part))
     iso = f"{year}-{MONTHS.index(month):02d}-{int(day):02d}"
-    cents = total[0].replace(".", "").replace(",", ".") if "cents" in prompt else total[0].replace(",", "")
-    return {"invoice": {"vendor": vendor[1] or vendor[2], "date": iso if "YYYY" in prompt else date[0],
-                        "total": float(re.sub(r"\.(?=.*\.)", "", cents))}}  # fmt: skip
+    total = float(re.sub(r"\D", "", total[0])) / (100 if "cents" in prompt else 1)
+    return {"invoice": {"vendor": vendor[1] or vendor[2], "date": iso if "YYYY" in prompt else date[0], "total": total}}
 
 
 if __name__ == "__main__":

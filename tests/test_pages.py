@@ -1,0 +1,35 @@
+"""README.md and docs/: every block runs as it stands, without a key, and the site is built without a warning."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from pages_support import LANGUAGES, PAGES, ROOT, Page, clone
+
+NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_blocks_of_a_page_run(name: str, tmp_path: Path) -> None:
+    with clone(tmp_path):
+        Page().run(ROOT / name)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", NAMES)
+def test_all_blocks_of_a_page_run_with_commands_in_a_shell(name: str, tmp_path: Path) -> None:
+    with clone(tmp_path):
+        Page(slow=True).run(ROOT / name)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_code_stands_in_blocks_of_a_known_language(name: str) -> None:
+    """Else it would be read by people and run by nobody."""
+    fences = re.findall(r"^```(.*)$", (ROOT / name).read_text(), re.MULTILINE)
+    assert len(fences) % 2 == 0 and not any(fences[1::2])
+    assert set(fences[::2]) <= set(LANGUAGES)
+    outside = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
+    outside = re.sub(r"^::: .*\n(?:    .*\n)*", "", outside, flags=re.MULTILINE)
+    assert not re.search(r"^    \S", outside, re.MULTILINE), "indented code is run by nobody"
