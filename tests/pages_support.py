@@ -4,7 +4,8 @@ A block runs unless the comment right above it says otherwise:
 
     <!-- not run: why -->     needs what is not here: a key, a download, a server
     <!-- slow -->             run by `pytest -m slow`
-    <!-- output -->           a `text` block: what the block before it printed; "..." stands for anything
+    <!-- output -->           a `text` block: what the block before it printed; "..." stands for anything. "output: its
+                              beginning" compares no more than is there, "but for the seconds" no line's last number
 
 Model names of a provider are answered on this machine: the embedded model runs programs, the simulated one optimizes.
 """
@@ -37,7 +38,7 @@ from cuesmith.teleprompters.fakes import Sent, Server, simulated
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 LANGUAGES = ("python", "bash", "text", "json", "yaml", "diff")
-_SIGN = re.compile(r"<!-- (slow|output|not run: [^>]+) -->\s*$")
+_SIGN = re.compile(r"<!-- (slow|output[^>]*|not run: [^>]+) -->\s*$")
 
 
 def sign_of(example: Example) -> str:
@@ -99,14 +100,21 @@ class Page:
         self.printed = printed.getvalue()
 
     def _text_block(self, example: Example) -> None:
-        if sign_of(example) == "output" and self.printed:
-            wanted = str(example.parsed).rstrip() + "\n"
-            given = re.sub(r"[ \t]+$", "", self.printed, flags=re.MULTILINE).rstrip() + "\n"
+        sign = sign_of(example)
+        if sign.startswith("output") and self.printed:
+            wanted, given = (_plain(text, sign) for text in (str(example.parsed), self.printed))
+            if "beginning" in sign:
+                given = "".join(given.splitlines(keepends=True)[: wanted.count("\n")])
             checker = doctest.OutputChecker()
             found = doctest.Example("", wanted)
             told = checker.output_difference(found, given, doctest.ELLIPSIS)
             assert checker.check_output(wanted, given, doctest.ELLIPSIS), f"{example.path}, {example.line}: {told}"
             self.compared += 1
+
+
+def _plain(text: str, sign: str) -> str:
+    last = r"(?: \d+)?[ \t]*$" if "seconds" in sign else r"[ \t]+$"
+    return re.sub(last, "", text, flags=re.MULTILINE).rstrip() + "\n"
 
 
 def _command(arguments: list[str]) -> int:
@@ -138,7 +146,11 @@ def clone(folder: Path) -> Iterator[None]:
     """Work in a folder with the repository's examples, with a provider at hand and dspy's settings given back."""
     (folder / "examples").symlink_to(ROOT / "examples")
     with Provider() as provider, contextlib.chdir(folder), settings():
-        here = {"OPENAI_API_BASE": provider.base, "OPENAI_BASE_URL": provider.base, "OPENAI_API_KEY": "sk-0123456789abc"}
+        here = {
+            "OPENAI_API_BASE": provider.base,
+            "OPENAI_BASE_URL": provider.base,
+            "OPENAI_API_KEY": "sk-0123456789abc",
+        }
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
         with environment({**here, "PATH": path, "PYTHONPATH": str(ROOT / "src"), "COLUMNS": "120"}):
             yield

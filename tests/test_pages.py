@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 from pages_support import LANGUAGES, PAGES, ROOT, Page, clone
+
+import cuesmith
 
 NAMES = [str(path.relative_to(ROOT)) for path in PAGES]
 
@@ -33,3 +37,18 @@ def test_code_stands_in_blocks_of_a_known_language(name: str) -> None:
     outside = re.sub(r"^```.*?^```$", "", (ROOT / name).read_text(), flags=re.MULTILINE | re.DOTALL)
     outside = re.sub(r"^::: .*\n(?:    .*\n)*", "", outside, flags=re.MULTILINE)
     assert not re.search(r"^    \S", outside, re.MULTILINE), "indented code is run by nobody"
+
+
+def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+    api = (tmp_path / "site" / "api" / "index.html").read_text()
+    compilers = "".join(path.read_text() for path in (tmp_path / "site" / "compilers").rglob("index.html"))
+    shown = set(re.findall(r'id="cuesmith\.(?:\w+\.)*(\w+)"', api + compilers))
+    assert set(cuesmith.__all__) - {"__version__"} <= shown
+    assert (tmp_path / "site" / "real" / "index.html").exists()
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 120
