@@ -41,11 +41,11 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 from records import PACKED, Book, Model, RecordedLM, RecordError, ServerModel
-from spread import spread
 
 from cuesmith.modules.local import LocalEngine
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.report import prompt_text
+from cuesmith.programs.spread import spread
 from cuesmith.programs.tasks import Sizes, Task, TaskError, load
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
     from cuesmith.modules.embedded import EmbeddedLM
     from cuesmith.modules.local import LocalLM
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
+    from cuesmith.programs.checking import check
+    from cuesmith.programs.contest import compare_compilers
+    from cuesmith.programs.costing import Entrant
     from cuesmith.programs.evaluation import compare, evaluate
+    from cuesmith.programs.exporting import export
     from cuesmith.programs.tasks import load
     from cuesmith.teleprompters.abo import ABO
     from cuesmith.teleprompters.align_pro import AlignPro
@@ -30,6 +34,8 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.executors import Remote
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
     from cuesmith.teleprompters.runtime.ledger import Budget
+    from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
+    from cuesmith.teleprompters.runtime.run_report import RunReport
     from cuesmith.teleprompters.runtime.session import CompileError
 
 __all__ = [
@@ -44,23 +50,30 @@ __all__ = [
     "CompileWarning",
     "Compiled",
     "EmbeddedLM",
+    "Entrant",
     "Interrupted",
     "IterativeAPE",
     "LocalLM",
     "Portfolio",
     "PromptAgent",
+    "Provenance",
     "RayExecutor",
     "ReflectiveMutation",
     "Remote",
+    "RunReport",
     "SimulatedOptimizer",
     "Terminated",
     "Training",
     "__version__",
+    "check",
     "compare",
+    "compare_compilers",
     "compile",
     "compiler_class",
     "evaluate",
+    "export",
     "load",
+    "provenance",
 ]
 
 __version__ = "0.1.0"
@@ -76,23 +89,30 @@ _HOMES = {
     "CompileWarning": "cuesmith.teleprompters.runtime.compilation",
     "Compiled": "cuesmith.teleprompters.runtime.compilation",
     "EmbeddedLM": "cuesmith.modules.embedded",
+    "Entrant": "cuesmith.programs.costing",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "IterativeAPE": "cuesmith.teleprompters.iterative_ape",
     "LocalLM": "cuesmith.modules.local",
     "OPRO": "cuesmith.teleprompters.opro",
     "Portfolio": "cuesmith.teleprompters.portfolio",
     "PromptAgent": "cuesmith.teleprompters.prompt_agent",
+    "Provenance": "cuesmith.teleprompters.runtime.provenance",
     "RayExecutor": "cuesmith.teleprompters.runtime._ray",
     "ReflectiveMutation": "cuesmith.teleprompters.reflective_mutation",
     "Remote": "cuesmith.teleprompters.runtime.executors",
+    "RunReport": "cuesmith.teleprompters.runtime.run_report",
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",
+    "check": "cuesmith.programs.checking",
     "compare": "cuesmith.programs.evaluation",
+    "compare_compilers": "cuesmith.programs.contest",
     "compile": "cuesmith.teleprompters.registry",
     "compiler_class": "cuesmith.teleprompters.registry",
     "evaluate": "cuesmith.programs.evaluation",
+    "export": "cuesmith.programs.exporting",
     "load": "cuesmith.programs.tasks",
+    "provenance": "cuesmith.teleprompters.runtime.provenance",
 }
 
 

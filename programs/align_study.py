@@ -9,19 +9,19 @@ Source: 2501.03486, section "Experimental Evaluations"; see `cuesmith.programs.a
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import math
-import sys
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Literal
 
-from cuesmith.programs.arguments import amount, count, seed, values_of
+from cyclopts import Parameter
+
+from cuesmith.programs.arguments import Amount, Count, Seed, complain, metavar, only_one, values_of
 from cuesmith.programs.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -33,31 +33,57 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.candidate import Json
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the command's arguments."""
-    add = parser.add_argument
-    add("--preset", choices=sorted(PRESETS), default="toy", help="models and settings (default: toy)")
-    add("--dataset", metavar="NAME", help="ultrafeedback, helpsteer, orca, or a .json, .jsonl or .parquet file")
-    add("--prompter", metavar="M", help="the prompter: a folder or a hub name")
-    add("--frozen", metavar="M", help="the frozen model: a folder, hf:NAME of the hub, or a LiteLLM model")
-    reward = parser.add_mutually_exclusive_group()
-    reward.add_argument("--reward-model", metavar="M", help="the reward model: a folder or a hub name")
-    reward.add_argument("--train-reward", metavar="BASE", nargs="?", const="", help="train one on the data's pairs")
-    add("--judge", metavar="LITELLM_MODEL", help="compares answers in both orders (default: the reward does)")
-    add("--trainer", choices=("ppo", "rloo", "grpo"), default="ppo", help="default: ppo, as the paper")
-    add("--kl-coefficient", metavar="L", type=amount, help="the paper's lambda, reward per nat")
-    add("--steps", metavar="N", type=count, help="training steps")
-    add("--n-test", metavar="N", type=count, default=100, help="held-out prompts (default: 100)")
-    add("--seed", metavar="S", type=seed, default=0, help="seed of data, training and draws (default: 0)")
-    add("--json", action="store_true", help="print one JSON object instead of text")
-    add("--out", metavar="DIR", type=Path, help="for models, answers, figures (default: in runs/align-study/)")
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class AlignStudyOptions:
+    """What `cuesmith align-study` is told.
+
+    Attributes:
+        preset: Models and settings (default: toy).
+        dataset: ultrafeedback, helpsteer, orca, or a .json, .jsonl or .parquet file.
+        prompter: The prompter: a folder or a hub name.
+        frozen: The frozen model: a folder, hf:NAME of the hub, or a LiteLLM model.
+        reward_model: The reward model: a folder or a hub name.
+        train_reward: Train one on the data's pairs, from this base: a folder or a hub name, or "" for the preset's.
+        judge: A LiteLLM model that compares answers in both orders (default: the reward does).
+        trainer: Default: ppo, as the paper.
+        kl_coefficient: The paper's lambda, reward per nat.
+        steps: Training steps.
+        n_test: Held-out prompts (default: 100).
+        seed: Seed of data, training and draws (default: 0).
+        json: Print one JSON object instead of text.
+        out: For models, answers, figures (default: in runs/align-study/).
+    """
+
+    preset: Literal["toy", "phi3.5-llama8b", "qwen1.5b-llama8b", "phi3.5-qwen7b", "qwen1.5b-qwen7b"] = "toy"
+    dataset: Annotated[str | None, metavar("NAME")] = None
+    prompter: Annotated[str | None, metavar("M")] = None
+    frozen: Annotated[str | None, metavar("M")] = None
+    reward_model: Annotated[str | None, metavar("M")] = None
+    train_reward: Annotated[str | None, metavar("BASE")] = None
+    judge: Annotated[str | None, metavar("LITELLM_MODEL")] = None
+    trainer: Literal["ppo", "rloo", "grpo"] = "ppo"
+    kl_coefficient: Amount | None = None
+    steps: Count | None = None
+    n_test: Count = 100
+    seed: Seed = 0
+    json: bool = False
+    out: Annotated[Path | None, metavar("DIR")] = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked at once.
+
+        Raises:
+            BadInput: If arguments do not go together.
+        """
+        only_one(reward_model=self.reward_model, train_reward=self.train_reward is not None)
 
 
-def command(options: argparse.Namespace) -> int:
-    """Run the study and show what it found.
+def command(options: AlignStudyOptions = AlignStudyOptions()) -> int:
+    """Compare a trained prompter with the frozen model, the untrained prompter and RLHF.
 
     Args:
-        options: Parsed by what `arguments` added.
+        options: What to study.
 
     Returns:
         0; 1 if the run failed, 2 if the arguments or the data are wrong, with one line on standard error.
@@ -68,11 +94,11 @@ def command(options: argparse.Namespace) -> int:
     try:
         return main(settings_of(options), as_json=options.json)
     except (TaskError, ValueError) as error:
-        return _fail(error, 2)
+        return complain("cuesmith", str(error)[:300], 2)
     except RunStopped as stopped:
-        return _fail(f"the provider refuses the calls ({stopped.by})", 1)
+        return complain("cuesmith", f"the provider refuses the calls ({stopped.by})", 1)
     except (ImportError, OSError) as error:  # the extra is not installed; a model or file is not there
-        return _fail(error, 1)
+        return complain("cuesmith", str(error)[:300], 1)
 
 
 def main(settings: Settings, *, as_json: bool = False) -> int:
@@ -131,7 +157,7 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def settings_of(options: argparse.Namespace) -> Settings:
+def settings_of(options: AlignStudyOptions) -> Settings:
     """Return the settings that the arguments ask for."""
     from cuesmith.programs.alignment.setup import Settings
 
@@ -237,8 +263,3 @@ def _visible(text: str) -> str:
     from cuesmith.programs.report import visible
 
     return visible(text)
-
-
-def _fail(problem: object, status: int) -> int:
-    print(f"cuesmith: error: {' '.join(_visible(str(problem)).split())[:300]}", file=sys.stderr)
-    return status

@@ -16,6 +16,8 @@ import dspy
 
 from cuesmith.modules.gguf_header import LocalModelError
 from cuesmith.programs import report
+from cuesmith.programs.arguments import BadInput as BadInput
+from cuesmith.programs.arguments import RunFailed as RunFailed
 from cuesmith.programs.evaluation import compare, evaluate
 from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, Choice, answering, named, writing
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
@@ -34,14 +36,6 @@ _HINTS = {
     "billing": ": has the account credit?",
     "configuration": ": is the model's name right?",
 }
-
-
-class BadInput(ValueError):
-    """The arguments or the data are wrong; the message is one line."""
-
-
-class RunFailed(RuntimeError):
-    """The run began and could not go on; the message is one line."""
 
 
 @dataclass(frozen=True)
@@ -207,10 +201,10 @@ def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     Raises:
         BadInput: If dspy does not take a model's name, or a file is no model.
     """
-    return _made(settings.target), _made(settings.optimizer)
+    return made(settings.target), made(settings.optimizer)
 
 
-def _made(choice: Choice) -> dspy.BaseLM:
+def made(choice: Choice) -> dspy.BaseLM:
     try:
         return choice.make()
     except LocalModelError as error:
@@ -258,7 +252,7 @@ def run(
     """
     start = time.perf_counter()
     student = dspy.ChainOfThought(task.signature)
-    with dspy.context(lm=target), _explained():
+    with dspy.context(lm=target), explained():
         done = [_compile(settings, task, student, variant, optimizer, callbacks) for variant in settings.variants]
         stage("the baseline on held-out examples")
         judge = partial(evaluate, examples=task.test, metric=task.metric, max_in_flight=settings.in_flight)
@@ -344,7 +338,7 @@ def _save(settings: Settings, task: Task, variant: Variant, compiled: dspy.Modul
 
 
 @contextmanager
-def _explained() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn what ends a run into one line."""
     try:
         yield

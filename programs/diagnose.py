@@ -8,15 +8,15 @@ Source: ours; the instruments name theirs.
 
 from __future__ import annotations
 
-import argparse
-import math
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cuesmith.programs.arguments import amount, be_offline, complain, count, model
+from cyclopts import Parameter
+
+from cuesmith.programs.arguments import Amount, Count, Score, be_offline, complain, metavar, model, of
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.asking import Inquiry
@@ -161,28 +161,48 @@ def diagnose(
     )
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cuesmith diagnose`."""
-    add = parser.add_argument
-    add("run_dir", metavar="RUN_DIR", type=Path, help="the run_dir of a finished compile")
-    add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--lm", metavar="MODEL", type=_optimizer, help="also ask this model for feedback on the run's errors, and "
-        "measure that: a LiteLLM model, or 'simulated'")
-    add("--judge", action="store_true", help="have that model also judge whether rules are followed, and which errors "
-        "a feedback is about")
-    add("--labels", metavar="FILE", type=Path, help="measure the judge by these hand labels: JSONL with rule, response "
-        "and followed (default: 24 of ours)")
-    add("--budget-usd", metavar="X", type=amount, help="dollars that asking that model may cost")
-    add("--budget-calls", metavar="N", type=count, help="calls of that model at most")
-    add("--embedder", metavar="NAME", type=_embedder, help="compare texts by this embedder, not by their words: a "
-        "LiteLLM embedding model (no cap holds it), or st:NAME or st:FOLDER for sentence-transformers")
-    add("--threshold", metavar="X", type=_score, default=1.0, help="a score from which on an answer counts as right "
-        "(default: 1)")
-    add("--html", metavar="FILE", type=Path, help="also write the report to this file, as a page for a browser")
+def _optimizer(text: str) -> str:
+    return text if text == SIMULATED else model(text)
 
 
-def command(options: argparse.Namespace) -> int:
-    """Diagnose, and show what was found.
+def _embedder(text: str) -> str:
+    return text if text.startswith("st:") else model(text)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class DiagnoseOptions:
+    """What `cuesmith diagnose` is told.
+
+    Attributes:
+        run_dir: The run_dir of a finished compile.
+        json: Print one JSON object instead of tables.
+        lm: Also ask this model for feedback on the run's errors, and measure that: a LiteLLM model, or 'simulated'.
+        judge: Have that model also judge whether rules are followed, and which errors a feedback is about.
+        labels: Measure the judge by these hand labels: JSONL with rule, response and followed (default: 24 of ours).
+        budget_usd: Dollars that asking that model may cost.
+        budget_calls: Calls of that model at most.
+        embedder: Compare texts by this embedder, not by their words: a LiteLLM embedding model (no cap holds it), or
+            st:NAME or st:FOLDER for sentence-transformers.
+        threshold: A score from which on an answer counts as right (default: 1).
+        html: Also write the report to this file, as a page for a browser.
+    """
+
+    run_dir: Path
+    _: KW_ONLY
+    json: bool = False
+    lm: Annotated[str | None, of(_optimizer, "MODEL")] = None
+    judge: bool = False
+    labels: Annotated[Path | None, metavar("FILE")] = None
+    budget_usd: Amount | None = None
+    budget_calls: Count | None = None
+    embedder: Annotated[str | None, of(_embedder, "NAME")] = None
+    threshold: Score = 1.0
+    html: Annotated[Path | None, metavar("FILE")] = None
+
+
+def command(options: DiagnoseOptions) -> int:
+    """Show what a finished run tells: its course, its refinements, how its prompts are followed.
 
     Returns:
         The exit status: 0; 1 if the page cannot be written or the model or the embedder fails (what was found before
@@ -214,7 +234,7 @@ def command(options: argparse.Namespace) -> int:
     return _report(found, options)
 
 
-def _misfit(options: argparse.Namespace) -> str:
+def _misfit(options: DiagnoseOptions) -> str:
     """Say which arguments do not go together; nothing if all do."""
     if options.lm is None:
         given = {"--judge": options.judge, "--budget-usd": options.budget_usd, "--budget-calls": options.budget_calls}
@@ -223,7 +243,7 @@ def _misfit(options: argparse.Namespace) -> str:
     return "--labels measures a judge: add --judge" if options.labels is not None and not options.judge else ""
 
 
-def _report(found: Diagnosis, options: argparse.Namespace) -> int:
+def _report(found: Diagnosis, options: DiagnoseOptions) -> int:
     from rich.console import Console
 
     from cuesmith.programs.diagnosis import page
@@ -259,7 +279,7 @@ class LiveFailed(RuntimeError):
 
 def _asked(
     found: Diagnosis,
-    options: argparse.Namespace,
+    options: DiagnoseOptions,
     labels: Sequence[tuple[str, str, bool]],
     similarity: Similarity | None,
 ) -> Diagnosis:
@@ -293,7 +313,7 @@ def _asked(
     return replace(found, live=said, judged=judged, account=Account(options.lm, most, *done))
 
 
-def _inquiry(options: argparse.Namespace) -> Inquiry:
+def _inquiry(options: DiagnoseOptions) -> Inquiry:
     import dspy
 
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
@@ -308,7 +328,7 @@ def _inquiry(options: argparse.Namespace) -> Inquiry:
         raise BadModel(f"--lm {options.lm!r}: {one_line(error)}") from None
 
 
-def _planned(found: Diagnosis, options: argparse.Namespace, dispensable: bool) -> LivePlan | str:
+def _planned(found: Diagnosis, options: DiagnoseOptions, dispensable: bool) -> LivePlan | str:
     """Return what to ask about the run's errors; why not, if there are too few and there is something else to ask.
 
     Raises:
@@ -351,25 +371,10 @@ def _judged(
         return ()
 
 
-def _labels(options: argparse.Namespace) -> Sequence[tuple[str, str, bool]]:
+def _labels(options: DiagnoseOptions) -> Sequence[tuple[str, str, bool]]:
     from cuesmith.programs.diagnosis.judging import HAND, labels_of
 
     return HAND if options.labels is None else labels_of(options.labels)
-
-
-def _optimizer(text: str) -> str:
-    return text if text == SIMULATED else model(text)
-
-
-def _embedder(text: str) -> str:
-    return text if text.startswith("st:") else model(text)
-
-
-def _score(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value):
-        raise ValueError(text)
-    return value
 
 
 def _title(record: Record) -> str:

@@ -8,20 +8,21 @@ Source: ours.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import dspy
 from dspy.utils.exceptions import LMError
 
-from cuesmith.programs.comparison import BadInput, Settings, capped, one_line
+from cuesmith.programs.comparison import BadInput, Settings, one_line
 from cuesmith.programs.evaluation import evaluate
 from cuesmith.programs.tasks import Task
 from cuesmith.signatures import STYLES, WriteInstructions
-from cuesmith.teleprompters.runtime._dspy import is_free
+from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.evidence import gold, inputs_of, shown_example
+from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.replies import ADAPTER
 from cuesmith.teleprompters.search.context import ProgramContext
 
@@ -83,9 +84,9 @@ class Expected:
         }
         measured = [f"{seconds:.2g} s {what}" for what, seconds in speeds.items() if seconds is not None]
         provider = "; a provider's time comes on top" if len(measured) < len(speeds) else ""
-        parts = f"{_minutes(self.compiling)} to compile, {_minutes(self.scoring)} for the held-out scores"
+        parts = f"{in_minutes(self.compiling)} to compile, {in_minutes(self.scoring)} for the held-out scores"
         return [
-            f"about {_minutes(self.whole)} minutes: {parts}{provider}",
+            f"about {in_minutes(self.whole)} minutes: {parts}{provider}",
             f"measured just now: {', '.join(measured)}; Ctrl-C keeps the best so far",
         ]
 
@@ -106,17 +107,32 @@ def measure(settings: Settings, task: Task, target: dspy.BaseLM, optimizer: dspy
     Raises:
         BadInput: If a model file cannot be loaded.
     """
-    free = [lm for lm in (target, optimizer) if is_free(lm)]
+    student = dspy.ChainOfThought(task.signature)
+    return pace_of(student, task.train[: settings.in_flight], task.metric, target, optimizer)
+
+
+def pace_of(
+    program: dspy.Module,
+    shown: Sequence[dspy.Example],
+    metric: MetricFunction,
+    target: dspy.BaseLM | None,
+    optimizer: dspy.BaseLM | None,
+) -> Pace:
+    """Load the models that are free and time a few calls of them: the program on all of `shown` at once, and a request.
+
+    Raises:
+        BadInput: If a model file cannot be loaded.
+    """
+    free = [lm for lm in (target, optimizer) if lm is not None and is_free(lm)]
     for lm in free:
         _load(lm)
-    shown = task.train[: settings.in_flight]
-    student = dspy.ChainOfThought(task.signature)
 
     def run() -> None:
-        evaluate(student, shown, task.metric, lm=target, max_in_flight=settings.in_flight)
+        evaluate(program, shown, metric, lm=target, max_in_flight=len(shown))
 
     def request() -> None:
-        optimizer(_request(task), max_tokens=WRITTEN)
+        assert optimizer is not None
+        optimizer(_request(named_predictors(program)[0][1].signature, shown), max_tokens=WRITTEN)
 
     return Pace(
         _seconds(run) / len(shown) if target in free else None,
@@ -127,28 +143,38 @@ def measure(settings: Settings, task: Task, target: dspy.BaseLM, optimizer: dspy
 
 def expect(settings: Settings, task: Task, forecasts: Iterable[Forecast], pace: Pace) -> Expected:
     """Return about how long a run takes at that pace, from the compilers' own bounds and the budget."""
-    run, request = pace.run or 0.0, pace.request or 0.0
-    least = most = 0.0
-    for bound in forecasts:
-        cases = [_calls(settings, bound, share) for share in (RACED, 1.0)]
-        least += min(requests * request + runs * run for requests, runs in cases)
-        most += max(requests * request + runs * run * LONGER for requests, runs in cases)
+    spans = [minutes_of(bound, settings.budget_calls, pace) for bound in forecasts]
     compiled = len(settings.variants)
-    held_out = len(task.test) * run
+    held_out = len(task.test) * (pace.run or 0.0)
     scoring = ((1 + compiled) * held_out / 60, (1 + compiled * LONGER) * held_out / 60)
-    return Expected(pace, (least / 60, most / 60), scoring)
+    return Expected(pace, (sum(least for least, _ in spans), sum(most for _, most in spans)), scoring)
 
 
-def _calls(settings: Settings, bound: Forecast, share: float) -> tuple[float, float]:
+def minutes_of(bound: Forecast, cap: int | None, pace: Pace) -> Span:
+    """Return about how many minutes a compile takes at that pace.
+
+    Args:
+        bound: The most that it makes.
+        cap: Calls that it may make; None if there is no cap.
+        pace: What was measured; a provider's time is not in it.
+    """
+    run, request = pace.run or 0.0, pace.request or 0.0
+    cases = [_calls(bound, cap, share) for share in (RACED, 1.0)]
+    least = min(requests * request + runs * run for requests, runs in cases)
+    most = max(requests * request + runs * run * LONGER for requests, runs in cases)
+    return least / 60, most / 60
+
+
+def _calls(bound: Forecast, cap: int | None, share: float) -> tuple[float, float]:
     """Return how many requests and runs a compile makes until it ends or its budget does.
 
     Args:
-        settings: Has the budget.
         bound: The most that it makes.
+        cap: Calls that it may make.
         share: Of the bound's runs, those that it makes.
     """
     runs = share * (bound.calls - bound.optimizer_calls)
-    done = min(1.0, capped(settings, bound) / (bound.optimizer_calls + runs))
+    done = min(1.0, min(bound.calls, cap or bound.calls) / (bound.optimizer_calls + runs))
     return done * bound.optimizer_calls, done * runs
 
 
@@ -165,16 +191,16 @@ def _seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _request(task: Task) -> str:
+def _request(signature: type[dspy.Signature], shown: Sequence[dspy.Example]) -> str:
     """Return the text of a request for a first instruction."""
-    signature = dspy.ensure_signature(task.signature)
-    examples = [shown_example(inputs_of(each), gold(each, signature)) for each in task.train[:SHOWN]]
+    examples = [shown_example(inputs_of(each), gold(each, signature)) for each in shown[:SHOWN]]
     context = ProgramContext({"predict": signature}, {"predict": signature.instructions})
     inputs = {"context": context.shown("predict", signature.instructions), "examples": examples,
               "style": STYLES["brief"]}  # fmt: skip
     return "\n\n".join(str(message["content"]) for message in ADAPTER.format(WriteInstructions, [], inputs))
 
 
-def _minutes(span: Span) -> str:
+def in_minutes(span: Span) -> str:
+    """A span in words: "2 to 5"."""
     least, most = (f"{each:.0f}" if each >= 3 else f"{max(0.1, each):.1f}" for each in span)
     return least if least == most else f"{least} to {most}"

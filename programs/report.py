@@ -8,18 +8,19 @@ Source: ours.
 
 from __future__ import annotations
 
-import difflib
 import math
 from collections.abc import Iterable, Mapping
 
 from rich.text import Text
 
-from cuesmith.teleprompters.runtime.candidate import Candidate, Json
+from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.figures import describe_estimate as describe_estimate
 from cuesmith.teleprompters.runtime.figures import percent as percent
 from cuesmith.teleprompters.runtime.figures import usd as usd
 from cuesmith.teleprompters.runtime.figures import visible as visible
 from cuesmith.teleprompters.runtime.ledger import Spent
+from cuesmith.teleprompters.runtime.run_report.word_diff import prompt_diff as prompt_diff
+from cuesmith.teleprompters.runtime.run_report.word_diff import prompt_text as prompt_text
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
 _STYLES = {"+": "green", "-": "red", "@": "cyan"}
@@ -35,24 +36,6 @@ def describe_gain(gain: Gain) -> str:
 def describe_p(gain: Gain) -> str:
     """The p-value of a gain: ``<0.001``."""
     return "<0.001" if gain.p_value < 0.001 else f"{gain.p_value:.3f}"
-
-
-def prompt_text(candidate: Candidate) -> str:
-    """Write out all prompts of a candidate: instructions and demonstrations of every predictor."""
-    blocks = []
-    for name, prompt in candidate:
-        lines = [f"[{name}] instructions", prompt.instructions]
-        for number, demo in enumerate(prompt.demos, 1):
-            lines += ["", f"[{name}] demonstration {number}"]
-            lines += [f"{field}: {value}" for field, value in demo.values]
-        blocks.append("\n".join(lines))
-    return "\n\n".join(blocks) + "\n"
-
-
-def prompt_diff(before: Candidate, after: Candidate) -> str:
-    """Return the unified difference of two candidates' prompts; empty if they are the same."""
-    old, new = (prompt_text(candidate).splitlines() for candidate in (before, after))
-    return "\n".join(difflib.unified_diff(old, new, "before", "after", lineterm="", n=100))
 
 
 def styled_diff(diff: str) -> Text:
@@ -98,6 +81,12 @@ def describe_calls(calls: Mapping[str, int]) -> str:
 def bullet_list(lines: Iterable[str]) -> str:
     """Lines as a list, one a line."""
     return "\n".join(f"- {visible(line)}" for line in lines)
+
+
+def markdown(text: str) -> str:
+    """Text that stands as it is in one line of Markdown, also in a table: nothing in it is markup."""
+    plain = " ".join(visible(text).split())
+    return "".join(f"\\{c}" if c in "\\`*_[]<>|#~" else c for c in plain)
 
 
 def _numbers(**values: float) -> dict[str, Json]:

@@ -7,16 +7,32 @@ Source: the questions are the paper's; designs and statistics are ours, see `cue
 
 from __future__ import annotations
 
-import argparse
 import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cuesmith.programs.arguments import amount, be_offline, complain, count, model, seed, share, values_of
+from cyclopts import Parameter
+
+from cuesmith.programs.arguments import (
+    Amount,
+    BadInput,
+    Count,
+    Model,
+    RunFailed,
+    Seed,
+    Share,
+    be_offline,
+    complain,
+    meant,
+    metavar,
+    of,
+    only_one,
+    values_of,
+)
 from cuesmith.programs.studies import STUDIES, study
 
 if TYPE_CHECKING:
@@ -90,40 +106,70 @@ class Report:
     seconds: float
 
 
-class BadInput(ValueError):
-    """The arguments or the data are wrong; the message is one line."""
+def _study_named(name: str) -> str:
+    if name not in STUDIES:
+        raise ValueError(f"no study is called {name!r}: {meant(name, STUDIES)}")
+    return name
 
 
-class RunFailed(RuntimeError):
-    """The study began and cannot be ended; the message is one line. Its journal, if it keeps one, has what was paid."""
+@Parameter(name="*")
+@dataclass(frozen=True)
+class StudyOptions:
+    """What `cuesmith study` is told.
+
+    Attributes:
+        name: Which study.
+        task: A generated task; may be repeated.
+        data: A file or folder of data; may be repeated.
+        lm: A LiteLLM model instead of the embedded one.
+        optimizer_lm: A LiteLLM model as optimizer (default: --lm).
+        prior_bias: Of the simulated optimizer: the share of its answers that ignore the evidence (default: 0).
+        n: How large the study is, in the unit that it names.
+        budget_usd: Dollars it may cost.
+        budget_calls: Calls it may make.
+        seed: Seed of examples and decisions (default: 0).
+        embedder: Compare texts by this embedder, not by their words: a LiteLLM embedding model (no cap holds it), or
+            st:NAME or st:FOLDER for sentence-transformers.
+        run_dir: Keep journals here; goes on with what is there.
+        json: Print one JSON object instead of tables.
+        html: Also write the report to this file, as a page for a browser.
+    """
+
+    name: Annotated[str, of(_study_named, "NAME")]
+    _: KW_ONLY
+    task: Annotated[tuple[str, ...], metavar("FAMILY")] = ()
+    data: Annotated[tuple[Path, ...], metavar("FILE")] = ()
+    lm: Model | None = None
+    optimizer_lm: Model | None = None
+    prior_bias: Share | None = None
+    n: Count | None = None
+    budget_usd: Amount | None = None
+    budget_calls: Count | None = None
+    seed: Seed = 0
+    embedder: Annotated[str | None, metavar("NAME")] = None
+    run_dir: Annotated[Path | None, metavar("DIR")] = None
+    json: bool = False
+    html: Annotated[Path | None, metavar("FILE")] = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked at once.
+
+        Raises:
+            BadInput: If arguments do not go together, or there is no such file.
+        """
+        only_one(task=self.task, data=self.data)
+        for path in self.data:
+            if not path.exists():
+                raise BadInput(f"--data {path}: no such file")
+
+    @property
+    def settings(self) -> Settings:
+        """What the arguments ask for."""
+        return Settings(**values_of(self, Settings, families=self.task, files=self.data))
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cuesmith study`."""
-    add = parser.add_argument
-    names = "; ".join(f"{name}: {question}" for name, question in STUDIES.items())
-    add("name", metavar="NAME", choices=list(STUDIES), help=names)
-    data = parser.add_mutually_exclusive_group()
-    data.add_argument("--task", metavar="FAMILY", action="append", default=[], help="a generated task; may be repeated")
-    data.add_argument("--data", metavar="FILE", action="append", type=Path, default=[],
-                      help="a file or folder of data; may be repeated")
-    add("--lm", metavar="MODEL", type=model, help="a LiteLLM model instead of the embedded one")
-    add("--optimizer-lm", metavar="MODEL", type=model, help="a LiteLLM model as optimizer (default: --lm)")
-    add("--prior-bias", metavar="X", type=share,
-        help="of the simulated optimizer: the share of its answers that ignore the evidence (default: 0)")
-    add("--n", metavar="N", type=count, help="how large the study is, in the unit that it names")
-    add("--budget-usd", metavar="X", type=amount, help="dollars it may cost")
-    add("--budget-calls", metavar="N", type=count, help="calls it may make")
-    add("--seed", metavar="N", type=seed, default=0, help="seed of examples and decisions (default: 0)")
-    add("--embedder", metavar="NAME", help="compare texts by this embedder, not by their words: a LiteLLM embedding "
-        "model (no cap holds it), or st:NAME or st:FOLDER for sentence-transformers")
-    add("--run-dir", metavar="DIR", type=Path, help="keep journals here; goes on with what is there")
-    add("--json", action="store_true", help="print one JSON object instead of tables")
-    add("--html", metavar="FILE", type=Path, help="also write the report to this file, as a page for a browser")
-
-
-def command(options: argparse.Namespace) -> int:
-    """Run the study and show what it found.
+def command(options: StudyOptions) -> int:
+    """Run a ready study of reflection, refinement, demonstrations or compliance.
 
     Returns:
         The exit status: 0; 1 if a provider refused the calls or the page cannot be written; 2 if the arguments or the
@@ -134,7 +180,7 @@ def command(options: argparse.Namespace) -> int:
 
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
-    settings = settings_of(options)
+    settings = options.settings
     be_offline(models=settings.optimizer is not None, embedder=settings.embedder is not None)
     if options.html is not None and (options.html.is_dir() or not options.html.parent.is_dir()):
         return complain(COMMAND, f"--html {options.html}: not a file in a folder that there is", 2)
@@ -148,11 +194,6 @@ def command(options: argparse.Namespace) -> int:
     if options.html is not None and (problem := _write(settings, found, options.html)):
         return complain(COMMAND, f"--html {options.html}: {problem}", 1)
     return 0 if found.bench.stopped_by in (None, *CAPS) else 1
-
-
-def settings_of(options: argparse.Namespace) -> Settings:
-    """Return the settings that the arguments ask for."""
-    return Settings(**values_of(options, Settings, families=tuple(options.task), files=tuple(options.data)))
 
 
 def run(settings: Settings, *, quiet: bool = False) -> Report:
@@ -241,11 +282,7 @@ def _models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
 
     if settings.prior_bias is not None and settings.optimizer is not None:
         raise BadInput(f"--prior-bias {settings.prior_bias:g} is of the simulated optimizer: leave it out with a model")
-    try:
-        target, optimizer = comparison.models(
-            comparison.Settings(lm=settings.lm, optimizer_lm=settings.optimizer_lm))
-    except comparison.BadInput as error:
-        raise BadInput(str(error)) from None
+    target, optimizer = comparison.models(comparison.Settings(lm=settings.lm, optimizer_lm=settings.optimizer_lm))
     simulated = settings.optimizer is None
     return target, SimulatedOptimizer(prior_bias=settings.prior_bias or 0.0, seed=settings.seed) if simulated \
         else optimizer

@@ -9,17 +9,17 @@ Source: 2501.03486 (Lemma 1, Theorem 1); the identity, the tighter bound and the
 
 from __future__ import annotations
 
-import argparse
 import html
 import json
 import math
-import sys
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from cuesmith.programs.arguments import count, seed
+from cyclopts import Parameter
+
+from cuesmith.programs.arguments import Count, Seed, complain, metavar
 
 if TYPE_CHECKING:
     import numpy as np
@@ -36,7 +36,7 @@ _ROWS, _POINTS = 11, 161
 
 
 @dataclass(frozen=True, slots=True)
-class Check:
+class TheoryCheck:
     """One statement, tried on all instances.
 
     Attributes:
@@ -62,17 +62,26 @@ class Point:
     kl: float
 
 
-def arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of `cuesmith theory`."""
-    add = parser.add_argument
-    add("--instances", metavar="N", type=count, default=2000, help="random instances (default: 2000)")
-    add("--seed", metavar="N", type=seed, default=0, help="seed of the instances (default: 0)")
-    add("--svg", metavar="FILE", type=Path, help="write the curves to this file, as a picture")
-    add("--json", action="store_true", help="print one JSON object instead of text")
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class TheoryOptions:
+    """What `cuesmith theory` is told.
+
+    Attributes:
+        instances: Random instances (default: 2000).
+        seed: Seed of the instances (default: 0).
+        svg: Write the curves to this file, as a picture.
+        json: Print one JSON object instead of text.
+    """
+
+    instances: Count = 2000
+    seed: Seed = 0
+    svg: Annotated[Path | None, metavar("FILE")] = None
+    json: bool = False
 
 
-def command(options: argparse.Namespace) -> int:
-    """Check, and print what was found.
+def command(options: TheoryOptions = TheoryOptions()) -> int:
+    """Check Align-Pro's theory on finite instances, exactly.
 
     Returns:
         The exit status: 0 if nothing is violated, else 1.
@@ -92,14 +101,13 @@ def command(options: argparse.Namespace) -> int:
         try:
             options.svg.write_text(picture(curve(instance, _POINTS), intervals), encoding="utf-8")
         except OSError as error:
-            print(f"cuesmith: error: --svg {options.svg}: {error.strerror}", file=sys.stderr)
-            return 1
+            return complain("cuesmith theory", f"--svg {options.svg}: {error.strerror}", 1)
         if not options.json:
             console.print(f"\npicture: {options.svg}", markup=False, soft_wrap=True)
     return 1 if any(row.violations for row in checks) else 0
 
 
-def check(instances: int, seed: int = 0) -> list[Check]:
+def check(instances: int, seed: int = 0) -> list[TheoryCheck]:
     """Try every statement on random instances.
 
     Args:
@@ -123,7 +131,7 @@ def check(instances: int, seed: int = 0) -> list[Check]:
         for name, excess in found.items():
             excesses.setdefault(name, []).append(excess)
     return [
-        Check(name, len(values), sum(not value <= TOLERANCE for value in values), max(values))
+        TheoryCheck(name, len(values), sum(not value <= TOLERANCE for value in values), max(values))
         for name, values in excesses.items()
     ]
 
@@ -191,7 +199,7 @@ def curve(instance: Instance, points: int) -> list[Point]:
 
 
 def _show(
-    checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
+    checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
 ) -> None:
     from rich.table import Table
 
@@ -222,7 +230,7 @@ def _describe(intervals: tuple[tuple[float, float], ...]) -> str:
 
 
 def _to_json(
-    options: argparse.Namespace, checks: list[Check], points: list[Point], intervals: tuple[tuple[float, float], ...]
+    options: TheoryOptions, checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...]
 ) -> dict[str, Json]:
     return {
         "instances": options.instances,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 import warnings
 from abc import abstractmethod
@@ -248,6 +249,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             options=self._options(),
             forecast=self._forecast(student, split),
             shortest=self.shortest,
+            called=self.called,
         )
         check_prices(self.budget, job.lms)
         if self.remote is not None:
@@ -320,6 +322,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     def shortest(self) -> bool:
         """Whether of candidates that cannot be told apart the shortest is returned. Ours."""
         return False
+
+    @property
+    def called(self) -> str:
+        """The name by which `cuesmith.compile` knows it: the class's name, its words in small letters with hyphens."""
+        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
 
     @property
     def success(self) -> float | None:

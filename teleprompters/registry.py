@@ -1,4 +1,4 @@
-"""Compilers by name: the swap in one line."""
+"""Compilers by name: the swap in one line. The names can be asked for without dspy being loaded."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import re
 from collections.abc import Sequence
 from importlib.metadata import entry_points
+from typing import TYPE_CHECKING
 
-import dspy
+if TYPE_CHECKING:
+    import dspy
 
-from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.runtime.compilation import Compiled
-from cuesmith.teleprompters.runtime.metric import MetricFunction
+    from cuesmith.teleprompters.compiler import Compiler
+    from cuesmith.teleprompters.runtime.compilation import Compiled
+    from cuesmith.teleprompters.runtime.metric import MetricFunction
 
 COMPILERS: dict[str, str] = {
     "iterative-ape": "cuesmith.teleprompters.iterative_ape:IterativeAPE",
@@ -46,8 +48,8 @@ ALIASES: dict[str, str] = {
 """What some also call a compiler, such as dspy's own class names -> its name."""
 
 
-def compiler_class(name: str) -> type[Compiler]:
-    """Return the compiler of that name.
+def compiler_place(name: str) -> tuple[str, str]:
+    """Return a compiler's own name, and where its class is; nothing is imported.
 
     Args:
         name: As in `COMPILERS` or `ALIASES`, or as an installed package names its own (`GROUP`); case, "_" and "-" do
@@ -55,7 +57,6 @@ def compiler_class(name: str) -> type[Compiler]:
 
     Raises:
         ValueError: If there is none; the message has the nearest name.
-        TypeError: If an installed package calls something else a compiler.
     """
     places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
     known = {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
@@ -64,11 +65,47 @@ def compiler_class(name: str) -> type[Compiler]:
         near = difflib.get_close_matches(_plain(name), known, n=1)
         meant = f"did you mean {known[near[0]]!r}? There are" if near else "there are"
         raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(places))}")
-    module, _, attribute = places[key].partition(":")
+    return key, places[key]
+
+
+def compiler_class(name: str) -> type[Compiler]:
+    """Return the compiler of that name.
+
+    Args:
+        name: As for `compiler_place`.
+
+    Raises:
+        ValueError: If there is none; the message has the nearest name.
+        TypeError: If an installed package calls something else a compiler.
+    """
+    from cuesmith.teleprompters.compiler import Compiler  # only now: it loads dspy
+
+    _, place = compiler_place(name)
+    module, _, attribute = place.partition(":")
     found = getattr(importlib.import_module(module), attribute)
     if not (isinstance(found, type) and issubclass(found, Compiler)):
-        raise TypeError(f"the compiler {name!r} is {places[key]}, which is no subclass of cuesmith's Compiler")
+        raise TypeError(f"the compiler {name!r} is {place}, which is no subclass of cuesmith's Compiler")
     return found
+
+
+def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compiler:
+    """Make the compiler called `name`.
+
+    Args:
+        name: As for `compiler_class`.
+        metric: As for every compiler.
+        **options: Its own constructor options; an unknown one is refused.
+
+    Raises:
+        ValueError: If there is no such compiler.
+        TypeError: If it has no such option.
+    """
+    chosen = compiler_class(name)
+    known = set(chosen.options())
+    unknown = sorted(set(options) - known)
+    if unknown:
+        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
+    return chosen(metric=metric, **options)  # type: ignore[arg-type]
 
 
 def compile(
@@ -99,12 +136,7 @@ def compile(
         ValueError: If there is no such compiler.
         TypeError: If it has no such option.
     """
-    chosen = compiler_class(name)
-    known = set(chosen.options())
-    unknown = sorted(set(options) - known)
-    if unknown:
-        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
-    compiler = chosen(metric=metric, **options)  # type: ignore[arg-type]
+    compiler = compiler_of(name, metric, **options)
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 from contextvars import copy_context
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from cuesmith.modules.sampling import DRAWS_PER_ASK
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose
+from cuesmith.programs.arguments import call_alone
 from cuesmith.programs.diagnosis.asking import Ask, Evidence
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CriticizeInstruction
@@ -25,9 +25,7 @@ from cuesmith.teleprompters.search.scene import texts_of
 
 def run(*arguments: object) -> int:
     """Call `cuesmith diagnose` in this process."""
-    parser = argparse.ArgumentParser()
-    diagnose.arguments(parser)
-    return diagnose.command(parser.parse_args([str(a) for a in arguments]))
+    return call_alone(diagnose.command, [str(a) for a in arguments])
 
 
 def toy_run(directory: Path) -> Path:

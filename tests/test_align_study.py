@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import re
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclopts import CycloptsError
 from e2e_support import ToyEngine, toy_lm
 from scipy import stats
 
@@ -35,6 +35,7 @@ from cuesmith.programs.alignment.measures import (
     variance95,
 )
 from cuesmith.programs.alignment.study import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, Evaluated, Parts, Plan, Study
+from cuesmith.programs.arguments import parsed
 from cuesmith.programs.presets import PRESETS, TOY
 from cuesmith.programs.tasks import TaskError
 from cuesmith.programs.tasks.preferences import SOURCES, Preference
@@ -375,20 +376,18 @@ def test_a_remote_frozen_model_has_no_oracle_and_outages_are_missing() -> None:
     assert against is not None and against.gain.n <= 20 - lost and against.wins.missing >= lost
 
 
-def parse(*arguments: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="cuesmith align-study", allow_abbrev=False, exit_on_error=False)
-    align_study.arguments(parser)
-    return parser.parse_args(arguments)
+def parse(*arguments: str) -> align_study.AlignStudyOptions:
+    return parsed(align_study.AlignStudyOptions, arguments)
 
 
 def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     settings = align_study.settings_of(parse("--preset", "qwen1.5b-llama8b", "--trainer", "rloo", "--steps", "7"))
     assert settings.plan().prompter_training.steps == 7 and settings.plan().prompter_training.trainer == "rloo"
     assert settings.plan().oracle_training.max_new_tokens == 512 and settings.plan().response_decoding.top_k == 20
-    assert align_study.settings_of(parse("--train-reward")).train_reward == ""
-    with pytest.raises(argparse.ArgumentError, match="'0' is not a whole number of at least 1"):
+    assert align_study.settings_of(parse("--train-reward", "")).train_reward == ""
+    with pytest.raises(CycloptsError, match="'0' is not a whole number of at least 1"):
         parse("--steps", "0")
-    with pytest.raises(argparse.ArgumentError, match="'-1' is not a positive amount"):
+    with pytest.raises(CycloptsError, match="'-1' is not a positive amount"):
         parse("--kl-coefficient=-1")
     named = ("--dataset", str(tmp_path / "no.jsonl"), "--prompter", "p", "--frozen", "hf:f", "--out", str(tmp_path))
     missing = parse(*named)

@@ -18,9 +18,11 @@ from dspy.lm15 import AuthError, Message, Request, Response, Usage
 from gguf_support import write_model
 from rich.console import Console
 
-from cuesmith import Interrupted, LocalLM, SimulatedOptimizer, cli
+from cuesmith import Interrupted, LocalLM, SimulatedOptimizer
 from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs import quickstart, report
+from cuesmith.programs.arguments import parsed
+from cuesmith.programs.commands import quick
 from cuesmith.programs.comparison import (
     BadInput,
     Result,
@@ -325,15 +327,15 @@ def test_a_damaged_model_file_is_one_line_before_anything_runs(tmp_path: Path, l
     ("given", "compilers", "test_size", "calls"),
     [
         ([], ("iterative-ape", "abo"), 250, None),
-        (["--local", "m.gguf"], cli.LOCAL["compilers"], 60, 300),
+        (["--local", "m.gguf"], quick.LOCAL["compilers"], 60, 300),
         (["--local-optimizer", "m.gguf", "--compiler", "both"], ("iterative-ape", "abo"), 60, 300),
-        (["--local", "m.gguf", "--test-size", "9", "--budget-calls", "7"], cli.LOCAL["compilers"], 9, 7),
+        (["--local", "m.gguf", "--test-size", "9", "--budget-calls", "7"], quick.LOCAL["compilers"], 9, 7),
     ],
 )
 def test_a_model_file_brings_smaller_numbers_unless_others_are_given(
     given: list[str], compilers: tuple[str, ...], test_size: int, calls: int | None
 ) -> None:
-    settings = cli._settings(cli._parser([]).parse_args(["quickstart", *given]))
+    settings = parsed(quick.QuickOptions, given).settings
     assert (settings.compilers, settings.test_size, settings.budget_calls) == (compilers, test_size, calls)
 
 

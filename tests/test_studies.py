@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose, study
+from cuesmith.programs.arguments import parsed
 from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies import study as ready
@@ -187,7 +188,7 @@ def test_an_unknown_study_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["magic"], "invalid choice: 'magic'"),
+        (["magic"], "no study is called 'magic'"),
         (["errors", "--task", "sum", "--task", "max"], "study errors is about one task"),
         (["errors", "--task", "poetry"], "no task family 'poetry'"),
         (["errors", "--data", "none.json"], "none.json"),
@@ -256,12 +257,8 @@ def test_a_study_is_shown_as_tables_and_repeats_no_call(
 
 
 def test_settings_are_those_of_the_arguments() -> None:
-    import argparse
-
-    parser = argparse.ArgumentParser()
-    study.arguments(parser)
-    given = parser.parse_args(["complexity", "--task", "sum", "--task", "max", "--lm", "openai/a", "--n", "7"])
-    settings = study.settings_of(given)
+    words = ["complexity", "--task", "sum", "--task", "max", "--lm", "openai/a", "--n", "7"]
+    settings = parsed(study.StudyOptions, words).settings
     assert settings.families == ("sum", "max") and settings.optimizer == "openai/a" and settings.n == 7
 
 

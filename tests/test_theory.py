@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import json
 import math
@@ -11,9 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from cyclopts import CycloptsError
 from scipy import optimize, special
 
 from cuesmith.programs import theory as program
+from cuesmith.programs.arguments import parsed
 from cuesmith.teleprompters.alignment.finite import (
     Instance,
     kl_divergence,
@@ -200,10 +201,8 @@ def test_wrong_instances_are_refused(name: str, value: object, message: str) -> 
         dataclasses.replace(by_hand(), **{name: value})  # type: ignore[arg-type]
 
 
-def options(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    program.arguments(parser)
-    return parser.parse_args(words)
+def options(*words: str) -> program.TheoryOptions:
+    return parsed(program.TheoryOptions, words)
 
 
 def test_command_prints_json_and_draws(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -244,7 +243,6 @@ def test_a_picture_that_cannot_be_written_is_reported(tmp_path: Path, capsys: py
 
 
 @pytest.mark.parametrize("words", [("--instances", "0"), ("--seed", "-1"), ("--instances", "x")])
-def test_wrong_arguments_are_refused(words: tuple[str, str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_wrong_arguments_are_refused(words: tuple[str, str]) -> None:
+    with pytest.raises(CycloptsError, match="whole number"):
         options(*words)
-    assert "whole number" in capsys.readouterr().err

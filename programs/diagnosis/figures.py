@@ -6,9 +6,9 @@ Source: ours. Values only; how they are shown is in page.py.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cuesmith.teleprompters.runtime.charts import Curve
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
 __all__ = ["Curve", "Figure", "Section", "percent"]
@@ -45,41 +45,6 @@ class Figure:
             if number is not None:
                 plain = float(number)
                 object.__setattr__(self, field, plain if math.isfinite(plain) else None)
-
-
-@dataclass(frozen=True)
-class Curve:
-    """Points to draw as one line, with an optional 95 % band. Lines of one section with equal axes share a picture.
-
-    Attributes:
-        name: What the line shows.
-        x: Positions, in rising order.
-        y: Values, one a position; None leaves a gap.
-        x_label: What the horizontal axis is.
-        y_label: What the vertical axis is.
-        low: Lower edge of the band, one a position; empty without a band.
-        high: Upper edge of the band, one a position; empty without a band.
-        points: Whether single dots are drawn instead of a line.
-    """
-
-    name: str
-    x: Sequence[float]
-    y: Sequence[float | None]
-    x_label: str
-    y_label: str
-    low: Sequence[float | None] = ()
-    high: Sequence[float | None] = ()
-    points: bool = False
-
-    def __post_init__(self) -> None:
-        """Refuse lines that cannot be drawn.
-
-        Raises:
-            ValueError: If the sequences differ in length.
-        """
-        lengths = {len(self.x), len(self.y)} | {len(band) for band in (self.low, self.high) if band}
-        if len(lengths) > 1:
-            raise ValueError(f"a curve's sequences must have one length, got {sorted(lengths)}")
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import copy
 import functools
 import inspect
 import os
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -458,37 +459,52 @@ def _sent(result: CallResult) -> list[Any]:
 
 
 def _overridden(method: Any) -> Any:
-    """Wrap what a model's class does in its own way: if no inner call takes its place, it is a call itself."""
+    """Wrap what a model's class does in its own way: if no inner call takes its place, it is a call itself.
+
+    The wrapper finds this module by its name: a program that is saved whole takes it along where the class stands in a
+    script or a notebook, and loads without Cuesmith too.
+    """
     if inspect.iscoroutinefunction(method):
 
         @functools.wraps(method)
         async def awaited(self: Any, *args: Any, **options: Any) -> Any:
-            place = door.leads_to()
-            if place is None:
-                return await method(self, *args, **options)
-            gate, current = place
-            gate.redactor.learn(self, options)
-
-            async def send() -> Reply:
-                return _own_reply(await method(self, *args, **options), self, gate)
-
-            return await gate.acall(_own_request(self, args, options, current), send, current)
+            here = sys.modules.get("cuesmith.teleprompters.runtime._dspy")
+            made = method(self, *args, **options) if here is None else here._apassed(method, self, args, options)
+            return await made
 
         awaited.cuesmith_door = True  # type: ignore[attr-defined]
         return awaited
 
     @functools.wraps(method)
     def called(self: Any, *args: Any, **options: Any) -> Any:
-        place = door.leads_to()
-        if place is None:
-            return method(self, *args, **options)
-        gate, current = place
-        gate.redactor.learn(self, options)
-        request = _own_request(self, args, options, current)
-        return gate.call(request, lambda: _own_reply(method(self, *args, **options), self, gate), current)
+        here = sys.modules.get("cuesmith.teleprompters.runtime._dspy")
+        return method(self, *args, **options) if here is None else here._passed(method, self, args, options)
 
     called.cuesmith_door = True  # type: ignore[attr-defined]
     return called
+
+
+def _passed(method: Any, lm: Any, args: Sequence[object], options: Mapping[str, Any]) -> Any:
+    place = door.leads_to()
+    if place is None:
+        return method(lm, *args, **options)
+    gate, current = place
+    gate.redactor.learn(lm, options)
+    request = _own_request(lm, args, options, current)
+    return gate.call(request, lambda: _own_reply(method(lm, *args, **options), lm, gate), current)
+
+
+async def _apassed(method: Any, lm: Any, args: Sequence[object], options: Mapping[str, Any]) -> Any:
+    place = door.leads_to()
+    if place is None:
+        return await method(lm, *args, **options)
+    gate, current = place
+    gate.redactor.learn(lm, options)
+
+    async def send() -> Reply:
+        return _own_reply(await method(lm, *args, **options), lm, gate)
+
+    return await gate.acall(_own_request(lm, args, options, current), send, current)
 
 
 def _own_request(lm: Any, args: Sequence[object], options: Mapping[str, Any], current: Effect) -> Request:

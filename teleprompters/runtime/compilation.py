@@ -5,17 +5,24 @@ Source: ours.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import pickle
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import cloudpickle
 import dspy
 
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.candidate import Candidate, Json
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.outcomes import worst_last
+from cuesmith.teleprompters.runtime.provenance import Provenance
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
+
+if TYPE_CHECKING:
+    from cuesmith.teleprompters.runtime.run_report import RunReport
 
 
 class Note(str):
@@ -162,6 +169,8 @@ class StepRecord:
         beam: Ids of the beam, best first.
         train: The head's score on training examples, if the compiler asked for it.
         validation: The head's score on the selection examples.
+        calls: Calls of all roles until it was recorded, those in flight left out; None where it is not known. How many
+            they are depends on what happened to be answered by then, so that equal steps may differ in it.
     """
 
     step: int
@@ -169,6 +178,7 @@ class StepRecord:
     beam: tuple[str, ...]
     train: Estimate95 | None
     validation: Estimate95
+    calls: int | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -191,6 +201,9 @@ class Compilation:
         front: The candidates scored on all selection examples (that the student has a score on) that no other dominates
             in score, objectives, size of the prompt and tokens of a program run. `best` is the one of the highest
             score; where prompt searches cannot tell shorter ones from it, the shortest of them.
+        record: What its report shows, as JSON data without keys: `record.json` in the run directory, but for the whole
+            examples.
+        provenance: Where `best` comes from, in the few facts that the compiled program itself carries.
     """
 
     compiler: str
@@ -205,10 +218,72 @@ class Compilation:
     notes: tuple[Note, ...]
     extras: Mapping[str, Any] = field(default_factory=dict)
     front: tuple[Standing, ...] = field(default=(), repr=False)
+    record: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+    provenance: Provenance | None = None
+
+    @property
+    def report(self) -> RunReport:
+        """What is known of the compile, for a reader: a page, JSON, Markdown, a difference of prompts."""
+        from cuesmith.teleprompters.runtime.run_report import RunReport
+
+        return RunReport.of(self)
+
+    def to_html(self) -> str:
+        """Return the report as one HTML page that needs nothing but itself."""
+        return self.report.to_html()
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the report as JSON data."""
+        return self.report.to_json()
+
+    def to_markdown(self) -> str:
+        """Return the report as Markdown."""
+        return self.report.to_markdown()
+
+    def diff(self, predictor: str | None = None) -> str:
+        """Return what the compile changed, as a unified difference from the student's prompts; empty if nothing.
+
+        Args:
+            predictor: The one that is wanted; None for all.
+
+        Raises:
+            ValueError: If there is no such predictor.
+        """
+        return self.report.diff(predictor)
+
+    def _repr_html_(self) -> str:
+        """Return what a notebook shows."""
+        return self.report._repr_html_()
 
     def __deepcopy__(self, memo: object) -> Compilation:
         """Return itself: it cannot change."""
         return self
+
+    def __reduce__(self) -> tuple[object, ...]:
+        """Return what reads as this record where Cuesmith is installed, and as None where it is not.
+
+        A program that is saved whole (`save_program=True`) holds it, and has to load without Cuesmith too.
+        """
+        held = {each.name: getattr(self, each.name) for each in dataclasses.fields(self)}
+        return pickle.loads, (cloudpickle.dumps(_Kept(cloudpickle.dumps(held))),)
+
+
+class _Kept:
+    """A pickled record with what reads it, whose code goes along: it is a function that no module has."""
+
+    def __init__(self, held: bytes) -> None:
+        self.held = held
+
+    def __reduce__(self) -> tuple[object, ...]:
+        def read(held: bytes) -> Any:
+            try:
+                from cuesmith.teleprompters.runtime.compilation import Compilation
+
+                return Compilation(**pickle.loads(held))
+            except (ImportError, AttributeError, TypeError):  # it is not installed, or of another version
+                return None
+
+        return read, (self.held,)
 
 
 class Compiled(dspy.Module):  # type: ignore[misc]

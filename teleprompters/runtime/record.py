@@ -12,14 +12,21 @@ from pathlib import Path
 import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, ExampleIds, Json, to_json
-from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.compilation import Compilation, Report
+from cuesmith.teleprompters.runtime.effects import Effects, effects_of
+from cuesmith.teleprompters.runtime.evidence import feedback_of, inputs_of, labels_of, shortened, text_of
 from cuesmith.teleprompters.runtime.journal import JournalError
+from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, value
 from cuesmith.teleprompters.runtime.redaction import redacted
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
 FILE = "record.json"
 FORMAT = 1
+MOST_SHOWN = 1_000
+"""Examples of a split whose answers are kept for a report. Ours."""
+LONGEST_SHOWN = 2_000
+"""Characters of one value of them. Ours."""
 
 
 def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[str], str]) -> None:
@@ -49,7 +56,9 @@ def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[
 
 
 def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: ExampleIds) -> dict[str, Json]:
-    """Return the record of a compile as JSON data: prompts, lineage, scores and examples.
+    """Return the record of a compile as JSON data: prompts, lineage, scores, and what a report shows of the examples.
+
+    The whole of the examples (`examples_of`) is not in it, so that it can be kept in memory.
 
     Args:
         c: The result.
@@ -57,6 +66,7 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
         fresh: The examples of the report.
         ids: Content hashes of examples, as the journal's keys have them.
     """
+    effects, pair = effects_of(run), (c.baseline.candidate, c.best.candidate)
 
     def on_fresh(candidate: Candidate) -> Json:
         return list(run.known(candidate, fresh))
@@ -84,14 +94,14 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
                 "beam": list(s.beam),
                 "train": _estimate(s.train),
                 "validation": _estimate(s.validation),
+                "calls": s.calls,
             }
             for s in c.steps
         ],
         "selection": [ids(example) for example in run.select],
-        "train": [_example(example, ids) for example in run.train],
-        "select": [_example(example, ids) for example in run.select],
         "fresh_scores": {"baseline": on_fresh(c.baseline.candidate), "best": on_fresh(c.best.candidate)},
         "gain": None if c.gain is None else asdict(c.gain),
+        "provenance": None if c.provenance is None else c.provenance.to_json(),
         "stopped_by": c.stopped_by,
         "notes": [{"kind": note.kind, "text": note.text} for note in c.notes],
         "spent": {
@@ -100,10 +110,64 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
                 "input_tokens": used.input_tokens,
                 "output_tokens": used.output_tokens,
                 "usd": used.usd,
+                "cache_hits": used.cache_hits,
+                "replayed": used.replayed,
             }
             for role, used in c.spent.by_role.items()
         },
+        "seconds": c.spent.seconds,
+        "reports": {"baseline": _report(c.baseline), "best": _report(c.best)},
+        "shown": {"select": _views(effects, pair, run.select, ids), "fresh": _views(effects, pair, fresh, ids)},
+        "front": [standing.candidate_id for standing in c.front],
     }
+
+
+def examples_of(run: Run, ids: ExampleIds) -> dict[str, Json]:
+    """Return the examples of a run whole, as they complete its record on disk."""
+    return {
+        "train": [_example(example, ids) for example in run.train],
+        "select": [_example(example, ids) for example in run.select],
+    }
+
+
+def answer_of(outcome: Outcome | None) -> dict[str, Json] | None:
+    """Return what became of a program run as a report shows it: each value as text, and cut; None for none."""
+    if outcome is None or isinstance(outcome, ProviderFailure):
+        return None if outcome is None else {"score": None, "outcome": "ProviderFailure", "words": outcome.reason}
+    words = outcome.reason if isinstance(outcome, MetricError) else feedback_of(outcome)
+    response = outcome.response if isinstance(outcome, ParseFailure) else ""
+    known = value(outcome)
+    return {
+        "score": None if known is None else float(known),
+        "outcome": type(outcome).__name__,
+        "steps": [[step.predictor, texts_of(step.outputs)] for step in outcome.trace],
+        "words": shortened(words, LONGEST_SHOWN),
+        "response": shortened(response, LONGEST_SHOWN),
+    }
+
+
+def _views(effects: Effects, pair: tuple[Candidate, Candidate], examples: Sequence[dspy.Example], ids: ExampleIds
+           ) -> list[Json]:
+    """Return examples with the answers of the student and of the returned prompt, as `stored.StoredView` has them."""
+    return [
+        {
+            "id": ids(example),
+            "inputs": texts_of(inputs_of(example)),
+            "labels": texts_of(labels_of(example)),
+            "baseline": answer_of(effects.outcome_of(pair[0], example)),
+            "best": answer_of(effects.outcome_of(pair[1], example)),
+        }
+        for example in examples[:MOST_SHOWN]
+    ]
+
+
+def texts_of(values: Mapping[str, object]) -> dict[str, Json]:
+    """Return values as a report shows them: as text, and cut."""
+    return {str(name): shortened(text_of(held), LONGEST_SHOWN) for name, held in values.items()}
+
+
+def _report(report: Report) -> Json:
+    return {"select": _estimate(report.select), "fresh": _estimate(report.fresh)}
 
 
 def _example(example: dspy.Example, ids: ExampleIds) -> dict[str, Json]:

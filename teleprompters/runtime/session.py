@@ -13,14 +13,15 @@ import threading
 import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import cast
 
 import dspy
 
-from cuesmith.teleprompters.runtime._dspy import models_of, prepare
-from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime._dspy import models_of, named_predictors, prepare
+from cuesmith.teleprompters.runtime.candidate import Candidate, digest
 from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning, Forecast, Note, Report
 from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.effects import Effects
@@ -32,9 +33,11 @@ from cuesmith.teleprompters.runtime.interruption import current
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
 from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.origins import version_of
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
-from cuesmith.teleprompters.runtime.record import record_of, write_record
-from cuesmith.teleprompters.runtime.redaction import Redactor
+from cuesmith.teleprompters.runtime.provenance import Provenance, keep, provenance
+from cuesmith.teleprompters.runtime.record import examples_of, record_of, write_record
+from cuesmith.teleprompters.runtime.redaction import Redactor, redacted
 from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
 from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.run import Run
@@ -92,6 +95,7 @@ class Job:
         shortest: Whether of candidates that cannot be told apart the shortest is returned.
         hedge: A call that takes more than so many times the median of its kind is sent once more.
         parcel: For the workers that run the programs; None if they run here.
+        called: The compiler's name, as the registry knows it.
     """
 
     compiler: str
@@ -113,6 +117,7 @@ class Job:
     shortest: bool = False
     hedge: float | None = None
     parcel: Parcel | None = None
+    called: str = ""
 
     @property
     def lms(self) -> list[dspy.BaseLM]:
@@ -228,17 +233,21 @@ class Session:
             except JournalError as error:
                 self.effects.note(str(error), "record")
         compilation = self._compilation(best, gain)
+        ids = self.job.split.ids
+        record = redacted(record_of(compilation, self.run, self.job.split.fresh, ids), self._redactor)
         if self.job.run_dir is not None:
-            record = record_of(compilation, self.run, self.job.split.fresh, self.job.split.ids)
             try:
-                write_record(self.job.run_dir, record, self._redactor)
+                write_record(self.job.run_dir, {**record, **examples_of(self.run, ids)}, self._redactor)
             except (OSError, JournalError) as error:
                 note = Note("record", f"The run's record could not be written: {error}.")
                 compilation = replace(compilation, notes=(*compilation.notes, note))
+        compilation = replace(compilation, record=record)
         self.stream.emit(RunFinished(compilation))
         program = self.scorer.program(best)
         program._compiled = True
         program.compilation = compilation
+        if compilation.provenance is not None:
+            keep(program, compilation.provenance)
         return cast(Compiled, program)
 
     def _close(self) -> None:
@@ -399,10 +408,11 @@ class Session:
         if by is not None:
             run.note(f"The search was stopped by {by}: {self.gate.reason}", kind="stopped")
         self._remark(best, gain)
+        report = self._report(best)
         return Compilation(
             compiler=job.compiler,
             baseline=self._report(run.baseline),
-            best=self._report(best),
+            best=report,
             candidates=run.trials(),
             steps=tuple(run.steps),
             gain=gain,
@@ -412,6 +422,26 @@ class Session:
             notes=tuple(run.notes),
             extras=dict(run.extras),
             front=run.front(),
+            provenance=self._provenance(report, gain),
+        )
+
+    def _provenance(self, best: Report, gain: Gain | None) -> Provenance:
+        job, split = self.job, self.job.split
+        used = (*split.train, *split.select, *split.fresh)
+        lms = (predictor.lm or job.task_lm for _, predictor in named_predictors(job.student))
+        return Provenance(
+            cuesmith=version_of("cuesmith") or "",
+            compiler=job.called or job.compiler,
+            seed=job.seed,
+            target=", ".join(dict.fromkeys(self._redactor(str(lm.model)) for lm in lms if lm is not None)),
+            optimizer=self._redactor(str(job.optimizer.model)),
+            data=digest(sorted(split.ids(example) for example in used)),
+            prompt=best.candidate.id,
+            student=self.effects.baseline.id,
+            score=best.fresh,
+            gain=gain,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            earlier=provenance(job.student),
         )
 
     def _remark(self, best: Candidate, gain: Gain | None) -> None:

@@ -24,6 +24,7 @@ import dspy
 from dspy.utils import exceptions
 
 from cuesmith.teleprompters.runtime.calls import Reply, Request
+from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.gate import Answer
 from cuesmith.teleprompters.runtime.ledger import Role, Usage
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply, Verdict
@@ -243,6 +244,8 @@ class _Pickler(cloudpickle.Pickler):  # type: ignore[misc]
     def reducer_override(self, held: Any) -> Any:
         if hasattr(held, "cuesmith_door") and hasattr(held, "__wrapped__"):  # a worker has a door of its own
             return super().reducer_override(held.__wrapped__)
+        if isinstance(held, Compilation):  # of an earlier compile: no worker needs it, and its pickle is a closed one
+            return type(None), ()
         if not isinstance(held, dspy.BaseLM):
             return super().reducer_override(held)
         self._redactor.learn(held)

@@ -1,0 +1,162 @@
+"""`cuesmith check` and `cuesmith compare`. Source: ours."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
+from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_named, options_of
+from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
+from cuesmith.programs.commands.sources import budget_of
+from cuesmith.programs.commands.workbench import (
+    Work,
+    WorkOptions,
+    context_of,
+    ended,
+    plainly,
+    prepare,
+    print_json,
+    print_text,
+)
+
+if TYPE_CHECKING:
+    from cuesmith.programs.comparison import Choice
+
+Compilers = Annotated[tuple[str, ...], of(listed(compiler_named), "NAMES")]
+Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]
+Seeds = Annotated[tuple[int, ...], of(listed(seed), "SEEDS")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CheckOptions(WorkOptions):
+    """What `cuesmith check` is told.
+
+    Attributes:
+        compilers: Names of those whose cost is wanted, with commas (default: all).
+    """
+
+    compilers: Compilers | None = None
+
+    def __post_init__(self) -> None:
+        """Check what can be checked at once.
+
+        Raises:
+            BadInput: If arguments do not go together, or name what is not there.
+        """
+        WorkOptions.check(self)
+
+
+def check(options: CheckOptions) -> int:
+    """Is it worth compiling? What the program scores, how steady that is, and what could be gained.
+
+    In some hundred calls of the program's own model: the score with its interval, how much repeated draws differ, which
+    failures are of form, how much room there is, how many examples would show a gain, and what each compiler costs.
+    """
+    from cuesmith.programs.tasks import Sizes
+
+    work = prepare(options, Sizes())
+    task, folder = work.task, options.run_dir or new_folder("check", work.task.name)
+    with plainly(), context_of(work):
+        from cuesmith.programs.checking import check as checked
+
+        _keep("check", options, work, folder)
+        found = checked(
+            work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
+            optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
+            compilers=options.compilers, run_dir=folder, max_in_flight=work.in_flight)  # fmt: skip
+    if options.json:
+        print_json({"run_dir": str(folder), **found.to_json()})
+    else:
+        print_text(found.to_markdown())
+    return ended(found.stopped_by)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(WorkOptions):
+    """What `cuesmith compare` is told.
+
+    Attributes:
+        compilers: Names of the compilers, with commas.
+        lms: Several LiteLLM models to run the program on, with commas, in place of --lm.
+        seeds: One compile each, with commas (default: 0).
+        option: An option of all of the compilers, such as steps=3; may be repeated.
+        train_size: Examples to show and to make demonstrations of, at most (default: 40).
+        validation_size: Examples to choose with, at most (default: 100).
+        test_size: Held-out examples that no compiler sees, at most (default: 250).
+    """
+
+    compilers: Compilers
+    lms: Models | None = None
+    seeds: Seeds = (0,)
+    option: OwnOptions = ()
+    train_size: Count = 40
+    validation_size: Count = 100
+    test_size: Count = 250
+
+    def __post_init__(self) -> None:
+        """Check what can be checked at once.
+
+        Raises:
+            BadInput: If arguments do not go together, or name what is not there.
+        """
+        only_one(lm=self.lm, lms=self.lms, local=self.local)
+        for name in ("compilers", "lms", "seeds"):
+            values = getattr(self, name) or ()
+            if twice := next((value for value in values if values.count(value) > 1), None):
+                raise BadInput(f"--{name}: {twice} is given twice")
+        check_options(self.option)
+        WorkOptions.check(self)
+
+    @property
+    def on_providers(self) -> bool:
+        """Whether a provider's model takes part."""
+        return self.lms is not None or super().on_providers
+
+
+def compare(options: CompareOptions) -> int:
+    """Compile with several compilers, seeds and models, and put all in one table.
+
+    All are scored on the same held-out examples and share one budget. The same command goes on with --run-dir, and pays
+    for nothing that is on record; there it may have further compilers, models and seeds.
+    """
+    from cuesmith.programs.tasks import Sizes
+
+    work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))
+    task, folder = work.task, options.run_dir or new_folder("compare", work.task.name)
+    with plainly(), context_of(work):
+        from cuesmith.programs.contest import compare_compilers
+        from cuesmith.teleprompters.runtime.interruption import Interrupted
+
+        own = options_of(options.option)
+        _keep("compare", options, work, folder)
+        try:
+            found = compare_compilers(
+                work.program, dict.fromkeys(options.compilers, own), metric=work.metric, trainset=task.train,
+                valset=task.validation, testset=task.test, lms=_models(options) or work.target,
+                optimizer_lm=work.optimizer, seeds=options.seeds, budget=budget_of(options.budget), run_dir=folder,
+                max_in_flight=work.in_flight)  # fmt: skip
+        except Interrupted as stop:
+            raise Interrupted(f"interrupted; to go on: cuesmith resume {folder}", stop.program) from None
+    if options.json:
+        print_json({"run_dir": str(folder), **found.to_json()})
+    else:
+        print_text(found.to_markdown())
+    return 0
+
+
+def _models(options: CompareOptions) -> dict[str, Any]:
+    from cuesmith.programs.comparison import made
+    from cuesmith.programs.models import named
+
+    choices: list[Choice] = [named(name) for name in options.lms or ()]
+    return {choice.name: made(choice) for choice in choices}
+
+
+def _keep(command: str, options: WorkOptions, work: Work, folder: Path) -> None:
+    about = {"compiler": command, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
+    started = (folder / JOURNAL).exists() or (folder / CONTEST).exists()
+    keep_command(command, options, about).write(folder, replace_old=not started)

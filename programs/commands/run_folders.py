@@ -1,0 +1,230 @@
+"""Run folders: the command that made a run is kept beside its journal, so that it can be resumed; and what there is.
+
+Both files are data: the command is parsed as if it were typed, and its keys are taken out before it is written.
+
+Source: ours.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from cuesmith.programs.arguments import BadInput
+
+FILE = "command.json"
+FORMAT = 1
+JOURNAL, RECORD, CONTEST = "journal.jsonl", "record.json", "contest.json"
+_LEFT_OUT, _REPEATED = ("run_dir", "json", "dry_run"), ("option",)
+_DEPTH = 3
+_LARGEST = 256_000_000
+"""Bytes of a record above which it is not read for a list."""
+
+
+@dataclass(frozen=True)
+class KeptCommand:
+    """The command that made a run.
+
+    Attributes:
+        command: Its name, such as "compile".
+        words: What followed it.
+        directory: Where it was called.
+        about: What it was about, for a reader: the task, the models.
+        redacted: Whether keys were taken out, so that it cannot be repeated as it is.
+    """
+
+    command: str
+    words: tuple[str, ...]
+    directory: str
+    about: Mapping[str, str]
+    redacted: bool
+
+    def write(self, folder: Path, *, replace_old: bool = True) -> None:
+        """Write it into a run folder.
+
+        Args:
+            folder: It is made if it is not there.
+            replace_old: Whether one that is there already is replaced.
+
+        Raises:
+            BadInput: If that cannot be done.
+        """
+        data = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
+        text = json.dumps({**data, **vars(self), "about": dict(self.about)}, indent=1)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            if replace_old or not (folder / FILE).exists():
+                (folder / FILE).write_text(text + "\n", "utf-8")
+        except OSError as error:
+            raise BadInput(f"--run-dir {folder}: {error.strerror or error}") from None
+
+    @classmethod
+    def read(cls, folder: Path) -> KeptCommand:
+        """Read the command of a run folder.
+
+        Raises:
+            BadInput: If there is none that can be read.
+        """
+        if not folder.is_dir():
+            raise BadInput(f"{folder}: no such folder")
+        path = folder / FILE
+        if not path.is_file():
+            hint = f"; there are runs in it: {', '.join(p.name for p in found(folder))}" if any(found(folder)) else ""
+            made = " (a run that Python code made goes on by the same code)" if (folder / JOURNAL).exists() else hint
+            raise BadInput(f"{folder}: no run of the command line in it (no {FILE}){made}")
+        data = _json(path)
+        words, about = data.get("words"), data.get("about")
+        if data.get("format") != FORMAT or not isinstance(words, list) or not all(isinstance(w, str) for w in words):
+            raise BadInput(f"{path}: not a command of this version")
+        facts = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
+        name, where = str(data.get("command")), str(data.get("directory"))
+        return cls(name, tuple(words), where, facts, data.get("redacted") is True)
+
+
+def keep_command(command: str, options: Any, about: Mapping[str, str]) -> KeptCommand:
+    """Return a command as it is to be kept: without keys.
+
+    Args:
+        command: Its name.
+        options: The dataclass that it was told.
+        about: What it is about, for a reader.
+    """
+    from cuesmith.teleprompters.runtime.redaction import Redactor
+
+    words, redact = words_of(options), Redactor()
+    clean = tuple(redact(word) for word in words)
+    return KeptCommand(command, clean, str(Path.cwd()), about, clean != words)
+
+
+def words_of(options: Any) -> tuple[str, ...]:
+    """Return the words that tell a command these options; where its run goes and what it prints are left out."""
+    words: list[str] = []
+    for each in fields(options):
+        value, name = getattr(options, each.name), f"--{each.name.replace('_', '-')}"
+        if each.name in _LEFT_OUT or value is None or value == each.default:
+            continue
+        if isinstance(value, Mapping):
+            value = ",".join(f"{key}={cap}" for key, cap in value.items())
+        elif isinstance(value, tuple) and each.name not in _REPEATED:
+            value = ",".join(map(str, value))
+        several = value if isinstance(value, tuple) else (value,)
+        words += [name] if value is True else [f"{name}={one}" for one in several]
+    return tuple(words)
+
+
+def new_folder(compiler: str, task: str) -> Path:
+    """Return a folder for a new run that there is not yet: runs/COMPILER-TASK-TIME."""
+    stamp = datetime.now().strftime("%Y%m%d-%H%M%S")
+    base = Path("runs") / f"{re.sub(r'[^A-Za-z0-9._-]+', '-', f'{compiler}-{task}')[:80]}-{stamp}"
+    return next(path for n in range(1, 10_000) if not (path := base if n == 1 else Path(f"{base}-{n}")).exists())
+
+
+def found(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
+    """Yield the run folders in a folder, itself included, by name."""
+    if any((folder / name).is_file() for name in (JOURNAL, RECORD)):
+        yield folder
+    if depth:
+        for child in sorted(folder.iterdir()):
+            if child.is_dir() and not child.is_symlink():
+                yield from found(child, depth - 1)
+
+
+@dataclass(frozen=True)
+class RunLine:
+    """A run in a list.
+
+    Attributes:
+        folder: Where it is.
+        compiler: The compiler's name; "" if it is not known.
+        about: What it was about: the task.
+        score: The returned program's mean on fresh examples, with its interval; None if there is none.
+        gain: Over the student, likewise.
+        calls: Of models.
+        usd: Dollars; None if a price is not known.
+        state: "finished", "stopped by ...", "interrupted", "running", or "damaged".
+    """
+
+    folder: str
+    compiler: str
+    about: str
+    score: tuple[float, float, float] | None
+    gain: tuple[float, float, float] | None
+    calls: int
+    usd: float | None
+    state: str
+
+
+def line_of(folder: Path) -> RunLine:
+    """Return what a list says of a run; whatever its files hold."""
+    try:
+        about = KeptCommand.read(folder).about
+    except BadInput:
+        about = {}
+    task, compiler = about.get("task", ""), about.get("compiler", "")
+    if not (folder / RECORD).is_file():
+        state = "running" if _locked(folder / JOURNAL) else "interrupted"
+        return RunLine(str(folder), compiler, task, None, None, 0, None, state)
+    try:
+        data = _json(folder / RECORD)
+        stopped, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
+        prices = [used.get("usd") for used in spent]
+        state = {None: "finished", "interrupted": "interrupted"}.get(stopped, f"stopped by {stopped}")
+        facts = data.get("provenance") or {}
+        return RunLine(
+            str(folder), compiler or str(facts.get("compiler") or data.get("compiler")), task, _score(data),
+            _interval(data.get("gain"), "difference"), sum(int(used["calls"]) for used in spent),
+            None if None in prices else float(sum(prices)), state)  # fmt: skip
+    except (BadInput, AttributeError, KeyError, TypeError, ValueError):
+        return RunLine(str(folder), compiler, task, None, None, 0, None, "damaged")
+
+
+def _score(data: Mapping[str, Any]) -> tuple[float, float, float] | None:
+    """Return the mean of the returned program on fresh examples, with its interval."""
+    facts = data.get("provenance") or {}
+    if facts.get("score"):
+        return _interval(facts["score"], "mean")
+    values = [float(v) for v in (data.get("fresh_scores") or {}).get("best") or () if v is not None]
+    if not values:
+        return None
+    from cuesmith.teleprompters.runtime.statistics import estimate95
+
+    estimate = estimate95(values)
+    return estimate.mean, estimate.low, estimate.high
+
+
+def _interval(data: Mapping[str, Any] | None, name: str) -> tuple[float, float, float] | None:
+    if not data or not data.get("n"):
+        return None
+    return float(data[name]), float(data["low"]), float(data["high"])
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > _LARGEST:
+            raise BadInput(f"{path}: too large")
+        data = json.loads(path.read_bytes())
+    except OSError as error:
+        raise BadInput(f"{path}: {error.strerror or error}") from None
+    except (ValueError, RecursionError):
+        raise BadInput(f"{path}: no JSON") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{path}: no object")
+    return data
+
+
+def _locked(path: Path) -> bool:
+    """Whether a process compiles into a journal: it holds a lock on it."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,259 @@
+"""What `check`, `compile` and `compare` share: their options, and the program, data, metric and models that these name.
+
+Source: ours.
+"""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import KW_ONLY, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
+from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
+from cuesmith.programs.commands.target import Target, known_to_embedded, load_metric, metric_place
+
+if TYPE_CHECKING:
+    import dspy
+
+    from cuesmith.programs.tasks import Sizes, Task
+    from cuesmith.teleprompters.runtime.metric import MetricFunction
+
+METRICS = ("exact", "choice", "number", "near", "f1", "json_fields", "set_f1", "in_order")
+"""The names of metrics; `cuesmith.programs.tasks.METRICS` has them, and loads dspy."""
+
+
+@dataclass(frozen=True)
+class TargetOptions:
+    """Which program.
+
+    Attributes:
+        target: The program: module:program or file.py:program (a dspy.Module, or what makes one; the file is imported,
+            so it runs), a folder of a saved program, or a signature such as "review -> label: Literal['a', 'b']".
+        cot: Answer a signature after a chain of thought.
+        state: Prompts that the program begins with: a .json that program.save() wrote.
+    """
+
+    target: Annotated[str, metavar("TARGET")]
+    _: KW_ONLY
+    cot: bool = False
+    state: Annotated[Path | None, metavar("FILE")] = None
+
+    @property
+    def program(self) -> Target:
+        """The program, not loaded yet."""
+        return Target(self.target, self.cot, self.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkOptions(DataOptions, ModelOptions, TargetOptions):
+    """What work on a program is told.
+
+    Attributes:
+        budget: Caps over everything, such as usd=2,calls=500 (also tokens= and seconds=).
+        seed: Seed of splits and decisions (default: 0).
+        run_dir: Keep the journal here; goes on with what is there (default: a new folder in runs/).
+        json: Print one JSON object instead of text.
+    """
+
+    budget: Caps | None = None
+    seed: Seed = 0
+    run_dir: Annotated[Path | None, metavar("DIR")] = None
+    json: bool = False
+
+    def check(self) -> None:
+        """Check what can be checked at once.
+
+        Raises:
+            BadInput: If arguments do not go together, or name what is not there.
+        """
+        if self.data is None and self.task is None:
+            raise BadInput("--data is missing: a file of examples (or --task, a generated family)")
+        self.check_data()
+        self.check_models()
+        check_run_dir(self.run_dir)
+        place = metric_place(self.metric)
+        if place is not None:
+            place.check()
+        elif self.metric is not None and self.metric not in METRICS:
+            hint = f"{meant(self.metric, METRICS)}, or write module:function or file.py:function"
+            raise BadInput(f"--metric: no metric {self.metric!r}: {hint}")
+        self.program.check()
+
+
+@dataclass(frozen=True)
+class Work:
+    """A program, its data and its models, ready to be worked with.
+
+    Attributes:
+        program: The program.
+        task: The data.
+        metric: Scores an answer.
+        target: The model of predictors that carry none; None for the configured one.
+        optimizer: The model that writes prompts; None for the configured one.
+        names: What the two are called.
+        in_flight: Calls under way at once.
+        simulated: Whether the optimizer is no model, but rules.
+    """
+
+    program: "dspy.Module"
+    task: "Task"
+    metric: "MetricFunction"
+    target: "dspy.BaseLM | None"
+    optimizer: "dspy.BaseLM | None"
+    names: tuple[str, str]
+    in_flight: int
+    simulated: bool
+
+
+def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
+    """Load the program, the metric, the data and the models, in this order.
+
+    Raises:
+        BadInput: If one of them cannot be had.
+    """
+    be_offline(models=options.on_providers or options.program.place is not None)
+    for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
+        logging.getLogger(library).setLevel(logging.ERROR)
+    from cuesmith.programs.comparison import one_line
+    from cuesmith.teleprompters.runtime.preflight import check_inputs
+
+    program = options.program.load()
+    place = metric_place(options.metric)
+    metric = options.metric if place is None else load_metric(place)
+    task = _task(options, program, metric, sizes)
+    try:
+        check_inputs(program, trainset=task.train)
+    except ValueError as error:
+        raise BadInput(one_line(error)) from None
+    target, optimizer, names = _models(options, program, task)
+    at_once = {"max_in_flight": 8} if options.on_files else {}
+    simulated = names[1].endswith("simulated-optimizer")
+    return Work(program, task, task.metric, target, optimizer, names, at_once.get("max_in_flight", 32), simulated)
+
+
+def _task(
+    options: WorkOptions, program: "dspy.Module", metric: "str | MetricFunction | None", sizes: "Sizes"
+) -> "Task":
+    from dataclasses import replace
+
+    from cuesmith.programs.tasks import TaskError, generate, load
+
+    try:
+        if options.data is None:
+            task = generate(options.task or "", sizes=sizes, seed=options.seed)
+            return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
+        told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
+        if told == {"inputs": None, "outputs": None}:
+            told = _columns(program)
+        try:
+            return load(options.data, **told, metric=metric, sizes=sizes, seed=options.seed)
+        except TaskError:
+            if options.inputs or options.outputs or not told:
+                raise
+            task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
+            if set(told["inputs"]) <= set(task.train[0].inputs().keys()):
+                return task
+            raise
+    except TaskError as error:
+        raise BadInput(str(error)) from None
+
+
+def _columns(program: "dspy.Module") -> dict[str, Any]:
+    """Return the columns that the program's own fields are named like; nothing where it does not tell its fields."""
+    from cuesmith.teleprompters.runtime.evidence import REASONING
+    from cuesmith.teleprompters.runtime.preflight import takes
+
+    known = takes(program)
+    inputs = tuple(name for name in known.fields if name in known.needed)
+    outputs = tuple(sorted(known.gives - {REASONING}))
+    return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
+
+
+def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
+            ) -> "tuple[dspy.BaseLM | None, dspy.BaseLM | None, tuple[str, str]]":
+    """Return the target, the optimizer and their names: as told, else the program's own, else what needs no key."""
+    import dspy
+
+    from cuesmith.programs.comparison import Settings, made
+    from cuesmith.programs.models import EMBEDDED, SIMULATED
+    from cuesmith.teleprompters.runtime._dspy import named_predictors
+
+    told = Settings(lm=options.lm, local=options.local, optimizer_lm=options.optimizer_lm,
+                    local_optimizer=options.local_optimizer, threads=options.threads)  # fmt: skip
+    carried = [predictor.lm for _, predictor in named_predictors(program)]
+    own = dspy.settings.lm or next((lm for lm in carried if lm is not None), None)
+    if options.lm or options.local:
+        target, written = made(told.target), made(told.optimizer)
+        return target, written, (told.target.name, told.optimizer.name)
+    other = made(told.optimizer) if options.optimizer_lm or options.local_optimizer else None
+    if dspy.settings.lm is not None or (carried and None not in carried):
+        return None, other or own, (own.model, (other or own).model)
+    if not known_to_embedded(task):
+        raise BadInput(f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
+                       f"runs, which does not know the task {task.name!r})")
+    return made(EMBEDDED), other or made(SIMULATED), (EMBEDDED.name, told.optimizer.name if other else SIMULATED.name)
+
+
+def context_of(work: Work) -> "AbstractContextManager[object]":
+    """Have the program run on its target."""
+    import dspy
+
+    return nullcontext() if work.target is None else dspy.context(lm=work.target)
+
+
+@contextmanager
+def plainly() -> Iterator[None]:
+    """Turn what ends the work into one line, and show warnings as one line each.
+
+    Raises:
+        BadInput: Where nothing has been called.
+        RunFailed: Where something has.
+    """
+    from cuesmith.programs.comparison import explained, one_line
+    from cuesmith.teleprompters.runtime.compilation import CompileWarning
+
+    def show(message: Warning | str, *_: object, **__: object) -> None:
+        print(f"cuesmith: note: {one_line(message)}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", CompileWarning)  # it stands among the notes
+        warnings.showwarning = show
+        try:
+            with explained():
+                yield
+        except (TypeError, ImportError) as error:
+            raise BadInput(one_line(error)) from None
+
+
+def print_text(markdown: str) -> None:
+    """Print Markdown: set in type on a terminal, as it is elsewhere."""
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from cuesmith.programs.report import visible
+
+    console = Console(highlight=False)
+    if console.is_terminal:
+        console.print(Markdown(visible(markdown)))
+    else:
+        console.file.write(visible(markdown).rstrip() + "\n")
+
+
+def print_json(data: object) -> None:
+    """Print one JSON object in one line."""
+    import json
+
+    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def ended(stopped_by: str | None) -> int:
+    """Return the exit status of a run: 0 if it ran to its end or to a cap, else 1 after a line that says why."""
+    from cuesmith.teleprompters.runtime.session import CAPS
+
+    if stopped_by in (None, *CAPS):
+        return 0
+    return complain("cuesmith", f"stopped by {stopped_by}: what is shown is what there was until then", 1)
