@@ -18,6 +18,7 @@ from gguf_support import write_model
 
 from cuesmith import Budget
 from cuesmith.modules.local import LocalEngine
+from cuesmith.programs.spread import spread
 from cuesmith.teleprompters import IterativeAPE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -32,7 +33,7 @@ def _benchmark(name: str) -> ModuleType:
         sys.path.remove(str(BENCHMARKS))
 
 
-records, real, spreads = _benchmark("records"), _benchmark("real"), _benchmark("spread")
+records, real = _benchmark("records"), _benchmark("real")
 
 
 @pytest.fixture(scope="module")
@@ -115,10 +116,10 @@ def test_a_server_that_is_gone_leaves_no_record(tmp_path: Path) -> None:
 def test_a_spread_over_compiles_is_not_one_over_answers() -> None:
     """One compile of three fails: pooled answers would call 3 x 100 of them a narrow interval."""
     failed, fine, base = [0.0] * 100, [1.0] * 100, [0.0] * 100
-    three = spreads.spread([failed, fine, fine], [base])
+    three = spread([failed, fine, fine], [base])
     assert three.compiles == 3 and (three.least, three.most) == (0.0, 1.0)
     assert three.low == pytest.approx(0.0) and three.high == pytest.approx(1.0)
-    one = spreads.spread([fine], [base])
+    one = spread([fine], [base])
     assert one.compiles == 1 and one.low > 0.9
 
 
