@@ -139,3 +139,18 @@ def test_the_readmes_rows_are_rows_of_the_page() -> None:
     page, readme = (set(re.findall(r"^\| [a-z-]+ \|.*\[.*$", path.read_text(), re.MULTILINE)) for path in PAGES)
     rows = {row for row in readme if row.split("|")[1].strip() in {*real.WAYS, real.STUDENT}}
     assert len(rows) >= 4 and rows <= page
+
+
+def test_tables_are_written_where_the_pages_have_them(tmp_path: Path) -> None:
+    def done(way: str, score: float) -> Any:
+        cell = real.Cell("objects", "qwen05", way, 0)
+        return real.Done(cell, (score,) * 10, 0, {"target": 5, "optimizer": 1}, 900, 3.0, 2, None, (), "", True)
+
+    page, readme = tmp_path / "real.md", tmp_path / "README.md"
+    page.write_text("Before\n\n<!-- table objects qwen05 -->\n| old |\n\nAfter\n")
+    readme.write_text("| a | b |\n" + "| gepa |" + " old |" * 8 + "\nEnd\n")
+    real.write([done("student", 0.0), done("gepa", 1.0)], page, readme)
+    text = page.read_text()
+    assert "| old |" not in text and text.startswith("Before") and text.endswith("\n\nAfter\n")
+    (row,) = [line for line in text.splitlines() if line.startswith("| gepa |")]
+    assert readme.read_text() == f"| a | b |\n{row}\nEnd\n"
