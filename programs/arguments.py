@@ -196,6 +196,10 @@ def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:
         return complain("cuesmith", str(error), 1)
     except KeyboardInterrupt as stop:
         return complain("cuesmith", str(stop) or "interrupted", 130)
+    except SystemExit as stop:  # SIGTERM has ended a run, which says how to go on
+        if said := getattr(stop, "message", ""):
+            complain("cuesmith", said, 130)
+        raise
     except BrokenPipeError:  # the reader of the output has gone, as with `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1

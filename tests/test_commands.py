@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -216,10 +217,12 @@ def test_a_dry_run_calls_nothing_and_leaves_nothing(here: Path, capsys: pytest.C
     assert sorted(here.iterdir()) == before
 
 
+@pytest.mark.slow
 def test_a_provider_s_model_compiles_and_its_key_stays_out(place: Path) -> None:
     with Provider() as provider:
         lm = ("--lm", "openai/toy", "--compiler", "opro", "--budget", "calls=60", "--run-dir", "paid")
-        reached = {"OPENAI_API_BASE": f"http://127.0.0.1:{provider.port}/v1", "OPENAI_API_KEY": KEY}
+        reached = {"OPENAI_API_BASE": f"http://127.0.0.1:{provider.port}/v1", "OPENAI_API_KEY": KEY,
+                   "DSPY_CACHEDIR": str(place / "cache")}  # fmt: skip
         done = shell(place, "compile", "text -> label: Literal['a', 'b']", "--data", "other.jsonl", *lm, **reached)
     assert done.returncode == 0, done.stderr
     assert 0 < provider.calls <= 60 and "| Calls | " in done.stdout
@@ -366,6 +369,35 @@ def test_a_command_file_of_somebody_else_is_one_line(
     (tmp_path / "command.json").write_text(text)
     status, out, err = called(capsys, "resume", str(tmp_path))
     assert status == 2 and out == "" and err.count("\n") == 1
+
+
+def as_csv(rows: list[dict[str, str]], separator: str = ",") -> str:
+    return "\n".join([separator.join(rows[0]), *(separator.join(row.values()) for row in rows)])
+
+
+def as_bigbench(rows: list[dict[str, str]]) -> str:
+    return json.dumps({"name": "max", "examples": [{"input": r["question"], "target": r["answer"]} for r in rows]})
+
+
+@pytest.mark.parametrize(
+    ("name", "write"),
+    [
+        ("a.csv", as_csv),
+        ("a.tsv", lambda rows: as_csv(rows, "\t")),
+        ("a.json", json.dumps),
+        ("task.json", as_bigbench),
+        ("folder/train.csv", as_csv),
+    ],
+)
+def test_files_of_all_kinds_compile(
+    here: Path, capsys: pytest.CaptureFixture[str], name: str, write: Callable[[list[dict[str, str]]], str]
+) -> None:
+    path = here / name
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(write(rows(60)))
+    data = path.parent if path.parent != here else path
+    status, out, err = called(capsys, "compile", "question -> answer", "--data", str(data), "--dry-run", "--json")
+    assert status == 0 and json.loads(out)["calls"] > 100, err
 
 
 def test_values_are_written_as_in_json() -> None:

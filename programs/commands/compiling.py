@@ -109,7 +109,7 @@ class CompileOptions(WorkOptions):
         Raises:
             BadInput: If arguments do not go together, or name what is not there.
         """
-        self.check()
+        self.check_work()
         check_saved(self.save)
         check_options(self.option)
 
@@ -128,23 +128,26 @@ def compile_program(options: CompileOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    sizes = Sizes(train=options.train_size, validation=options.validation_size, test=1)
-    work = prepare(options, sizes)
-    with plainly(), context_of(work):
-        compiler = _compiler(options, work)
-        bound = compiler.estimate(work.program, trainset=work.task.train, valset=work.task.validation)
-        if options.dry_run:
-            return _dry_run(options, work, bound)
-        folder = options.run_dir or new_folder(options.compiler, work.task.name)
-        about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
-        keep = keep_command("compile", options, about)
-        keep.write(folder, replace_old=not (folder / JOURNAL).exists())
-        if not options.json:
-            print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
-        start = time.perf_counter()
-        compiled = _compiled(options, work, compiler, folder)
-        keep.write(folder)
-        return _shown(options, work, compiled, folder, time.perf_counter() - start)
+    with plainly():
+        sizes = Sizes(train=options.train_size, validation=options.validation_size, test=1)
+        work = prepare(options, sizes)
+        with context_of(work):
+            compiler = _compiler(options, work)
+            bound = compiler.estimate(work.program, trainset=work.task.train, valset=work.task.validation)
+            return _dry_run(options, work, bound) if options.dry_run else _run(options, work, compiler, bound)
+
+
+def _run(options: CompileOptions, work: Work, compiler: "Compiler", bound: "Forecast") -> int:
+    folder = options.run_dir or new_folder(options.compiler, work.task.name)
+    about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
+    keep = keep_command("compile", options, about)
+    keep.write(folder, replace_old=not (folder / JOURNAL).exists())
+    if not options.json:
+        print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
+    start = time.perf_counter()
+    compiled = _compiled(options, work, compiler, folder)
+    keep.write(folder)
+    return _shown(options, work, compiled, folder, time.perf_counter() - start)
 
 
 def _compiler(options: CompileOptions, work: Work) -> "Compiler":
@@ -156,16 +159,16 @@ def _compiler(options: CompileOptions, work: Work) -> "Compiler":
 
 
 def _compiled(options: CompileOptions, work: Work, compiler: "Compiler", folder: Path) -> "Compiled":
-    from cuesmith.teleprompters.runtime.interruption import Interrupted
+    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
 
     try:
         compiled = compiler.compile(
             work.program, trainset=work.task.train, valset=work.task.validation, run_dir=folder)
-    except Interrupted as stop:
+    except (Interrupted, Terminated) as stop:
         kept = "nothing was scored yet"
         if stop.program is not None:
             kept = f"the best so far is {_saved(stop.program, options, folder)}"
-        raise Interrupted(f"interrupted: {kept}; to go on: cuesmith resume {folder}", stop.program) from None
+        raise type(stop)(f"interrupted: {kept}; to go on: cuesmith resume {folder}", stop.program) from None
     _saved(compiled, options, folder)
     return compiled
 

@@ -1,5 +1,7 @@
 """`cuesmith check` and `cuesmith compare`. Source: ours."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -46,7 +48,7 @@ class CheckOptions(WorkOptions):
         Raises:
             BadInput: If arguments do not go together, or name what is not there.
         """
-        WorkOptions.check(self)
+        self.check_work()
 
 
 def check(options: CheckOptions) -> int:
@@ -57,16 +59,17 @@ def check(options: CheckOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    work = prepare(options, Sizes())
-    task, folder = work.task, options.run_dir or new_folder("check", work.task.name)
-    with plainly(), context_of(work):
+    with plainly():
         from cuesmith.programs.checking import check as checked
 
+        work = prepare(options, Sizes())
+        task, folder = work.task, options.run_dir or new_folder("check", work.task.name)
         _keep("check", options, work, folder)
-        found = checked(
-            work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
-            optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
-            compilers=options.compilers, run_dir=folder, max_in_flight=work.in_flight)  # fmt: skip
+        with context_of(work), _going_on(folder):
+            found = checked(
+                work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
+                optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
+                compilers=options.compilers, run_dir=folder, max_in_flight=work.in_flight)  # fmt: skip
     if options.json:
         print_json({"run_dir": str(folder), **found.to_json()})
     else:
@@ -109,7 +112,7 @@ class CompareOptions(WorkOptions):
             if twice := next((value for value in values if values.count(value) > 1), None):
                 raise BadInput(f"--{name}: {twice} is given twice")
         check_options(self.option)
-        WorkOptions.check(self)
+        self.check_work()
 
     @property
     def on_providers(self) -> bool:
@@ -125,27 +128,35 @@ def compare(options: CompareOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))
-    task, folder = work.task, options.run_dir or new_folder("compare", work.task.name)
-    with plainly(), context_of(work):
+    with plainly():
         from cuesmith.programs.contest import compare_compilers
-        from cuesmith.teleprompters.runtime.interruption import Interrupted
 
+        work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))
+        task, folder = work.task, options.run_dir or new_folder("compare", work.task.name)
         own = options_of(options.option)
         _keep("compare", options, work, folder)
-        try:
+        with context_of(work), _going_on(folder):
             found = compare_compilers(
                 work.program, dict.fromkeys(options.compilers, own), metric=work.metric, trainset=task.train,
                 valset=task.validation, testset=task.test, lms=_models(options) or work.target,
                 optimizer_lm=work.optimizer, seeds=options.seeds, budget=budget_of(options.budget), run_dir=folder,
                 max_in_flight=work.in_flight)  # fmt: skip
-        except Interrupted as stop:
-            raise Interrupted(f"interrupted; to go on: cuesmith resume {folder}", stop.program) from None
     if options.json:
         print_json({"run_dir": str(folder), **found.to_json()})
     else:
         print_text(found.to_markdown())
     return 0
+
+
+@contextmanager
+def _going_on(folder: Path) -> Iterator[None]:
+    """Have an interrupt say how to go on."""
+    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
+
+    try:
+        yield
+    except (Interrupted, Terminated) as stop:
+        raise type(stop)(f"interrupted; to go on: cuesmith resume {folder}", stop.program) from None
 
 
 def _models(options: CompareOptions) -> dict[str, Any]:

@@ -64,7 +64,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
     run_dir: Annotated[Path | None, metavar("DIR")] = None
     json: bool = False
 
-    def check(self) -> None:
+    def check_work(self) -> None:
         """Check what can be checked at once.
 
         Raises:
