@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
     from cuesmith.teleprompters.runtime.run_report import RunReport
     from cuesmith.teleprompters.runtime.session import CompileError
+    from cuesmith.teleprompters.runtime.sinks import JsonlEvents, MLflowEvents, WandbEvents
 
 __all__ = [
     "ABO",
@@ -53,7 +54,9 @@ __all__ = [
     "Entrant",
     "Interrupted",
     "IterativeAPE",
+    "JsonlEvents",
     "LocalLM",
+    "MLflowEvents",
     "Portfolio",
     "PromptAgent",
     "Provenance",
@@ -64,6 +67,7 @@ __all__ = [
     "SimulatedOptimizer",
     "Terminated",
     "Training",
+    "WandbEvents",
     "__version__",
     "check",
     "compare",
@@ -92,7 +96,9 @@ _HOMES = {
     "Entrant": "cuesmith.programs.costing",
     "Interrupted": "cuesmith.teleprompters.runtime.interruption",
     "IterativeAPE": "cuesmith.teleprompters.iterative_ape",
+    "JsonlEvents": "cuesmith.teleprompters.runtime.sinks",
     "LocalLM": "cuesmith.modules.local",
+    "MLflowEvents": "cuesmith.teleprompters.runtime.sinks",
     "OPRO": "cuesmith.teleprompters.opro",
     "Portfolio": "cuesmith.teleprompters.portfolio",
     "PromptAgent": "cuesmith.teleprompters.prompt_agent",
@@ -104,6 +110,7 @@ _HOMES = {
     "SimulatedOptimizer": "cuesmith.modules.simulated_optimizer",
     "Terminated": "cuesmith.teleprompters.runtime.interruption",
     "Training": "cuesmith.teleprompters.alignment.training",
+    "WandbEvents": "cuesmith.teleprompters.runtime.sinks",
     "check": "cuesmith.programs.checking",
     "compare": "cuesmith.programs.evaluation",
     "compare_compilers": "cuesmith.programs.contest",

@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import dspy
-from dspy.dsp.utils.settings import settings
 
 from cuesmith.modules.prompter import Prompter
 from cuesmith.programs.report import describe_gain
@@ -111,9 +110,9 @@ def _messages(predictor: dspy.Predict, given: Mapping[str, object]) -> object:
 
 
 def _body(predictor: dspy.Predict, given: Mapping[str, object]) -> object:
-    adapter = settings.adapter if isinstance(settings.adapter, dspy.JSONAdapter) else dspy.JSONAdapter()
+    adapter = dspy.settings.adapter if isinstance(dspy.settings.adapter, dspy.JSONAdapter) else dspy.JSONAdapter()
     heard = _heard(predictor, given, adapter)
-    own = getattr(predictor.lm or settings.lm, "kwargs", None) or {}
+    own = getattr(predictor.lm or dspy.settings.lm, "kwargs", None) or {}
     options = {name: value for name, value in {**own, **heard.options}.items() if name in SENT and value is not None}
     return {
         "model": MODEL,
@@ -135,9 +134,9 @@ def _heard(predictor: dspy.Predict, given: Mapping[str, object], adapter: dspy.A
     """Return what an adapter, by default the configured one, sends for a predictor."""
     values = {name: _placeholder(name, info) for name, info in predictor.signature.input_fields.items()}
     values |= {name: value for name, value in given.items() if name in values}
-    quiet = {"callbacks": [], "trace": None, "warn_on_type_mismatch": False, "adapter": adapter or settings.adapter}
+    quiet: dict[str, Any] = {"callbacks": [], "trace": None, "warn_on_type_mismatch": False}
     try:
-        with dspy.context(**quiet):
+        with dspy.context(adapter=adapter or dspy.settings.adapter, **quiet):
             predictor(**values, lm=_Listener("openai/none"))
     except _Heard as heard:
         return heard

@@ -5,6 +5,7 @@ Source: ours. A subclass writes `search`, and `plan` for the estimate; everythin
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import os
 import re
@@ -127,6 +128,14 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         found = (p for init in inits for p in inspect.signature(init).parameters.values())
         return tuple(dict.fromkeys(p.name for p in found if p.kind is p.KEYWORD_ONLY))
 
+    def __rshift__(self, other: Compiler) -> Compiler:
+        """Return a compiler that goes on with `other` from where this one ends (`teleprompters/chain.py`)."""
+        if not isinstance(other, Compiler):
+            return NotImplemented
+        chain = importlib.import_module("cuesmith.teleprompters.chain")  # by its name: it stands floors above
+        made: Compiler = chain.Chain([self, other])
+        return made
+
     @abstractmethod
     async def search(self, run: Run) -> Candidate:
         """Search for a better candidate.
@@ -233,7 +242,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         split = self._split(student, trainset, valset)
         task_lm, optimizer = self._models(student)
         job = Job(
-            compiler=type(self).__name__,
+            compiler=self.title,
             search=self.search,
             student=student,
             metric=Metric(self.metric),
@@ -322,6 +331,11 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     def shortest(self) -> bool:
         """Whether of candidates that cannot be told apart the shortest is returned. Ours."""
         return False
+
+    @property
+    def title(self) -> str:
+        """What records and displays call it: the class's name."""
+        return type(self).__name__
 
     @property
     def called(self) -> str:

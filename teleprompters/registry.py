@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import importlib
+import operator
 import os
 import re
 from collections.abc import Sequence
@@ -89,23 +91,26 @@ def compiler_class(name: str) -> type[Compiler]:
 
 
 def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compiler:
-    """Make the compiler called `name`.
+    """Return a new compiler.
 
     Args:
-        name: As for `compiler_class`.
+        name: As for `compiler_class`, e.g. "abo"; several with ">>" between are a chain, e.g. "abo >> align-pro".
         metric: As for every compiler.
-        **options: Its own constructor options; an unknown one is refused.
+        **options: Constructor options; in a chain each goes to all stages that take one of that name.
 
     Raises:
         ValueError: If there is no such compiler.
-        TypeError: If it has no such option.
+        TypeError: If none of them has such an option.
     """
-    chosen = compiler_class(name)
-    known = set(chosen.options())
+    kinds = [compiler_class(part.strip()) for part in str(name).split(">>")]
+    known = {option for kind in kinds for option in kind.options()}
     unknown = sorted(set(options) - known)
     if unknown:
-        raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
-    return chosen(metric=metric, **options)  # type: ignore[arg-type]
+        titles = " >> ".join(kind.__name__ for kind in kinds)
+        raise TypeError(f"{titles} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
+    each = ({key: value for key, value in options.items() if key in kind.options()} for kind in kinds)
+    made = [kind(metric=metric, **own) for kind, own in zip(kinds, each, strict=True)]  # type: ignore[arg-type]
+    return functools.reduce(operator.rshift, made)
 
 
 def compile(
@@ -122,7 +127,7 @@ def compile(
 
     Args:
         student: Any dspy module.
-        name: As for `compiler_class`, e.g. "abo".
+        name: As for `compiler_named`, e.g. "abo", or "abo >> apo" for one after the other.
         metric: As for every compiler.
         trainset: As for `Compiler.compile`.
         valset: As for `Compiler.compile`.

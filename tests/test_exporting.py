@@ -8,7 +8,7 @@ import re
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal
+from typing import Literal, cast
 
 import dspy
 import pytest
@@ -92,7 +92,7 @@ def test_an_exported_prompt_scores_what_the_program_scores(
 
     def score(example: dspy.Example) -> float:
         reply = posted(server, {**body, "messages": filled(body["messages"], example.question)})
-        return float(TASK.metric(example, dspy.Prediction(**adapter.parse(signature, reply))))
+        return float(cast(float, TASK.metric(example, dspy.Prediction(**adapter.parse(signature, reply)))))
 
     with ThreadPoolExecutor(8) as threads:
         sent = list(threads.map(score, TASK.test))
@@ -172,7 +172,7 @@ def test_inputs_of_any_type_have_placeholders(signature: str, adapter: dspy.Adap
     program = dspy.Predict(signature)
     with dspy.context(adapter=adapter):
         for format in ("messages", "openai"):
-            text = export(program, format)  # type: ignore[arg-type]
+            text = export(program, format)
             for name in set(program.signature.input_fields) - {"history"}:
                 assert f"{{{name}}}" in text
 
@@ -197,13 +197,13 @@ def test_a_page_shows_everything_as_text() -> None:
 
 def test_what_cannot_be_exported_is_one_line() -> None:
     program = dspy.Predict("question -> answer")
-    prompter = Prompter()
+    prompter, nothing = Prompter(), dspy.Module()  # type: ignore[no-untyped-call]
     prompter.policy = object()  # type: ignore[assignment]  # a local model, which nothing here runs
     local = Prompted(prompter, program, ["question"])
     for call, said in (
         (lambda: export(program, "yaml"), "format='yaml' must be one of messages, openai, markdown"),  # type: ignore[arg-type]
         (lambda: export(program, "messages", {"q": 1}), "inputs has 'q', which no predictor takes: they take question"),
-        (lambda: export(dspy.Module(), "messages"), "Module has no predictors, and so no prompt to export"),
+        (lambda: export(nothing, "messages"), "Module has no predictors, and so no prompt to export"),
         (lambda: export(local, "messages"), "a local prompter rewrites the inputs of this program"),
     ):
         with pytest.raises(ValueError, match=re.escape(said)) as error:

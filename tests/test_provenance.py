@@ -248,7 +248,7 @@ def test_a_program_that_is_saved_whole_needs_no_cuesmith(tmp_path: Path) -> None
             choice = SimpleNamespace(message=message, finish_reason="stop", index=0, logprobs=None)
             return SimpleNamespace(choices=[choice], usage={}, model="own")
 
-    folders = []
+    folders: list[str] = []
     for model in (None, Own("own/model", cache=False)):
         student = Mine()
         student.set_lm(model)

@@ -46,7 +46,7 @@ class Frozen:
         self.texts = [str(example[field]) for example in examples]
         lms = [predictor.lm or dspy.settings.lm for predictor in run.predictors.values()]
         self.deterministic = all(getattr(lm, "kwargs", {}).get("temperature") == 0 for lm in lms)
-        self._effects = effects_of(run)
+        self._effects, self._baseline = effects_of(run), run.baseline
         self._examples = list(examples)
         self._field = field
         self._responses = responses
@@ -76,7 +76,7 @@ class Frozen:
         return [tuple(v for task in each if (v := value(task.result())) is not None) for each in tasks]
 
     def _reward(self, row: int, text: str, draw: int) -> asyncio.Future[Outcome]:
-        frozen, example, rewritten = self._effects.baseline, self._examples[row], {self._field: text}
+        frozen, example, rewritten = self._baseline, self._examples[row], {self._field: text}
         key = f"reward:{self._effects.key(frozen, example)}:{digest(rewritten)}:{draw}"
         return self._effects.outcome(frozen, example, key=key, rewritten=rewritten, draw=draw, judge="reward")
 
@@ -121,8 +121,7 @@ class Frozen:
             move: What made it.
         """
         self._effects.scorer.fronts[fingerprint] = front
-        baseline = self._effects.baseline
-        return baseline.behind(fingerprint, Origin(move, (baseline.id,)))
+        return self._baseline.behind(fingerprint, Origin(move, (self._baseline.id,)))
 
     def folder(self, name: str) -> Path | None:
         """Return where the run keeps weights under that name; None if it keeps nothing."""
