@@ -127,7 +127,7 @@ def compile(
 
     Args:
         student: Any dspy module.
-        name: As for `compiler_named`, e.g. "abo", or "abo >> apo" for one after the other.
+        name: As for `compiler_of`, e.g. "abo", or "abo >> apo" for one after the other.
         metric: As for every compiler.
         trainset: As for `Compiler.compile`.
         valset: As for `Compiler.compile`.

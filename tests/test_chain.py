@@ -16,7 +16,7 @@ from cuesmith.modules.sampling import draw
 from cuesmith.teleprompters.chain import Chain
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.conformance import CompilerConformance
-from cuesmith.teleprompters.registry import compiler_named
+from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.events import EffectDone, Event, RunFinished, RunStarted, StepDone
 from cuesmith.teleprompters.runtime.journal import JournalError
@@ -166,7 +166,7 @@ def test_a_prompter_comes_last_in_front_of_the_compiled_prompt() -> None:
 
 
 def test_by_name() -> None:
-    chain = compiler_named("abo >>  APO", metric=exact, demonstrations=False, steps=1, seed=3)
+    chain = compiler_of("abo >>  APO", metric=exact, demonstrations=False, steps=1, seed=3)
     assert isinstance(chain, Chain) and [type(stage) for stage in chain.stages] == [ABO, APO]
     assert (chain.called, chain.title, chain.seed) == ("abo >> apo", "ABO >> APO", 3)
     assert [stage.setting.steps for stage in chain.stages] == [1, 1]
@@ -175,7 +175,7 @@ def test_by_name() -> None:
     with pytest.raises(ValueError, match="no compiler is called 'abp': did you mean"):
         compile(dspy.Predict("q -> a"), "apo >> abp", metric=exact, trainset=TRAIN)
     with pytest.raises(TypeError, match="ABO >> APO has no option stepz"):
-        compiler_named("abo >> apo", metric=exact, stepz=1)
+        compiler_of("abo >> apo", metric=exact, stepz=1)
 
 
 def other(example: dspy.Example, prediction: dspy.Prediction) -> float:
@@ -213,7 +213,7 @@ def test_two_of_ours_and_one_of_dspys() -> None:
     target, optimizer = Engine(ruled), Engine(simulated())
     steps: list[StepDone] = []
     chain = (IterativeAPE(graded, optimizer_lm=optimizer.lm("optimizer"), **SMALL)
-             >> compiler_named("bootstrap", metric=graded, num_candidate_programs=1, max_bootstrapped_demos=1)
+             >> compiler_of("bootstrap", metric=graded, num_candidate_programs=1, max_bootstrapped_demos=1)
              >> APO(graded, callbacks=lambda event: steps.append(event) if isinstance(event, StepDone) else None,
                     **SMALL))  # fmt: skip
     with dspy.context(lm=target.lm("target")):
