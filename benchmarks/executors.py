@@ -10,9 +10,9 @@ when half of the calls have been made (Dask and Ray go on with what is left; a p
 
     python benchmarks/executors.py --paper [--latency 0.05] [--door 0.5] [--cpu 1.5]
 
-prints the cost model of SCALING.md instead: what n program runs take on so many machines. The door (milliseconds of the
-run's own process for each call) and the processor time of a run (milliseconds in a worker) are what the rows above show
-on this machine; `--check` measures a few of its cells here, beside what it says of them.
+prints the cost model of docs/scaling.md instead: what n program runs take on so many machines. The door (milliseconds
+of the run's own process for each call) and the processor time of a run (milliseconds in a worker) are what the rows
+above show on this machine; `--check` measures a few of its cells here, beside what it says of them.
 """
 
 from __future__ import annotations

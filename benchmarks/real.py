@@ -1,6 +1,7 @@
 """All compilers on real language models and public tasks, replayable by anyone without a model.
 
     python benchmarks/real.py --replay                                  # the tables, from the records beside this file
+    python benchmarks/real.py --replay --write                          # into docs/real.md, and the README's rows
     python benchmarks/real.py --local qwen05=FILE qwen15=FILE           # fill the cells that have no record yet
     python benchmarks/real.py --server qwen05=URL qwen15=URL --tasks objects --compilers abo gepa --seeds 0
 
@@ -19,6 +20,7 @@ import argparse
 import csv
 import logging
 import os
+import re
 import sys
 import textwrap
 import time
@@ -55,6 +57,7 @@ from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import estimate95
 
+ROOT = Path(__file__).parents[1]
 RECORDS = Path(__file__).parent / "records"
 DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZES = Sizes(train=32, validation=40, test=100)
@@ -290,6 +293,33 @@ def tables(done: Sequence[Done]) -> Iterator[str]:
         yield from _table(task, target, cells)
 
 
+def write(done: Sequence[Done], page: Path, readme: Path) -> None:
+    """Bring the pages' tables up to date.
+
+    Args:
+        done: All cells.
+        page: Has whole tables, each after a line `<!-- table TASK TARGET -->`.
+        readme: Has some rows of the first of them, which are exchanged; which ones, it says by having them.
+    """
+    text, rows = page.read_text(), {}
+    for task, target in dict.fromkeys((one.cell.task, one.cell.target) for one in done):
+        cells = [one for one in done if (one.cell.task, one.cell.target) == (task, target)]
+        table = [line for line in _table(task, target, cells) if line.startswith("|")]
+        place = re.compile(rf"(<!-- table {task} {target} -->\n)(?:\|.*\n)*")
+        if not place.search(text):
+            print(f"{page} has no place for {task} on {target}: <!-- table {task} {target} -->", file=sys.stderr)
+        text = place.sub(lambda found, table=table: found[1] + "\n".join(table) + "\n", text)  # type: ignore[misc]
+        rows = rows or {line.split("|")[1].strip(): line for line in table}
+    page.write_text(text)
+    kept = [rows.get(line.split("|")[1].strip(), line) if line.count("|") == _COLUMNS else line
+            for line in readme.read_text().splitlines()]  # fmt: skip
+    readme.write_text("\n".join(kept) + "\n")
+
+
+_COLUMNS = 10
+"""Bars in a row of a table."""
+
+
 def _table(task: str, target: str, cells: Sequence[Done]) -> Iterator[str]:
     problem = PROBLEMS[task]
     ways = list(dict.fromkeys(one.cell.way for one in cells))
@@ -395,9 +425,13 @@ def main() -> int:
     parser.add_argument("--compilers", nargs="+", choices=[STUDENT, *WAYS], default=[STUDENT, *WAYS])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of the public data sets")
+    parser.add_argument("--write", action="store_true", help="with --replay: into docs/real.md and README.md as well")
     parser.add_argument("--prompts", action="store_true", help="print the prompts found, in full")
     parser.add_argument("--processes", type=int, default=2)
     options = parser.parse_args()
+    if options.write and not (options.replay and len(options.tasks) == len(PROBLEMS) and STUDENT in options.compilers
+                              and len(options.compilers) > len(WAYS)):  # fmt: skip
+        parser.error("--write: with --replay, and with all tasks and compilers")
     try:
         if not options.replay:
             models = dict(pair.split("=", 1) for pair in [*options.local, *options.server])
@@ -411,6 +445,8 @@ def main() -> int:
     except (RecordError, TaskError) as error:
         print(error, file=sys.stderr)
         return 1
+    if options.write:
+        write(done, ROOT / "docs" / "real.md", ROOT / "README.md")
     print("\n".join([*tables(done), *(prompts(done) if options.prompts else ())]))
     return 0
 

@@ -1,4 +1,4 @@
-"""LOCAL.md: each line that makes a model sends its requests where that server takes them."""
+"""docs/local.md: each line that makes a model sends its requests where that server takes them."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ import cuesmith
 from cuesmith import Budget
 from cuesmith.programs.tasks import Sizes, generate
 
-PAGE = (Path(__file__).parents[1] / "LOCAL.md").read_text()
+PAGE = (Path(__file__).parents[1] / "docs" / "local.md").read_text()
 LINES = re.findall(r"`(dspy\.LM\(.*?\))`", PAGE)
 FIELDS = {"reasoning": "So.", "answer": "4", "instruction": "Give the number that is meant."}
 REPLY = "\n\n".join(f"[[ ## {name} ## ]]\n{value}" for name, value in FIELDS.items())
@@ -98,4 +98,4 @@ def test_requests_of_a_compile_arrive_where_the_server_takes_them(line: str) -> 
 
 def test_the_program_of_the_page_is_python() -> None:
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
-    compile(code, "LOCAL.md", "exec")
+    compile(code, "docs/local.md", "exec")

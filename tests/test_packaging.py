@@ -193,14 +193,16 @@ def test_the_command_runs_from_the_wheel(wheel: Path, tmp_path: Path) -> None:
     assert json.loads(done.stdout)["task"] == "objects"
 
 
-def test_the_readme_names_what_there_is() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for block in re.findall(r"```python\n(.*?)```", readme, re.DOTALL):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom) and node.module is not None:
-                module = importlib.import_module(node.module)
-                assert all(hasattr(module, alias.name) for alias in node.names), node.module
-    assert set(re.findall(r"^\| `([a-z0-9_-]+)` \|", readme, re.MULTILINE)) == {*COMPILERS, *METRICS}
+def test_the_pages_name_what_there_is() -> None:
+    for page in (ROOT / "README.md", *(ROOT / "docs").rglob("*.md")):
+        for block in re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL):
+            for node in ast.walk(ast.parse(block)):
+                if isinstance(node, ast.ImportFrom) and node.module is not None and node.module.startswith("cuesmith"):
+                    module = importlib.import_module(node.module)
+                    assert all(hasattr(module, alias.name) for alias in node.names), (page.name, node.module)
+    for name, known in (("compilers/index", COMPILERS), ("data", METRICS)):
+        text = (ROOT / "docs" / f"{name}.md").read_text()
+        assert set(re.findall(r"^\| `([a-z0-9_-]+)` \|", text, re.MULTILINE)) == set(known)
 
 
 def test_an_installed_package_adds_its_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import lzma
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -21,7 +22,7 @@ from cuesmith.programs.spread import spread
 from cuesmith.teleprompters import IterativeAPE
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
-README = BENCHMARKS.parent / "README.md"
+PAGES = (BENCHMARKS.parent / "docs" / "real.md", BENCHMARKS.parent / "README.md")
 
 
 def _benchmark(name: str) -> ModuleType:
@@ -123,11 +124,33 @@ def test_a_spread_over_compiles_is_not_one_over_answers() -> None:
 
 
 @pytest.mark.skipif(not real.DATA.exists(), reason="the public data sets are not there")
-def test_the_readmes_table_is_what_the_records_give() -> None:
+def test_the_table_of_the_pages_is_what_the_records_give() -> None:
     cells = real.recorded(lambda cell: cell.task == "objects" and cell.way in ("student", "iterative-ape", "gepa"))
     assert cells
     done = real.replay(cells, real.DATA, processes=1)
-    text = README.read_text()
+    text = PAGES[0].read_text()
     for line in real.tables(done):
         name = line.split("|")[1].strip() if line.startswith("| ") else ""
         assert name not in ("student", "iterative-ape", "gepa") or line in text
+
+
+def test_the_readmes_rows_are_rows_of_the_page() -> None:
+    """So that figures are brought up to date in one place, or a test says that they were not."""
+    page, readme = (set(re.findall(r"^\| [a-z-]+ \|.*\[.*$", path.read_text(), re.MULTILINE)) for path in PAGES)
+    rows = {row for row in readme if row.split("|")[1].strip() in {*real.WAYS, real.STUDENT}}
+    assert len(rows) >= 4 and rows <= page
+
+
+def test_tables_are_written_where_the_pages_have_them(tmp_path: Path) -> None:
+    def done(way: str, score: float) -> Any:
+        cell = real.Cell("objects", "qwen05", way, 0)
+        return real.Done(cell, (score,) * 10, 0, {"target": 5, "optimizer": 1}, 900, 3.0, 2, None, (), "", True)
+
+    page, readme = tmp_path / "real.md", tmp_path / "README.md"
+    page.write_text("Before\n\n<!-- table objects qwen05 -->\n| old |\n\nAfter\n")
+    readme.write_text("| a | b |\n" + "| gepa |" + " old |" * 8 + "\nEnd\n")
+    real.write([done("student", 0.0), done("gepa", 1.0)], page, readme)
+    text = page.read_text()
+    assert "| old |" not in text and text.startswith("Before") and text.endswith("\n\nAfter\n")
+    (row,) = [line for line in text.splitlines() if line.startswith("| gepa |")]
+    assert readme.read_text() == f"| a | b |\n{row}\nEnd\n"
