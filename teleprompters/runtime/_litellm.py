@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Request
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
+from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Ticket, Usage
 
 _called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)
