@@ -21,13 +21,8 @@ from dataclasses import dataclass, field, replace
 from typing import cast, get_args
 
 from dspy.utils.exceptions import (
-    ContextWindowExceededError,
-    LMAuthError,
-    LMBillingError,
-    LMConfigurationError,
     LMError,
     LMRateLimitError,
-    LMUnsupportedModelError,
 )
 
 from cuesmith.teleprompters.runtime.admissions import (
@@ -53,6 +48,7 @@ from cuesmith.teleprompters.runtime.outages import (
     is_outage,
     is_refused,
     is_transient,
+    stopped_by,
 )
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
@@ -183,14 +179,6 @@ effect: ContextVar[Effect | None] = ContextVar("cuesmith_effect", default=None)
 
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
 """Whether this thread is one that a program has begun by itself."""
-
-STOPPING: tuple[tuple[type[LMError], str], ...] = (
-    (LMAuthError, "auth"),
-    (LMBillingError, "billing"),
-    (LMUnsupportedModelError, "configuration"),
-    (LMConfigurationError, "configuration"),
-)
-
 
 class Gate:
     """Meters, journals, retries and refuses calls. Thread-safe.
@@ -627,10 +615,8 @@ class Gate:
         """Return the seconds to wait before the next attempt, or raise what ends the call or the run."""
         if not isinstance(error, Exception):
             raise error
-        if not place.depth:  # a call that another model makes may fail: it may have a second one to ask
-            for kind, by in STOPPING:
-                if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
-                    raise self.stop(by, str(error)) from None
+        if not place.depth and (by := stopped_by(error)):  # one that another model makes may have a second one to ask
+            raise self.stop(by, str(error)) from None
         if place.taken:  # its inner calls were tried again, and what they met is known
             if not place.depth and is_outage(error):
                 reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
