@@ -35,9 +35,9 @@ import litellm  # noqa: F401  (before the forks: each would load it for itself)
 from nano.dspy_answers import teach
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
-from cuesmith.teleprompters.conformance import facts
-from cuesmith.teleprompters.fakes import Sent, Server, examples, graded, ruled
 from cuesmith.teleprompters.registry import compiler_class
+from cuesmith.testing.fakes import Sent, Server, examples, graded, ruled
+from cuesmith.testing.observed import facts
 
 Role = Literal["target", "optimizer", "judge"]
 Http: TypeAlias = BaseHTTPRequestHandler

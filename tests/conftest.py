@@ -13,7 +13,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "benchmarks")]
 # Before any test module imports it: the tests of its faults read what its assertions say.
-pytest.register_assert_rewrite("cuesmith.teleprompters.conformance")
+pytest.register_assert_rewrite("cuesmith.testing")
 
 # The same examples every time, so that a run that fails fails again: new ones are looked for with `fuzz`.
 _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])

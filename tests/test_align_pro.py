@@ -29,8 +29,8 @@ from cuesmith.teleprompters.align_pro import AlignPro  # noqa: E402
 from cuesmith.teleprompters.alignment.checkpoints import Curve  # noqa: E402
 from cuesmith.teleprompters.alignment.record import TrainingStepDone, alignment_of  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Training  # noqa: E402
-from cuesmith.teleprompters.purity import source_faults, sources_of  # noqa: E402
 from cuesmith.teleprompters.runtime.events import Event, RunStarted  # noqa: E402
+from cuesmith.testing.purity import source_faults, sources_of  # noqa: E402
 
 torch.set_num_threads(1)
 

@@ -15,6 +15,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from cuesmith.modules.embedded import attention
 from cuesmith.modules.embedded import engine as engine_module
 from cuesmith.modules.embedded.attention import PrefixCache
 from cuesmith.modules.embedded.batching import Batcher
@@ -185,7 +186,7 @@ def test_prefix_cache_changes_the_work_but_not_the_text(engine: NanoEngine) -> N
 
 def test_shared_prefix_is_computed_once(engine: NanoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = []
-    compute = engine_module.compute_prefix
+    compute = attention.compute_prefix
 
     def counting(weights: Weights, context: np.ndarray) -> object:
         lengths.append(len(context))
