@@ -6,7 +6,7 @@ import difflib
 import importlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 
 import dspy
@@ -57,10 +57,12 @@ def compiler_class(name: str) -> type[Compiler]:
         ValueError: If there is none; the message has the nearest name.
         TypeError: If an installed package calls something else a compiler.
     """
-    places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
-    known = {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
-    key = known.get(_plain(name))
+    key, places = _key(name, COMPILERS), COMPILERS
+    if key is None:  # reading what is installed takes its time
+        places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
+        key = _key(name, places)
     if key is None:
+        known = _known(places)
         near = difflib.get_close_matches(_plain(name), known, n=1)
         meant = f"did you mean {known[near[0]]!r}? There are" if near else "there are"
         raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(places))}")
@@ -106,6 +108,15 @@ def compile(
         raise TypeError(f"{chosen.__name__} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
     compiler = chosen(metric=metric, **options)  # type: ignore[arg-type]
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
+
+
+def _known(places: Mapping[str, str]) -> dict[str, str]:
+    """Return every name without what does not matter in it -> the name in `places`."""
+    return {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
+
+
+def _key(name: str, places: Mapping[str, str]) -> str | None:
+    return _known(places).get(_plain(name))
 
 
 def _plain(name: object) -> str:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+# A third of the time of collecting the tests went into looking for garbage among what is imported for good.
+gc.disable()
 
 os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -20,3 +24,10 @@ _PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("repeatable", _PATIENT, derandomize=True)
 settings.register_profile("fuzz", _PATIENT)
 settings.load_profile(os.environ.get("CUESMITH_HYPOTHESIS", "repeatable"))
+
+
+def pytest_collection_finish() -> None:
+    """Look for garbage from now on, but not among what stays to the end."""
+    gc.collect()
+    gc.freeze()
+    gc.enable()

@@ -48,7 +48,7 @@ from cuesmith.testing.fakes import (
     writes,
 )
 from cuesmith.testing.fakes import ruled as by_rule
-from cuesmith.testing.observed import facts
+from cuesmith.testing.ran import facts
 
 TRAIN, VALID = examples(5, "door train"), examples(8, "door valid")
 SMALL: Mapping[str, Any] = {"width": 1, "branch": 2, "steps": 1, "initial": 2}

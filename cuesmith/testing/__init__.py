@@ -10,7 +10,7 @@
 
 What stands where:
 
-- `conformance`: the suite, `CompilerConformance`; `observed`: what one compile of it did, and what holds of any.
+- `conformance`: the suite, `CompilerConformance`; `ran`: what one compile of it did, and what holds of any.
 - `fakes`: `Engine`, a model in this process that answers by a rule and keeps what it was sent; `Server`, a provider on
   the loopback interface that can go down or refuse the key; optimizers that write what they should not; students,
   examples and a metric.
@@ -21,7 +21,7 @@ The suite needs pytest, which `cuesmith` itself does not. Source: ours.
 
 from cuesmith.testing.conformance import CompilerConformance
 from cuesmith.testing.fakes import Engine, Sent, Server
-from cuesmith.testing.observed import Ran
 from cuesmith.testing.purity import source_faults, sources_of
+from cuesmith.testing.ran import Ran
 
 __all__ = ["CompilerConformance", "Engine", "Ran", "Sent", "Server", "source_faults", "sources_of"]

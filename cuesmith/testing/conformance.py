@@ -77,7 +77,8 @@ from cuesmith.testing.fakes import (
     simulated,
     writes,
 )
-from cuesmith.testing.observed import (
+from cuesmith.testing.purity import MOST_LINES, source_faults, sources_of
+from cuesmith.testing.ran import (
     Ran,
     check_events,
     check_plan,
@@ -87,7 +88,6 @@ from cuesmith.testing.observed import (
     facts,
     scores_of,
 )
-from cuesmith.testing.purity import MOST_LINES, source_faults, sources_of
 
 MOST_SHARED = 350
 """Lines of a file that compilers share."""

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 from cuesmith.modules.decoding import POLICY
 from cuesmith.modules.prompter import Prompter
 from cuesmith.signatures.rewriting import RewriteInput
-from cuesmith.teleprompters.alignment.checkpoints import Curve
+from cuesmith.teleprompters.alignment.checkpoints import LearningCurve
 from cuesmith.teleprompters.alignment.frozen import Frozen
 from cuesmith.teleprompters.alignment.gains import PolicyKL, Sampled
 from cuesmith.teleprompters.alignment.record import TrainingStepDone
@@ -125,7 +125,7 @@ async def trained(
         RunStopped: If the run was stopped; a resumed run goes on from the last checkpoint.
     """
     directory = frozen.folder("prompter")
-    curve = Curve(directory)
+    curve = LearningCurve(directory)
 
     def on_step(step: TrainingStep) -> bool:
         event = TrainingStepDone(

@@ -90,8 +90,8 @@ def _watch_retries(leads_to: Any) -> None:
         await real_asleep(self, **options)
         _count_retry(leads_to)
 
-    FinalRequestOptions.get_max_retries = most  # type: ignore[method-assign]
-    OpenAI._sleep_for_retry, AsyncOpenAI._sleep_for_retry = sleep, asleep  # type: ignore[method-assign]
+    FinalRequestOptions.get_max_retries = most
+    OpenAI._sleep_for_retry, AsyncOpenAI._sleep_for_retry = sleep, asleep
 
 
 def _count_retry(leads_to: Any) -> None:
@@ -109,7 +109,7 @@ def _count_retry(leads_to: Any) -> None:
 def _watcher_of(leads_to: Any) -> Any:
     from litellm.integrations.custom_logger import CustomLogger
 
-    class Watcher(CustomLogger):
+    class Watcher(CustomLogger):  # type: ignore[misc]
         """Admits each attempt that did not come through the door, and settles it."""
 
         def __init__(self) -> None:
