@@ -25,9 +25,7 @@ import inspect
 import itertools
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -48,6 +46,7 @@ from cuesmith.teleprompters.runtime.events import EffectDone, Event, Stopped
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.testing.elsewhere import elsewhere
 from cuesmith.testing.fakes import (
     EXECUTED,
     HOSTILE,
@@ -95,14 +94,12 @@ MOST_SHARED = 350
 TRAIN, VALID = examples(8, "train"), examples(12, "valid")
 
 
-def compile_here() -> None:
-    """Compile what `CompilerConformance` sends to a child process, and write the facts to standard output."""
-    compiler, run_dir = pickle.load(sys.stdin.buffer)
+def compile_here(compiler: Compiler, run_dir: Path) -> str:
+    """Compile in this process what `CompilerConformance` sends to it; returns as JSON what came of it."""
     engine = Engine(both)
     with dspy.context(lm=engine.lm("both")):
         compiled = compiler.compile(plain(), trainset=TRAIN, valset=VALID, run_dir=run_dir)
-    found = {"facts": facts(compiled.compilation), "calls": engine.calls, "hash": hash("conformance")}
-    sys.stdout.write(json.dumps(found))
+    return json.dumps({"facts": facts(compiled.compilation), "calls": engine.calls, "hash": hash("conformance")})
 
 
 class CompilerConformance:
@@ -342,13 +339,7 @@ class CompilerConformance:
             compiled = compiler.compile(plain(), trainset=TRAIN, valset=VALID, run_dir=tmp_path)
         if type(compiler).__module__ == type(self).__module__:  # the child cannot import it: it goes along
             cloudpickle.register_pickle_by_value(sys.modules[type(compiler).__module__])
-        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "1"}
-        child = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import compile_here; compile_here()"],
-            input=cloudpickle.dumps((compiler, tmp_path)), env={**os.environ, **paths}, capture_output=True,
-            timeout=300)
-        assert child.returncode == 0, child.stderr.decode()[-2000:]
-        found = json.loads(child.stdout)
+        found = json.loads(str(elsewhere().do(cloudpickle.dumps((compile_here, (compiler, tmp_path))))))
         assert found["hash"] != hash("conformance"), "this process has the child's PYTHONHASHSEED: nothing is tested"
         assert found["calls"] == 0 and found["facts"] == json.loads(json.dumps(facts(compiled.compilation)))
 
