@@ -50,7 +50,7 @@ from rich.table import Table
 
 import cuesmith
 from cuesmith.modules.sampling import draw
-from cuesmith.teleprompters.fakes import KEY, Engine, Sent, Server, examples, plain, ruled
+from cuesmith.testing.fakes import KEY, Engine, Sent, Server, examples, plain, ruled
 
 # --- kills -------------------------------------------------------------------------------------------------
 

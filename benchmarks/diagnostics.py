@@ -44,10 +44,10 @@ from cuesmith.modules.simulated.evidence import tokens_of
 from cuesmith.modules.simulated.points import NOUNS
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence
+from cuesmith.programs.diagnosis.embedders import TfIdf, words_of
 from cuesmith.programs.diagnosis.planted import Planted, names_any
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition
-from cuesmith.programs.diagnosis.similarity import TfIdf, words_of
-from cuesmith.programs.diagnosis.validity import Judging, Study, Validity, validity
+from cuesmith.programs.diagnosis.validity import Judging, ShownConditions, Validity, validity
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CriticizeInstruction
 
@@ -112,13 +112,14 @@ def batches(look: tuple[str, ...], seed: int, n: int) -> list[Evidence]:
 
 
 @lru_cache(maxsize=8)
-def study_of(seed: int, n: int = 20) -> Study:
+def study_of(seed: int, n: int = 20) -> ShownConditions:
     """One study; its errors, batches and other task depend on the seed alone."""
     look, other = LOOKS[seed % len(LOOKS)], LOOKS[(seed + 1) % len(LOOKS)]
     errors, kind = pool(look, seed)
     rights = [replace(error, response=f"answer: {error.gold['answer']}") for error in errors_of(look[0], seed)]
     others = batches(other, seed + 1, n)
-    return Study.of(VAGUE, errors, rights=rights, fault=planted(seed), others=others, n=n, kind=kind, seed=seed)
+    fault = planted(seed)
+    return ShownConditions.of(VAGUE, errors, rights=rights, fault=fault, others=others, n=n, kind=kind, seed=seed)
 
 
 @dataclass(frozen=True)

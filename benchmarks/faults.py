@@ -76,9 +76,9 @@ from rich.console import Console
 from rich.table import Table
 
 import cuesmith
-from cuesmith.teleprompters.fakes import KEY, plain
 from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.events import EffectDone, Event
+from cuesmith.testing.fakes import KEY, plain
 
 # --- one compile -------------------------------------------------------------------------------------------
 

@@ -29,7 +29,9 @@ from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuesmith.modules.embedded.batching import Batcher
-from cuesmith.modules.embedded.engine import Decoder, Generation, NanoEngine, Prompt, Weights, single_blas_thread
+from cuesmith.modules.embedded.blas import single_blas_thread
+from cuesmith.modules.embedded.engine import Decoder, Generation, NanoEngine, Prompt
+from cuesmith.modules.embedded.network import Weights
 
 CALLERS = 32
 

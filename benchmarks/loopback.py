@@ -35,9 +35,9 @@ import litellm  # noqa: F401  (before the forks: each would load it for itself)
 from nano.dspy_answers import teach
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
-from cuesmith.teleprompters.conformance import facts
-from cuesmith.teleprompters.fakes import Sent, Server, examples, graded, ruled
 from cuesmith.teleprompters.registry import compiler_class
+from cuesmith.testing.fakes import Sent, Server, examples, graded, ruled
+from cuesmith.testing.ran import facts
 
 Role = Literal["target", "optimizer", "judge"]
 Http: TypeAlias = BaseHTTPRequestHandler
@@ -67,7 +67,7 @@ OPTIONS: Mapping[str, Mapping[str, object]] = {
 LOADED: Mapping[str, Sequence[str]] = {
     "mipro": ["optuna"],
     "align-pro": [
-        "peft", "cuesmith.teleprompters.alignment.engine", "cuesmith.teleprompters.alignment.ppo"],
+        "peft", "cuesmith.teleprompters.alignment.trainers", "cuesmith.teleprompters.alignment.ppo"],
 }  # fmt: skip
 """What a compiler imports late: it is imported before the forks, which would each do so for themselves."""
 SMALL: Mapping[str, object] = {"width": 2, "branch": 2, "steps": 1, "initial": 2, "init_examples": 4, "minibatch": 4}

@@ -301,7 +301,8 @@ def write(done: Sequence[Done], page: Path, readme: Path) -> None:
         page: Has whole tables, each after a line `<!-- table TASK TARGET -->`.
         readme: Has some rows of the first of them, which are exchanged; which ones, it says by having them.
     """
-    text, rows = page.read_text(), {}
+    text = page.read_text()
+    rows: dict[str, str] = {}
     for task, target in dict.fromkeys((one.cell.task, one.cell.target) for one in done):
         cells = [one for one in done if (one.cell.task, one.cell.target) == (task, target)]
         table = [line for line in _table(task, target, cells) if line.startswith("|")]

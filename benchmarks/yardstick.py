@@ -24,7 +24,8 @@ from pathlib import Path
 import numpy as np
 
 from cuesmith.teleprompters.alignment.finite import Instance, log_mean_exp
-from cuesmith.teleprompters.alignment.yardstick import Attainable, Sampled, attainable
+from cuesmith.teleprompters.alignment.gains import Attainable, Sampled
+from cuesmith.teleprompters.alignment.yardstick import attainable
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 INPUTS = 40

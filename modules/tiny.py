@@ -54,7 +54,7 @@ def _tokenizer(words: Iterable[str]) -> PreTrainedTokenizerFast:
     bare.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Split("\n", "isolated"), pre_tokenizers.Split(Regex(r"[^\S\n]+"), "removed")]
     )
-    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
+    return PreTrainedTokenizerFast(
         tokenizer_object=bare, pad_token="<pad>", unk_token="<unk>", bos_token="<s>", eos_token="</s>",
         padding_side="left",
     )

@@ -4,7 +4,7 @@ Four configurations on the same held-out prompts: the frozen model alone, an unt
 one (Align-Pro), and the frozen model itself trained by the same trainer on the same reward (the RLHF oracle). The toy
 makes everything from a seed on this machine; every other preset runs the same code on the paper's models.
 
-Source: 2501.03486, section "Experimental Evaluations"; see `cuesmith.programs.alignment.study` for what is ours.
+Source: 2501.03486, section "Experimental Evaluations"; see `cuesmith.programs.alignment.configurations`.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from cuesmith.programs.presets import PRESETS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cuesmith.programs.alignment.findings import Findings
-    from cuesmith.programs.alignment.setup import Ready, Settings
-    from cuesmith.programs.alignment.study import Study
+    from cuesmith.programs.alignment.configurations import AlignStudy
+    from cuesmith.programs.alignment.findings import AlignFindings
+    from cuesmith.programs.alignment.setup import AlignSettings, Ready
     from cuesmith.teleprompters.runtime.candidate import Json
 
 
@@ -101,7 +101,7 @@ def command(options: AlignStudyOptions = AlignStudyOptions()) -> int:
         return complain("cuesmith", str(error)[:300], 1)
 
 
-def main(settings: Settings, *, as_json: bool = False) -> int:
+def main(settings: AlignSettings, *, as_json: bool = False) -> int:
     """Run a study and show it on standard output.
 
     Args:
@@ -120,7 +120,7 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     """
     from rich.console import Console
 
-    from cuesmith.programs.alignment import findings, setup, study
+    from cuesmith.programs.alignment import configurations, findings, setup
     from cuesmith.teleprompters.runtime.progress import Progress
 
     _be_quiet()
@@ -129,7 +129,7 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
         console.print(_heading(settings), soft_wrap=True)
     with Progress() as progress:
         ready = setup.prepare(settings, stage=progress.stage)
-        result = study.conduct(ready.parts, settings.plan(), stage=progress.stage)
+        result = configurations.conduct(ready.parts, settings.plan(), stage=progress.stage)
     found = findings.findings(result, ready.parts.test, judge=settings.judge, rule=ready.rule)
     seconds = time.perf_counter() - started
     data = _json(settings, ready, result, found, seconds)
@@ -157,15 +157,15 @@ def _be_quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def settings_of(options: AlignStudyOptions) -> Settings:
+def settings_of(options: AlignStudyOptions) -> AlignSettings:
     """Return the settings that the arguments ask for."""
-    from cuesmith.programs.alignment.setup import Settings
+    from cuesmith.programs.alignment.setup import AlignSettings
 
     out = options.out or Path("runs") / "align-study" / f"{options.preset}-{options.seed}"
-    return Settings(**values_of(options, Settings, preset=PRESETS[options.preset], out=out))
+    return AlignSettings(**values_of(options, AlignSettings, preset=PRESETS[options.preset], out=out))
 
 
-def _heading(settings: Settings) -> str:
+def _heading(settings: AlignSettings) -> str:
     plan = settings.plan()
     training, decoding = plan.prompter_training, plan.prompter_decoding
     lines = [
@@ -179,7 +179,7 @@ def _heading(settings: Settings) -> str:
     return _visible("\n".join(lines)) + "\n"
 
 
-def _show(console: Console, settings: Settings, ready: Ready, found: Findings, seconds: float) -> None:
+def _show(console: Console, settings: AlignSettings, ready: Ready, found: AlignFindings, seconds: float) -> None:
     from rich.text import Text
 
     from cuesmith.programs import report
@@ -210,7 +210,9 @@ def _reward_words(ready: Ready) -> list[str]:
     ]
 
 
-def _json(settings: Settings, ready: Ready, result: Study, found: Findings, seconds: float) -> dict[str, Json]:
+def _json(
+    settings: AlignSettings, ready: Ready, result: AlignStudy, found: AlignFindings, seconds: float
+) -> dict[str, Json]:
     from cuesmith.programs import report
     from cuesmith.programs.alignment import findings
 
@@ -244,7 +246,7 @@ def _number(value: float) -> float | None:
     return None if math.isnan(value) else round(value, 6)
 
 
-def _save(folder: Path, result: Study, ready: Ready, data: dict[str, Json]) -> None:
+def _save(folder: Path, result: AlignStudy, ready: Ready, data: dict[str, Json]) -> None:
     """Keep the trained models, every answer, and the figures."""
     folder.mkdir(parents=True, exist_ok=True)
     result.prompter.save_pretrained(folder / "prompter")

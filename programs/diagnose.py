@@ -21,11 +21,11 @@ from cuesmith.programs.arguments import Amount, Count, Score, be_offline, compla
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.asking import Inquiry
     from cuesmith.programs.diagnosis.change import Changes
+    from cuesmith.programs.diagnosis.embedders import Similarity
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.diagnosis.following import Following, Judge
     from cuesmith.programs.diagnosis.live import Live, LivePlan
     from cuesmith.programs.diagnosis.record import Record
-    from cuesmith.programs.diagnosis.similarity import Similarity
     from cuesmith.programs.diagnosis.trajectory import Trajectory
     from cuesmith.teleprompters.runtime.candidate import Json
     from cuesmith.teleprompters.runtime.ledger import Spent
@@ -212,9 +212,9 @@ def command(options: DiagnoseOptions) -> int:
         return complain(COMMAND, problem, 2)
     be_offline(models=options.lm not in (None, SIMULATED), embedder=options.embedder is not None)
 
-    from cuesmith.programs.diagnosis.judging import LabelsError
+    from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
+    from cuesmith.programs.diagnosis.lm_judges import LabelsError
     from cuesmith.programs.diagnosis.record import RecordError
-    from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
 
     if options.html is not None and not options.html.parent.is_dir():  # before anything is paid for
         return complain(COMMAND, f"--html {options.html}: no such folder", 1)
@@ -291,7 +291,7 @@ def _asked(
     """
     from cuesmith.programs.comparison import one_line
     from cuesmith.programs.diagnosis.following import pairs_of
-    from cuesmith.programs.diagnosis.judging import VOTES
+    from cuesmith.programs.diagnosis.lm_judges import VOTES
     from cuesmith.teleprompters.runtime.ledger import UnknownPrice
 
     inquiry = _inquiry(options)
@@ -357,7 +357,7 @@ def _judged(
 ) -> tuple[Following, ...]:
     """Have a model judge how the returned prompts are followed; nothing if it gives out."""
     from cuesmith.programs.diagnosis.following import following
-    from cuesmith.programs.diagnosis.judging import JudgeFailed, RuleJudge
+    from cuesmith.programs.diagnosis.lm_judges import JudgeFailed, RuleJudge
 
     if not pairs:
         return ()
@@ -372,7 +372,7 @@ def _judged(
 
 
 def _labels(options: DiagnoseOptions) -> Sequence[tuple[str, str, bool]]:
-    from cuesmith.programs.diagnosis.judging import HAND, labels_of
+    from cuesmith.programs.diagnosis.lm_judges import HAND, labels_of
 
     return HAND if options.labels is None else labels_of(options.labels)
 

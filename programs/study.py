@@ -209,7 +209,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
         JournalError: If `run_dir` is in use or holds another study.
         RunFailed: If the embedder fails.
     """
-    from cuesmith.programs.diagnosis.similarity import SimilarityError
+    from cuesmith.programs.diagnosis.embedders import SimilarityError
     from cuesmith.teleprompters.runtime.ledger import UnknownPrice
     from cuesmith.teleprompters.runtime.progress import Progress
 
@@ -237,7 +237,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
 
 def _bench(settings: Settings, callbacks: Sequence[Callback]) -> Bench:
     """Return what the study works with, once the embedder has answered: it would fail at the end, all being paid."""
-    from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
+    from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
     from cuesmith.programs.studies.bench import Bench
     from cuesmith.teleprompters.runtime.ledger import Budget
 

@@ -8,7 +8,7 @@ import importlib
 import operator
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
@@ -60,10 +60,12 @@ def compiler_place(name: str) -> tuple[str, str]:
     Raises:
         ValueError: If there is none; the message has the nearest name.
     """
-    places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
-    known = {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
-    key = known.get(_plain(name))
+    key, places = _key(name, COMPILERS), COMPILERS
+    if key is None:  # reading what is installed takes its time
+        places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
+        key = _key(name, places)
     if key is None:
+        known = _known(places)
         near = difflib.get_close_matches(_plain(name), known, n=1)
         meant = f"did you mean {known[near[0]]!r}? There are" if near else "there are"
         raise ValueError(f"no compiler is called {name!r}: {meant} {', '.join(sorted(places))}")
@@ -145,6 +147,15 @@ def compile(
     """
     compiler = compiler_of(name, metric, **options)
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
+
+
+def _known(places: Mapping[str, str]) -> dict[str, str]:
+    """Return every name without what does not matter in it -> the name in `places`."""
+    return {_plain(each): ALIASES.get(each, each) for each in (*places, *ALIASES)}
+
+
+def _key(name: str, places: Mapping[str, str]) -> str | None:
+    return _known(places).get(_plain(name))
 
 
 def _plain(name: object) -> str:

@@ -33,7 +33,7 @@ from sybil.parsers.markdown import CodeBlockParser
 
 from cuesmith import cli
 from cuesmith.modules.embedded.lm import MODEL, register
-from cuesmith.teleprompters.fakes import Sent, Server, simulated
+from cuesmith.testing.fakes import Sent, Server, simulated
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

@@ -26,11 +26,11 @@ from cuesmith.modules.prompter import Prompted, Prompter  # noqa: E402
 from cuesmith.modules.reweighted import Reweighted  # noqa: E402
 from cuesmith.modules.tiny import tiny_policy  # noqa: E402
 from cuesmith.teleprompters.align_pro import AlignPro  # noqa: E402
-from cuesmith.teleprompters.alignment.checkpoints import Curve  # noqa: E402
+from cuesmith.teleprompters.alignment.checkpoints import LearningCurve  # noqa: E402
 from cuesmith.teleprompters.alignment.record import TrainingStepDone, alignment_of  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Training  # noqa: E402
-from cuesmith.teleprompters.purity import source_faults, sources_of  # noqa: E402
 from cuesmith.teleprompters.runtime.events import Event, RunStarted  # noqa: E402
+from cuesmith.testing.purity import source_faults, sources_of  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -146,16 +146,16 @@ def test_an_estimate_of_weights_is_an_upper_bound() -> None:
 def test_a_line_of_the_curve_that_was_cut_off_costs_that_line_only(tmp_path: Path) -> None:
     file = tmp_path / "curve.jsonl"
     steps = [TrainingStepDone(number, 3, 0.5, 0.1, 0.0, 0, 0.2) for number in (1, 2, 3)]
-    curve = Curve(tmp_path)
+    curve = LearningCurve(tmp_path)
     curve.add(steps[0])
     with file.open("a") as lines:
         lines.write('\n{"step": 2, "of"')
-    again = Curve(tmp_path)
+    again = LearningCurve(tmp_path)
     assert again.steps == steps[:1]
     again.add(steps[1])
     again.add(steps[2])
     again.add(steps[1])
-    assert Curve(tmp_path).steps == again.steps == steps[:2], "a step that is repeated takes back what followed"
+    assert LearningCurve(tmp_path).steps == again.steps == steps[:2], "a step that is repeated takes back what followed"
 
 
 def test_weights_refuse_a_metric_that_needs_labels() -> None:

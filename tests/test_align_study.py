@@ -25,7 +25,17 @@ from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.judges import RewardModel
 from cuesmith.modules.policy import LocalPolicy
 from cuesmith.programs import align_study
-from cuesmith.programs.alignment import setup, study, toy
+from cuesmith.programs.alignment import configurations, setup, toy
+from cuesmith.programs.alignment.configurations import (
+    ALIGN_PRO,
+    ALONE,
+    ORACLE,
+    UNTRAINED,
+    AlignStudy,
+    Evaluated,
+    StudyParts,
+    StudyPlan,
+)
 from cuesmith.programs.alignment.findings import findings, limits, meaning
 from cuesmith.programs.alignment.measures import (
     count_wins,
@@ -34,7 +44,6 @@ from cuesmith.programs.alignment.measures import (
     sign_test,
     variance95,
 )
-from cuesmith.programs.alignment.study import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, Evaluated, Parts, Plan, Study
 from cuesmith.programs.arguments import parsed
 from cuesmith.programs.presets import PRESETS, TOY
 from cuesmith.programs.tasks import TaskError
@@ -44,7 +53,8 @@ from cuesmith.teleprompters.alignment.training import Training
 
 torch.set_num_threads(1)
 
-SMALL = toy.Sizes(hidden=32, layers=1, pairs=500, frozen_steps=15, prompter_steps=15, preferences=300, reward_steps=15)
+SMALL = toy.ToySizes(
+    hidden=32, layers=1, pairs=500, frozen_steps=15, prompter_steps=15, preferences=300, reward_steps=15)
 BRIEF = replace(TOY, steps=2, batch_size=8, generations=4, train_prompts=20)
 
 
@@ -148,7 +158,7 @@ def test_presets_are_the_papers() -> None:
     for preset in PRESETS.values():
         assert (preset.decoding.temperature, preset.decoding.top_p, preset.decoding.top_k) == (1.5, 0.6, 20)
         assert PRESETS[preset.name] is preset
-        setup.Settings(preset, Path("out")).plan()  # its numbers fit each other
+        setup.AlignSettings(preset, Path("out")).plan()  # its numbers fit each other
         if not preset.is_toy:
             assert preset.reward_model == "weqweasdas/RM-Gemma-2B" and preset.learning_rate == 1.41e-5
             assert preset.dataset in SOURCES
@@ -188,7 +198,7 @@ def test_words_follow_the_figures() -> None:
     same = [b + 0.5 * rng.normal() for b in base]
     each = (evaluated(ALONE, base), evaluated(UNTRAINED, same, 6), evaluated(ALIGN_PRO, better, 9))
     found = {one.name: one for one in (*each, evaluated(ORACLE, [b + 2 for b in base]))}
-    result = findings(Study(found, None, None), tuple("q" for _ in base))  # type: ignore[arg-type]
+    result = findings(AlignStudy(found, None, None), tuple("q" for _ in base))  # type: ignore[arg-type]
     said = " ".join(meaning(result))
     assert "Align-Pro raises the mean reward of the frozen model alone: +1.0" in said
     assert "The training itself raises" in said and "Align-Pro reaches 50 %" in said
@@ -206,9 +216,9 @@ def test_a_missing_response_has_no_reward() -> None:
         asked.append((prompts, responses))
         return [float(len(r)) for r in responses]
 
-    assert study.rewards_of(reward, ["a", "b", "c"], ["xx", None, ""]) == [2.0, None, 0.0]
+    assert configurations.rewards_of(reward, ["a", "b", "c"], ["xx", None, ""]) == [2.0, None, 0.0]
     assert asked == [(["a", "c"], ["xx", ""])]
-    assert study.rewards_of(reward, ["a"], [None]) == [None]
+    assert configurations.rewards_of(reward, ["a"], [None]) == [None]
 
 
 def refuses(system: str, user: str, drawn: int | None) -> str:
@@ -219,7 +229,7 @@ def refuses(system: str, user: str, drawn: int | None) -> str:
 
 def test_a_frozen_model_behind_a_provider() -> None:
     engine = ToyEngine(reply=refuses)
-    target = study.RemoteTarget(toy_lm(engine, "frozen", num_retries=0))
+    target = configurations.RemoteTarget(toy_lm(engine, "frozen", num_retries=0))
     assert target.answer(["one", "a museum", "three"], seed=1) == ["ONE None", None, "THREE None"]  # no system message
     assert engine.calls == 3
 
@@ -235,13 +245,14 @@ def judging(system: str, user: str, drawn: int | None) -> str:
 def test_the_judge_is_asked_in_both_orders() -> None:
     prompts, ours, theirs = ["a", "b", "c", "d"], ["long one", "x", "same", None], ["y", "longer", "size", "z"]
     engine = ToyEngine(reply=judging)
-    verdicts, inconsistent = study.judge_pairs(prompts, ours, theirs, toy_lm(engine, "judge"))
+    verdicts, inconsistent = configurations.judge_pairs(prompts, ours, theirs, toy_lm(engine, "judge"))
     assert verdicts == ["win", "loss", "tie", None] and inconsistent == 0 and engine.calls == 6
 
     def always_first(system: str, user: str, drawn: int | None) -> str:
         return "[[ ## reason ## ]]\nx\n\n[[ ## verdict ## ]]\nfirst\n\n[[ ## completed ## ]]"
 
-    verdicts, inconsistent = study.judge_pairs(prompts, ours, theirs, toy_lm(ToyEngine(reply=always_first), "biased"))
+    biased = toy_lm(ToyEngine(reply=always_first), "biased")
+    verdicts, inconsistent = configurations.judge_pairs(prompts, ours, theirs, biased)
     assert verdicts == ["tie", "tie", "tie", None] and inconsistent == 3
 
 
@@ -288,13 +299,13 @@ def test_reward_training_says_what_is_wrong(tmp_path: Path) -> None:
 def test_test_prompts_must_not_be_trained_on() -> None:
     policy = toy.untrained(0, SMALL)
     with pytest.raises(ValueError, match="1 test prompts are trained on, such as 'a'"):
-        Parts(policy, policy, lambda p, r: [], ("a", "b"), ("a",))
+        StudyParts(policy, policy, lambda p, r: [], ("a", "b"), ("a",))
     with pytest.raises(ValueError, match="0 to train on"):
-        Parts(policy, policy, lambda p, r: [], (), ("a",))
+        StudyParts(policy, policy, lambda p, r: [], (), ("a",))
 
 
 def test_the_toy_study_small_and_whole(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = setup.Settings(BRIEF, tmp_path / "out", n_test=10, sizes=SMALL)
+    settings = setup.AlignSettings(BRIEF, tmp_path / "out", n_test=10, sizes=SMALL)
     assert align_study.main(settings, as_json=True) == 0
     data = json.loads(capsys.readouterr().out)
     assert [one["name"] for one in data["configurations"]] == [ALONE, UNTRAINED, ALIGN_PRO, ORACLE]
@@ -324,7 +335,7 @@ def test_models_and_data_from_folders(tmp_path: Path) -> None:
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
     for name, seed in (("prompter", 1), ("frozen", 2)):
         toy.untrained(seed, SMALL).save_pretrained(tmp_path / name)
-    settings = setup.Settings(
+    settings = setup.AlignSettings(
         BRIEF, tmp_path / "out", dataset=str(file), prompter=str(tmp_path / "prompter"),
         frozen=str(tmp_path / "frozen"), train_reward="", n_test=12, steps=1,
     )  # fmt: skip
@@ -336,7 +347,7 @@ def test_models_and_data_from_folders(tmp_path: Path) -> None:
     made = ready.reward_training
     assert made is not None and made.pairs + made.held_out == sum(r["prompt"] not in parts.test for r in rows)
     assert ready.names["reward_model"] == f"trained here from {tmp_path / 'prompter'}"
-    found = findings(study.conduct(parts, settings.plan()), parts.test)
+    found = findings(configurations.conduct(parts, settings.plan()), parts.test)
     assert [figures.reward.n for figures in found.configurations] == [12] * 4
     with pytest.raises(TaskError, match="give --prompter and --frozen"):
         setup.prepare(replace(settings, prompter=None))
@@ -345,7 +356,7 @@ def test_models_and_data_from_folders(tmp_path: Path) -> None:
 
 
 def test_only_the_same_training_is_resumed(tmp_path: Path) -> None:
-    settings = setup.Settings(TOY, tmp_path)
+    settings = setup.AlignSettings(TOY, tmp_path)
     others = (replace(settings, reward_model="other"), replace(settings, seed=1), replace(settings, kl_coefficient=1.0))
     assert len({each.plan().directory for each in (settings, *others)}) == 4
     assert replace(settings, judge="openai/x").plan().directory == settings.plan().directory
@@ -360,8 +371,8 @@ def test_a_remote_frozen_model_has_no_oracle_and_outages_are_missing() -> None:
     training = Training(steps=1, batch_size=24, generations=2, max_new_tokens=8)
     draws = Decoding(max_new_tokens=8)
     # Of random weights: its rewrites hardly ever name the museum.
-    parts = Parts(toy.untrained(0, SMALL), frozen, lambda p, r: [1.0 + len(x) for x in r], train, test)
-    result = study.conduct(parts, Plan(training, training, draws, draws))
+    parts = StudyParts(toy.untrained(0, SMALL), frozen, lambda p, r: [1.0 + len(x) for x in r], train, test)
+    result = configurations.conduct(parts, StudyPlan(training, training, draws, draws))
     assert list(result.configurations) == [ALONE, UNTRAINED, ALIGN_PRO] and result.oracle is None
     for one in result.configurations.values():
         refused = sum("museum" in question for question in one.questions)

@@ -16,13 +16,13 @@ from cuesmith import ABO, APO, AlignPro, Budget, Compiled, IterativeAPE, compile
 from cuesmith.modules.sampling import draw
 from cuesmith.teleprompters.chain import Chain
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.conformance import CompilerConformance
-from cuesmith.teleprompters.purity import source_faults
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.events import EffectDone, Event, RunFinished, RunStarted, StepDone
 from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.testing import CompilerConformance
+from cuesmith.testing.purity import source_faults
 
 SMALL: Mapping[str, Any] = {"width": 2, "branch": 2, "steps": 1, "initial": 2, "init_examples": 4, "minibatch": 4}
 
@@ -215,7 +215,7 @@ def test_what_agrees_may_be_given_twice() -> None:
 
 def test_two_of_ours_and_one_of_dspys() -> None:
     """Each reads other parts of a run: what a stage stands for the student has to be so for all of them."""
-    from cuesmith.teleprompters.fakes import Engine, examples, graded, ruled, simulated
+    from cuesmith.testing.fakes import Engine, examples, graded, ruled, simulated
 
     target, optimizer = Engine(ruled), Engine(simulated())
     steps: list[StepDone] = []

@@ -24,8 +24,8 @@ from cuesmith.programs.diagnosis.change import (
     section_of,
     text_of_prompts,
 )
+from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.diagnosis.record import Record
-from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, Scored, Step
 

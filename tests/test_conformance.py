@@ -15,10 +15,7 @@ from nano.dspy_answers import teach
 
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.conformance import MOST_SHARED, CompilerConformance
-from cuesmith.teleprompters.fakes import plain
 from cuesmith.teleprompters.prompt_search import BeamSearch
-from cuesmith.teleprompters.purity import source_faults, sources_of
 from cuesmith.teleprompters.registry import COMPILERS, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -26,6 +23,9 @@ from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.search.scene import Scene, text_field
+from cuesmith.testing.conformance import MOST_SHARED, CompilerConformance
+from cuesmith.testing.fakes import plain
+from cuesmith.testing.purity import source_faults, sources_of
 
 teach()  # the optimizer behind the suite of those that are hosted
 

@@ -22,9 +22,19 @@ from cuesmith.modules.simulated.judging import followed
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs import diagnose
-from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Request, ask_all, inquirer, requests_of
+from cuesmith.programs.diagnosis.asking import (
+    Error,
+    Evidence,
+    Inquiry,
+    OptimizerRequest,
+    ask_all,
+    inquirer,
+    requests_of,
+)
+from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
 from cuesmith.programs.diagnosis.following import agreement, pairs_of
-from cuesmith.programs.diagnosis.judging import (
+from cuesmith.programs.diagnosis.live import live, plan
+from cuesmith.programs.diagnosis.lm_judges import (
     HAND,
     ConditionJudge,
     JudgeFailed,
@@ -33,11 +43,9 @@ from cuesmith.programs.diagnosis.judging import (
     describe,
     labels_of,
 )
-from cuesmith.programs.diagnosis.live import live, plan
 from cuesmith.programs.diagnosis.planted import drawn
 from cuesmith.programs.diagnosis.record import Record
-from cuesmith.programs.diagnosis.similarity import SimilarityError, similarity_named
-from cuesmith.programs.diagnosis.validity import Feedback, Judging, Study, section_of, validity_of
+from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, section_of, validity_of
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.registry import compile
@@ -121,7 +129,7 @@ def test_a_majority_outvotes_a_little_noise() -> None:
 
 
 def test_conditions_are_identified_as_far_as_feedback_follows_the_errors() -> None:
-    study = Study(families())
+    study = ShownConditions(families())
     told = describe(study.conditions)
     found = {}
     for bias in (0.0, 0.5, 1.0):
@@ -135,7 +143,7 @@ def test_conditions_are_identified_as_far_as_feedback_follows_the_errors() -> No
 
 
 def test_a_judge_that_goes_by_place_hits_by_chance_only() -> None:
-    study, told = Study(families()), describe(families())
+    study, told = ShownConditions(families()), describe(families())
     feedback = study.answered(ask_all(inquirer(Inquiry(SimulatedOptimizer())), study.shown()))
     for first in (SimulatedOptimizer(prior_bias=1.0), toy_lm(ToyEngine(reply=lambda s, u, d: reply(condition="B")))):
         found = validity_of(feedback, judging=Judging(ConditionJudge(Inquiry(first)), told)).identified
@@ -265,13 +273,13 @@ def test_labels_are_read_or_refused_in_one_line(text: str, problem: str, tmp_pat
 def test_a_cap_on_calls_is_hard_and_nothing_answered_is_lost(cap: int, in_flight: int) -> None:
     engine = ToyEngine(0.002, reply=lambda system, user, n: reply(followed="yes"))
     inquiry = Inquiry(toy_lm(engine), budget=Budget(calls=cap), max_in_flight=in_flight)
-    requests = [Request(CheckRule, {"rule": "r", "response": str(k)}) for k in range(60)]
+    requests = [OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(60)]
     replies = inquiry.ask(requests)
     assert engine.calls == cap == inquiry.answered == inquiry.spent.total.calls
     assert sum(one is not None for one in replies) == cap and (in_flight > 1 or all(replies[:cap]))
     assert (inquiry.stopped_by, inquiry.failure) == ("calls", None)
     assert inquiry.ask(requests) == replies and engine.calls == cap
-    assert inquiry.ask([Request(CheckRule, {"rule": "new", "response": ""})]) == [None] and engine.calls == cap
+    assert inquiry.ask([OptimizerRequest(CheckRule, {"rule": "new", "response": ""})]) == [None] and engine.calls == cap
 
 
 def test_failures_that_pass_are_retried_and_count(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,7 +291,7 @@ def test_failures_that_pass_are_retried_and_count(monkeypatch: pytest.MonkeyPatc
     with Provider(limited) as provider:
         provider._toy = lambda body: chat(reply(followed="yes"))  # type: ignore[method-assign]
         inquiry = Inquiry(provider.lm(), max_in_flight=1)
-        assert all(inquiry.ask([Request(CheckRule, {"rule": "r", "response": str(k)}) for k in range(4)]))
+        assert all(inquiry.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(4)]))
         assert provider.calls == inquiry.spent.total.calls == 6 and inquiry.failure is None
 
 
@@ -294,10 +302,10 @@ def test_a_cap_in_dollars_needs_prices() -> None:
         provider._toy = lambda body: chat(reply(followed="yes"))  # type: ignore[method-assign]
         inquiry = Inquiry(provider.lm(), budget=Budget(usd=1))
         with pytest.raises(UnknownPrice):
-            inquiry.ask([Request(CheckRule, {"rule": "r", "response": str(k)}) for k in range(20)])
+            inquiry.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(20)])
         assert provider.calls == 1
     free = Inquiry(SimulatedOptimizer(), budget=Budget(usd=0.01))
-    assert free.ask([Request(CheckRule, {"rule": "r", "response": "t"})])[0] is not None
+    assert free.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": "t"})])[0] is not None
 
 
 def test_a_list_that_is_cut_short_leaves_every_part_its_share() -> None:

@@ -35,8 +35,7 @@ from dspy.lm15 import Message, Request, Response
 
 import cuesmith
 from cuesmith import Budget, Compilation
-from cuesmith.teleprompters.conformance import facts
-from cuesmith.teleprompters.fakes import (
+from cuesmith.testing.fakes import (
     KEY,
     PARTLY,
     Engine,
@@ -48,7 +47,8 @@ from cuesmith.teleprompters.fakes import (
     simulated,
     writes,
 )
-from cuesmith.teleprompters.fakes import ruled as by_rule
+from cuesmith.testing.fakes import ruled as by_rule
+from cuesmith.testing.ran import facts
 
 TRAIN, VALID = examples(5, "door train"), examples(8, "door valid")
 SMALL: Mapping[str, Any] = {"width": 1, "branch": 2, "steps": 1, "initial": 2}

@@ -15,18 +15,19 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
+from cuesmith.modules.embedded import attention
 from cuesmith.modules.embedded import engine as engine_module
+from cuesmith.modules.embedded.attention import PrefixCache
 from cuesmith.modules.embedded.batching import Batcher
+from cuesmith.modules.embedded.blas import single_blas_thread
 from cuesmith.modules.embedded.engine import (
     Completion,
     ContextLengthError,
     Decoder,
     Generation,
     NanoEngine,
-    PrefixCache,
-    Weights,
-    single_blas_thread,
 )
+from cuesmith.modules.embedded.network import Weights
 
 VOCAB = 300
 
@@ -185,13 +186,13 @@ def test_prefix_cache_changes_the_work_but_not_the_text(engine: NanoEngine) -> N
 
 def test_shared_prefix_is_computed_once(engine: NanoEngine, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths = []
-    compute = engine_module._compute_prefix
+    compute = attention.compute_prefix
 
     def counting(weights: Weights, context: np.ndarray) -> object:
         lengths.append(len(context))
         return compute(weights, context)
 
-    monkeypatch.setattr(engine_module, "_compute_prefix", counting)
+    monkeypatch.setattr(engine_module, "compute_prefix", counting)
     chats = [[("system", "9 8 7 6 5"), ("user", str(10 + i))] for i in range(40)]
     answers = engine.generate(chats, max_new_tokens=3)
     assert lengths == [7]

@@ -19,8 +19,8 @@ from cuesmith.modules.embedded.lm import EmbeddedEngine
 from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.programs.tasks.generated import generate
 from cuesmith.programs.tasks.task import Sizes
-from cuesmith.teleprompters.fakes import Sent, Server
 from cuesmith.teleprompters.runtime.provenance import keep
+from cuesmith.testing.fakes import Sent, Server
 
 SECRET = "sk-exported-0123456789abcdef"
 

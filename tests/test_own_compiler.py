@@ -7,13 +7,13 @@ from typing import ClassVar
 
 from cuesmith.signatures import WriteInstructions
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.conformance import CompilerConformance
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from
 from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.evidence import shown_example
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import rank
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.testing import CompilerConformance
 
 
 class RandomSearch(Compiler):

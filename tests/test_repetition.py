@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence, ask_all
+from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.diagnosis.inference import resamples
 from cuesmith.programs.diagnosis.repetition import entropy, repetition, repetition_of, section_of
-from cuesmith.programs.diagnosis.similarity import TfIdf
 
 CAUSES = ["count every quantity", "name the last word", "reverse whole list", "add numbers up"]
 FRAMES = ["you should {} here", "it fails to {}", "nothing says {}", "please {} instead", "always {} first"]

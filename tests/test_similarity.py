@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 
-from cuesmith.programs.diagnosis.similarity import Embedded, Similarity, TfIdf, average_linkage, words_of
+from cuesmith.programs.diagnosis.embedders import Embedded, Similarity, TfIdf, average_linkage, words_of
 
 some_texts = st.lists(st.text(max_size=40), min_size=1, max_size=12)
 

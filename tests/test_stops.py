@@ -24,6 +24,7 @@ from e2e_support import Answer, Provider, ToyEngine, exact, toy_compile, toy_lm,
 import cuesmith
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime import gate as gates
+from cuesmith.teleprompters.runtime import watch
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.ledger import Budget
@@ -67,7 +68,7 @@ def test_a_provider_that_hangs_is_an_outage(in_flight: int) -> None:
 
 
 def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(gates, "PATIENCE", 0.5)
+    monkeypatch.setattr(watch, "PATIENCE", 0.5)
     hanging = Hanging(20)
     with Provider(hanging) as provider:
         began = time.monotonic()

@@ -18,7 +18,7 @@ from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose, study
 from cuesmith.programs.arguments import parsed
-from cuesmith.programs.diagnosis.similarity import TfIdf
+from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies import study as ready
 from cuesmith.programs.studies.bench import Bench, Study

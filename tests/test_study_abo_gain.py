@@ -23,7 +23,7 @@ from cuesmith.programs.studies.abo_gain import (
     STUDY,
     AboGain,
     Before,
-    Observed,
+    ObservedTask,
     analyse,
     conduct,
     forecast,
@@ -197,8 +197,8 @@ def gain(value: float, p_value: float = 0.5, n: int = 50) -> Gain:
     return Gain(value, value - 0.1, value + 0.1, p_value, n)
 
 
-def observed(k: int, value: float, base: float = 0.5, p_value: float = 0.5, **before: float) -> Observed:
-    return Observed(f"task {k}", Before(**before), gain(value, p_value), base)
+def observed(k: int, value: float, base: float = 0.5, p_value: float = 0.5, **before: float) -> ObservedTask:
+    return ObservedTask(f"task {k}", Before(**before), gain(value, p_value), base)
 
 
 def test_the_mean_over_tasks_as_scipy_has_it() -> None:
@@ -252,7 +252,7 @@ def test_gain_is_bounded_by_what_there_is_to_gain() -> None:
 
 def test_missing_measures_leave_their_task_out_of_their_correlation() -> None:
     seen = [observed(k, 0.1 * k, words=float(k), **({} if k == 3 else {"student": 0.1 * k})) for k in range(7)]
-    seen.append(Observed("gone", Before(words=3.0, student=0.4), None, None, "calls"))
+    seen.append(ObservedTask("gone", Before(words=3.0, student=0.4), None, None, "calls"))
     found = analyse(seen)
     sizes = {one.name: one.gain.n for one in found.predictors}
     assert sizes["words"] == 7 and sizes["student"] == 6 and sizes["entropy"] == 0

@@ -24,9 +24,9 @@ from cuesmith.programs.studies.complexity import (
     FORMS,
     LEVELS,
     STUDY,
-    Asked,
     Complexity,
     Formed,
+    StepsAsked,
     analyse,
     conduct,
     forecast,
@@ -303,9 +303,9 @@ def test_the_limit_by_brute_force() -> None:
     assert limit_of(LEVELS, parts, wholes).tolist() == [slow(*row) for row in zip(parts, wholes, strict=True)]
 
 
-def asked(task: str, base: int, steps: int, follow: float, right: float = 0.5, n: int = 10) -> Asked:
+def asked(task: str, base: int, steps: int, follow: float, right: float = 0.5, n: int = 10) -> StepsAsked:
     checks = tuple(tuple(i * steps + k < follow * n * steps for k in range(steps)) for i in range(n))
-    return Asked(task, base, steps, checks, tuple(i < right * n for i in range(n)))
+    return StepsAsked(task, base, steps, checks, tuple(i < right * n for i in range(n)))
 
 
 def test_the_analysis_does_not_depend_on_the_order() -> None:

@@ -14,12 +14,12 @@ from numpy.typing import NDArray
 from scipy import stats
 from study_support import bench, pairs_of, readable, refuses, symmetric
 
+from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import alike, mantel
 from cuesmith.programs.diagnosis.planted import BATCH
-from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.studies.bench import Bench
-from cuesmith.programs.studies.errors import DRAWS, MIXED, STUDY, Found, Plan, analysed, plan, sections
+from cuesmith.programs.studies.errors import DRAWS, MIXED, STUDY, ErrorsResult, ShownErrors, analysed, plan, sections
 from cuesmith.programs.studies.observed import Observed, Shown
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
@@ -146,7 +146,7 @@ def observed(golds: str = "AB", n: int = 30) -> Observed:
     return Observed("self", "Do it.", (*errors, seen(99, "A", None)), tuple(rights), n + 13)
 
 
-def planned(n: int = 6, golds: str = "AB") -> Plan:
+def planned(n: int = 6, golds: str = "AB") -> ShownErrors:
     made = plan(observed(golds), "Give it.", n=n)
     assert made is not None
     return made
@@ -211,7 +211,7 @@ def test_without_two_classes_the_rest_is_still_asked_and_few_errors_are_told() -
 # --- the analysis ------------------------------------------------------------------------------------------
 
 
-def said(made: Plan, *, follows: bool, seed: int = 0) -> list[str | None]:
+def said(made: ShownErrors, *, follows: bool, seed: int = 0) -> list[str | None]:
     """Replies of an optimizer that names a cause by what is expected, or one at random."""
     rng, twins = random.Random(seed), set(map(id, made.twins))
     return [rng.choice(FRAMES).format(CAUSES[(id(batch) in twins) if follows else rng.randrange(4)])
@@ -264,9 +264,9 @@ def small() -> Task:
     return generate("navigate", sizes=SMALL)
 
 
-def found_by(on: Bench, n: int = 12) -> Found:
+def found_by(on: Bench, n: int = 12) -> ErrorsResult:
     result = STUDY.conduct(on, [small()], n).result
-    assert isinstance(result, Found)
+    assert isinstance(result, ErrorsResult)
     return result
 
 
@@ -302,7 +302,7 @@ def test_a_cap_holds_and_leaves_a_report(calls: int) -> None:
     on = bench(budget=Budget(calls=calls))
     findings = STUDY.conduct(on, [small()], 12)
     assert on.spent.total.calls <= calls and on.stopped_by == "calls" and findings.limits
-    assert isinstance(findings.result, Found)
+    assert isinstance(findings.result, ErrorsResult)
     assert findings.result.answered < findings.result.requests or calls < 44
     readable(sections(findings.result), findings.result)
 
@@ -328,5 +328,5 @@ def test_as_it_comes(family: str) -> None:
     for prior_bias, changes in ((0.0, True), (1.0, False)):
         on = bench(prior_bias)
         found = STUDY.conduct(on, [task], STUDY.n).result
-        assert isinstance(found, Found) and found.changes == changes
+        assert isinstance(found, ErrorsResult) and found.changes == changes
         assert on.spent.total.calls <= STUDY.forecast([task], STUDY.n).calls

@@ -35,8 +35,8 @@ from cuesmith.programs.studies.reflection import (
     STUDY,
     UNIFORM,
     Collected,
-    Found,
     Refinement,
+    ReflectionResult,
     analysed,
     sections,
 )
@@ -325,9 +325,9 @@ def small(sizes: Sizes = SMALL) -> Task:
     return generate("objects", sizes=sizes)
 
 
-def found_by(on: Bench, n: int = 6, sizes: Sizes = SMALL) -> Found:
+def found_by(on: Bench, n: int = 6, sizes: Sizes = SMALL) -> ReflectionResult:
     result = STUDY.conduct(on, [small(sizes)], n).result
-    assert isinstance(result, Found)
+    assert isinstance(result, ReflectionResult)
     return result
 
 
@@ -352,7 +352,7 @@ def test_only_the_arm_that_says_so_shows_errors_to_the_edit() -> None:
     recorder = Recorder()
     optimizer = dspy.LM("cuesmith-test/recorder", engine=recorder, cache=False)
     found = STUDY.conduct(Bench(EmbeddedLM(), optimizer), [small()], 5).result
-    assert isinstance(found, Found) and found.placebo == "errors"
+    assert isinstance(found, ReflectionResult) and found.placebo == "errors"
     by_name = {name: [one for one in recorder.asked if one.name == name] for name in
                ("CriticizeInstruction", "EditInstruction", "VaryInstructions")}  # fmt: skip
     assert [len(some) for some in by_name.values()] == [15, 20, 5]
@@ -403,7 +403,7 @@ def test_a_prompt_without_errors_is_told_so() -> None:
     task = replace(small(), metric=lambda example, prediction, trace=None: True)
     findings = STUDY.conduct(bench(), [task], 4)
     assert "made 0 errors on 30 training examples" in findings.sections[0].summary
-    assert isinstance(findings.result, Found) and not findings.result.arms
+    assert isinstance(findings.result, ReflectionResult) and not findings.result.arms
 
 
 def test_the_placebo_is_of_right_answers_where_there_are_enough() -> None:
@@ -411,7 +411,7 @@ def test_the_placebo_is_of_right_answers_where_there_are_enough() -> None:
     optimizer = dspy.LM("cuesmith-test/recorder", engine=recorder, cache=False)
     task = generate("trues", sizes=Sizes(train=60, validation=10, test=1))  # the student has half of these right
     found = STUDY.conduct(Bench(EmbeddedLM(), optimizer), [task], 4).result
-    assert isinstance(found, Found) and found.placebo == "right answers" and found.errors < 50
+    assert isinstance(found, ReflectionResult) and found.placebo == "right answers" and found.errors < 50
     golds = {example.question: example.answer for example in task.train}
     wrong = 0
     for one in recorder.asked:
@@ -429,5 +429,5 @@ def test_as_it_comes(family: str) -> None:
     task = generate(family, sizes=STUDY.sizes)
     on = bench()
     found = STUDY.conduct(on, [task], STUDY.n).result
-    assert isinstance(found, Found) and found.differences[UNIFORM].sign == 1
+    assert isinstance(found, ReflectionResult) and found.differences[UNIFORM].sign == 1
     assert on.spent.total.calls <= STUDY.forecast([task], STUDY.n).calls

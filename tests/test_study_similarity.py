@@ -19,7 +19,7 @@ from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.likeness import rank_mantel
 from cuesmith.programs.studies.bench import Bench, Findings
-from cuesmith.programs.studies.similarity import STUDY, Alike, Sample, analyse, nearest, sections
+from cuesmith.programs.studies.similarity import STUDY, Sample, SimilarityResult, analyse, nearest, sections
 from cuesmith.programs.tasks import Sizes, Task, generate
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Step
@@ -218,7 +218,7 @@ def whole() -> tuple[Findings, Bench]:
 def test_a_whole_study(whole: tuple[Findings, Bench]) -> None:
     findings, bench = whole
     result = findings.result
-    assert isinstance(result, Alike) and bench.stopped_by is None
+    assert isinstance(result, SimilarityResult) and bench.stopped_by is None
     assert len({p.text for p in result.prompts}) == len(result.prompts) == 8 and result.examples == 12
     assert {p.move for p in result.prompts} == {"student", "vary", "initial", "edit"}
     assert [p.meaning for p in result.prompts].count(0) >= 2 and result.prompts[0].move == "student"
@@ -242,7 +242,7 @@ def test_the_order_of_answers_does_not_matter(whole: tuple[Findings, Bench]) -> 
 def test_a_budget_leaves_words_or_a_part(calls: int) -> None:
     findings, bench = conducted(Budget(calls=calls))
     result = findings.result
-    assert isinstance(result, Alike) and bench.spent.total.calls <= calls
+    assert isinstance(result, SimilarityResult) and bench.spent.total.calls <= calls
     if result.answers is None:
         assert "too little data" in findings.sections[0].summary
     if result.neighbourhood is None:
@@ -255,7 +255,7 @@ def test_an_optimizer_that_gives_nothing() -> None:
     engine = ToyEngine(reply=lambda system, user, drawn: "no such thing")
     bench = Bench(EmbeddedLM(), dspy.LM("toy/optimizer", engine=engine, cache=False))
     findings = STUDY.conduct(bench, [task()], 8)
-    assert isinstance(findings.result, Alike) and len(findings.result.prompts) == 1
+    assert isinstance(findings.result, SimilarityResult) and len(findings.result.prompts) == 1
     assert "too little data" in findings.sections[0].summary and "no edit was made" in findings.sections[1].summary
 
 

@@ -26,6 +26,7 @@ from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, ask_all, inquirer, reasons
+from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.diagnosis.inference import binomial_tail, permutation_test
 from cuesmith.programs.diagnosis.planted import (
     abstains,
@@ -36,11 +37,10 @@ from cuesmith.programs.diagnosis.planted import (
     names_any,
     shuffled,
 )
-from cuesmith.programs.diagnosis.similarity import TfIdf
 from cuesmith.programs.diagnosis.validity import (
     Feedback,
     Judging,
-    Study,
+    ShownConditions,
     detectable,
     measured_power,
     power,
@@ -281,7 +281,7 @@ def test_the_placebo_expects_what_is_not_right() -> None:
         assert all(str(e.gold["answer"]) != e.response[-1] and len(batch.errors) == 5 for e in batch.errors)
     with pytest.raises(ValueError, match="do not differ"):
         shuffled("Answer.", errors(5, "A"))
-    study = Study.of("Answer.", errors(12), rights=errors(5, "A"), n=2)
+    study = ShownConditions.of("Answer.", errors(12), rights=errors(5, "A"), n=2)
     assert not study.shuffled and study.requests == 2 * (len(study.conditions) + 1)
 
 
@@ -343,7 +343,7 @@ def test_replies_that_cannot_be_used_are_missing() -> None:
 
 def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
     said: list[list[str | None]] = []
-    study = Study(bench.study_of(1).conditions)
+    study = ShownConditions(bench.study_of(1).conditions)
 
     class Asking(ToySearch):
         async def search(self, run: Run) -> Candidate:
@@ -369,7 +369,7 @@ def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
 
 
 def test_validity_asks_everything_once() -> None:
-    study = Study.of("Answer.", errors(12), rights=errors(12), n=3, others=[Evidence("Other.")] * 2)
+    study = ShownConditions.of("Answer.", errors(12), rights=errors(12), n=3, others=[Evidence("Other.")] * 2)
     counted: list[int] = []
 
     def ask(shown: Evidence, draws: int) -> list[str]:

@@ -11,15 +11,8 @@ from scipy import special
 
 from cuesmith.teleprompters.alignment import yardstick
 from cuesmith.teleprompters.alignment.finite import Instance
-from cuesmith.teleprompters.alignment.yardstick import (
-    Attainable,
-    Realised,
-    Sampled,
-    attainable,
-    lemma_weights,
-    policy_kl,
-    realised,
-)
+from cuesmith.teleprompters.alignment.gains import Attainable, Realised, Sampled
+from cuesmith.teleprompters.alignment.yardstick import attainable, lemma_weights, policy_kl, realised
 
 LN3 = math.log(3)
 

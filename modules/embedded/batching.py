@@ -18,7 +18,8 @@ from collections import deque
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from cuesmith.modules.embedded.engine import Completion, Decoder, Generation, NanoEngine, single_blas_thread
+from cuesmith.modules.embedded.blas import single_blas_thread
+from cuesmith.modules.embedded.engine import Completion, Decoder, Generation, NanoEngine
 
 
 @dataclass(slots=True, eq=False)

@@ -294,9 +294,9 @@ def _make_handler() -> _Handler:
         except lm15.ContextLengthError as error:
             raise ContextWindowExceededError(str(error), model=MODEL, llm_provider=PROVIDER) from error
         except (lm15.LM15Error, ValueError, TypeError) as error:
-            raise CustomLLMError(status_code=400, message=str(error)) from error  # type: ignore[no-untyped-call]
+            raise CustomLLMError(status_code=400, message=str(error)) from error
 
-    class NanoHandler(CustomLLM):
+    class NanoHandler(CustomLLM):  # type: ignore[misc]
         """LiteLLM's provider interface on the embedded model."""
 
         def completion(self, *args: Any, **kwargs: Any) -> ModelResponse:
@@ -312,7 +312,7 @@ def _make_handler() -> _Handler:
                 chunk = _chunk(engine.complete(_requests(kwargs)[0]))
             yield chunk
 
-        async def astreaming(  # type: ignore[override]
+        async def astreaming(
             self, *args: Any, **kwargs: Any
         ) -> AsyncIterator[Any]:
             with translated(), calling(None):

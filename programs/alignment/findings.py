@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from rich.table import Table
 
 from cuesmith.programs import report
+from cuesmith.programs.alignment.configurations import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, AlignStudy, Evaluated
 from cuesmith.programs.alignment.measures import (
     EqualLength,
     Wins,
@@ -20,7 +21,6 @@ from cuesmith.programs.alignment.measures import (
     reward_verdicts,
     variance95,
 )
-from cuesmith.programs.alignment.study import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, Evaluated, Study
 from cuesmith.programs.diagnosis.words import paragraphs_of
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
@@ -71,7 +71,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Findings:
+class AlignFindings:
     """All figures of a study.
 
     Attributes:
@@ -99,12 +99,12 @@ class Findings:
 
 
 def findings(
-    study: Study,
+    study: AlignStudy,
     prompts: tuple[str, ...],
     *,
     judge: str | None = None,
     rule: Callable[[str, str], float] | None = None,
-) -> Findings:
+) -> AlignFindings:
     """Compute all figures.
 
     Args:
@@ -115,7 +115,7 @@ def findings(
     """
     found = study.configurations
     oracle = against(found[ALIGN_PRO], found[ORACLE], by_judge=False) if ORACLE in found else None
-    return Findings(
+    return AlignFindings(
         tuple(_figures(one, found[ALONE], prompts, rule) for one in found.values()),
         against(found[ALIGN_PRO], found[UNTRAINED], by_judge=False),
         oracle,
@@ -167,7 +167,7 @@ def _differences(values: Sequence[float | None], others: Sequence[float | None])
     return [None if a is None or b is None else a - b for a, b in zip(values, others, strict=True)]
 
 
-def to_json(found: Findings) -> dict[str, Json]:
+def to_json(found: AlignFindings) -> dict[str, Json]:
     """The findings as JSON data; null stands for what there is none of."""
     return {
         "judge": found.judge,
@@ -210,7 +210,7 @@ def _against_json(one: Against) -> dict[str, Json]:
     return {"gain": report.gain_json(one.gain), "verdicts": counted, "at_equal_length": at_equal}
 
 
-def share_of_oracle(found: Findings) -> float | None:
+def share_of_oracle(found: AlignFindings) -> float | None:
     """Return Align-Pro's gain over the frozen model alone as a share of the oracle's.
 
     Returns:
@@ -223,7 +223,7 @@ def share_of_oracle(found: Findings) -> float | None:
     return ours.gain.difference / its.gain.difference if its.gain.significant and its.gain.low > 0 else None
 
 
-def tables(found: Findings) -> list[Table]:
+def tables(found: AlignFindings) -> list[Table]:
     """The figures as tables of 80 columns: each configuration, then each against the frozen model alone."""
     each = _empty("", "mean reward", "variance", "characters")
     gains = _empty("against alone", "gain", "p", "gain at equal length")
@@ -267,7 +267,7 @@ def p_value(p: float) -> str:
     return "<0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def meaning(found: Findings) -> tuple[str, ...]:
+def meaning(found: AlignFindings) -> tuple[str, ...]:
     """Say in plain words what the figures mean, a sentence or two each."""
     ours = found[ALIGN_PRO].against_alone
     assert ours is not None
@@ -276,7 +276,7 @@ def meaning(found: Findings) -> tuple[str, ...]:
     return paragraphs_of("alignment/findings", found, ours, share, _variances(found), *forms, part="meaning")
 
 
-def _variances(found: Findings) -> tuple[str, Estimate95, Estimate95] | None:
+def _variances(found: AlignFindings) -> tuple[str, Estimate95, Estimate95] | None:
     """Whether training made the rewards vary less; None where that is not known."""
     ours, alone = found[ALIGN_PRO].variance, found[ALONE].variance
     if any(math.isnan(bound) for bound in (ours.low, ours.high, alone.low, alone.high)):
@@ -285,6 +285,6 @@ def _variances(found: Findings) -> tuple[str, Estimate95, Estimate95] | None:
     return ("lower" if ours.mean < alone.mean else "higher") if apart else "not clearly different", ours, alone
 
 
-def limits(found: Findings, *, toy: bool) -> tuple[str, ...]:
+def limits(found: AlignFindings, *, toy: bool) -> tuple[str, ...]:
     """Say what the figures do not show."""
     return paragraphs_of("alignment/findings", found[ALONE].reward.n, found.judge == REWARD_AS_JUDGE, toy)

@@ -15,7 +15,7 @@ import dspy
 from cuesmith.modules.judges import RewardModel
 from cuesmith.modules.policy import LocalPolicy, require_train
 from cuesmith.programs.alignment import toy
-from cuesmith.programs.alignment.study import Parts, Plan
+from cuesmith.programs.alignment.configurations import StudyParts, StudyPlan
 from cuesmith.programs.presets import Preset
 from cuesmith.programs.tasks.preferences import Preference, load_preferences, load_prompts
 from cuesmith.programs.tasks.task import TaskError
@@ -26,7 +26,7 @@ Stage = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Settings:
+class AlignSettings:
     """What to study; None leaves it to the preset.
 
     Attributes:
@@ -59,9 +59,9 @@ class Settings:
     steps: int | None = None
     n_test: int = 100
     seed: int = 0
-    sizes: toy.Sizes = field(default_factory=toy.Sizes)
+    sizes: toy.ToySizes = field(default_factory=toy.ToySizes)
 
-    def plan(self) -> Plan:
+    def plan(self) -> StudyPlan:
         """Return how to train and decode.
 
         Raises:
@@ -79,7 +79,7 @@ class Settings:
             lora_rank=preset.lora_rank,
             seed=self.seed,
         )
-        return Plan(
+        return StudyPlan(
             training,
             replace(training, max_new_tokens=preset.response_tokens),
             replace(preset.decoding, max_new_tokens=preset.prompter_tokens),
@@ -106,13 +106,13 @@ class Ready:
         rule: The toy's rule behind the preferences, (prompt, answer) -> quality; nothing is trained on it.
     """
 
-    parts: Parts
+    parts: StudyParts
     names: dict[str, str]
     reward_training: RewardTraining | None
     rule: Callable[[str, str], float] | None = None
 
 
-def prepare(settings: Settings, *, stage: Stage = lambda text: None) -> Ready:
+def prepare(settings: AlignSettings, *, stage: Stage = lambda text: None) -> Ready:
     """Load or make everything that a study needs.
 
     Raises:
@@ -126,7 +126,7 @@ def prepare(settings: Settings, *, stage: Stage = lambda text: None) -> Ready:
     return _real(settings, stage)
 
 
-def _toy(settings: Settings, stage: Stage) -> Ready:
+def _toy(settings: AlignSettings, stage: Stage) -> Ready:
     seed, sizes = settings.seed, settings.sizes
     language = toy.Language.of(seed)
     asked = language.prompts(seed, settings.preset.train_prompts + settings.n_test)
@@ -147,11 +147,11 @@ def _toy(settings: Settings, stage: Stage) -> Ready:
         "reward_model": settings.reward_model or "toy, trained here",
         "data": "toy language",
     }
-    parts = Parts(prompter, frozen, reward, tuple(train), tuple(test), _judge(settings))
+    parts = StudyParts(prompter, frozen, reward, tuple(train), tuple(test), _judge(settings))
     return Ready(parts, names, trained, language.quality)
 
 
-def _real(settings: Settings, stage: Stage) -> Ready:
+def _real(settings: AlignSettings, stage: Stage) -> Ready:
     preset = settings.preset
     dataset = settings.dataset or preset.dataset
     prompter, frozen = settings.prompter or preset.prompter, settings.frozen or preset.frozen
@@ -175,7 +175,7 @@ def _real(settings: Settings, stage: Stage) -> Ready:
         reward, trained = RewardModel.from_pretrained(name), None
     stage("loading the prompter and the frozen model")
     is_name = settings.frozen is None
-    parts = Parts(
+    parts = StudyParts(
         _policy(prompter), _frozen(f"hf:{frozen}" if is_name else frozen), reward, train, test, _judge(settings)
     )
     shown = f"trained here from {settings.train_reward or prompter}" if trained else None
@@ -189,7 +189,7 @@ def _real(settings: Settings, stage: Stage) -> Ready:
 
 
 def _reward(
-    settings: Settings,
+    settings: AlignSettings,
     base: str | Path,
     pairs: Sequence[Preference],
     test: Sequence[str],
@@ -223,5 +223,5 @@ def _frozen(name: str) -> LocalPolicy | dspy.BaseLM:
     return dspy.LM(name)
 
 
-def _judge(settings: Settings) -> dspy.BaseLM | None:
+def _judge(settings: AlignSettings) -> dspy.BaseLM | None:
     return None if settings.judge is None else dspy.LM(settings.judge)

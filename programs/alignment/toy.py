@@ -167,7 +167,7 @@ def _some(rng: random.Random, count: int) -> list[str]:
 
 
 @dataclass(frozen=True)
-class Sizes:
+class ToySizes:
     """How large the toy's models are, and how much they are taught.
 
     Attributes:
@@ -189,7 +189,7 @@ class Sizes:
     reward_steps: int = 300
 
 
-def frozen(language: Language, seed: int, sizes: Sizes) -> LocalPolicy:
+def frozen(language: Language, seed: int, sizes: ToySizes) -> LocalPolicy:
     """Make the toy's frozen model: it knows the facts, and answers a precise question precisely."""
     from cuesmith.teleprompters.alignment.training import warm_start
 
@@ -197,7 +197,7 @@ def frozen(language: Language, seed: int, sizes: Sizes) -> LocalPolicy:
     return warm_start(untrained(seed + 1, sizes), pairs, steps=sizes.frozen_steps, learning_rate=3e-3, seed=seed)
 
 
-def prompter(language: Language, seed: int, sizes: Sizes) -> LocalPolicy:
+def prompter(language: Language, seed: int, sizes: ToySizes) -> LocalPolicy:
     """Make the toy's untrained prompter: it mostly repeats the question, and sometimes asks precisely."""
     from cuesmith.teleprompters.alignment.training import warm_start
 
@@ -205,7 +205,7 @@ def prompter(language: Language, seed: int, sizes: Sizes) -> LocalPolicy:
     return warm_start(untrained(seed + 2, sizes), pairs, steps=sizes.prompter_steps, learning_rate=3e-3, seed=seed)
 
 
-def untrained(seed: int, sizes: Sizes) -> LocalPolicy:
+def untrained(seed: int, sizes: ToySizes) -> LocalPolicy:
     """Make a causal language model of random weights that has the language's words as tokens."""
     from cuesmith.modules.tiny import tiny_policy
 

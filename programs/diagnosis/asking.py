@@ -39,7 +39,7 @@ from cuesmith.teleprompters.search.examples import Failure
 from cuesmith.teleprompters.search.scene import texts_of
 
 __all__ = [
-    "Ask", "Error", "Evidence", "Inquiry", "Request", "TooLittle", "ask_all", "inquirer", "reasons",
+    "Ask", "Error", "Evidence", "Inquiry", "OptimizerRequest", "TooLittle", "ask_all", "inquirer", "reasons",
     "requests_of",
 ]  # fmt: skip
 
@@ -48,7 +48,7 @@ __all__ = [
 
 
 @dataclass(frozen=True)
-class Request:
+class OptimizerRequest:
     """One request.
 
     Attributes:
@@ -125,11 +125,11 @@ class Inquiry:
             return f"none of {self.unusable} replies could be used; the first: {self._first_unusable}"
         return None
 
-    def knows(self, request: Request) -> bool:
+    def knows(self, request: OptimizerRequest) -> bool:
         """Whether a request was made already, and has its reply or can have none."""
         return request.key in self._known
 
-    def ask(self, requests: Sequence[Request]) -> list[dspy.Prediction | None]:
+    def ask(self, requests: Sequence[OptimizerRequest]) -> list[dspy.Prediction | None]:
         """Ask everything that was not asked before, many at once; also where an event loop is running.
 
         Args:
@@ -148,7 +148,7 @@ class Inquiry:
                 self._known |= run_coroutine(lambda: self._ask(new))
             return [self._known.get(request.key) for request in requests]
 
-    async def _ask(self, requests: Mapping[str, Request]) -> dict[str, dspy.Prediction | None]:
+    async def _ask(self, requests: Mapping[str, OptimizerRequest]) -> dict[str, dspy.Prediction | None]:
         pool = Pool(self._gate, self._timeout)
         asker = Asker(self.lm, pool, Stream(()), self.seed)
         try:
@@ -162,7 +162,7 @@ class Inquiry:
         return {key: reply[0] for key, reply in zip(requests, replies, strict=True) if reply is not None}
 
 
-async def _reply(asker: Asker, request: Request) -> tuple[dspy.Prediction | None] | None:
+async def _reply(asker: Asker, request: OptimizerRequest) -> tuple[dspy.Prediction | None] | None:
     """Return the reply in a tuple, None in it if it cannot be used; None if a stop came first."""
     try:
         replies = await asker.ask(request.signature, request.inputs, salt=f"diagnosis, draw {request.draw}")
@@ -250,7 +250,7 @@ def inquirer(inquiry: Inquiry) -> Ask:
     return ask
 
 
-def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[Request]:
+def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[OptimizerRequest]:
     """Return the requests of several parts of a study in an order in which all parts grow alike.
 
     So a cap that cuts the list short leaves the same share of each. The entries of a part, or of different ones, that
@@ -270,8 +270,8 @@ def _numbered(shown: Sequence[Evidence]) -> list[int]:
     return [next(counters[evidence.key]) for evidence in shown]
 
 
-def _criticism(evidence: Evidence, number: int) -> Request:
-    return Request(CriticizeInstruction, evidence.request(), number)
+def _criticism(evidence: Evidence, number: int) -> OptimizerRequest:
+    return OptimizerRequest(CriticizeInstruction, evidence.request(), number)
 
 
 def ask_all(ask: Ask, shown: Sequence[Evidence]) -> list[str | None]:

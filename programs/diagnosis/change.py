@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import Correlation, spearman
 from cuesmith.programs.diagnosis.record import Record, answer, passed
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain

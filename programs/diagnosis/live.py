@@ -14,20 +14,20 @@ from cuesmith.programs.diagnosis.asking import (
     Error,
     Evidence,
     Inquiry,
-    Request,
+    OptimizerRequest,
     TooLittle,
     ask_all,
     inquirer,
     requests_of,
 )
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
-from cuesmith.programs.diagnosis.judging import ConditionJudge, JudgeFailed, describe
+from cuesmith.programs.diagnosis.lm_judges import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
-from cuesmith.programs.diagnosis.validity import Feedback, Judging, Study, Validity, validity_of
+from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -64,15 +64,15 @@ class LivePlan:
     errors: tuple[Error, ...]
     batches: tuple[Evidence, ...]
     others: tuple[Evidence, ...]
-    study: Study | None
+    study: ShownConditions | None
 
     @property
-    def repeated(self) -> list[Request]:
+    def repeated(self) -> list[OptimizerRequest]:
         """What is asked for the repetition."""
         return requests_of([[batch for batch in self.batches for _ in range(DRAWS)], self.others])
 
     @property
-    def studied(self) -> list[Request]:
+    def studied(self) -> list[OptimizerRequest]:
         """What is asked for the validity; the other task's batches are asked about once for both."""
         return [] if self.study is None else requests_of(self.study.parts)
 
@@ -128,7 +128,7 @@ def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) 
     others = tuple(_others(record, n, seed))
     rights = [error for error, right in seen[chosen.id] if right]
     try:
-        study = Study.of(instructions, errors, rights=rights, others=others, n=n, seed=seed)
+        study = ShownConditions.of(instructions, errors, rights=rights, others=others, n=n, seed=seed)
     except ValueError:
         study = None
     return LivePlan(chosen, instructions, tuple(errors), batches, others, study)
@@ -186,7 +186,7 @@ def _repetition(
         inquirer(inquiry), planned.batches, planned.others, draws=DRAWS, similarity=similarity, seed=seed)
 
 
-def _judging(study: Study, feedback: Feedback, inquiry: Inquiry) -> Judging | None:
+def _judging(study: ShownConditions, feedback: Feedback, inquiry: Inquiry) -> Judging | None:
     """Have the conditions judged; None if the model gives out, or names no condition before a cap."""
     told, judge = describe(study.conditions), ConditionJudge(inquiry)
     # In turn, so that a cap leaves the conditions about equally many.

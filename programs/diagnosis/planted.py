@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage, words_of
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, average_linkage, words_of
 from cuesmith.programs.tasks import Sizes, generate
 
 __all__ = [

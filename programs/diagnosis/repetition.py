@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, average_linkage
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import interval95, resamples
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, average_linkage
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
 __all__ = ["Repetition", "Theme", "repetition", "repetition_of", "section_of"]

@@ -21,7 +21,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
-__all__ = ["Copied", "Point", "Trajectory", "section_of", "trajectory"]
+__all__ = ["BestAfter", "Copied", "Trajectory", "section_of", "trajectory"]
 
 CHARACTERS_PER_TOKEN = 4
 """A rough rule for English; no tokenizer of the target is known here."""
@@ -30,7 +30,7 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 
 
 @dataclass(frozen=True)
-class Point:
+class BestAfter:
     """The best candidate after one step.
 
     Attributes:
@@ -88,7 +88,7 @@ class Trajectory:
         copied: What the returned instructions share with training inputs.
     """
 
-    points: tuple[Point, ...]
+    points: tuple[BestAfter, ...]
     search: Estimate95
     fresh: Estimate95 | None
     optimism: Difference | None
@@ -143,10 +143,10 @@ def _estimate(scores: Sequence[float | None] | None) -> Estimate95 | None:
     return estimate if estimate.n else None
 
 
-def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tuple[Point, ...]:
+def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tuple[BestAfter, ...]:
     candidates = record.candidates
     points = [
-        Point(
+        BestAfter(
             step.step,
             step.best_id,
             step.validation,
@@ -158,7 +158,7 @@ def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tupl
     if points and points[-1].candidate != record.best.id and (search := _estimate(record.scores_of(record.best))):
         # dspy's optimizers tell of no step, and a stop can come between two.
         fresh = _estimate(known[record.best.id])
-        points.append(Point(points[-1].step + 1, record.best.id, search, fresh, record.best.size))
+        points.append(BestAfter(points[-1].step + 1, record.best.id, search, fresh, record.best.size))
     return tuple(points)
 
 
@@ -250,7 +250,7 @@ def section_of(found: Trajectory) -> Section:
     return words.section_of("diagnosis/trajectory", found, curves, COPIED_WORDS, CHARACTERS_PER_TOKEN)
 
 
-def _curves(points: Sequence[Point]) -> tuple[Curve, ...]:
+def _curves(points: Sequence[BestAfter]) -> tuple[Curve, ...]:
     if not points:
         return ()
     steps = [float(p.step) for p in points]

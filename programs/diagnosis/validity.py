@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import binomial_tail, interval95, permutation_test, resamples
 from cuesmith.programs.diagnosis.planted import (
@@ -35,11 +36,10 @@ from cuesmith.programs.diagnosis.planted import (
     shuffled,
     without_errors,
 )
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 __all__ = [
-    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "Study", "Validity", 
+    "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "ShownConditions", "Validity",
     "detectable", "measured_power", "power", "section_of", "validity", "validity_of",
 ]  # fmt: skip
 
@@ -60,7 +60,7 @@ for no guess."""
 
 
 @dataclass(frozen=True)
-class Study:
+class ShownConditions:
     """What an optimizer is shown, one entry a request.
 
     Attributes:
@@ -90,7 +90,7 @@ class Study:
         size: int = BATCH,
         kind: Callable[[Error], str] | None = None,
         seed: int = 0,
-    ) -> Study:
+    ) -> ShownConditions:
         """Draw a study from what a run left: `n` requests for each of 4 to 7 conditions.
 
         Args:
@@ -144,7 +144,7 @@ class Study:
 
 @dataclass(frozen=True)
 class Feedback:
-    """What an optimizer said; the attributes of `Study`, with one text a request.
+    """What an optimizer said; the attributes of `ShownConditions`, with one text a request.
 
     Attributes:
         missing: Requests that no usable feedback came of.
@@ -278,7 +278,7 @@ class Judging:
 
 def validity(
     ask: Ask,
-    study: Study,
+    study: ShownConditions,
     *,
     judging: Judging | None = None,
     similarity: Similarity | None = None,

@@ -38,8 +38,8 @@ from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, paired_gain, t975
 
 __all__ = [
-    "FEWEST_TASKS", "PREDICTORS", "STUDY", "AboGain", "Before", "Observed", "Predictor", "TaskGain", "analyse",
-    "conduct", "forecast", "known", "sections",
+    "FEWEST_TASKS", "PREDICTORS", "STUDY", "AboGain", "Before", "ObservedTask", "Predictor", "TaskGain",
+    "analyse", "conduct", "forecast", "known", "sections",
 ]  # fmt: skip
 
 FEWEST_TASKS = 6
@@ -80,7 +80,7 @@ class Before:
 
 
 @dataclass(frozen=True)
-class Observed:
+class ObservedTask:
     """One task as it was observed.
 
     Attributes:
@@ -109,7 +109,7 @@ class TaskGain:
         holm: The gain's p-value, corrected for the number of tasks; None where it was not measured.
     """
 
-    observed: Observed
+    observed: ObservedTask
     realised: float | None
     holm: float | None
 
@@ -171,7 +171,7 @@ class AboGain:
         return {one.observed.task: one.observed.gain.difference for one in self.tasks if one.observed.gain}
 
 
-def analyse(observed: Sequence[Observed], *, seed: int = 0) -> AboGain:
+def analyse(observed: Sequence[ObservedTask], *, seed: int = 0) -> AboGain:
     """Turn what was observed into the result.
 
     Args:
@@ -208,7 +208,7 @@ def _order(one: TaskGain) -> tuple[bool, float, str]:
     return gain is None, -gain.difference if gain else 0.0, one.observed.task
 
 
-def _realised(one: Observed) -> float | None:
+def _realised(one: ObservedTask) -> float | None:
     if one.gain is None or one.base is None or one.base >= 1:
         return None
     return one.gain.difference / (1 - one.base)
@@ -292,15 +292,15 @@ def _unusable(scores: Scores) -> float:
     return sum(isinstance(one, ParseFailure) for one in scores.outcomes) / scores.n
 
 
-def _observed(task: str, before: Before, compilation: Compilation | None) -> Observed:
+def _observed(task: str, before: Before, compilation: Compilation | None) -> ObservedTask:
     """Read a compile. One that a cap ended before anything beat the student says nothing of ABO."""
     if compilation is None or compilation.gain is None:
-        return Observed(task, before, None, None, None if compilation is None else compilation.stopped_by)
+        return ObservedTask(task, before, None, None, None if compilation is None else compilation.stopped_by)
     gain, stopped = compilation.gain, compilation.stopped_by
     if gain.n == 0:
-        return Observed(task, before, None if stopped else gain, before.student, stopped)
+        return ObservedTask(task, before, None if stopped else gain, before.student, stopped)
     fresh = compilation.baseline.fresh
-    return Observed(task, before, gain, fresh.mean if fresh else None, stopped)
+    return ObservedTask(task, before, gain, fresh.mean if fresh else None, stopped)
 
 
 # --- the report -------------------------------------------------------------------------------------------
@@ -339,10 +339,10 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     """
     _check(tasks, n)
     weights = [plan.calls for task in tasks for plan in _plans(task, n)]
-    observed: list[Observed] = []
+    observed: list[ObservedTask] = []
     for k, (task, label) in enumerate(zip(tasks, labels_of(tasks), strict=True)):
         if bench.stopped_by not in (None, *CAPS):
-            observed.append(Observed(label, Before(), None, None, bench.stopped_by))
+            observed.append(ObservedTask(label, Before(), None, None, bench.stopped_by))
             continue
         shares = [weights[i] / sum(weights[i:]) for i in (2 * k, 2 * k + 1)]
         probe, own = _probe(task, n), _own(task, n)

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import dspy
 
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.registry import compile

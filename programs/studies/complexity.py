@@ -43,8 +43,9 @@ from cuesmith.teleprompters.search.scene import text_field
 from cuesmith.teleprompters.search.setting import UNIFIED
 
 __all__ = [
-    "ENOUGH", "EXAMPLES", "FORMS", "STUDY", "Asked", "Complexity", "Form", "Formed", "Level", "Limit", "Trend",
-    "analyse", "checks_of", "conduct", "forecast", "gap", "limit_of", "sections", "versions", "write_steps",
+    "ENOUGH", "EXAMPLES", "FORMS", "STUDY", "Complexity", "FormDemand", "Formed", "Level", "Limit",
+    "StepsAsked", "Trend", "analyse", "checks_of", "conduct", "forecast", "gap", "limit_of", "sections",
+    "versions", "write_steps",
 ]  # fmt: skip
 
 EXAMPLES = 12
@@ -69,7 +70,7 @@ Origins = tuple[str, int]
 
 
 @dataclass(frozen=True)
-class Asked:
+class StepsAsked:
     """What was seen of one prompt with labelled steps.
 
     Attributes:
@@ -165,7 +166,7 @@ class Limit:
 
 
 @dataclass(frozen=True)
-class Form:
+class FormDemand:
     """One demand on the form.
 
     Attributes:
@@ -206,13 +207,13 @@ class Complexity:
     accuracy: Trend
     limit: Limit
     positions: tuple[Estimate95, ...]
-    forms: tuple[Form, ...]
+    forms: tuple[FormDemand, ...]
     tasks: Mapping[str, float]
     prompts: int
     procedures: int
 
 
-def analyse(asked: Sequence[Asked], formed: Sequence[Formed], *, seed: int = 0) -> Complexity:
+def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int = 0) -> Complexity:
     """Turn what was seen into the result; the order of what was seen does not matter.
 
     Args:
@@ -242,39 +243,39 @@ def analyse(asked: Sequence[Asked], formed: Sequence[Formed], *, seed: int = 0) 
     )
 
 
-def _followed(prompts: Sequence[Asked]) -> Estimate95:
+def _followed(prompts: Sequence[StepsAsked]) -> Estimate95:
     return ratio([one.followed for one in prompts], [one.steps * len(one.checks) for one in prompts])
 
 
-def _right(prompts: Sequence[Asked]) -> Estimate95:
+def _right(prompts: Sequence[StepsAsked]) -> Estimate95:
     return ratio([sum(one.right) for one in prompts], [len(one.right) for one in prompts])
 
 
-def _at(prompts: Sequence[Asked], k: int) -> Estimate95:
+def _at(prompts: Sequence[StepsAsked], k: int) -> Estimate95:
     return ratio([sum(row[k] for row in one.checks) for one in prompts], [len(one.checks) for one in prompts])
 
 
-def _compliance(one: Asked) -> float:
+def _compliance(one: StepsAsked) -> float:
     return one.followed / (one.steps * len(one.checks))
 
 
-def _accuracy(one: Asked) -> float:
+def _accuracy(one: StepsAsked) -> float:
     return sum(one.right) / len(one.right)
 
 
-def _trend(prompts: Sequence[Asked], share: Callable[[Asked], float], seed: int) -> tuple[Estimate95, float]:
+def _trend(prompts: Sequence[StepsAsked], share: Callable[[StepsAsked], float], seed: int) -> tuple[Estimate95, float]:
     blocks = _blocks(prompts)
     return trend_of([[(float(one.steps), share(one)) for one in block] for block in blocks.values()], seed=seed)
 
 
-def _blocks(prompts: Sequence[Asked]) -> dict[Origins, list[Asked]]:
-    blocks: dict[Origins, list[Asked]] = {}
+def _blocks(prompts: Sequence[StepsAsked]) -> dict[Origins, list[StepsAsked]]:
+    blocks: dict[Origins, list[StepsAsked]] = {}
     for one in prompts:
         blocks.setdefault((one.task, one.base), []).append(one)
     return blocks
 
 
-def _limit(prompts: Sequence[Asked], seed: int) -> Limit:
+def _limit(prompts: Sequence[StepsAsked], seed: int) -> Limit:
     levels = sorted({one.steps for one in prompts})
     blocks = list(_blocks(prompts).values())
     if not blocks:
@@ -304,7 +305,7 @@ def limit_of(levels: Sequence[int], parts: Floats, wholes: Floats) -> Floats:
     return found
 
 
-def _forms(formed: Sequence[Formed], seed: int) -> tuple[Form, ...]:
+def _forms(formed: Sequence[Formed], seed: int) -> tuple[FormDemand, ...]:
     found = []
     for kind in FORMS:
         own = sorted((one for one in formed if one.kind == kind), key=lambda one: (one.task, one.base))
@@ -313,7 +314,7 @@ def _forms(formed: Sequence[Formed], seed: int) -> tuple[Form, ...]:
         sides = [(one.asked, one.without) for one in own]
         asked, without = (ratio([sum(s[k]) for s in sides], [len(s[k]) for s in sides]) for k in (0, 1))
         means = [[sum(s[k]) / len(s[k]) for s in sides] for k in (1, 0)]
-        found.append(Form(kind, asked, without, paired_gain(*means, seed=seed), 1.0))
+        found.append(FormDemand(kind, asked, without, paired_gain(*means, seed=seed), 1.0))
     corrected = holm([one.gain.p_value for one in found])
     return tuple(replace(one, holm=q) for one, q in zip(found, corrected, strict=True))
 
@@ -405,7 +406,7 @@ def checks_of(run: Run, scores: Scores) -> list[tuple[bool, ...] | None]:
 class _Seen:
     """What an experiment has found so far."""
 
-    asked: list[Asked] = field(default_factory=list)
+    asked: list[StepsAsked] = field(default_factory=list)
     formed: list[Formed] = field(default_factory=list)
 
 
@@ -442,7 +443,7 @@ class _Base:
         known = [(one, bool(passed(o, UNIFIED.threshold))) for one, o in pairs if one is not None]
         if known:
             checks, right = zip(*known, strict=True)
-            seen.asked.append(Asked(self.label, self.number, len(texts), checks, right))
+            seen.asked.append(StepsAsked(self.label, self.number, len(texts), checks, right))
 
     async def plain(self, seen: _Seen) -> None:
         """Ask without steps: alone, and with each demand on the form."""
@@ -450,7 +451,7 @@ class _Base:
         first, *others = await asyncio.gather(*(self._score(text) for text in (self.says, *demands)))
         right = [bool(r) for o in first.outcomes if (r := passed(o, UNIFIED.threshold)) is not None]
         if right:
-            seen.asked.append(Asked(self.label, self.number, 0, (), tuple(right)))
+            seen.asked.append(StepsAsked(self.label, self.number, 0, (), tuple(right)))
         for (kind, (_, meets)), scores in zip(FORMS.items(), others, strict=True):
             met = [[self._meets(meets, o) for o in one.outcomes] for one in (scores, first)]
             pairs = [(a, b) for a, b in zip(*met, strict=True) if a is not None and b is not None]

@@ -39,8 +39,8 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.examples import read_failure
 
 __all__ = [
-    "EFFECTS", "FAMILIES", "FEWEST_REFINEMENTS", "STUDY", "THRESHOLD", "Cell", "Demonstrations", "Effect",
-    "Factorial", "Followed", "analyse", "conduct", "forecast", "sections",
+    "EFFECTS", "FAMILIES", "FEWEST_REFINEMENTS", "STUDY", "THRESHOLD", "Cell", "Demonstrations",
+    "FactorEffect", "Factorial", "Followed", "analyse", "conduct", "forecast", "sections",
 ]  # fmt: skip
 
 EFFECTS = ("instruction alone", "demonstrations added to the instruction", "demonstrations alone", "both together",
@@ -95,7 +95,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Effect:
+class FactorEffect:
     """A difference between cells, in the unit of the scores; `EFFECTS` has the names.
 
     Attributes:
@@ -131,7 +131,7 @@ class Followed:
 
     without: Estimate95
     shown: Estimate95
-    change: Effect
+    change: FactorEffect
     worth_without: Estimate95
     worth_shown: Estimate95
 
@@ -153,7 +153,7 @@ class Demonstrations:
     refinements: int
     examples: int
     cells: tuple[Cell, ...]
-    effects: tuple[Effect, ...]
+    effects: tuple[FactorEffect, ...]
     following: Followed | None
     least: float
     instructions: tuple[str, ...] = ()
@@ -179,7 +179,7 @@ def analyse(data: Factorial, *, seed: int = 0) -> Demonstrations:
     tests = [two_way_sign_flip(one, seed=seed) for one in contrasts]
     corrected = [p for family in FAMILIES for p in holm([tests[k] for k in family])]
     effects = tuple(
-        Effect(name, two_way_interval(one, seed=seed), p, adjusted)
+        FactorEffect(name, two_way_interval(one, seed=seed), p, adjusted)
         for name, one, p, adjusted in zip(EFFECTS, contrasts, tests, corrected, strict=True))
     cells = (
         Cell(False, False, estimate95(base.tolist()), (float(base.mean()),) * r),
@@ -197,7 +197,7 @@ def _followed(data: Factorial, known: NDArray[np.bool_], seed: int) -> Followed 
     return Followed(
         without=two_way_interval(without, seed=seed),
         shown=two_way_interval(shown, seed=seed),
-        change=Effect("steps followed", two_way_interval(shown - without, seed=seed), p, p),
+        change=FactorEffect("steps followed", two_way_interval(shown - without, seed=seed), p, p),
         worth_without=_worth(without, data.instruction[:, checked], seed),
         worth_shown=_worth(shown, data.both[:, checked], seed),
     )

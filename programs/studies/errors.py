@@ -27,6 +27,7 @@ from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import repetition, validity
 from cuesmith.programs.diagnosis.asking import Evidence, reasons
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import Alike, Mantel, alike, mantel
@@ -39,7 +40,6 @@ from cuesmith.programs.diagnosis.planted import (
     shuffled,
     without_errors,
 )
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
@@ -49,8 +49,8 @@ from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
 
 __all__ = [
-    "DRAWS", "MIXED", "STUDY", "Experiment", "Found", "Plan", "Surface", "analysed", "conduct", "forecast",
-    "plan", "sections",
+    "DRAWS", "MIXED", "STUDY", "ErrorsExperiment", "ErrorsResult", "ShownErrors", "Surface", "analysed",
+    "conduct", "forecast", "plan", "sections",
 ]  # fmt: skip
 
 DRAWS = 3
@@ -65,7 +65,7 @@ Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Plan:
+class ShownErrors:
     """What is shown.
 
     Attributes:
@@ -74,7 +74,7 @@ class Plan:
         names_cause: Whether a feedback text names the planted fault.
     """
 
-    study: validity.Study
+    study: validity.ShownConditions
     twins: tuple[Evidence, ...]
     names_cause: Callable[[str], bool]
 
@@ -113,7 +113,7 @@ class Plan:
         return [[text for first in starts if (text := replies[first + k])] for k in range(len(self.mixed))]
 
 
-def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> Plan | None:
+def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> ShownErrors | None:
     """Choose what to show; calls nothing.
 
     Args:
@@ -133,15 +133,16 @@ def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> Plan | 
     mixed = drawn(found.instructions, errors, n=n, seed=seed, label=MIXED)
     others = _others(mixed, n, seed)
     try:
-        study = validity.Study.of(found.instructions, errors, rights=rights, fault=fault, others=others, n=n, seed=seed)
+        study = validity.ShownConditions.of(
+            found.instructions, errors, rights=rights, fault=fault, others=others, n=n, seed=seed)
     except ValueError:  # no two classes
         differ = len({right.answer for right in rights}) > 1
         placebo = shuffled(found.instructions, rights, n=n, seed=seed) if differ else ()
-        study = validity.Study({MIXED: mixed}, without_errors(found.instructions, n=n), placebo,
+        study = validity.ShownConditions({MIXED: mixed}, without_errors(found.instructions, n=n), placebo,
                                planted_batches(fault, n=n, seed=seed), others)
     twin = {error.shown(): exchanged(error) for error in errors}
     twins = [tuple(other for error in batch.errors if (other := twin[error.shown()])) for batch in mixed]
-    return Plan(study, tuple(Evidence(found.instructions, some) for some in twins), fault.names)
+    return ShownErrors(study, tuple(Evidence(found.instructions, some) for some in twins), fault.names)
 
 
 def _readable(found: Observed) -> list[Shown]:
@@ -175,7 +176,7 @@ class Surface:
 
 
 @dataclass(frozen=True)
-class Found:
+class ErrorsResult:
     """What the study found; None is what could not be measured.
 
     Attributes:
@@ -212,8 +213,8 @@ class Found:
         return self.exchange is not None and self.corrected["exchange"] <= 0.05 and self.exchange.likeness.high < 1.0
 
 
-def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str | None], *,
-             similarity: Similarity | None = None, seed: int = 0) -> Found:
+def analysed(found: Observed | None, planned: ShownErrors | None, replies: Sequence[str | None], *,
+             similarity: Similarity | None = None, seed: int = 0) -> ErrorsResult:
     """Measure what was collected, all of it or what a stop left.
 
     Args:
@@ -232,7 +233,7 @@ def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str
         correlation = _mantel(planned, replies, alike_by, seed)
         surface = _surface(planned)
     tests = {name: test for name, test in (("exchange", exchange), ("mantel", correlation)) if test is not None}
-    return Found(
+    return ErrorsResult(
         examples=found.n if found else 0,
         errors=len(found.errors) if found else 0,
         unread=len(found.errors) - len(_readable(found)) if found else 0,
@@ -248,7 +249,7 @@ def analysed(found: Observed | None, planned: Plan | None, replies: Sequence[str
     )
 
 
-def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+def _validity(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int
               ) -> validity.Validity | None:
     feedback = planned.study.answered(replies[: planned.study.requests])
     try:
@@ -258,7 +259,7 @@ def _validity(planned: Plan, replies: Sequence[str | None], similarity: Similari
         return None
 
 
-def _repetition(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int
+def _repetition(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int
                 ) -> repetition.Repetition | None:
     said = planned.of_mixed(replies)
     others = planned.study.answered(replies[: planned.study.requests]).others
@@ -269,14 +270,14 @@ def _repetition(planned: Plan, replies: Sequence[str | None], similarity: Simila
         return None
 
 
-def _exchange(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Alike | None:
+def _exchange(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Alike | None:
     both = zip(planned.of_mixed(replies), planned.of_twins(replies), strict=True)
     pairs = [(own, twin) for own, twin in both if own and twin]
     said = [own for own, _ in pairs] + [twin for _, twin in pairs]
     return alike(_between(said, similarity), len(pairs), paired=True, seed=seed)
 
 
-def _mantel(planned: Plan, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Mantel | None:
+def _mantel(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Mantel | None:
     pairs = zip(planned.mixed, planned.of_mixed(replies), strict=True)
     asked = [(batch_text(batch), said) for batch, said in pairs if said]
     shown = similarity.matrix([text for text, _ in asked])
@@ -292,7 +293,7 @@ def _between(groups: Sequence[Sequence[str]], similarity: Similarity) -> Floats:
     return means
 
 
-def _surface(planned: Plan) -> Surface:
+def _surface(planned: ShownErrors) -> Surface:
     groups = list(planned.study.conditions.values())
     texts = [batch_text(batch) for group in [*groups, planned.twins] for batch in group]
     matrix = TfIdf().matrix(texts)
@@ -316,7 +317,7 @@ _PARTS = 8 + (DRAWS - 1) + DRAWS
 # --- what is asked -----------------------------------------------------------------------------------------
 
 
-class Experiment:
+class ErrorsExperiment:
     """Observes the prompt's errors, then asks for everything at once.
 
     Attributes:
@@ -333,7 +334,7 @@ class Experiment:
             n: Feedbacks a condition.
         """
         self.found: Observed | None = None
-        self.plan: Plan | None = None
+        self.plan: ShownErrors | None = None
         self.replies: list[str | None] = []
         self._description, self._n = description, n
 
@@ -354,14 +355,14 @@ class Experiment:
 # --- the report -------------------------------------------------------------------------------------------
 
 
-def sections(found: Found) -> tuple[Section, ...]:
+def sections(found: ErrorsResult) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
     parts = (found.validity and validity.section_of(found.validity),
              found.repetition and repetition.section_of(found.repetition))
     return sections_of("studies/errors", found, _curves(found), *parts, BATCH)
 
 
-def _curves(found: Found) -> tuple[Curve, ...]:
+def _curves(found: ErrorsResult) -> tuple[Curve, ...]:
     if found.mantel is None:
         return ()
     x, y = zip(*found.mantel.pairs, strict=True)
@@ -369,7 +370,7 @@ def _curves(found: Found) -> tuple[Curve, ...]:
                   points=True),)
 
 
-def limits(found: Found) -> tuple[str, ...]:
+def limits(found: ErrorsResult) -> tuple[str, ...]:
     """Return what the figures do not show."""
     return paragraphs_of("studies/errors", found, compared(found.by_words))
 
@@ -384,7 +385,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
         ValueError: Before any call, if it is not one task with training examples enough.
     """
     task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=BATCH + 1)
-    experiment = Experiment(task.description, n)
+    experiment = ErrorsExperiment(task.description, n)
     bench.conduct(STUDY.name, task, experiment)
     result = analysed(experiment.found, experiment.plan, experiment.replies,
                       similarity=bench.similarity, seed=bench.seed)

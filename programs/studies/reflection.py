@@ -30,11 +30,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence, reasons
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm, interval95, permuted, resampled_means, resamples
 from cuesmith.programs.diagnosis.likeness import Alike, alike
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_errors
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
@@ -48,8 +48,9 @@ from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.scene import text_field
 
 __all__ = [
-    "ARMS", "OWN", "PLACEBO", "REWORDING", "SECONDARY", "SEEN", "STUDY", "UNIFORM", "Arm", "Collected",
-    "Difference", "Experiment", "Found", "Refinement", "analysed", "conduct", "forecast", "sections",
+    "ARMS", "OWN", "PLACEBO", "REWORDING", "SECONDARY", "SEEN", "STUDY", "UNIFORM", "Arm", "ArmDifference",
+    "Collected", "Refinement", "ReflectionExperiment", "ReflectionResult", "analysed", "conduct", "forecast",
+    "sections",
 ]  # fmt: skip
 
 OWN, UNIFORM, PLACEBO, REWORDING, SEEN = (
@@ -125,7 +126,7 @@ class Arm:
 
 
 @dataclass(frozen=True)
-class Difference:
+class ArmDifference:
     """Own errors compared with another arm.
 
     Attributes:
@@ -150,7 +151,7 @@ class Difference:
 
 
 @dataclass(frozen=True)
-class Found:
+class ReflectionResult:
     """What the study found.
 
     Attributes:
@@ -172,13 +173,13 @@ class Found:
     placebo: str
     student: Estimate95
     arms: Mapping[str, Arm]
-    differences: Mapping[str, Difference]
+    differences: Mapping[str, ArmDifference]
     feedback: Alike | None
     unusable: Mapping[str, int]
     by_words: bool = True
 
 
-def analysed(kept: Collected, n: int, *, similarity: Similarity | None = None, seed: int = 0) -> Found:
+def analysed(kept: Collected, n: int, *, similarity: Similarity | None = None, seed: int = 0) -> ReflectionResult:
     """Measure what was collected, all of it or what a stop left.
 
     Args:
@@ -196,14 +197,14 @@ def analysed(kept: Collected, n: int, *, similarity: Similarity | None = None, s
     compared = {arm: _difference(arm, rows, seed) for arm in (UNIFORM, *SECONDARY) if _comparable(arm, rows)}
     secondary = [arm for arm in compared if arm in SECONDARY]
     corrected = dict(zip(secondary, holm([compared[arm].p_value for arm in secondary]), strict=True))
-    return Found(
+    return ReflectionResult(
         n=n,
         examples=kept.observed.n if kept.observed else 0,
         errors=len(kept.observed.errors) if kept.observed else 0,
         placebo=kept.placebo,
         student=estimate95(kept.student),
         arms={arm: _arm(table, student, seed) for arm, table in tables.items()},
-        differences={arm: Difference(one.value, one.p_value, corrected.get(arm, one.p_value), one.detectable)
+        differences={arm: ArmDifference(one.value, one.p_value, corrected.get(arm, one.p_value), one.detectable)
                      for arm, one in compared.items()},
         feedback=_feedback(kept.reasons, similarity or TfIdf(), seed),
         unusable={arm: count for arm, count in kept.unusable.items() if count},
@@ -230,7 +231,7 @@ def _comparable(arm: str, rows: Mapping[str, Mapping[int, Floats]]) -> bool:
     return min(len(rows.get(OWN, {})), len(rows.get(arm, {}))) > 1
 
 
-def _difference(arm: str, rows: Mapping[str, Mapping[int, Floats]], seed: int) -> Difference:
+def _difference(arm: str, rows: Mapping[str, Mapping[int, Floats]], seed: int) -> ArmDifference:
     paired = arm == SEEN
     chosen = [[row for k, row in rows[one].items() if not paired or k in rows[OWN].keys() & rows[SEEN].keys()]
               for one in (OWN, arm)]
@@ -246,7 +247,7 @@ def _difference(arm: str, rows: Mapping[str, Mapping[int, Floats]], seed: int) -
     else:
         p_value = permuted(own.tolist(), other.tolist(), seed=seed)
     spread = float(np.nanstd(first - second))
-    return Difference(value, p_value, p_value, _REACH * spread if spread > 0 else math.nan)
+    return ArmDifference(value, p_value, p_value, _REACH * spread if spread > 0 else math.nan)
 
 
 def _feedback(said: Mapping[str, Sequence[str | None]], similarity: Similarity, seed: int) -> Alike | None:
@@ -261,7 +262,7 @@ RIGHTS = 2 * BATCH
 # --- what is asked -----------------------------------------------------------------------------------------
 
 
-class Experiment:
+class ReflectionExperiment:
     """Observes the prompt's errors, reflects, edits and scores.
 
     Attributes:
@@ -350,13 +351,13 @@ class Experiment:
 _NAMES = (OWN, UNIFORM, PLACEBO, REWORDING, SEEN, FEWEST)
 
 
-def sections(found: Found) -> tuple[Section, ...]:
+def sections(found: ReflectionResult) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
     best = max(found.arms, key=lambda arm: found.arms[arm].score.mean, default=None)
     return sections_of("studies/reflection", found, _curves(found), best, _NAMES)
 
 
-def _curves(found: Found) -> tuple[Curve, ...]:
+def _curves(found: ReflectionResult) -> tuple[Curve, ...]:
     if not found.arms:
         return ()
     axes = "refinement, from the worst to the best of its way", "score (%)"
@@ -369,7 +370,7 @@ def _curves(found: Found) -> tuple[Curve, ...]:
     )
 
 
-def limits(found: Found) -> tuple[str, ...]:
+def limits(found: ReflectionResult) -> tuple[str, ...]:
     """Return what the figures do not show."""
     short = [arm for arm, one in found.arms.items() if len(one.each) + found.unusable.get(arm, 0) < found.n]
     return paragraphs_of("studies/reflection", found, short, _NAMES, SECONDARY, BATCH, compared(found.by_words))
@@ -385,7 +386,7 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
         ValueError: Before any call, if it is not one task with training examples enough.
     """
     task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=FEWEST)
-    experiment = Experiment(n)
+    experiment = ReflectionExperiment(n)
     bench.conduct(STUDY.name, task, experiment)
     result = analysed(experiment.kept, n, similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), limits(result))

@@ -26,10 +26,10 @@ from cuesmith.programs.diagnosis.change import (
     neighbourhood_of,
     section_of,
 )
+from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import EXACT, ORDERS, RankMantel, rank_mantel
-from cuesmith.programs.diagnosis.similarity import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
@@ -47,8 +47,8 @@ from cuesmith.teleprompters.search.scene import Scene, text_field, write_instruc
 from cuesmith.teleprompters.search.setting import Setting
 
 __all__ = [
-    "FEWEST_EXAMPLES", "STUDY", "TESTS", "Alike", "Known", "Nearest", "Pair", "Sample", "analyse", "conduct",
-    "forecast", "nearest", "sections",
+    "FEWEST_EXAMPLES", "STUDY", "TESTS", "Nearest", "PromptPair", "Sample", "SimilarityResult",
+    "StudiedPrompt", "analyse", "conduct", "forecast", "nearest", "sections",
 ]  # fmt: skip
 
 FEWEST_EXAMPLES = 10
@@ -95,7 +95,7 @@ class Nearest:
 
 
 @dataclass(frozen=True)
-class Known:
+class StudiedPrompt:
     """One prompt of the study.
 
     Attributes:
@@ -112,7 +112,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Pair:
+class PromptPair:
     """Two prompts.
 
     Attributes:
@@ -129,7 +129,7 @@ class Pair:
 
 
 @dataclass(frozen=True)
-class Alike:
+class SimilarityResult:
     """What the study found.
 
     Attributes:
@@ -145,8 +145,8 @@ class Alike:
         by_words: Whether prompts were compared by their words, and not by an embedder.
     """
 
-    prompts: tuple[Known, ...]
-    pairs: tuple[Pair, ...]
+    prompts: tuple[StudiedPrompt, ...]
+    pairs: tuple[PromptPair, ...]
     examples: int
     answers: RankMantel | None = None
     scores: RankMantel | None = None
@@ -181,13 +181,13 @@ def nearest(likeness: Floats, scores: Sequence[float], *, seed: int = 0) -> Near
 
 
 def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neighbourhood: Neighbourhood | None = None,
-            similarity: Similarity | None = None, seed: int = 0) -> Alike:
+            similarity: Similarity | None = None, seed: int = 0) -> SimilarityResult:
     """Hold the distances of the words against those of the behaviour.
 
     Args:
         samples: Different prompts with their outcomes on the same examples.
-        noise: As `Alike` has it.
-        neighbourhood: As `Alike` has it.
+        noise: As `SimilarityResult` has it.
+        neighbourhood: As `SimilarityResult` has it.
         similarity: How alike texts are; TF-IDF by default.
         seed: Seeds permutations.
     """
@@ -195,9 +195,9 @@ def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neig
     whole = [k for k, column in enumerate(zip(*table, strict=True)) if None not in column]
     rows = [[sample.outcomes[k] for k in whole] for sample in samples]
     scores = [estimate95([row[k] for k in whole]) for row in table]
-    prompts = tuple(Known(s.text, s.move, s.meaning, score) for s, score in zip(samples, scores, strict=True))
+    prompts = tuple(StudiedPrompt(s.text, s.move, s.meaning, score) for s, score in zip(samples, scores, strict=True))
     if len(samples) < 4 or len(whole) < FEWEST_EXAMPLES:
-        return Alike(prompts, (), len(whole), noise=tuple(noise), neighbourhood=neighbourhood)
+        return SimilarityResult(prompts, (), len(whole), noise=tuple(noise), neighbourhood=neighbourhood)
     similarity = similarity or TfIdf()
     likeness = similarity.matrix([sample.text for sample in samples])
     means, meanings = np.array([score.mean for score in scores]), [sample.meaning for sample in samples]
@@ -209,10 +209,10 @@ def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neig
     near = nearest(likeness, means.tolist(), seed=seed)
     *adjusted, last = holm([*(test.p_value for test in tests), near.p_value])
     first, second, third = (replace(test, adjusted=p) for test, p in zip(tests, adjusted, strict=True))
-    pairs = (Pair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
+    pairs = (PromptPair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
              for i, j in itertools.combinations(range(len(samples)), 2))
-    return Alike(prompts, tuple(pairs), len(whole), first, second, third, replace(near, adjusted=last), tuple(noise),
-                 neighbourhood, isinstance(similarity, TfIdf))
+    return SimilarityResult(prompts, tuple(pairs), len(whole), first, second, third, replace(near, adjusted=last),
+                            tuple(noise), neighbourhood, isinstance(similarity, TfIdf))
 
 
 FEWEST = 8
@@ -378,19 +378,19 @@ async def _judge(scene: Scene, best: Candidate, task: Task, kept: _Kept) -> None
 # --- the report -------------------------------------------------------------------------------------------
 
 
-def sections(result: Alike) -> tuple[Section, ...]:
+def sections(result: SimilarityResult) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
     around = result.neighbourhood and section_of(result.neighbourhood)
     return sections_of("studies/similarity", result, _curves(result), _spread(result), around, TESTS)
 
 
-def _spread(result: Alike) -> list[tuple[bool, float, int]]:
+def _spread(result: SimilarityResult) -> list[tuple[bool, float, int]]:
     """Different answers (%), a mean over pairs of one meaning and of several; no interval, as pairs share prompts."""
     shares = {same: [pair.flips for pair in result.pairs if pair.same is same] for same in (True, False)}
     return [(same, 100 * math.fsum(some) / len(some), len(some)) for same, some in shares.items() if some]
 
 
-def _curves(result: Alike) -> tuple[Curve, ...]:
+def _curves(result: SimilarityResult) -> tuple[Curve, ...]:
     axes = ("distance of the words (0 the same, 1 nothing in common)", "different answers (%)")
     curves = []
     for same, name in ((True, "paraphrases of one prompt"), (False, "prompts made apart")):
@@ -400,7 +400,7 @@ def _curves(result: Alike) -> tuple[Curve, ...]:
     return tuple(curves)
 
 
-def limits(result: Alike, stopped_by: str | None) -> tuple[str, ...]:
+def limits(result: SimilarityResult, stopped_by: str | None) -> tuple[str, ...]:
     """Return what the figures do not show, also if `stopped_by` ended the study early."""
     return paragraphs_of("studies/similarity", result, stopped_by, compared(result.by_words))
 

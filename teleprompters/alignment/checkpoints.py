@@ -91,7 +91,7 @@ class Checkpoints:
         return [path for path in self.directory.iterdir() if path.is_dir()] if self.directory.is_dir() else []
 
 
-class Curve:
+class LearningCurve:
     """The learning curve, kept beside the checkpoints in one folder; None keeps it nowhere."""
 
     def __init__(self, directory: Path | None) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from cuesmith.teleprompters.alignment._trl import GRPOTrainer, add_fused_lm_head
-from cuesmith.teleprompters.alignment.rollouts import Batch, Rollouts, Setting
+from cuesmith.teleprompters.alignment.rollouts import Batch, Rollouts, RolloutSetting
 
 
 def token_rewards(rewards: Tensor, old: Tensor, reference: Tensor, mask: Tensor, kl_coefficient: float) -> Tensor:
@@ -72,7 +72,7 @@ class PPO(Rollouts, GRPOTrainer):  # type: ignore[misc]
     gae_lambda: float
     value_coefficient: float
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, setting: RolloutSetting) -> None:
         """Also attach the value head, so that the optimizer, the checkpoints and DDP know it."""
         super().prepare(setting)
         base = self._bare()

@@ -15,11 +15,12 @@ from pydantic import TypeAdapter
 from cuesmith.modules.decoding import POLICY
 from cuesmith.modules.prompter import Prompter
 from cuesmith.signatures.rewriting import RewriteInput
-from cuesmith.teleprompters.alignment.checkpoints import Curve
+from cuesmith.teleprompters.alignment.checkpoints import LearningCurve
 from cuesmith.teleprompters.alignment.frozen import Frozen
+from cuesmith.teleprompters.alignment.gains import PolicyKL, Sampled
 from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.training import Training, TrainingStep, train
-from cuesmith.teleprompters.alignment.yardstick import PolicyKL, Sampled, policy_kl
+from cuesmith.teleprompters.alignment.yardstick import policy_kl
 from cuesmith.teleprompters.runtime.candidate import Json, digest
 from cuesmith.teleprompters.runtime.outcomes import MetricError
 from cuesmith.teleprompters.runtime.run import Run
@@ -124,7 +125,7 @@ async def trained(
         RunStopped: If the run was stopped; a resumed run goes on from the last checkpoint.
     """
     directory = frozen.folder("prompter")
-    curve = Curve(directory)
+    curve = LearningCurve(directory)
 
     def on_step(step: TrainingStep) -> bool:
         event = TrainingStepDone(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from cuesmith.teleprompters.alignment.yardstick import Attainable, PolicyKL, Realised
+from cuesmith.teleprompters.alignment.gains import Attainable, PolicyKL, Realised
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import Progressed
 from cuesmith.teleprompters.runtime.statistics import Estimate95

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-class Pair(Protocol):
+class PreferencePair(Protocol):
     """A prompt with a better and a worse response; `cuesmith.programs.tasks.preferences.Preference` is one."""
 
     @property
@@ -63,7 +63,7 @@ class RewardTraining:
 
 def train_reward_model(
     base_model: str | Path | PreTrainedModel,
-    preferences: Sequence[Pair],
+    preferences: Sequence[PreferencePair],
     directory: Path,
     *,
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -136,7 +136,9 @@ def _check(batch_size: int, gradient_accumulation: int, learning_rate: float, he
         raise ValueError(f"held_out must be between 0 and 1, got {held_out}")
 
 
-def _divide(preferences: Sequence[Pair], held_out: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+def _divide(
+    preferences: Sequence[PreferencePair], held_out: float, seed: int
+) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """Divide by prompt, in an order that depends on the prompts' text and the seed alone; one at least is held out."""
     prompts = {pair.prompt for pair in preferences}
     order = sorted(prompts, key=lambda prompt: hashlib.sha256(f"{seed}:{prompt}".encode()).digest())
@@ -145,7 +147,7 @@ def _divide(preferences: Sequence[Pair], held_out: float, seed: int) -> tuple[li
     return trained_on, [pair for pair in preferences if pair.prompt not in kept]
 
 
-def _row(reward: RewardModel, pair: Pair) -> dict[str, list[int]]:
+def _row(reward: RewardModel, pair: PreferencePair) -> dict[str, list[int]]:
     return {
         "chosen_ids": reward.token_ids(pair.prompt, pair.chosen),
         "rejected_ids": reward.token_ids(pair.prompt, pair.rejected),

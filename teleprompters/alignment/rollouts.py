@@ -43,7 +43,7 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Setting:
+class RolloutSetting:
     """What a trainer needs beyond TRL's arguments.
 
     Attributes:
@@ -101,9 +101,9 @@ class _Order(Sampler[int]):
 class Rollouts(Trainer):  # type: ignore[misc]
     """Mixed in before one of TRL's trainers; `prepare` must be called before `train`."""
 
-    _setting: Setting
+    _setting: RolloutSetting
 
-    def prepare(self, setting: Setting) -> None:
+    def prepare(self, setting: RolloutSetting) -> None:
         """Attach the reference, the reward and the checkpoints."""
         self._setting = setting
         # TRL fetches and moves a batch's rows for each of its updates; numbers are quick to fetch.
@@ -335,7 +335,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def agree(trainer: Rollouts, step: TrainingStep, setting: Setting) -> bool:
+def agree(trainer: Rollouts, step: TrainingStep, setting: RolloutSetting) -> bool:
     """Ask `on_step` on the main process whether to stop, and tell the others."""
     answer = [False]
     if setting.on_step is not None and trainer.accelerator.is_main_process:

@@ -189,7 +189,7 @@ def train(
     require_train()
     if not inputs:
         raise ValueError("training needs at least one input")
-    from cuesmith.teleprompters.alignment.engine import train as trained
+    from cuesmith.teleprompters.alignment.trainers import train as trained
 
     return trained(policy, inputs, reward, config, directory, on_step)
 

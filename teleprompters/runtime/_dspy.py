@@ -33,8 +33,9 @@ from dspy.clients.legacy_outputs import plain, value
 from pydantic import TypeAdapter
 
 from cuesmith.teleprompters.runtime import _litellm
+from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Reply, Request, public_options
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission, effect, hired
+from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, hired
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply
 from cuesmith.teleprompters.runtime.thinking import strip_thinking

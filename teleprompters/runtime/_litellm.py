@@ -12,8 +12,9 @@ from collections.abc import Iterable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
+from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Request
-from cuesmith.teleprompters.runtime.gate import Effect, Gate, admission
+from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Ticket, Usage
 
 _called: ContextVar[bool] = ContextVar("cuesmith_litellm", default=False)
@@ -89,8 +90,8 @@ def _watch_retries(leads_to: Any) -> None:
         await real_asleep(self, **options)
         _count_retry(leads_to)
 
-    FinalRequestOptions.get_max_retries = most  # type: ignore[method-assign]
-    OpenAI._sleep_for_retry, AsyncOpenAI._sleep_for_retry = sleep, asleep  # type: ignore[method-assign]
+    FinalRequestOptions.get_max_retries = most
+    OpenAI._sleep_for_retry, AsyncOpenAI._sleep_for_retry = sleep, asleep
 
 
 def _count_retry(leads_to: Any) -> None:
@@ -108,7 +109,7 @@ def _count_retry(leads_to: Any) -> None:
 def _watcher_of(leads_to: Any) -> Any:
     from litellm.integrations.custom_logger import CustomLogger
 
-    class Watcher(CustomLogger):
+    class Watcher(CustomLogger):  # type: ignore[misc]
         """Admits each attempt that did not come through the door, and settles it."""
 
         def __init__(self) -> None:

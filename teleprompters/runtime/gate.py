@@ -18,20 +18,25 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias, cast, get_args
+from typing import cast, get_args
 
 from dspy.utils.exceptions import (
-    ContextWindowExceededError,
-    LMAuthError,
-    LMBillingError,
-    LMConfigurationError,
     LMError,
     LMRateLimitError,
-    LMServerError,
-    LMTimeoutError,
-    LMUnsupportedModelError,
 )
 
+from cuesmith.teleprompters.runtime.admissions import (
+    Admission,
+    Answer,
+    Protocol,
+    Send,
+    Wait,
+    aattempted,
+    admission,
+    attempted,
+    is_reply,
+    used_by,
+)
 from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
@@ -43,22 +48,16 @@ from cuesmith.teleprompters.runtime.outages import (
     is_outage,
     is_refused,
     is_transient,
-    is_unreadable,
+    stopped_by,
 )
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.throttle import Throttle
+from cuesmith.teleprompters.runtime.watch import Watch
 
 _CHARACTERS_PER_TOKEN = 3
 _UNKNOWN_REPLY_TOKENS = 1024
 
 _NOTHING: AbstractContextManager[object] = nullcontext()
-
-PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
-"""Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
-
-FEW = 8
-"""Calls given up in a row, none answered in between, that mean an outage: so many, or up to twice so many with as many
-in flight. Ours."""
 
 _HISTORY = 64
 """Calls of one effect that stand in the histories of models and modules. Ours."""
@@ -178,117 +177,8 @@ effect: ContextVar[Effect | None] = ContextVar("cuesmith_effect", default=None)
 """The effect under way in this context."""
 
 
-@dataclass(eq=False)
-class Admission:
-    """A call's place in the ledger. A call that is made by another call (a model that asks two others) takes its place.
-
-    Attributes:
-        ticket: What is reserved.
-        depth: How many calls it is made within.
-        taken: Whether an inner call has taken it, and counts in its stead.
-        lost: Whether the call was counted before it came back, as one that nobody waits for.
-        sent: How many requests it has sent through LiteLLM.
-        begun: How many requests dspy has begun for it: one for each completion that is asked for.
-        gate: Where it was admitted.
-        outer: The call that it is made within and whose place it has taken, if so.
-        finish: Why the replies of inner calls ended, for a record that answers without them.
-    """
-
-    ticket: Ticket
-    gate: Gate
-    depth: int = 0
-    taken: bool = False
-    lost: bool = False
-    sent: int = 0
-    begun: int = 0
-    outer: Admission | None = None
-    finish: list[str] = field(default_factory=list)
-
-    def goes_on(self) -> None:
-        """Note that a request is begun.
-
-        Raises:
-            RunStopped: If it is a further one, and the run has been stopped meanwhile.
-        """
-        if self.begun:
-            self.gate.check()
-        self.begun += 1
-
-    @property
-    def most(self) -> int:
-        """How many requests it may have sent, if nobody knows how it ended."""
-        return self.begun or self.ticket.calls
-
-    def sends(self) -> bool:
-        """Note a request; return whether it is the call itself, and not a further one that a model makes of its own."""
-        self.sent += 1
-        return self.sent <= self.ticket.calls and not self.taken
-
-
-Answer = Reply | BaseException
-"""What comes of sending a call."""
-
-
-def _used(answer: Answer, most: int) -> Usage:
-    """Return what an answer says that its call used; if it does not, that it was so many calls."""
-    used = getattr(answer, "usage", None)
-    return used if isinstance(used, Usage) else Usage(calls=most, usd=0.0)
-
-
-def _is_reply(answer: Answer) -> bool:
-    return isinstance(answer, Reply)
-
-
-def _sent(place: Admission, send: Callable[[], Reply]) -> Answer:
-    token = admission.set(place)
-    try:
-        return send()
-    except BaseException as error:
-        return error
-    finally:
-        admission.reset(token)
-
-
-async def _asent(place: Admission, send: Callable[[], Awaitable[Reply]]) -> Answer:
-    token = admission.set(place)
-    try:
-        return await send()
-    except BaseException as error:
-        return error
-    finally:
-        admission.reset(token)
-
-
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
 """Whether this thread is one that a program has begun by itself."""
-
-admission: ContextVar[Admission | None] = ContextVar("cuesmith_admission", default=None)
-"""The call that is being sent in this context."""
-
-
-@dataclass(frozen=True)
-class Wait:
-    """An action of the protocol: wait for so many seconds."""
-
-    seconds: float
-
-
-@dataclass(frozen=True)
-class Send:
-    """An action of the protocol: send the call once."""
-
-    admission: Admission
-
-
-Protocol: TypeAlias = Generator[Wait | Send, "Reply | BaseException | None", object]
-
-STOPPING: tuple[tuple[type[LMError], str], ...] = (
-    (LMAuthError, "auth"),
-    (LMBillingError, "billing"),
-    (LMUnsupportedModelError, "configuration"),
-    (LMConfigurationError, "configuration"),
-)
-
 
 class Gate:
     """Meters, journals, retries and refuses calls. Thread-safe.
@@ -335,10 +225,7 @@ class Gate:
         self._halt = threading.Event()
         self._closed = False
         self._jitter = random.Random()
-        self._failures_in_a_row: Counter[str] = Counter()
-        self._answered: set[str] = set()
-        self._slowest: dict[str, float] = {}
-        self._last_sign: dict[str, float] = {}
+        self._watch = Watch(max_retries)
         self._sent: dict[Admission, tuple[Request, float]] = {}
         self._at_cap: set[object] = set()
         self._foreign = 0
@@ -405,12 +292,8 @@ class Gate:
                 if not request.free:
                     waiting[request.model].append(began)
         for model, sent in waiting.items():
-            slowest = self._slowest.get(model)
-            patience = FIRST_PATIENCE if slowest is None else max(PATIENCE, SLOWNESS * slowest)
-            silent = time.monotonic() - max(min(sent), self._last_sign.get(model, 0.0))
-            if silent > patience:
-                what = f"{len(sent)} calls of {model} are under way"
-                self.stop("outage", f"{what} and none was answered for {silent:.0f} s")
+            if reason := self._watch.silence(model, sent):
+                self.stop("outage", reason)
 
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
         """Make one call from a thread, on behalf of an effect. Returns what the caller gets."""
@@ -454,13 +337,13 @@ class Gate:
         """Send a call, once more if it is late, and return what came back: a failure is an answer too."""
         patience = self.pace.patience((place.ticket.role, request.model))
         if patience is None or place.outer is not None:
-            return _sent(place, send)
+            return attempted(place, send)
         spares: list[Admission] = []
-        tries = Tries[Answer](_is_reply, lambda answer: self.settle_spare(spares[0], request, answer, current))
-        tries.begin(lambda: _sent(place, send))
+        tries = Tries[Answer](is_reply, lambda answer: self.settle_spare(spares[0], request, answer, current))
+        tries.begin(lambda: attempted(place, send))
         if (answer := tries.wait(patience)) is None and (spare := self.spare(place, request)) is not None:
             spares.append(spare)
-            tries.begin(lambda: _sent(spare, send))
+            tries.begin(lambda: attempted(spare, send))
         found = answer or tries.wait()
         assert found is not None
         return found
@@ -471,17 +354,17 @@ class Gate:
         """Send a call as `_send` does."""
         patience = self.pace.patience((place.ticket.role, request.model))
         if patience is None or place.outer is not None:
-            return await _asent(place, send)
+            return await aattempted(place, send)
         spares: list[Admission] = []
 
         def again() -> Callable[[], Awaitable[Answer]] | None:
             if (spare := self.spare(place, request)) is None:
                 return None
             spares.append(spare)
-            return lambda: _asent(spare, send)
+            return lambda: aattempted(spare, send)
 
         return await first_success(
-            lambda: _asent(place, send), patience, again, _is_reply,
+            lambda: aattempted(place, send), patience, again, is_reply,
             lambda answer: self.settle_spare(spares[0], request, answer, current))
 
     def spare(self, place: Admission, request: Request) -> Admission | None:
@@ -501,7 +384,7 @@ class Gate:
         self._sent.pop(spare, None)
         if spare.lost:
             return
-        usage = _used(answer, request.calls)
+        usage = used_by(answer, request.calls)
         self.ledger.settle(spare.ticket, usage, answered=isinstance(answer, Reply))
         current.add(spare.ticket.role, usage)
         if self.journal is not None:
@@ -603,7 +486,7 @@ class Gate:
                 raise RunStopped(self.stopped_by or "stopped")
             if isinstance(answer, Reply):
                 seconds = time.monotonic() - began
-                self._heard(request.model, seconds)
+                self._watch.heard(request.model, seconds)
                 self.pace.note((role, request.model), seconds)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
@@ -611,13 +494,6 @@ class Gate:
             self._settle_failed(place, request, answer, key, role, current)
             yield Wait(self._after_failure(answer, attempt, place, request, current))
         raise AssertionError("the last attempt returns or raises")
-
-    def _heard(self, model: str, seconds: float) -> None:
-        self._answered.add(model)
-        self._failures_in_a_row.pop(model, None)
-        self._failures_in_a_row.pop("", None)
-        self._last_sign[model] = time.monotonic()
-        self._slowest[model] = max(self._slowest.get(model, 0.0), seconds)
 
     def _recall(self, key: str, current: Effect, role: Role) -> object:
         """Return what the journal holds of the reply, or None."""
@@ -727,7 +603,7 @@ class Gate:
     ) -> None:
         if place.taken:  # what failed is the inner call, or what was made of its answer
             return
-        failed = _used(error, place.most)
+        failed = used_by(error, place.most)
         self.ledger.settle(place.ticket, failed, answered=False)
         current.add(role, failed)
         if key is not None:
@@ -739,10 +615,8 @@ class Gate:
         """Return the seconds to wait before the next attempt, or raise what ends the call or the run."""
         if not isinstance(error, Exception):
             raise error
-        if not place.depth:  # a call that another model makes may fail: it may have a second one to ask
-            for kind, by in STOPPING:
-                if isinstance(error, kind) and not isinstance(error, ContextWindowExceededError):
-                    raise self.stop(by, str(error)) from None
+        if not place.depth and (by := stopped_by(error)):  # one that another model makes may have a second one to ask
+            raise self.stop(by, str(error)) from None
         if place.taken:  # its inner calls were tried again, and what they met is known
             if not place.depth and is_outage(error):
                 reason = self.redactor(f"{type(error).__name__}: {error}")[:400]
@@ -750,7 +624,7 @@ class Gate:
                 self._note_outage(reason, request.model)
             raise error
         transient = is_transient(error)
-        if not transient or attempt >= self._retries(request.model, error):
+        if not transient or attempt >= self._watch.retries(request.model, error):
             self._give_up(error, transient, place, request, current)
             raise error
         hint = getattr(error, "retry_after", None)
@@ -762,18 +636,6 @@ class Gate:
         delay = max(backoff, hint * self._jitter.uniform(1.0, 1.1)) if hint is not None else backoff
         self._on_retry(self.redactor(f"{type(error).__name__}: {error}"), delay, attempt + 1)
         return delay
-
-    def _retries(self, model: str, error: Exception) -> int:
-        """How often to try again.
-
-        Where nothing was ever reached, an address is likelier wrong than busy; where the call before was given up and
-        none has been answered since, one more attempt shows whether it is over.
-        """
-        if self._failures_in_a_row[model] and not isinstance(error, LMRateLimitError):
-            return min(1, self.max_retries)
-        heard = model in self._answered or isinstance(error, LMServerError | LMRateLimitError | LMTimeoutError)
-        heard &= not is_unreadable(error)
-        return self.max_retries if heard else min(2, self.max_retries)
 
     def _give_up(
         self, error: Exception, transient: bool, place: Admission, request: Request, current: Effect
@@ -795,14 +657,9 @@ class Gate:
                 self._note_outage(reason, request.model)
 
     def _note_outage(self, reason: str, model: str = "", what: str = "calls") -> None:
-        """Many calls given up in a row, none answered in between: the provider is down, so stop and keep the rest.
-
-        Each model is counted by itself: a judge may be down while the target is well.
-        """
-        self._failures_in_a_row[model] += 1
-        failed = self._failures_in_a_row[model]
-        if failed >= (min(max(FEW, self.throttle.maximum), 2 * FEW) if model in self._answered else FEW):
-            self.stop("outage", f"{failed} {what} in a row failed after retries; the last: {reason}")
+        """Note what was given up, and stop the run if that means that a provider is down."""
+        if seen := self._watch.given_up(model, what, reason, self.throttle.maximum):
+            self.stop("outage", seen)
 
     def count_lost(self) -> None:
         """Count the calls that have been sent and not come back: they may be paid for, and nobody waits for them."""

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from types import FrameType
 from typing import TypeVar
@@ -214,4 +214,5 @@ async def _alone(make: Callable[[], Coroutine[object, object, T]]) -> T:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
-        await asyncio.gather(*left, return_exceptions=True)
+        with suppress(asyncio.CancelledError):  # a signal that comes this late takes nobody's result
+            await asyncio.gather(*left, return_exceptions=True)

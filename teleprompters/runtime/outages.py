@@ -7,11 +7,16 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from dspy.utils.exceptions import (
+    ContextWindowExceededError,
+    LMAuthError,
+    LMBillingError,
+    LMConfigurationError,
     LMError,
     LMInvalidRequestError,
     LMProviderError,
     LMServerError,
     LMUnexpectedError,
+    LMUnsupportedModelError,
     is_retryable_lm_error,
 )
 
@@ -41,6 +46,20 @@ class Refused(RuntimeError):
 
     `RunStopped` is no `Exception`, and would end such a thread without a word to whoever waits for its result.
     """
+
+
+_STOPPING: tuple[tuple[type[LMError], str], ...] = (
+    (LMAuthError, "auth"),
+    (LMBillingError, "billing"),
+    (LMUnsupportedModelError, "configuration"),
+    (LMConfigurationError, "configuration"),
+)
+
+
+def stopped_by(error: Exception) -> str:
+    """Return what stops a run as no call can be answered (wrong key, no credit, no such model); "" if nothing does."""
+    found = (by for kind, by in _STOPPING if isinstance(error, kind))
+    return "" if isinstance(error, ContextWindowExceededError) else next(found, "")
 
 
 def is_refused(error: LMError) -> bool:

@@ -28,10 +28,11 @@ from dataclasses import dataclass, field
 from multiprocessing import AuthenticationError
 from typing import Any
 
+from cuesmith.teleprompters.runtime.admissions import Admission, Answer, Wait, admission
 from cuesmith.teleprompters.runtime.calls import Request
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.executors import Parcel, listening, processes_of
-from cuesmith.teleprompters.runtime.gate import Admission, Answer, Effect, Gate, Wait, admission
+from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, outcome_from_json

@@ -23,18 +23,10 @@ import dspy
 
 from cuesmith.teleprompters.runtime import _litellm
 from cuesmith.teleprompters.runtime._dspy import door, models_of, prepare
+from cuesmith.teleprompters.runtime.admissions import Admission, Answer, Protocol, Send, Wait, admission
 from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.gate import (
-    Admission,
-    Answer,
-    Effect,
-    Gate,
-    Protocol,
-    Send,
-    Wait,
-    admission,
-)
+from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import outcome_to_json

@@ -23,9 +23,9 @@ import cloudpickle
 import dspy
 from dspy.utils import exceptions
 
+from cuesmith.teleprompters.runtime.admissions import Answer
 from cuesmith.teleprompters.runtime.calls import Reply, Request
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.gate import Answer
 from cuesmith.teleprompters.runtime.ledger import Role, Usage
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply, Verdict
 from cuesmith.teleprompters.runtime.redaction import Redactor

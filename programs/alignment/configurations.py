@@ -99,7 +99,7 @@ class _Ask(dspy.Module):  # type: ignore[misc]
 
 
 @dataclass(frozen=True)
-class Parts:
+class StudyParts:
     """What a study is made of.
 
     Attributes:
@@ -131,7 +131,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """How a study runs.
 
     Attributes:
@@ -180,7 +180,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Study:
+class AlignStudy:
     """What a study found.
 
     Attributes:
@@ -194,7 +194,7 @@ class Study:
     oracle: LocalPolicy | None
 
 
-def conduct(parts: Parts, plan: Plan, *, stage: Callable[[str], None] = lambda text: None) -> Study:
+def conduct(parts: StudyParts, plan: StudyPlan, *, stage: Callable[[str], None] = lambda text: None) -> AlignStudy:
     """Train what is to be trained, and evaluate all configurations on the test prompts.
 
     Args:
@@ -225,7 +225,7 @@ def conduct(parts: Parts, plan: Plan, *, stage: Callable[[str], None] = lambda t
     if parts.judge is not None:
         stage("judging")
         found = [found[0], *(_judged(one, found[0], parts.test, parts.judge) for one in found[1:])]
-    return Study({one.name: one for one in found}, prompter, oracle)
+    return AlignStudy({one.name: one for one in found}, prompter, oracle)
 
 
 def rewards_of(reward: Reward, prompts: Sequence[str], responses: Sequence[str | None]) -> list[float | None]:
@@ -237,7 +237,7 @@ def rewards_of(reward: Reward, prompts: Sequence[str], responses: Sequence[str |
 
 
 def _train_prompter(
-    parts: Parts, plan: Plan, target: Target, stage: Callable[[str], None]
+    parts: StudyParts, plan: StudyPlan, target: Target, stage: Callable[[str], None]
 ) -> tuple[LocalPolicy, tuple[TrainingStep, ...]]:
     def reward(rows: Sequence[int], rewrites: Sequence[str]) -> list[float | None]:
         prompts = [parts.train[row] for row in rows]
@@ -260,7 +260,7 @@ def _train_prompter(
 
 
 def _train_oracle(
-    parts: Parts, plan: Plan, frozen: LocalPolicy, stage: Callable[[str], None]
+    parts: StudyParts, plan: StudyPlan, frozen: LocalPolicy, stage: Callable[[str], None]
 ) -> tuple[LocalPolicy, tuple[TrainingStep, ...]]:
     def reward(rows: Sequence[int], responses: Sequence[str]) -> list[float | None]:
         return rewards_of(parts.reward, [parts.train[row] for row in rows], responses)
@@ -294,8 +294,8 @@ def _watched(
 
 def _evaluate(
     name: str,
-    parts: Parts,
-    plan: Plan,
+    parts: StudyParts,
+    plan: StudyPlan,
     target: Target,
     prompter: LocalPolicy | None,
     curve: tuple[TrainingStep, ...] = (),

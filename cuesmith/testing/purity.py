@@ -13,21 +13,16 @@ from cuesmith.teleprompters.compiler import Compiler
 MOST_LINES = 250
 """Lines of a compiler's file."""
 
-
 _IMPURE_MODULES = frozenset({
     "builtins", "ctypes", "datetime", "http", "httpx", "importlib", "io", "logging", "multiprocessing", "os", "pathlib",
     "pickle", "requests", "shelve", "shutil", "signal", "socket", "sqlite3", "subprocess", "sys", "tempfile",
     "threading", "time", "urllib"})
 
-
 _IMPURE_CALLS = frozenset({"open", "print", "input", "eval", "exec", "compile", "__import__", "breakpoint"})
-
 
 _DOOR = "cuesmith.teleprompters.runtime.effects"
 
-
 _KERNEL = ("cuesmith.teleprompters.runtime", "cuesmith.teleprompters.compiler")
-
 
 _CLOCK = frozenset({"sleep", "wait_for", "timeout", "timeout_at", "to_thread", "run_in_executor"})
 

@@ -12,8 +12,8 @@
 each case is a whole compile, on the embedded model, on models in this process that answer by known rules and log what
 they were sent, or on an HTTP server on the loopback interface.
 
-With `pytest.register_assert_rewrite("cuesmith.teleprompters.conformance")` in a `conftest.py`, failed assertions show
-their values. Needs pytest, which `cuesmith` itself does not.
+With `pytest.register_assert_rewrite("cuesmith.testing")` in a `conftest.py`, failed assertions show their values. Needs
+pytest, which `cuesmith` itself does not.
 
 Source: ours; the form is that of `optuna.testing.pytest_samplers`.
 """
@@ -25,13 +25,10 @@ import inspect
 import itertools
 import json
 import math
-import os
 import pickle
-import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import ClassVar
@@ -43,14 +40,19 @@ import pytest
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.teleprompters.compiler import Compiler
-from cuesmith.teleprompters.fakes import (
+from cuesmith.teleprompters.runtime.candidate import Candidate, example_id
+from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.events import EffectDone, Event, Stopped
+from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.testing.elsewhere import elsewhere
+from cuesmith.testing.fakes import (
     EXECUTED,
     HOSTILE,
     HOSTILE_ANSWERS,
     INPUT_TOKENS,
     KEY,
-    LONG,
-    LONGEST_INSTRUCTIONS,
     ODD,
     ORDERS,
     OUTPUT_TOKENS,
@@ -74,121 +76,30 @@ from cuesmith.teleprompters.fakes import (
     simulated,
     writes,
 )
-from cuesmith.teleprompters.purity import MOST_LINES, source_faults, sources_of
-from cuesmith.teleprompters.runtime.candidate import Candidate, Json, example_id
-from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.events import (
-    EffectDone,
-    Event,
-    RunFinished,
-    RunStarted,
-    SpentChanged,
-    StepDone,
-    Stopped,
+from cuesmith.testing.purity import MOST_LINES, source_faults, sources_of
+from cuesmith.testing.ran import (
+    Ran,
+    check_events,
+    check_plan,
+    check_prompts,
+    check_record,
+    check_report,
+    facts,
+    scores_of,
 )
-from cuesmith.teleprompters.runtime.ledger import Budget
-from cuesmith.teleprompters.runtime.metric import MetricFunction
-from cuesmith.teleprompters.runtime.session import CompileError
-
-__all__ = ["CompilerConformance", "Ran"]
 
 MOST_SHARED = 350
 """Lines of a file that compilers share."""
 
-
 TRAIN, VALID = examples(8, "train"), examples(12, "valid")
 
 
-# --- what a compile did ------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Ran:
-    """One compile of the suite.
-
-    Attributes:
-        compiler: Who compiled.
-        student: What was given.
-        trainset: What was given.
-        valset: What was given.
-        compiled: What came back.
-        compilation: Its record.
-        events: All events, in order.
-        target: The model of the program.
-        optimizer: The model that was asked.
-        at_stop: How many requests target and optimizer had had when the search was stopped; None if it was not.
-    """
-
-    compiler: Compiler
-    student: dspy.Module
-    trainset: Sequence[dspy.Example]
-    valset: Sequence[dspy.Example] | None
-    compiled: dspy.Module
-    compilation: Compilation
-    events: Sequence[Event]
-    target: Engine
-    optimizer: Engine
-    at_stop: tuple[int, int] | None
-
-    @property
-    def calls(self) -> int:
-        """How many requests reached both models."""
-        return self.target.calls + self.optimizer.calls
-
-    @property
-    def started(self) -> RunStarted:
-        """The first event."""
-        first = self.events[0]
-        assert isinstance(first, RunStarted)
-        return first
-
-    def effects(self, role: str) -> list[EffectDone]:
-        """The effects of one role, in the order of their completion."""
-        return [event for event in self.events if isinstance(event, EffectDone) and event.role == role]
-
-    def instructions(self) -> list[str]:
-        """The instructions of all candidates, the student's left out."""
-        own = {name: prompt.instructions for name, prompt in Candidate.of(self.student)}
-        prompts = (pair for trial in self.compilation.candidates for pair in trial.candidate)
-        return [prompt.instructions for name, prompt in prompts if prompt.instructions != own[name]]
-
-
-def facts(compilation: Compilation, *, spent: bool = True) -> Mapping[str, Json]:
-    """Return, as JSON data, what must be equal in two runs of one compile.
-
-    Args:
-        compilation: The record.
-        spent: Whether that includes the calls and tokens by role.
-    """
-    by_role = sorted(compilation.spent.by_role.items()) if spent else []
-    return {
-        "best": compilation.best.candidate.to_json(),
-        "reports": repr((compilation.baseline, compilation.best)),
-        "candidates": [[trial.candidate.to_json(), list(trial.scores)] for trial in compilation.candidates],
-        "steps": [repr(step) for step in compilation.steps],
-        "gain": repr(compilation.gain),
-        "stopped_by": compilation.stopped_by,
-        "notes": list(compilation.notes),
-        "spent": [[role, usage.calls, usage.input_tokens, usage.output_tokens] for role, usage in by_role],
-    }
-
-
-def scores_of(compilation: Compilation) -> set[float | None]:
-    """Return every score that a candidate has on any selection example."""
-    return {score for trial in compilation.candidates for score in trial.scores}
-
-
-def compile_here() -> None:
-    """Compile what `CompilerConformance` sends to a child process, and write the facts to standard output."""
-    compiler, run_dir = pickle.load(sys.stdin.buffer)
+def compile_here(compiler: Compiler, run_dir: Path) -> str:
+    """Compile in this process what `CompilerConformance` sends to it; returns as JSON what came of it."""
     engine = Engine(both)
     with dspy.context(lm=engine.lm("both")):
         compiled = compiler.compile(plain(), trainset=TRAIN, valset=VALID, run_dir=run_dir)
-    found = {"facts": facts(compiled.compilation), "calls": engine.calls, "hash": hash("conformance")}
-    sys.stdout.write(json.dumps(found))
-
-
-# --- the suite ---------------------------------------------------------------------------------------------
+    return json.dumps({"facts": facts(compiled.compilation), "calls": engine.calls, "hash": hash("conformance")})
 
 
 class CompilerConformance:
@@ -264,90 +175,12 @@ class CompilerConformance:
 
     def check(self, ran: Ran) -> None:
         """Check all that holds of any compile that was not resumed."""
-        self.check_record(ran)
-        self.check_events(ran)
-        self.check_prompts(ran)
-        self.check_report(ran)
+        check_record(ran)
+        check_events(ran)
+        check_prompts(ran, guards=self.guards)
+        check_report(ran)
         if self.keeps_its_plan:
-            self.check_plan(ran)
-
-    def check_record(self, ran: Ran) -> None:
-        """Check that the record, the compiled program and the engines' counts agree."""
-        found = ran.compilation
-        assert ran.compiled is not ran.student and type(ran.compiled) is type(ran.student)
-        assert ran.compiled._compiled is True
-        assert Candidate.of(ran.compiled) == found.best.candidate
-        assert found.baseline.candidate == Candidate.of(ran.student)
-        assert found.spent.total.calls == ran.calls, "every call is counted, at the engines and in the ledger"
-        ids = [trial.candidate.id for trial in found.candidates]
-        assert len(ids) == len(set(ids))
-        if found.stopped_by is None and None not in found.candidates[0].scores:
-            assert found.best.select is not None and found.baseline.select is not None
-            assert found.best.select.n == ran.started.n_select, "what is returned was scored on all examples"
-            assert found.best.select.mean >= found.baseline.select.mean
-
-    def check_events(self, ran: Ran) -> None:
-        """Check that events come in an order that a reader can follow."""
-        events, found = ran.events, ran.compilation
-        kinds = [type(event) for event in events]
-        assert kinds.count(RunStarted) == kinds.count(RunFinished) == 1
-        assert kinds[0] is RunStarted and kinds[-1] is RunFinished
-        last = events[-1]
-        assert isinstance(last, RunFinished) and last.compilation is found
-        steps = tuple(event.record for event in events if isinstance(event, StepDone))
-        assert steps == found.steps and [step.step for step in steps] == list(range(len(steps)))
-        stops = [event.by for event in events if isinstance(event, Stopped)]
-        in_report = any(note.kind == "partial" for note in found.notes)
-        assert stops == ([] if found.stopped_by is None or (in_report and not stops) else [found.stopped_by])
-        paid = [event.spent.total.calls for event in events if isinstance(event, SpentChanged)]
-        assert paid == sorted(paid)
-        known = {ran.compilation.baseline.candidate.id, *(trial.candidate.id for trial in found.candidates)}
-        for step in steps:
-            assert step.best_id == step.beam[0] and known >= set(step.beam)
-
-    def check_prompts(self, ran: Ran) -> None:
-        """Check that no candidate has instructions that a target could not work with."""
-        names = Candidate.of(ran.student).names
-        for trial in ran.compilation.candidates:
-            assert trial.candidate.names == names
-        for text in ran.instructions() if self.guards else ():
-            assert text.strip(), "blank instructions"
-            assert "[[ ##" not in text, "a field's header in instructions makes the target's replies unreadable"
-            assert len(text) <= LONGEST_INSTRUCTIONS
-        if self.guards:
-            assert all(len(sent.text) < LONG for sent in ran.optimizer.sent), "a request has all of a long text"
-
-    def check_plan(self, ran: Ran) -> None:
-        """Check what was asked for against `plan`."""
-        began, runs = ran.started, ran.effects("target")
-        plan = ran.compiler.plan(len(began.predictors), began.n_select, began.n_train)
-        assert len(ran.effects("optimizer")) <= plan.optimizer_calls == began.forecast.optimizer_calls
-        assert len(runs) <= began.forecast.program_runs
-        if (fresh := self.fresh(ran)) is not None:
-            searched = [effect for effect in runs if effect.example_id not in fresh]
-            assert len(searched) - began.n_select <= plan.program_runs
-
-    def check_report(self, ran: Ran) -> None:
-        """Check that search and report keep apart: the search sees no fresh example, and is over when it is stopped."""
-        fresh = self.fresh(ran)
-        if fresh is None:
-            return
-        if ran.at_stop is None:
-            order = [effect.example_id in fresh for effect in ran.effects("target")]
-            assert sorted(order) == order, "the search ran an example of the report"
-        else:
-            late = {sent.asked.inputs["question"] for sent in ran.target.sent[ran.at_stop[0] :]}
-            assert late <= set(fresh.values()), "the search ran programs after it was stopped"
-            assert ran.optimizer.calls == ran.at_stop[1], "the search asked after it was stopped"
-
-    def fresh(self, ran: Ran) -> Mapping[str | None, object] | None:
-        """Return id and question of the report's examples; None where they are some of the trainset, unknown which."""
-        known = {example_id(example) for example in ran.trainset}
-        new = {example_id(example): example.question for example in ran.valset or ()}
-        if len(new.keys() - known) < 2:
-            return None
-        selected = {effect.example_id for effect in ran.effects("target")[: ran.started.n_select]}  # the student's runs
-        return {one: question for one, question in new.items() if one not in known | selected}
+            check_plan(ran)
 
     def need(self, capability: str) -> None:
         """Skip the test where the compiler declares that it lacks a capability."""
@@ -506,13 +339,7 @@ class CompilerConformance:
             compiled = compiler.compile(plain(), trainset=TRAIN, valset=VALID, run_dir=tmp_path)
         if type(compiler).__module__ == type(self).__module__:  # the child cannot import it: it goes along
             cloudpickle.register_pickle_by_value(sys.modules[type(compiler).__module__])
-        paths = {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "PYTHONHASHSEED": "1"}
-        child = subprocess.run(
-            [sys.executable, "-c", f"from {__name__} import compile_here; compile_here()"],
-            input=cloudpickle.dumps((compiler, tmp_path)), env={**os.environ, **paths}, capture_output=True,
-            timeout=300)
-        assert child.returncode == 0, child.stderr.decode()[-2000:]
-        found = json.loads(child.stdout)
+        found = json.loads(str(elsewhere().do(cloudpickle.dumps((compile_here, (compiler, tmp_path))))))
         assert found["hash"] != hash("conformance"), "this process has the child's PYTHONHASHSEED: nothing is tested"
         assert found["calls"] == 0 and found["facts"] == json.loads(json.dumps(facts(compiled.compilation)))
 
@@ -816,7 +643,7 @@ class CompilerConformance:
         assert len(ran.effects("optimizer")) <= forecast.optimizer_calls
         assert len(ran.effects("target")) <= forecast.program_runs
         assert 0 < ran.calls <= forecast.calls
-        self.check_plan(ran)
+        check_plan(ran)
 
     def test_nothing_is_printed(self, capfd: pytest.CaptureFixture[str]) -> None:
         """To standard output or error."""

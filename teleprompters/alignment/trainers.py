@@ -17,7 +17,14 @@ from cuesmith.modules.policy import LocalPolicy
 from cuesmith.teleprompters.alignment._trl import GRPOConfig, RLOOConfig
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
 from cuesmith.teleprompters.alignment.ppo import PPO
-from cuesmith.teleprompters.alignment.rollouts import GRPO, RLOO, OwnRandomness, Rollouts, Setting, plain_generation
+from cuesmith.teleprompters.alignment.rollouts import (
+    GRPO,
+    RLOO,
+    OwnRandomness,
+    Rollouts,
+    RolloutSetting,
+    plain_generation,
+)
 from cuesmith.teleprompters.alignment.training import (
     RewardFunction,
     Training,
@@ -48,7 +55,7 @@ def train(
         )
     about = identity(policy, inputs, config, processes)
     checkpoints = Checkpoints(directory) if directory is not None else None
-    setting = Setting(
+    setting = RolloutSetting(
         reward, prompt_ids, _order(len(inputs), config), config.generations, config.kl_at,
         config.updates_per_batch, config.save_every, _reference(policy) if config.lora_rank is None else None,
         checkpoints, about, on_step,
@@ -58,7 +65,7 @@ def train(
 
 
 def _run(
-    policy: LocalPolicy, config: Training, setting: Setting, scratch: str, on_cpu: bool, rows: int
+    policy: LocalPolicy, config: Training, setting: RolloutSetting, scratch: str, on_cpu: bool, rows: int
 ) -> LocalPolicy:
     found = setting.checkpoints.latest() if setting.checkpoints else None
     if found is not None:
@@ -88,7 +95,7 @@ def _run(
     return LocalPolicy(trained, pupil.tokenizer, instructions=policy.instructions)
 
 
-def _has_ended(updates: int, about: Any, config: Training, setting: Setting) -> bool:
+def _has_ended(updates: int, about: Any, config: Training, setting: RolloutSetting) -> bool:
     if updates >= config.steps * config.updates_per_batch:
         return True
     return bool(about["stopped"] and setting.on_step is not None and setting.on_step(TrainingStep(**about["last"])))

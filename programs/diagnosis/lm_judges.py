@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Request
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, OptimizerRequest
 from cuesmith.programs.diagnosis.following import decided
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
@@ -87,7 +87,7 @@ class RuleJudge:
             if self._inquiry.stopped_by is not None:
                 return
 
-    def _wanted(self, pair: Pair) -> list[Request]:
+    def _wanted(self, pair: Pair) -> list[OptimizerRequest]:
         """The draws that it takes, at best, to settle what is said of a pair; none if it is settled."""
         said = self._said(pair)
         if self._settled(said):
@@ -106,8 +106,8 @@ class RuleJudge:
         return len(said) == self._votes or _lead(said) > self._votes - len(said)
 
 
-def _request(pair: Pair, draw: int) -> Request:
-    return Request(CheckRule, {"rule": sound(pair[0]), "response": sound(pair[1])}, draw)
+def _request(pair: Pair, draw: int) -> OptimizerRequest:
+    return OptimizerRequest(CheckRule, {"rule": sound(pair[0]), "response": sound(pair[1])}, draw)
 
 
 def _lead(said: Sequence[bool | None]) -> int:
@@ -200,10 +200,10 @@ class ConditionJudge:
         self._inquiry.ask([self._request(text, conditions) for text in feedback])
         _check(self._inquiry)
 
-    def _request(self, feedback: str, conditions: Mapping[str, str]) -> Request:
+    def _request(self, feedback: str, conditions: Mapping[str, str]) -> OptimizerRequest:
         order = self._order(feedback, conditions)
         told = [f"name: {letter}\n{sound(conditions[name])}" for letter, name in order.items()]
-        return Request(IdentifyCondition, {"feedback": sound(feedback), "conditions": told})
+        return OptimizerRequest(IdentifyCondition, {"feedback": sound(feedback), "conditions": told})
 
     def _order(self, feedback: str, conditions: Mapping[str, str]) -> dict[str, str]:
         names = list(conditions)
