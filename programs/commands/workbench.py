@@ -119,9 +119,8 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     be_offline(models=options.on_providers or options.program.place is not None)
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
-    from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs.comparison import one_line
-    from cuesmith.programs.models import AT_ONCE
+    from cuesmith.programs.models import AT_ONCE, SIMULATED
     from cuesmith.teleprompters.runtime.preflight import check_inputs
 
     program = options.program.load()
@@ -133,7 +132,7 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     except ValueError as error:
         raise BadInput(one_line(error)) from None
     target, optimizer, names = _models(options, program, task)
-    in_flight, simulated = AT_ONCE if options.on_files else 32, isinstance(optimizer, SimulatedOptimizer)
+    in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
 
 
