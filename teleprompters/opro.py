@@ -103,7 +103,7 @@ class OPRO(BeamSearch):
         means = {trial.candidate.id: trial.mean for trial in scene.trials() if trial.n >= half}
         scores: dict[str, float] = {}
         for candidate in tried:
-            if means.get(candidate.id, -math.inf) >= self.least_score:
+            if candidate.id in means and means[candidate.id] >= self.least_score:
                 text = candidate.prompts[name].instructions
                 scores[text] = max(scores.get(text, -math.inf), means[candidate.id])
         best = sorted(scores.items(), key=lambda pair: pair[1])[-self.history :]

@@ -8,6 +8,8 @@ import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from types import SimpleNamespace
+from typing import Any
 
 import dspy
 import pytest
@@ -17,7 +19,7 @@ from cuesmith.modules.simulated_optimizer import Asked, FieldValue
 from cuesmith.teleprompters import APO, OPRO, APOSum, Compiler, IterativeAPE, PromptAgent
 from cuesmith.teleprompters.prompt_agent import Node, back_propagate, best_of, descend
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt
-from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.teleprompters.runtime.compilation import Compilation, Trial
 from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
@@ -239,6 +241,13 @@ def test_opro_shows_its_history_ascending_and_exemplars_with_the_slot() -> None:
     for asked in optimizer.named("ProposeInstruction"):
         exemplars = asked.texts("exemplars")
         assert len(exemplars) == 3 and all(text.startswith("<INS>\nquestion: ") for text in exemplars)
+
+
+def test_opro_shows_no_text_that_was_scored_on_less_than_half_of_the_examples() -> None:
+    whole, hardly = (Candidate({"self": Prompt(text, ())}) for text in ("scored whole", "hardly scored"))
+    trials = Trial(whole, (0.5,) * 4, 0.5, 4), Trial(hardly, (1.0, None, None, None), 1.0, 1)
+    scene: Any = SimpleNamespace(run=SimpleNamespace(select=range(4)), trials=lambda: trials)
+    assert OPRO(exact)._history(scene, "self", [whole, hardly]) == ["text: scored whole\nscore: 50"]
 
 
 # --- guards ------------------------------------------------------------------------------------------------
