@@ -497,6 +497,25 @@ def test_no_key_of_a_judge_is_in_any_byte_that_is_written(way: str, echo: Echo, 
         assert not [text for text in texts if form in text]
 
 
+def test_a_call_beside_one_that_still_learns_the_key_knows_it_too() -> None:
+    learning, on = threading.Event(), threading.Event()
+
+    def key() -> str:
+        if not learning.is_set():
+            learning.set()
+            on.wait(10)
+        return KEY
+
+    redactor, lm = Redactor(), dspy.LM("openai/x", api_key=key)
+    first = threading.Thread(target=redactor.learn, args=(lm,))
+    first.start()
+    assert learning.wait(10)
+    redactor.learn(lm)
+    assert redactor.reply(f"You sent {KEY}") == "You sent [redacted]"
+    on.set()
+    first.join()
+
+
 def test_text_that_only_looks_like_a_key_is_replayed_as_it_was_read(tmp_path: Path) -> None:
     def reply(system: str, user: str, drawn: int | None) -> str:
         return toy_reply(system, user, drawn).replace("Repeat the word.", "Redact keys such as sk-abc123def456ghi789.")

@@ -107,19 +107,22 @@ class Redactor:
             options: What this call is given besides.
         """
         found: list[str] = []
+        looked_at: list[Callable[[], object]] = []  # noted at the end: what is noted, another thread's call relies on
         given = getattr(owner, "kwargs", None) or getattr(owner, "default_kwargs", None) or {}
         for name, value in [*given.items(), *options.items()]:
             if _PLAIN_OPTIONS.fullmatch(name) or (isinstance(value, str) and (name, value) in self._given):
                 continue
-            found += _secrets(name, self._asked_for(name, value))
+            found += _secrets(name, self._asked_for(name, value, looked_at))
             if isinstance(value, str):
-                self._given.add((name, value))
-        if self._is_new(owner):
+                looked_at.append(functools.partial(self._given.add, (name, value)))
+        if self._is_new(owner, looked_at):
             with contextlib.suppress(RecursionError):
                 found += _held(owner)
             self._surroundings = None
         self._look_around()
         self._add(found)
+        for note in looked_at:
+            note()
 
     def __call__(self, text: str) -> str:
         """Return text that is for people, without known secrets and without what looks like one."""
@@ -149,25 +152,23 @@ class Redactor:
                 text = re.sub(pattern, _MARK, text)
         return text
 
-    def _is_new(self, owner: object) -> bool:
+    def _is_new(self, owner: object, looked_at: list[Callable[[], object]]) -> bool:
         met = self._met.get(id(owner))
         if met is not None and met() is owner:
             return False
         with contextlib.suppress(TypeError):
-            self._met[id(owner)] = weakref.ref(owner)
+            looked_at.append(functools.partial(self._met.__setitem__, id(owner), weakref.ref(owner)))
         alike = _looks(owner)  # dspy copies a model for many a call
-        if alike in self._alike:
-            return False
-        self._alike.add(alike)
-        return True
+        looked_at.append(functools.partial(self._alike.add, alike))
+        return alike not in self._alike
 
-    def _asked_for(self, name: str, value: object) -> object:
+    def _asked_for(self, name: str, value: object, looked_at: list[Callable[[], object]]) -> object:
         """Return what a callable gives that stands in a key's place; asked now and then, for tokens expire."""
         if not callable(value) or inspect.isclass(value) or not _names_secret(name):
             return value
         if inspect.iscoroutinefunction(value) or time.monotonic() < self._asked.get(id(value), 0.0):
             return None
-        self._asked[id(value)] = time.monotonic() + _ASK_AGAIN_S
+        looked_at.append(functools.partial(self._asked.__setitem__, id(value), time.monotonic() + _ASK_AGAIN_S))
         try:
             return value()
         except Exception:  # the call itself will say so
@@ -178,21 +179,21 @@ class Redactor:
         now = (len(os.environ), "completion" in vars(sys.modules.get("litellm", object)))
         if now == self._surroundings:
             return
-        self._surroundings = now
         found = [secret for name, value in list(os.environ.items()) for secret in _of_environment(name, value)]
         for module in ("litellm", "openai"):
             loaded = list(vars(sys.modules.get(module, object)).items())
             found += [secret for name, value in loaded for secret in _of_global(name, value)]
         self._add(found)
+        self._surroundings = now
 
     def _add(self, found: Iterable[str]) -> None:
         new = {secret for secret in found if secret not in self._secrets}
         if not new:
             return
         with self._lock:
-            self._secrets |= new
             forms = {form for secret in new if _is_secret(secret) for form in _forms(secret)}
             self._known = tuple(sorted({*self._known, *forms}, key=lambda form: (-len(form), form)))
+            self._secrets |= new
 
 
 def _looks(owner: object) -> object:
