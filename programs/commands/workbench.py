@@ -119,6 +119,7 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     be_offline(models=options.on_providers or options.program.place is not None)
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("cuesmith").addFilter(_is_no_stop)
     from cuesmith.programs.comparison import one_line
     from cuesmith.programs.models import AT_ONCE, SIMULATED
     from cuesmith.teleprompters.runtime.preflight import check_inputs
@@ -134,6 +135,11 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     target, optimizer, names = _models(options, program, task)
     in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """Leave out what a compile says of an interrupt to Python code: the command says how to go on by itself."""
+    return not record.getMessage().startswith("interrupted ")
 
 
 def _task(
