@@ -8,6 +8,7 @@ import hashlib
 import json
 import re
 import time
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -138,7 +139,7 @@ def test_a_run_that_was_not_kept_has_the_same_report(finished: tuple[Path, Compi
     c = toy_compile(toy_lm(ToyEngine())).compilation
     told, kept = c.to_json(), finished[1].to_json()
     for one in (told, kept):
-        for name in ("run_dir", "seconds", "spent", "steps", "notes"):
+        for name in ("run_dir", "seconds", "spent", "steps", "notes", "provenance"):
             del one[name]
     assert told == kept
     assert "With <code>run_dir=</code>" in c.to_html()
@@ -318,3 +319,21 @@ def test_a_page_of_2000_candidates_is_small_and_quick(tmp_path: Path) -> None:
 def test_evil_is_evil() -> None:
     with pytest.raises(AssertionError):
         Parsed(f"<p>{EVIL}</p>")
+
+
+def test_a_prompter_in_front_is_said(finished: tuple[Path, Compilation]) -> None:
+    record = dict(finished[1].record)
+    best = next(c for c in record["candidates"] if c["id"] == record["best"])
+    student = next(c for c in record["candidates"] if c["id"] == record["baseline"])
+    changed = {**best, "prompts": student["prompts"], "prompter": "f" * 16}
+    rows = [changed if c is best else c for c in record["candidates"]]
+    report = RunReport.of(replace(finished[1], record={**record, "candidates": rows}))
+    assert not report.unchanged and report.diff() == ""
+    assert "A trained prompter stands in front of the program" in require_inert(report.to_html()).said["body"]
+
+
+def test_provenance_is_shown_whatever_it_holds(finished: tuple[Path, Compilation]) -> None:
+    told = {"seed": 3, "score": {"mean": 0.5}, "target": EVIL[:-1], "created": "2026-11-30", "gain": None}
+    report = RunReport.of(replace(finished[1], record={**finished[1].record, "provenance": told}))
+    said = require_inert(report.to_html()).said["body"]
+    assert "score.mean" in said and "2026-11-30" in said and "Where it comes from" in said and "{{ 7 * 7 }}" in said
