@@ -2,47 +2,35 @@
 
 from __future__ import annotations
 
-import json
 import random
 import re
 import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request, Response, Usage
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.behavior.steps import first_missing, labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, question_key
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 SUM = FAMILIES["sum"]
 Answer = Mapping[str, object]
-
-
-def respond(request: Request, text: str) -> Response:
-    usage = Usage(input_tokens=1, output_tokens=1, total_tokens=2)
-    return Response(id="1", model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage)
-
-
-def chat(values: Mapping[str, object]) -> str:
-    parts = [f"[[ ## {k} ## ]]\n{v if isinstance(v, str) else json.dumps(v)}" for k, v in values.items()]
-    return "\n\n".join([*parts, "[[ ## completed ## ]]"])
 
 
 def question_of(text: str) -> str:
     return text.split("[[ ## question ## ]]\n", 1)[1].split("\n\n", 1)[0].strip()
 
 
-class Target:
+class Target(Engine):
     """Adds numbers: mostly right with steps and demonstrations, sometimes with steps, seldom without.
 
     Args:
@@ -55,35 +43,27 @@ class Target:
 
     def __init__(self, skill: tuple[int, int, int] = (10, 50, 90), fault: str = "wrong", *, reasoning: bool = True,
                  latency: float = 0.0) -> None:
-        self.skill, self.fault, self.reasoning, self.latency = skill, fault, reasoning, latency
-        self.lock = threading.Lock()
-        self.calls = 0
+        super().__init__(self._answer, jitter=latency)
+        self.skill, self.fault, self.reasoning = skill, fault, reasoning
 
-    def __deepcopy__(self, memo: object) -> Target:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        with self.lock:
-            self.calls += 1
-        time.sleep(random.random() * self.latency)
-        question = question_of(str(request.messages[-1].text))
-        steps = re.findall(r"^\s*Step \d+: ", str(request.system), re.MULTILINE)
-        shown = len(request.messages) > 1 or "Example of following" in str(request.system)
+    def _answer(self, sent: Sent) -> str:
+        question = question_of(sent.turns[-1])
+        steps = re.findall(r"^\s*Step \d+: ", sent.system, re.MULTILINE)
+        shown = len(sent.turns) > 1 or "Example of following" in sent.system
         luck = zlib.crc32(question.encode()) % 100
         solved = SUM.solve(question)
         right = solved is not None and luck < self.skill[bool(steps) + (bool(steps) and shown)]
         answer = solved.answer if solved and right else "nought"
         if not right and self.fault == "mute":
-            return respond(request, "I cannot.")
+            return "I cannot."
         work = [f"Step {k}: {answer}" for k in range(1, len(steps) + 1)] or ["So."]
         if not right and self.fault == "skip":
             work = work[:-1]
         values = {"reasoning": "\n".join(work), "answer": answer}
-        return respond(request, chat(values if self.reasoning else {"answer": answer}))
+        return chat(values if self.reasoning else {"answer": answer})
 
 
-class Optimizer:
+class Optimizer(Engine):
     """The simulated optimizer, with other answers for some requests; remembers what it was asked.
 
     Args:
@@ -93,28 +73,14 @@ class Optimizer:
 
     def __init__(self, answers: Mapping[str, Callable[[Asked, int], Answer | str]] | None = None, *,
                  latency: float = 0.0) -> None:
-        self.answers, self.latency = dict(answers or {}), latency
-        self.simulated = SimulatedOptimizerEngine()
-        self.lock = threading.Lock()
-        self.asked: list[Asked] = []
+        super().__init__(self._answer, jitter=latency)
+        self.answers, self.simulated = dict(answers or {}), SimulatedOptimizerEngine()
 
-    def __deepcopy__(self, memo: object) -> Optimizer:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        asked = Asked.parse(str(request.messages[-1].text))
-        with self.lock:
-            self.asked.append(asked)
-        time.sleep(random.random() * self.latency)
-        draw = current_draw.get()
-        assert draw is not None
-        answer = self.answers.get(asked.name, self.simulated.answer)(asked, draw)
-        return respond(request, answer if isinstance(answer, str) else chat(answer))
-
-    def named(self, name: str) -> list[Asked]:
-        """Return the requests of that name."""
-        return [asked for asked in self.asked if asked.name == name]
+    def _answer(self, sent: Sent) -> str:
+        asked = sent.asked
+        assert sent.draw is not None
+        answer = self.answers.get(asked.name, self.simulated.answer)(asked, sent.draw)
+        return answer if isinstance(answer, str) else chat(answer)
 
 
 def examples(n: int, seed: int, *, label: bool = True) -> list[dspy.Example]:

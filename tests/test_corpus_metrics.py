@@ -6,7 +6,6 @@ import asyncio
 import enum
 import math
 import re
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,9 @@ from typing import Any
 import dspy
 import numpy as np
 import pytest
-from dspy.lm15 import Request, Response
 from e2e_support import ToyEngine, result_of, toy_compile, toy_lm
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_abo import chat, respond
 
 from cuesmith.corpus import F1, MCC, MacroF1
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
@@ -46,6 +43,8 @@ from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import bootstrap95, bootstrap_gain, paired_gain, swap_p_value
 from cuesmith.teleprompters.search.frontier import Front
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 # --- the values ---
 
@@ -233,24 +232,19 @@ def test_resamples_without_a_value_are_left_out() -> None:
 # --- compiles ---
 
 
-class Detector:
+class Detector(Engine):
     """Says whether a number can be divided by ten: "MAJOR" never, "FIND" for 3 of 10, else always; counts calls."""
 
     def __init__(self) -> None:
-        self.lock, self.calls = threading.Lock(), 0
+        super().__init__(self._answer)
 
-    def __deepcopy__(self, memo: object) -> Detector:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format; what it is told decides."""
-        with self.lock:
-            self.calls += 1
-        system, found = str(request.system), re.search(r"number (\d+)", str(request.messages[-1].text))
+    def _answer(self, sent: Sent) -> str:
+        """Answer; what it is told decides."""
+        system, found = sent.system, re.search(r"number (\d+)", sent.turns[-1])
         assert found is not None
         last = int(found[1]) % 10
         said = "no" if "MAJOR" in system or ("FIND" in system and last not in (0, 4, 5)) else "yes"
-        return respond(request, chat({"label": "perhaps" if "ODD" in system else said}))
+        return chat({"label": "perhaps" if "ODD" in system else said})
 
 
 class Given(Compiler):

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import re
-import threading
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import dspy
 import pytest
-from dspy.lm15 import Request, Response
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_abo import chat, respond
 
 from cuesmith.modules.embedded import EmbeddedLM
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
@@ -25,6 +22,8 @@ from cuesmith.teleprompters.runtime.compilation import Compilation, Plan
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored, Scores
 from cuesmith.teleprompters.search.frontier import FRONTIER, STALE, Front, Known
 from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-mutation", "abo", "portfolio")
 
@@ -65,25 +64,22 @@ def test_odds_are_highest_for_what_goes_well_sometimes() -> None:
     assert odds[first] == odds[third] == pytest.approx(4 * 3 / 16) and odds[second] == 1.0 and len(odds) == 3
 
 
-class Skilled:
+class Skilled(Engine):
     """Solves what its instructions name: "ALPHA" the even questions, "BETA" the odd ones; remembers what it is told."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.told: list[str] = []
+        super().__init__(self._answer)
 
-    def __deepcopy__(self, memo: object) -> Skilled:
-        return self
+    @property
+    def told(self) -> list[str]:
+        """The system messages."""
+        return [sent.system for sent in self.sent]
 
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        system = str(request.system)
-        with self.lock:
-            self.told.append(system)
-        found = re.search(r"number (\d+)", str(request.messages[-1].text))
+    def _answer(self, sent: Sent) -> str:
+        system, found = sent.system, re.search(r"number (\d+)", sent.turns[-1])
         assert found is not None
         skill = ("BETA" if int(found[1]) % 2 else "ALPHA") in system or "ALL" in system
-        return respond(request, chat({"answer": found[1] if skill else "no"}))
+        return chat({"answer": found[1] if skill else "no"})
 
 
 def numbers(first: int, n: int) -> list[dspy.Example]:

@@ -10,40 +10,35 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Request, Response
 from e2e_support import exact, words
-from test_abo import chat, question_of, respond
+from test_abo import question_of
 
 from cuesmith import Budget
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.hedging import ENOUGH, Pace, Tries, first_success
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 
-class Straggling:
+class Straggling(Engine):
     """Says the word at once; every so many-th new request is not answered at its first sending until `free` is set."""
 
     def __init__(self, every: int = 12) -> None:
         self.every, self.free = every, threading.Event()
-        self.lock = threading.Lock()
-        self.seen: set[str] = set()
-        self.calls = self.stuck = 0
+        super().__init__(self._answer)
+        self.lock, self.seen, self.stuck = threading.Lock(), set[str](), 0
 
-    def __deepcopy__(self, memo: object) -> Straggling:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        text = str(request.system) + str(request.messages[-1].text)
+    def _answer(self, sent: Sent) -> str:
+        text = sent.system + sent.turns[-1]
         with self.lock:
-            self.calls += 1
             late = text not in self.seen and len(self.seen) % self.every == self.every - 1
             self.seen.add(text)
             self.stuck += late
         if late:
             assert self.free.wait(60)
-        return respond(request, chat({"answer": question_of(str(request.messages[-1].text)).removeprefix("say ")}))
+        return chat({"answer": question_of(sent.turns[-1]).removeprefix("say ")})
 
 
 @pytest.fixture

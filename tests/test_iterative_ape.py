@@ -3,54 +3,36 @@
 from __future__ import annotations
 
 import json
-import random
 import re
-import threading
-import time
 import zlib
 from collections import Counter
 from collections.abc import Callable
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request, Response, Usage
 
-from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import Asked
 from cuesmith.teleprompters.iterative_ape import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.testing import Engine, Sent
 
 Writer = Callable[[Asked, int], str]
 
 
-def respond(request: Request, text: str) -> Response:
-    usage = Usage(input_tokens=1, output_tokens=1, total_tokens=2)
-    return Response(id="1", model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage)
-
-
-class Target:
+class Target(Engine):
     """Answers "yes" the more often, the higher the number is that its instructions end in ("quality 40")."""
 
     def __init__(self, latency: float = 0.0) -> None:
-        self.latency = latency
-        self.lock = threading.Lock()
-        self.calls = 0
+        super().__init__(self._answer, jitter=latency)
 
-    def __deepcopy__(self, memo: object) -> Target:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        with self.lock:
-            self.calls += 1
-        time.sleep(random.random() * self.latency)
-        question = str(request.messages[-1].text).split("## ]]\n", 1)[1].split("\n\n", 1)[0]
-        said = re.findall(r"quality (\d+)", str(request.system))
+    def _answer(self, sent: Sent) -> str:
+        question = sent.turns[-1].split("## ]]\n", 1)[1].split("\n\n", 1)[0]
+        said = re.findall(r"quality (\d+)", sent.system)
         right = zlib.crc32(question.encode()) % 100 < int(said[-1] if said else 10)
-        return respond(request, f"[[ ## answer ## ]]\n{'yes' if right else 'no'}\n\n[[ ## completed ## ]]")
+        return f"[[ ## answer ## ]]\n{'yes' if right else 'no'}\n\n[[ ## completed ## ]]"
 
 
-class Optimizer:
+class Optimizer(Engine):
     """Writes instructions of quality 20 and above, and variations that are 15 better; remembers what it was asked.
 
     Args:
@@ -60,30 +42,16 @@ class Optimizer:
     """
 
     def __init__(self, *, write: Writer | None = None, vary: Writer | None = None, latency: float = 0.0) -> None:
+        super().__init__(self._answer, jitter=latency)
         self.write: Writer = write or fair
         self.vary: Writer = vary or better
-        self.latency = latency
-        self.lock = threading.Lock()
-        self.asked: list[Asked] = []
 
-    def __deepcopy__(self, memo: object) -> Optimizer:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        asked = Asked.parse(str(request.messages[-1].text))
-        with self.lock:
-            self.asked.append(asked)
-        time.sleep(random.random() * self.latency)
-        draw = current_draw.get()
-        assert draw is not None
+    def _answer(self, sent: Sent) -> str:
+        asked = sent.asked
+        assert sent.draw is not None
         name, writer = {"WriteInstructions": ("instruction", self.write), "SummarizeData": ("summary", self.write)}.get(
             asked.name, ("variation", self.vary))
-        return respond(request, f"[[ ## {name} ## ]]\n{writer(asked, draw)}\n\n[[ ## completed ## ]]")
-
-    def named(self, name: str) -> list[Asked]:
-        """Return the requests of that name."""
-        return [asked for asked in self.asked if asked.name == name]
+        return f"[[ ## {name} ## ]]\n{writer(asked, sent.draw)}\n\n[[ ## completed ## ]]"
 
 
 def fair(asked: Asked, draw: int) -> str:

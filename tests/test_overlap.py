@@ -6,23 +6,18 @@ import asyncio
 import gc
 import json
 import os
-import random
 import re
 import signal
 import threading
-import time
 import zlib
 from collections.abc import Callable
 from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Request, Response
-from test_abo import chat, respond
 from test_frontier import Scripted, Skilled, numbers
 
 from cuesmith import Interrupted
-from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.prompt_agent import PromptAgent
@@ -33,13 +28,15 @@ from cuesmith.teleprompters.runtime.interruption import run_coroutine
 from cuesmith.teleprompters.runtime.ledger import RunStopped
 from cuesmith.teleprompters.search.frontier import _ahead
 from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 
 def chance(*parts: object) -> int:
     return zlib.crc32(repr(parts).encode())
 
 
-class Model:
+class Model(Engine):
     """Target and optimizer: fills the fields that a request wants; the same each time, but after a random time.
 
     Args:
@@ -50,29 +47,25 @@ class Model:
 
     def __init__(self, latency: float = 0.0, vocabulary: int = 10**6, skill: int = 60,
                  hook: Callable[[int], None] = lambda nth: None) -> None:
-        self.latency, self.vocabulary, self.skill, self.hook = latency, vocabulary, skill, hook
-        self.lock, self.targets, self.asked = threading.Lock(), 0, 0
+        super().__init__(self._answer, jitter=latency)
+        self.vocabulary, self.skill, self.hook = vocabulary, skill, hook
+        self.lock, self.targets, self.optimizers = threading.Lock(), 0, 0
 
-    def __deepcopy__(self, memo: object) -> Model:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        system, user, number = str(request.system), str(request.messages[-1].text), current_draw.get()
+    def _answer(self, sent: Sent) -> str:
+        system, user, number = sent.system, sent.turns[-1], sent.draw
         outputs = system.split("output fields are")[1].split("All inter")[0]
         wanted = re.findall(r"^\d+\. `(\w+)` \(([^)]*)\)", outputs, re.MULTILINE)
         optimizer = "question" not in re.findall(r"`(\w+)`", system)
         with self.lock:
-            self.asked += optimizer
+            self.optimizers += optimizer
             self.targets += not optimizer
-            nth = self.asked + self.targets
-        time.sleep(random.random() * self.latency)
+            nth = self.optimizers + self.targets
         self.hook(nth)
         if optimizer:
-            return respond(request, chat({name: self._written(name, kind, user, number) for name, kind in wanted}))
+            return chat({name: self._written(name, kind, user, number) for name, kind in wanted})
         word = re.findall(r"[a-z]\d+", user.split("question ## ]]")[-1])[0]
         good = chance(system.split("your objective is:")[-1], word) % 100 < self.skill
-        return respond(request, chat({name: word if good else "no" for name, _ in wanted}))
+        return chat({name: word if good else "no" for name, _ in wanted})
 
     def _written(self, name: str, kind: str, user: str, number: int | None) -> object:
         k = chance(user, number) % self.vocabulary
@@ -142,7 +135,7 @@ def test_a_portfolio_keeps_to_its_plan(form: str, n_val: int, steps: int) -> Non
     with dspy.context(lm=dspy.LM("test/overlap", engine=model, cache=False)):
         most = compiler_class("portfolio")(exact, **options).estimate(
             dspy.Predict("question -> answer"), trainset=words(20, "t"), valset=words(n_val, "v"))
-    assert model.asked <= most.optimizer_calls and model.targets <= most.program_runs
+    assert model.optimizers <= most.optimizer_calls and model.targets <= most.program_runs
 
 
 def test_prompt_agent_along_the_front_plans_no_tree() -> None:
@@ -184,11 +177,9 @@ class Sixes:
 class Modular(Skilled):
     """Solves the numbers whose remainder by 12 is named."""
 
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        number = re.findall(r"number (\d+)", str(request.messages[-1].text))[-1]
-        solved = f"[{int(number) % 12}]" in str(request.system)
-        return respond(request, chat({"answer": number if solved else "no"}))
+    def _answer(self, sent: Sent) -> str:
+        number = re.findall(r"number (\d+)", sent.turns[-1])[-1]
+        return chat({"answer": number if f"[{int(number) % 12}]" in sent.system else "no"})
 
 
 def test_sums_of_scores_give_up_nobody_where_all_answers_are_judged_together() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import threading
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -13,7 +12,6 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Request, Response, Usage
 
 from cuesmith.modules.simulated_optimizer import Asked, FieldValue
 from cuesmith.teleprompters import APO, OPRO, APOSum, Compiler, IterativeAPE, PromptAgent
@@ -24,32 +22,28 @@ from cuesmith.teleprompters.runtime.guards import Guard
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
 from cuesmith.teleprompters.search.scene import blamed
+from cuesmith.testing import Engine, Sent
 
 Answer = Mapping[str, FieldValue]
 
 
-def respond(request: Request, text: str) -> Response:
-    usage = Usage(input_tokens=1, output_tokens=1, total_tokens=2)
-    return Response(id="1", model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage)
-
-
-class Target:
+class Target(Engine):
     """Answers "yes" as often as the last number after "quality" in its instructions says, else "no"."""
 
-    def __deepcopy__(self, memo: object) -> Target:
-        return self
+    def __init__(self) -> None:
+        super().__init__(self._answer)
 
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format, whatever the output field is called."""
-        text = str(request.messages[-1].text)
+    def _answer(self, sent: Sent) -> str:
+        """Answer whatever the output field is called."""
+        text = sent.turns[-1]
         question = text.split("## ]]\n", 1)[1].split("\n\n", 1)[0]
-        said = re.findall(r"quality (\d+)", str(request.system))
+        said = re.findall(r"quality (\d+)", sent.system)
         right = zlib.crc32(question.encode()) % 100 < int(said[-1] if said else 10)
         field = re.findall(r"`\[\[ ## (\w+) ## \]\]`", text)[0]
-        return respond(request, f"[[ ## {field} ## ]]\n{'yes' if right else 'no'}\n\n[[ ## completed ## ]]")
+        return f"[[ ## {field} ## ]]\n{'yes' if right else 'no'}\n\n[[ ## completed ## ]]"
 
 
-class Optimizer:
+class Optimizer(Engine):
     """Answers every request with texts that no other answer has; remembers what it was asked.
 
     Args:
@@ -57,26 +51,16 @@ class Optimizer:
     """
 
     def __init__(self, write: Callable[[Asked, int], Answer] | None = None) -> None:
-        self.write, self.lock, self.count, self.asked = write, threading.Lock(), itertools.count(1), list[Asked]()
+        super().__init__(self._answer)
+        self.write, self.count = write, itertools.count(1)
 
-    def __deepcopy__(self, memo: object) -> Optimizer:
-        return self
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the chat adapter's format."""
-        asked = Asked.parse(str(request.messages[-1].text))
-        with self.lock:
-            self.asked.append(asked)
-            number = next(self.count)
+    def _answer(self, sent: Sent) -> str:
+        asked, number = sent.asked, next(self.count)
         own = self.write(asked, number) if self.write else {}
         plain: dict[str, FieldValue] = {
             name: [f"point {number}"] if kind == "list[str]" else [1] if kind == "list[int]" else f"Text {number}."
             for name, kind in asked.outputs.items()}
-        return respond(request, asked.render({**plain, **own}))
-
-    def named(self, name: str) -> list[Asked]:
-        """Return the requests of that name."""
-        return [asked for asked in self.asked if asked.name == name]
+        return asked.render({**plain, **own})
 
 
 def examples(n: int, start: int) -> list[dspy.Example]:

@@ -97,6 +97,15 @@ class Engine:
         """How many requests came in."""
         return len(self.sent)
 
+    @property
+    def asked(self) -> list[Asked]:
+        """What each request asked for, in the order in which they came."""
+        return [sent.asked for sent in self.sent]
+
+    def named(self, name: str) -> list[Asked]:
+        """Return the requests of one signature."""
+        return [asked for asked in self.asked if asked.name == name]
+
     def complete(self, request: Request) -> Response:
         """Answer one request (dspy's engine protocol)."""
         turns = tuple(str(message.text or "") for message in request.messages)
@@ -280,16 +289,21 @@ def embedded(sent: Sent) -> Response:
     return EmbeddedEngine().complete(sent.request)
 
 
+def chat(values: Mapping[str, object]) -> str:
+    """Return values of fields in dspy's chat format; what is no text becomes JSON."""
+    parts = [f"[[ ## {name} ## ]]\n{value if isinstance(value, str) else json.dumps(value)}"
+             for name, value in values.items()]
+    return "\n\n".join([*parts, "[[ ## completed ## ]]"])
+
+
 def writes(text: str) -> Reply:
     """Return an optimizer that writes `text`, as it is, into every field that can hold it."""
 
     def reply(sent: Sent) -> str:
-        values = {name: _of_kind(kind, text) for name, kind in sent.asked.outputs.items()}
+        values: dict[str, object] = {name: _of_kind(kind, text) for name, kind in sent.asked.outputs.items()}
         if sent.asked.as_json:
             return json.dumps(values)
-        written = {name: value if isinstance(value, str) else json.dumps(value) for name, value in values.items()}
-        return "\n\n".join([*(f"[[ ## {name} ## ]]\n{value}" for name, value in written.items()),
-                            "[[ ## completed ## ]]"])
+        return chat(values)
 
     return reply
 
