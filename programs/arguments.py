@@ -225,13 +225,13 @@ def parsed(kind: type[T], words: Sequence[str]) -> T:
         BadInput: If they do not go together.
     """
 
-    def given(options: Any = None) -> Any:
-        return kind() if options is None else options
+    def given(options: Any) -> Any:
+        return options
 
-    given.__annotations__ = {"options": kind}
     told: Any = kind
-    if any(each.default is MISSING and each.default_factory is MISSING for each in fields(told)):
-        given.__defaults__ = None
+    given.__annotations__ = {"options": told}
+    if all(each.default is not MISSING or each.default_factory is not MISSING for each in fields(told)):
+        given.__defaults__ = (told(),)
     app = application(name="cuesmith")
     app.default(given)
     found: T = app(words, exit_on_error=False, print_error=False, help_on_error=False)

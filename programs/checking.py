@@ -16,9 +16,9 @@ import dspy
 from cuesmith.programs import report
 from cuesmith.programs.comparison import one_line
 from cuesmith.programs.costing import CompileCost, compile_costs, entrants
-from cuesmith.programs.probing import GENERIC, SAMPLE, ProbePlan, Probes, probe
+from cuesmith.programs.probing import SAMPLE, ProbePlan, Probes, probe
 from cuesmith.programs.readings import Failures, Noise, Tried
-from cuesmith.programs.verdicts import Figures, Finding, conclude, figures_of, in_percent
+from cuesmith.programs.verdicts import Figures, Finding, conclude, figures_of, in_percent, in_points
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices
 from cuesmith.teleprompters.runtime._dspy import is_free, models_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
@@ -166,7 +166,7 @@ def check(
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
-    bound, judge, budget = plan.forecast(len(GENERIC) + bool(plan.shown)), Metric(metric), budget or Budget()
+    bound, judge, budget = plan.forecast, Metric(metric), budget or Budget()
     notes = (
         *check_inputs(program, data=data),
         *check_corpus(judge, plan.sample, program),
@@ -231,7 +231,7 @@ def check_forecast(
         TypeError, ValueError: As `check`.
     """
     plan = _planned(program, data, sample, draws, 0)
-    return plan.forecast(len(GENERIC) + bool(plan.shown))
+    return plan.forecast
 
 
 def _planned(program: dspy.Module, data: Sequence[dspy.Example], sample: int, draws: int, seed: int) -> ProbePlan:
@@ -319,7 +319,7 @@ def _told(figures: Figures) -> list[str]:
     if figures.student is not None:
         lines.append(
             f"The student scores {in_percent(figures, figures.student)} of 100 (n = {figures.student.n}; 95 % "
-            f"interval); the full score is {figures.top:g}."
+            f"interval); the full score is {figures.scale.top:g}."
         )
         lines.append(
             f"Of {failures.failed} failures {failures.of_form} are of form ({failures.unread} unreadable, "
@@ -331,9 +331,8 @@ def _told(figures: Figures) -> list[str]:
     if noise is not None:
         lines.append(_of_noise(figures, noise))
     for one in figures.tried:
-        low, mean, high = (100 * each / figures.top for each in (one.gain.low, one.gain.difference, one.gain.high))
         lines.append(
-            f"Generic prompt ({one.name}): {in_percent(figures, one.score)}, {mean:+.0f} [{low:+.0f}, {high:+.0f}] "
+            f"Generic prompt ({one.name}): {in_percent(figures, one.score)}, {in_points(figures, one.gain)} "
             f"over the student, p = {one.p_value:.2g} (Holm)."
         )
     shows = "no gain" if figures.visible is None else f"no gain below {figures.visible} points"
@@ -370,7 +369,7 @@ def _figures_json(figures: Figures) -> dict[str, Json]:
     noise, failures = figures.noise, figures.failures
     return {
         "student": None if figures.student is None else report.estimate_json(figures.student),
-        "top": figures.top,
+        "scale": {"low": figures.scale.low, "top": figures.scale.top},
         "metric_on_right_answers": list(figures.gold),
         "metric_on_other_answers": list(figures.mistaken),
         "failures": {**vars(failures), "of_form": failures.of_form, "of_content": failures.of_content},

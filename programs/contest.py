@@ -31,7 +31,7 @@ from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
-from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus import gain_of
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
 from cuesmith.teleprompters.runtime.journal import JournalError
@@ -119,6 +119,7 @@ def compare_compilers(
         TypeError, ValueError: If an argument is wrong; nothing has been called then. Also if the budget turns out to
             be too small for one compile.
         CompileError: If the student has no score on any model.
+        JournalError: If `run_dir` is in use or holds another comparison.
         ContestInterrupted: After Ctrl-C, with what was done by then.
     """
     named, chosen = entrants(compilers), _models(program, lms)
@@ -220,6 +221,7 @@ class _Running:
     begun: float = field(default_factory=time.monotonic)
     students: dict[str, Scores] = field(default_factory=dict)
     paid: dict[str, Usage] = field(default_factory=dict)
+    judged: dict[tuple[str, str], Scores] = field(default_factory=dict)
     entries: dict[_Compile, ContestEntry] = field(default_factory=dict)
     share: Budget = field(default_factory=Budget)
     used: Usage = field(default_factory=Usage)
@@ -323,8 +325,9 @@ class _Running:
         """Add the held-out score."""
         assert entry.compilation is not None
         best, student = entry.compilation.best.candidate, self.students[one.model]
-        if best == student.candidate:
-            return replace(entry, scores=student, gain=gain_of(student, student))
+        known = self.judged.get((one.model, best.id)) or (student if best == student.candidate else None)
+        if known is not None:
+            return replace(entry, scores=known, gain=gain_of(student, known))
         self.stage(f"{one} on held-out examples")
         try:
             budget = self._budget_left(len(self.left) - 1)
@@ -340,6 +343,8 @@ class _Running:
         self.used += used
         if not scores.n:
             return replace(entry, error=f"no held-out score: {why_missing(scores)}")
+        if not scores.missing:
+            self.judged[one.model, best.id] = scores
         return replace(entry, scores=scores, gain=gain_of(student, scores))
 
     def _scored(
@@ -427,23 +432,33 @@ class _Running:
         Raises:
             ValueError: If that is nothing.
         """
-        n, share = len(self.left), dict[str, Any]()
         runs = {model: sum(one.model == model for one in self.left) for model in self.paid}
+        n, share = sum(runs.values()), dict[str, Any]()
         for name, used in self._amounts().items():
             cap = getattr(self.budget, name)
             if cap is None:
                 continue
-            longer = 1.0 if name == "calls" else LONGER
-            judged = (
-                0.0
-                if name == "seconds"
-                else sum(runs[model] * longer * (getattr(usage, name) or 0) for model, usage in self.paid.items())
-            )
             rest = cap - used
-            share[name] = _whole(name, (rest - min(judged, HELD_OUT_SHARE * rest)) / n)
+            kept = sum(runs[model] * self._judging(name, usage, rest / n) for model, usage in self.paid.items())
+            share[name] = _whole(name, (rest - min(kept, HELD_OUT_SHARE * rest)) / n)
             if share[name] <= 0:
                 raise ValueError(f"the budget's {name} are too few: {cap:g} leave nothing for each of {n} compiles")
         return replace(Budget(), **share)
+
+    def _judging(self, name: str, student: Usage, each: float) -> float:
+        """Return how much of a cap one compiled program's held-out score may take.
+
+        Args:
+            name: The cap.
+            student: What the student's has used.
+            each: What there is for a compile and its score together.
+        """
+        if name == "calls":
+            return max(student.calls, len(self.held_out) * len(named_predictors(self.program)))
+        if name == "seconds":
+            return LONGER * (time.monotonic() - self.begun) / len(self.models)
+        # What a cache has answered tells nothing of the price of a prompt that is new.
+        return HELD_OUT_SHARE * each if student.cache_hits else LONGER * (getattr(student, name) or 0.0)
 
     def _row(self, label: str, model: str) -> ContestRow:
         entries = tuple(entry for one, entry in self.entries.items() if one[:2] == (label, model))
@@ -451,7 +466,7 @@ class _Running:
         if not scores:
             return ContestRow(label, model, entries, estimate95(()), None)
         if len(scores) == 1:
-            score, (gain,) = estimate_of(scores[0]) or estimate95(()), [e.gain for e in entries if e.gain is not None]
+            score, gain = next((e.score, e.gain) for e in entries if e.score is not None and e.gain is not None)
             one = Spread(gain.difference, gain.low, gain.high, gain.difference, gain.difference, 1)
             return ContestRow(label, model, entries, score, one)
         student = self.students[model]

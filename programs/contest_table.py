@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 
 import dspy
 
@@ -43,6 +44,11 @@ class ContestEntry:
     seconds: float = 0.0
     error: str = ""
     program: dspy.Module | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def score(self) -> Estimate95 | None:
+        """The held-out score with its interval; None if there is none."""
+        return None if self.scores is None else estimate_of(self.scores)
 
     @property
     def used(self) -> Usage:
@@ -146,6 +152,11 @@ class Contest:
             "The best of several rows looks better than it is.",
             f"In all {self.used.calls:,} calls (price {usd}), held-out scores included; each student was scored once.",
         ]
+        if self.used.cache_hits:
+            said.append(
+                f"{self.used.cache_hits:,} answers came from dspy's cache and count as no calls: compiles that come "
+                "later pay less."
+            )
         caps = [f"{name} = {cap:g}" for name, cap in vars(self.share).items() if cap is not None]
         said += [f"Each compile had the same share of the budget: {', '.join(caps)}."] if caps else []
         return said + ([f"Not done: {'; '.join(self.unfinished)}."] if self.unfinished else [])
@@ -189,7 +200,7 @@ def _entry_json(entry: ContestEntry) -> Json:
     made = entry.compilation
     return {
         "seed": entry.seed,
-        "score": None if entry.scores is None else report.estimate_json(estimate_of(entry.scores) or estimate95(())),
+        "score": None if entry.score is None else report.estimate_json(entry.score),
         "gain": None if entry.gain is None else report.gain_json(entry.gain),
         "missing": None if entry.scores is None else entry.scores.missing,
         "spent": None if made is None else report.spent_json(made.spent),

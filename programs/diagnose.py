@@ -310,7 +310,7 @@ def _asked(
     if inquiry.failure is not None and not inquiry.answered:
         raise LiveFailed(f"--lm {options.lm}: {one_line(inquiry.failure)}")
     done = (inquiry.answered, inquiry.unusable, inquiry.stopped_by, inquiry.failure, inquiry.spent)
-    return replace(found, live=said, judged=judged, account=Account(options.lm, most, *done))
+    return replace(found, live=said, judged=judged, account=Account(str(options.lm), most, *done))
 
 
 def _inquiry(options: DiagnoseOptions) -> Inquiry:

@@ -6,6 +6,7 @@ one. Source: ours; demonstrations of plain examples are dspy's LabeledFewShot.
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -51,6 +52,28 @@ WITH_EXAMPLES = "examples shown"
 _NOT_RUN = ProviderFailure("not run yet")
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the metric's scores are read against.
+
+    Attributes:
+        low: Where nothing is right.
+        top: The full score.
+    """
+
+    low: float
+    top: float
+
+    @property
+    def unit(self) -> float:
+        """What 100 points are."""
+        return (self.top - self.low) or 1.0
+
+    def share(self, score: float) -> float:
+        """Return how much of the full score a score is, from 0 to 1."""
+        return (score - self.low) / self.unit
+
+
 @dataclass
 class Probes:
     """What was seen until now; a stop leaves what there is.
@@ -70,10 +93,20 @@ class Probes:
     tried: dict[str, Scores] = field(default_factory=dict)
 
     @property
-    def top(self) -> float:
-        """The full score: what the metric gives to a right answer, else the highest that was seen, else 1."""
-        seen = [v for v in (*self.gold, *self.values) if v is not None]
-        return max(seen) if self.gold or max(seen, default=0.0) > 1.0 else 1.0
+    def scale(self) -> Scale:
+        """From 0, or the lowest score where that is less, to what the metric gives to right answers.
+
+        Where it could not be asked, to 1, or the highest score where that is more.
+        """
+        seen = [*self.gold, *self.mistaken, *self.values]
+        full = 1.0 if not self.gold else -math.inf
+        return Scale(min([0.0, *seen]), max([full, *self.gold, *self.values]))
+
+    @property
+    def refused(self) -> bool:
+        """Whether the metric gives nothing above 0 to anything, right answers included, and no less to wrong ones."""
+        zero = bool(self.gold) and max([*self.gold, *self.values]) <= 0.0
+        return zero and not any(wrong < max(self.gold) for wrong in self.mistaken)  # of a loss, 0 is the best
 
     @property
     def values(self) -> list[float]:
@@ -87,8 +120,7 @@ class Probes:
         """Whether the student's own scores leave nothing to be tried: all is right, or the metric refuses the truth."""
         if self.student is None or not self.student.n:
             return True
-        perfect = self.top > 0 and self.student.mean >= HIGH * self.top
-        return perfect or (bool(self.gold) and max(self.gold) <= 0.0 and max(self.values) <= 0.0)
+        return self.scale.share(self.student.mean) >= HIGH or self.refused
 
 
 @dataclass(frozen=True)
@@ -100,12 +132,14 @@ class ProbePlan:
         shown: Shown as demonstrations.
         draws: Of the student, the first included.
         predictors: Of the student.
+        probes: Generic prompts that suit the student.
     """
 
     sample: tuple[dspy.Example, ...]
     shown: tuple[dspy.Example, ...]
     draws: int
     predictors: int
+    probes: int
 
     @classmethod
     def of(cls, program: dspy.Module, data: Sequence[dspy.Example], *, sample: int, draws: int, seed: int) -> ProbePlan:
@@ -120,16 +154,19 @@ class ProbePlan:
         predictors = named_predictors(program)
         # A cache of a predictor's own model would give the first answer again.
         again = draws if all(predictor.lm is None for _, predictor in predictors) else 1
-        return cls(tuple(scored), tuple(pool[len(scored) : len(scored) + shown]), again, len(predictors))
+        seen = tuple(pool[len(scored) : len(scored) + shown])
+        tried = generic(Candidate.of(program), seen, dict(predictors))
+        return cls(tuple(scored), seen, again, len(predictors), len(tried))
 
     @property
     def split(self) -> Split:
         """The same as a run takes it."""
         return Split(self.shown, self.sample, ())
 
-    def forecast(self, probes: int) -> Forecast:
-        """Return upper bounds of the calls, with so many generic prompts; a metric's own calls come on top."""
-        runs = len(self.sample) * (1 + probes) + (self.draws - 1) * min(REPEATED, len(self.sample))
+    @property
+    def forecast(self) -> Forecast:
+        """Upper bounds of the calls; a metric's own calls, and replies that dspy asks for again, come on top."""
+        runs = len(self.sample) * (1 + self.probes) + (self.draws - 1) * min(REPEATED, len(self.sample))
         return Forecast(0, runs, runs * self.predictors)
 
 

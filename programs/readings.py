@@ -221,18 +221,19 @@ def read_tried(seen: Probes) -> tuple[Tried, ...]:
     return tuple(sorted(found, key=lambda one: -one.gain.difference))
 
 
-def differences_of(seen: Probes, top: float) -> list[float]:
+def differences_of(seen: Probes) -> list[float]:
     """Return the differences between the student and the generic prompt that changed most, in shares of the full score.
 
     What a compiler will find is not known; it is taken to change answers as much as that prompt did.
     """
-    rows = [_differences(seen.student, scores, top) for scores in seen.tried.values()] if seen.student else []
+    unit = seen.scale.unit
+    rows = [_differences(seen.student, scores, unit) for scores in seen.tried.values()] if seen.student else []
     return max(rows, key=lambda row: float(np.var(row)) if row else -1.0, default=[])
 
 
-def _differences(first: Scores, second: Scores, top: float) -> list[float]:
+def _differences(first: Scores, second: Scores, unit: float) -> list[float]:
     pairs = zip(first.values, second.values, strict=True)
-    return [(b - a) / top for a, b in pairs if a is not None and b is not None]
+    return [(b - a) / unit for a, b in pairs if a is not None and b is not None]
 
 
 def most_frequent(data: Sequence[dspy.Example]) -> float:

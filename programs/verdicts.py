@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import dspy
 
-from cuesmith.programs.probing import HIGH, Probes
+from cuesmith.programs.probing import HIGH, Probes, Scale
 from cuesmith.programs.readings import (
     Failures,
     Noise,
@@ -27,7 +27,7 @@ from cuesmith.programs.readings import (
 from cuesmith.teleprompters.runtime.corpus import estimate_of
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.remarks import needed
-from cuesmith.teleprompters.runtime.statistics import Estimate95, pairs_to_show
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, pairs_to_show
 
 Finding: TypeAlias = Literal[
     "unmeasured", "metric", "perfect", "program", "form", "noise", "few", "hopeless", "headroom", "doubtful"
@@ -44,7 +44,8 @@ class Figures:
 
     Attributes:
         student: Its score with the interval, in the metric's unit; None if it has none.
-        top: The full score: what the metric gives to right answers, as far as it was asked.
+        scale: Of the scores, up to what the metric gives to right answers, as far as it was asked.
+        refused: Whether the metric gives nothing above 0 to anything, right answers included.
         gold: What it gave to right answers.
         mistaken: What it gave to the right answers of other examples.
         failures: How the student's runs ended.
@@ -59,7 +60,8 @@ class Figures:
     """
 
     student: Estimate95 | None
-    top: float
+    scale: Scale
+    refused: bool
     gold: tuple[float, ...]
     mistaken: tuple[float, ...]
     failures: Failures
@@ -74,7 +76,7 @@ class Figures:
     @property
     def room(self) -> float:
         """Points between the student and the full score."""
-        return 0.0 if self.student is None else 100 * (1 - self.student.mean / self.top) if self.top > 0 else math.nan
+        return 0.0 if self.student is None else 100 * (1 - self.scale.share(self.student.mean))
 
     @property
     def highest(self) -> float:
@@ -110,15 +112,15 @@ def figures_of(
         fresh: How many of them a compile would keep for its report.
         deterministic: Whether the program's models run at temperature 0.
     """
-    top = seen.top
-    differences = differences_of(seen, top) if top > 0 else []
+    differences = differences_of(seen)
     shown = [gain for gain in range(1, 101) if pairs_to_show(gain / 100) <= fresh]
     return Figures(
         estimate_of(student),
-        top,
+        seen.scale,
+        seen.refused,
         tuple(seen.gold),
         tuple(seen.mistaken),
-        read_failures(student, top),
+        read_failures(student, seen.scale.top),
         read_noise(seen, deterministic=deterministic),
         read_tried(seen),
         most_frequent(data),
@@ -131,10 +133,14 @@ def figures_of(
 
 def in_percent(figures: Figures, estimate: Estimate95) -> str:
     """Return a score in percent of the full score, with its interval."""
-    scale = 100 / figures.top if figures.top > 0 else 100.0
-    if math.isnan(estimate.low):
-        return f"{scale * estimate.mean:.0f}"
-    return f"{scale * estimate.mean:.0f} [{scale * estimate.low:.0f}, {scale * estimate.high:.0f}]"
+    low, mean, high = (100 * figures.scale.share(each) for each in (estimate.low, estimate.mean, estimate.high))
+    return f"{mean:.0f}" if math.isnan(low) else f"{mean:.0f} [{low:.0f}, {high:.0f}]"
+
+
+def in_points(figures: Figures, gain: Gain) -> str:
+    """Return a gain in points of 100, with its interval."""
+    low, mean, high = (100 * each / figures.scale.unit for each in (gain.low, gain.difference, gain.high))
+    return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
 def conclude(figures: Figures, *, failed: str = "", stopped_by: str | None = None) -> Conclusion:
@@ -148,6 +154,14 @@ def conclude(figures: Figures, *, failed: str = "", stopped_by: str | None = Non
     if failed:
         return Conclusion("unmeasured", None, f"Nothing could be measured: {failed}")
     found = next(_faults(figures, stopped_by), None)
+    if found is None and stopped_by is not None and not figures.tried and figures.student is not None:
+        score = in_percent(figures, figures.student)
+        return Conclusion(
+            "unmeasured",
+            None,
+            f"Not decided: the budget's cap on {stopped_by} was reached before anything but the student was scored: "
+            f"{score} (n = {figures.student.n}).",
+        )
     return found or _headroom(figures)
 
 
@@ -160,7 +174,7 @@ def _faults(figures: Figures, stopped_by: str | None) -> Iterator[Conclusion]:
         return
     yield from _of_the_metric(figures, student)
     score = in_percent(figures, student)
-    if figures.top > 0 and student.mean >= HIGH * figures.top:
+    if figures.scale.share(student.mean) >= HIGH:
         yield Conclusion(
             "perfect", False, f"Not worth compiling: the student already scores {score} (n = {student.n})."
         )
@@ -181,26 +195,26 @@ def _faults(figures: Figures, stopped_by: str | None) -> Iterator[Conclusion]:
             "mean of several judgements.",
         )
     yield from _too_few(figures)
-    if figures.highest <= 0.0 and failures.wrong and student.n >= ENOUGH:
+    if figures.highest <= figures.scale.low and failures.wrong and student.n >= ENOUGH and figures.tried:
         drawn = f", the best of {figures.noise.draws} draws neither" if figures.noise else ""
         yield Conclusion(
             "hopeless",
             False,
-            f"Not worth compiling as it stands: the metric gives right answers {figures.top:g}, "
-            f"but the student never scores above 0 (n = {student.n}), {len(figures.tried)} generic prompts "
-            f"neither{drawn}. Look at what the model is told of the task, or take a stronger one.",
+            f"Not worth compiling as it stands: the metric gives right answers {figures.scale.top:g}, "
+            f"but the student never scores above {figures.scale.low:g} (n = {student.n}), {len(figures.tried)} generic "
+            f"prompts neither{drawn}. Look at what the model is told of the task, or take a stronger one.",
         )
 
 
 def _of_the_metric(figures: Figures, student: Estimate95) -> Iterator[Conclusion]:
     gold, mistaken = figures.gold, figures.mistaken
-    if gold and max(gold) <= 0.0 and figures.highest <= 0.0:
+    if figures.refused:
         yield Conclusion(
             "metric",
             False,
             f"The metric is broken: it never gives above 0, and right answers {max(gold):g} ({len(gold)} asked).",
         )
-    if len(mistaken) >= 2 and min(mistaken) >= figures.top > 0:
+    if len(mistaken) >= 2 and min(mistaken) >= figures.scale.top > figures.scale.low:
         yield Conclusion(
             "metric",
             False,
@@ -221,7 +235,7 @@ def _form(figures: Figures) -> Conclusion:
     parts = {"cannot be read": failures.unread, "have the right answer beside other words": failures.beside}
     told = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
     better = next((one for one in figures.tried if one.gains), None)
-    also = f" ({better.name} alone gains {_points(figures, better)})" if better else ""
+    also = f" ({better.name} alone gains {in_points(figures, better.gain)})" if better else ""
     cut = f" {failures.cut} replies were cut at max_tokens: raise it." if failures.cut else ""
     mend = (
         "a stricter adapter or JSON mode"
@@ -260,10 +274,10 @@ def _headroom(figures: Figures) -> Conclusion:
             "headroom",
             True,
             f"Worth compiling: {score}, and a generic prompt ({better.name}) alone gains "
-            f"{_points(figures, better)} points.",
+            f"{in_points(figures, better.gain)} points.",
         )
-    blind = figures.guess > 0 and student.low <= figures.guess * figures.top
-    if noise is not None and not blind and noise.gained.low > 0 and noise.gained.difference >= 0.1 * figures.top:
+    blind = figures.guess > 0 and figures.scale.share(student.low) <= figures.guess
+    if noise is not None and not blind and noise.gained.low > 0 and noise.gained.difference >= 0.1 * figures.scale.unit:
         return Conclusion(
             "headroom",
             True,
@@ -279,8 +293,3 @@ def _headroom(figures: Figures) -> Conclusion:
         f"Doubtful: {score}, {figures.room:.0f} points are to be had, but {why}. A compile may "
         "still find more: begin with the cheapest.",
     )
-
-
-def _points(figures: Figures, one: Tried) -> str:
-    low, mean, high = (100 * each / figures.top for each in (one.gain.low, one.gain.difference, one.gain.high))
-    return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"

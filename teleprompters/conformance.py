@@ -399,7 +399,7 @@ class CompilerConformance:
         """A changed copy comes back, with `_compiled` and a `compilation` that agrees with all that was seen."""
         found = usual.compilation
         assert usual.compiled.lm is None, "a student without a model of its own gets none"
-        assert isinstance(found, Compilation) and found.compiler == type(usual.compiler).__name__
+        assert isinstance(found, Compilation) and found.compiler == usual.compiler.title
         assert found.stopped_by is None and found.run_dir is None
         assert found.best.candidate != found.baseline.candidate, "any other prompt is better on this task"
         assert found.gain is not None and found.gain.n == usual.started.n_fresh == 6

@@ -107,7 +107,9 @@ def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compile
     unknown = sorted(set(options) - known)
     if unknown:
         titles = " >> ".join(kind.__name__ for kind in kinds)
-        raise TypeError(f"{titles} has no option {', '.join(unknown)}: it takes {', '.join(sorted(known))}")
+        near = difflib.get_close_matches(unknown[0], known, n=1)
+        meant = f"did you mean {near[0]!r}? It takes" if near else "it takes"
+        raise TypeError(f"{titles} has no option {', '.join(unknown)}: {meant} {', '.join(sorted(known))}")
     each = ({key: value for key, value in options.items() if key in kind.options()} for kind in kinds)
     made = [kind(metric=metric, **own) for kind, own in zip(kinds, each, strict=True)]  # type: ignore[arg-type]
     return functools.reduce(operator.rshift, made)

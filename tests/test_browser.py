@@ -68,7 +68,7 @@ def test_the_page_is_shown_and_nothing_in_it_runs(tmp_path: Path, proxy: tuple[i
     dom = rendered(page, port)
     assert not re.search(r"<(script|img|iframe|link|object)\b", dom) and "<title>run" not in dom
     assert "&lt;script&gt;" in dom and "{{ 7 * 7 }}" in dom
-    assert dom.count('class="key k') == 6 and len(set(re.findall(r"--c\d: (#\w+)", dom))) == 12
+    assert dom.count('class="key c') == 6 and len(set(re.findall(r"--c\d: (#\w+)", dom))) == 12
     assert not [request for request in asked if b"a.test" in request], "the page fetches nothing"
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,6 +17,7 @@ from cuesmith.modules.sampling import draw
 from cuesmith.teleprompters.chain import Chain
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.conformance import CompilerConformance
+from cuesmith.teleprompters.purity import source_faults
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.events import EffectDone, Event, RunFinished, RunStarted, StepDone
@@ -29,6 +31,7 @@ class TestChain(CompilerConformance):
     """Two of ours, one after the other, pass the suite that each of them passes."""
 
     shows_own_inputs = True
+    pure = False  # it knows AlignPro, whose files have limits of their own; see below for its own
     pytestmark = pytest.mark.slow
 
     def make(self, metric: MetricFunction, **options: object) -> Compiler:
@@ -163,6 +166,10 @@ def test_a_prompter_comes_last_in_front_of_the_compiled_prompt() -> None:
     assert len(behind) == 1 and behind[0].prompts == best.prompts != found.baseline.candidate.prompts
     assert behind[0].origin.parents == (best.id,)
     assert any("Nothing is trained" in note for note in found.notes) and "alignment" in found.extras
+
+
+def test_its_source_is_pure() -> None:
+    assert source_faults(Path(inspect.getfile(Chain)).read_text()) == []
 
 
 def test_by_name() -> None:

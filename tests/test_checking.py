@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import dspy
 import pytest
@@ -20,11 +21,13 @@ from cuesmith.programs.checking import Check, check, check_forecast
 from cuesmith.programs.costing import REPLY_TOKENS, REQUEST_TOKENS
 from cuesmith.programs.probing import GENERIC, SHOWN
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.session import CompileError
 
 STEPS, FORM = GENERIC["step by step"], GENERIC["exact form"]
 PROGRAM = dspy.Predict("question -> answer")
 CHEAP = ("iterative-ape", "opro")
+SAMPLE = 24
 
 
 def answering(rule: Callable[[str, str], str]) -> ToyEngine:
@@ -45,8 +48,8 @@ def half(system: str, word: str) -> str:
 def checked(rule: Callable[[str, str], str] | ToyEngine, n: int = 80, **options: Any) -> Check:
     """Check the toy program on a model."""
     engine = rule if isinstance(rule, ToyEngine) else answering(rule)
-    given = {"metric": exact, "data": words(n), "compilers": CHEAP, **options}
-    return check(options.pop("program", PROGRAM), **{"lm": toy_lm(engine), **given})
+    given = {"program": PROGRAM, "lm": toy_lm(engine), "metric": exact, "data": words(n), "sample": SAMPLE, **options}
+    return check(given.pop("program"), **{"compilers": CHEAP, **given})
 
 
 # --- planted cases -----------------------------------------------------------------------------------------
@@ -55,8 +58,8 @@ def checked(rule: Callable[[str, str], str] | ToyEngine, n: int = 80, **options:
 def test_a_perfect_student_is_not_worth_compiling_and_costs_its_sample_alone() -> None:
     found = checked(lambda system, word: word)
     assert found.finding == "perfect" and found.worth is False
-    assert found.verdict == "Not worth compiling: the student already scores 100 [91, 100] (n = 40)."
-    assert found.spent.total.calls == 40 < found.forecast.calls
+    assert found.verdict == "Not worth compiling: the student already scores 100 [86, 100] (n = 24)."
+    assert found.spent.total.calls == SAMPLE < found.forecast.calls
 
 
 def test_an_impossible_task_is_told_from_a_broken_metric() -> None:
@@ -66,7 +69,7 @@ def test_an_impossible_task_is_told_from_a_broken_metric() -> None:
 
     broken = checked(lambda system, word: word, metric=lambda example, prediction: prediction.answer == "never")
     assert broken.finding == "metric" and "never gives above 0" in broken.verdict
-    assert broken.spent.total.calls == 40  # nothing more is tried by a metric that measures nothing
+    assert broken.spent.total.calls == SAMPLE  # nothing more is tried by a metric that measures nothing
 
 
 def test_a_metric_that_is_always_content_is_broken_too() -> None:
@@ -89,16 +92,19 @@ def test_a_metric_that_raises_is_named() -> None:
 
 
 def test_failures_of_form_ask_for_another_form_first() -> None:
-    found = checked(lambda system, word: "about seven", program=dspy.Predict("question -> answer: int"),
-                    data=[dspy.Example(question=f"say {i}", answer=i).with_inputs("question") for i in range(60)])
+    found = checked(
+        lambda system, word: "about seven",
+        program=dspy.Predict("question -> answer: int"),
+        data=[dspy.Example(question=f"say {i}", answer=i).with_inputs("question") for i in range(60)],
+    )
     assert found.finding == "form" and "JSON mode first" in found.verdict
-    assert found.failures.unread == found.failures.of_form == 40 and found.failures.of_content == 0
+    assert found.failures.unread == found.failures.of_form == SAMPLE and found.failures.of_content == 0
     assert "step by step" not in {one.name for one in found.tried}
 
 
 def test_right_answers_beside_other_words_are_failures_of_form() -> None:
     found = checked(lambda system, word: word if FORM in system else f"I would say {word}, of course")
-    assert found.finding == "form" and found.failures.beside == 40
+    assert found.finding == "form" and found.failures.beside == SAMPLE
     assert "exact form alone gains +100" in found.verdict
 
 
@@ -168,20 +174,25 @@ def test_a_program_that_raises_is_to_be_mended_first() -> None:
 # --- the verdict against a compile --------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("family", "finding"), [("max", "headroom"), ("echo", "perfect")])
-def test_a_compile_finds_what_the_verdict_said(family: str, finding: str) -> None:
+@pytest.mark.parametrize("shown", [False, True])
+def test_a_compile_finds_what_the_verdict_said(shown: bool) -> None:
     task = generate("max", sizes=Sizes(train=20, validation=60, test=1))
     program = dspy.ChainOfThought(task.signature)
-    if family == "echo":  # the same task with a prompt that the model was trained on: nothing is left to gain
-        demos = [example for example in generate("max", seed=9).train[:3]]
-        program.predict.demos = demos
+    if shown:  # with examples of the kind that the model was trained on nothing is left to gain
+        program.predict.demos = list(generate("max", seed=9).train[:3])
     data, lm = [*task.train, *task.validation], EmbeddedLM()
-    found = check(program, metric=task.metric, data=data, lm=lm, compilers=CHEAP, sample=25, draws=1)
-    assert found.finding == finding
+    found = check(program, metric=task.metric, data=data, lm=lm, compilers=CHEAP, sample=SAMPLE, draws=1)
+    assert found.finding == ("perfect" if shown else "headroom")
     with dspy.context(lm=lm):
         compiled = cuesmith.compile(
-            program, "iterative-ape", metric=task.metric, trainset=list(task.train), valset=list(task.validation),
-            optimizer_lm=SimulatedOptimizer(), budget=Budget(calls=200))  # fmt: skip
+            program,
+            "iterative-ape",
+            metric=task.metric,
+            trainset=list(task.train),
+            valset=list(task.validation),
+            optimizer_lm=SimulatedOptimizer(),
+            budget=Budget(calls=160),
+        )
     gain = compiled.compilation.gain
     assert gain is not None and gain.significant == (found.worth is True)
 
@@ -190,25 +201,24 @@ def test_a_compile_finds_what_the_verdict_said(family: str, finding: str) -> Non
 
 
 def test_the_forecast_is_what_a_whole_check_uses() -> None:
-    found = checked(half, 400)
+    found = checked(half, 400, sample=40)
     assert found.forecast == check_forecast(PROGRAM, words(400))
     assert found.spent.total.calls == found.forecast.calls == 40 + 2 * 20 + 3 * 40
 
 
 def test_a_cap_holds_and_leaves_what_was_seen() -> None:
-    with Provider() as provider:
-        few = checked(half, lm=provider.lm(), budget=Budget(calls=5))
-        assert provider.calls <= 5 and few.stopped_by == "calls" and few.finding == "unmeasured"
-        before = provider.calls
-        some = checked(half, lm=provider.lm(), budget=Budget(calls=70))
-        assert provider.calls - before <= 70 and some.stopped_by == "calls"
-        assert some.student is not None and some.student.n == 40
+    engine = answering(half)
+    few = checked(engine, budget=Budget(calls=5))
+    assert engine.calls == few.spent.total.calls == 5 and few.stopped_by == "calls" and few.finding == "unmeasured"
+    some = checked(engine, budget=Budget(calls=50))
+    assert engine.calls == 55 and some.stopped_by == "calls" and some.student is not None and some.student.n == SAMPLE
+    assert some.noise is not None and not some.tried and "before anything but the student" in some.verdict
 
 
 def test_a_check_goes_on_where_it_was(tmp_path: Path) -> None:
     engine = answering(half)
-    part = checked(engine, budget=Budget(calls=50), run_dir=tmp_path)
-    assert part.stopped_by == "calls" and engine.calls == 50
+    part = checked(engine, budget=Budget(calls=30), run_dir=tmp_path)
+    assert part.stopped_by == "calls" and engine.calls == 30
     first = checked(engine, run_dir=tmp_path)
     assert engine.calls == first.forecast.calls
     again = checked(engine, run_dir=tmp_path)
@@ -236,7 +246,7 @@ def test_costs_are_by_known_prices_and_what_a_run_has_cost() -> None:
 
 
 def test_a_compiler_that_cannot_take_the_program_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(cuesmith.teleprompters.registry.COMPILERS, "toy", "contest_support:NeedsOptuna")
+    monkeypatch.setitem(COMPILERS, "toy", "contest_support:NeedsOptuna")
     found = checked(lambda system, word: word, compilers=("opro", "toy"))
     assert [(cost.name, bool(cost.forecast)) for cost in found.costs] == [("opro", True), ("toy", False)]
     assert "pip install optuna" in found.costs[1].reason and "pip install optuna" in found.to_markdown()
@@ -260,7 +270,7 @@ def test_temperature_0_is_said_to_be_deterministic() -> None:
 
 def test_draws_come_past_the_cache() -> None:
     engine = answering(half)
-    found = checked(engine, lm=toy_lm(engine, "cached-check", cache=True, temperature=1.0), n=400)
+    found = checked(engine, lm=toy_lm(engine, uuid4().hex, cache=True, temperature=1.0), n=400)
     assert found.noise is not None and found.noise.examples == 20 and engine.calls == found.forecast.calls
 
 
@@ -292,9 +302,8 @@ def test_all_predictors_get_a_generic_prompt_and_those_that_fit_get_examples() -
         return f"[[ ## {field} ## ]]\nno\n\n[[ ## completed ## ]]"
 
     found = checked(Watching(reply=reply), program=Two(), draws=1)
-    assert found.forecast.calls == len(systems) == 2 * 40 * 3
-    told = Counter((STEPS in system, "`hint`" in system.split("All interactions")[0]) for system, _ in systems)
-    assert told[True, True] == 80 or sum(n for (steps, _), n in told.items() if steps) == 80
+    assert found.forecast.calls == len(systems) == 2 * SAMPLE * 3
+    assert sum(STEPS in system for system, _ in systems) == sum(FORM in system for system, _ in systems) == 2 * SAMPLE
     assert {size for _, size in systems} == {1}  # no predictor has all its inputs in the examples
 
 
@@ -315,26 +324,36 @@ def test_examples_that_are_shown_are_not_scored() -> None:
 
 def test_scores_of_another_scale_are_told_in_percent_of_the_full_one() -> None:
     found = checked(half, metric=lambda e, p: 10.0 * (e.answer == p.answer))
-    assert found.figures.top == 10.0 and found.student is not None and found.student.mean > 1
+    assert found.figures.scale.top == 10.0 and found.student is not None and found.student.mean > 1
     assert re.search(r"The student scores (\d\d) \\\[\d\d, \d\d\\\] of 100", found.to_markdown())
+
+
+def test_a_loss_of_which_0_is_the_best_is_no_broken_metric() -> None:
+    found = checked(half, metric=lambda e, p: 0.0 if e.answer == p.answer else -5.0, n=400)
+    assert (found.figures.scale.low, found.figures.scale.top) == (-5.0, 0.0) and found.finding == "doubtful"
+    assert checked(lambda s, w: w, metric=lambda e, p: -5.0 * (e.answer != p.answer)).finding == "perfect"
+    assert checked(lambda s, w: "no", metric=lambda e, p: -5.0 * (e.answer != p.answer)).finding == "hopeless"
 
 
 def test_a_metric_that_judges_all_answers_together() -> None:
     data = [dspy.Example(question=f"say w{i}", answer="ab"[i % 2]).with_inputs("question") for i in range(100)]
     metric = MacroF1("answer")
-    found = checked(lambda system, word: "a", data=data, metric=metric, draws=2)
-    assert found.student is not None and found.student.mean == pytest.approx(1 / 3, abs=0.1)
+    found = checked(lambda system, word: "a", data=data, metric=metric, draws=1, sample=12)
+    assert found.student is not None and found.student.mean == pytest.approx(1 / 3, abs=0.15)
     assert found.finding in ("doubtful", "few")
 
 
 def test_what_models_wrote_stands_as_text(tmp_path: Path) -> None:
     hostile = "<script>alert(1)</script> | [x](http://e.vil) \x1b[31m"
-    found = checked(lambda system, word: hostile, program=dspy.Predict("question -> answer: int"),
-                    data=[dspy.Example(question=f"say {i}", answer=i).with_inputs("question") for i in range(60)])
+    found = checked(
+        lambda system, word: hostile,
+        program=dspy.Predict("question -> answer: int"),
+        data=[dspy.Example(question=f"say {i}", answer=i).with_inputs("question") for i in range(60)],
+    )
     text = found.to_markdown()
     assert "script" in text and "<script>" not in text and "\x1b" not in text and "[x](" not in text
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
-    assert told["finding"] == "form" and told["failures"]["unread"] == 40
+    assert told["finding"] == "form" and told["failures"]["unread"] == SAMPLE
 
 
 @pytest.mark.parametrize(

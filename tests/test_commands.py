@@ -121,20 +121,22 @@ def test_resume_pays_nothing_again_from_anywhere(made: dict[str, Any], place: Pa
     assert (place / "run" / "journal.jsonl").read_bytes() == journal
 
 
-def test_a_run_that_was_interrupted_goes_on(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals, status: int) -> None:
+    folder = f"cut{status}"
     command = [sys.executable, "-m", "cuesmith.cli", "compile", "question -> answer", "--cot", "--task", "max",
-               "--run-dir", "cut"]  # fmt: skip
+               "--run-dir", folder]  # fmt: skip
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        journal, patience = place / "cut" / "journal.jsonl", time.monotonic() + 60
+        journal, patience = place / folder / "journal.jsonl", time.monotonic() + 60
         while not journal.is_file() or journal.stat().st_size < 20_000:
             assert time.monotonic() < patience and process.poll() is None
             time.sleep(0.02)
-        assert line_of(place / "cut").state == "running"
-        process.send_signal(signal.SIGINT)
+        assert line_of(place / folder).state == "running"
+        process.send_signal(number)
         _, err = process.communicate(timeout=60)
-    assert process.returncode == 130 and err.count("\n") == 1
-    assert err.startswith("cuesmith: interrupted: ") and "to go on: cuesmith resume cut" in err
-    assert line_of(place / "cut").state == "interrupted"
+    assert process.returncode == status and err.count("\n") == 1
+    assert err.startswith("cuesmith: interrupted: ") and f"to go on: cuesmith resume {folder}" in err
+    assert line_of(place / folder).state == "interrupted"
 
 
 def test_runs_are_listed(made: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]) -> None:

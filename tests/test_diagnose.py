@@ -189,7 +189,7 @@ def test_rules_written_by_an_enemy_come_out_as_text(evil: Path) -> None:
     seen = Page(text)
     assert "<script" not in text and "<img" not in text and seen.text.count("<script>alert(1)</script>") >= 10
     svg = next(attributes for tag, attributes in seen.seen if tag == "svg")
-    assert set(svg) == {"viewbox", "role", "aria-label"} and "<script>" in str(svg["aria-label"])
+    assert set(svg) == {"class", "viewbox", "role", "aria-label"} and "<script>" in str(svg["aria-label"])
     console = Console(width=60, record=True, file=io.StringIO(), force_terminal=True)
     page.show(EVIL, [EVIL], [section], console)
     assert "\x1b[31m" not in console.export_text() and "\x00" not in console.export_text()

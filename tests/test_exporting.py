@@ -6,9 +6,9 @@ import itertools
 import json
 import re
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import dspy
 import pytest
@@ -197,17 +197,19 @@ def test_a_page_shows_everything_as_text() -> None:
 
 def test_what_cannot_be_exported_is_one_line() -> None:
     program = dspy.Predict("question -> answer")
-    prompter, nothing = Prompter(), dspy.Module()  # type: ignore[no-untyped-call]
-    prompter.policy = object()  # type: ignore[assignment]  # a local model, which nothing here runs
+    prompter, nothing = Prompter(), dspy.Module()
+    prompter.policy = cast(Any, object())  # a local model, which nothing here runs
     local = Prompted(prompter, program, ["question"])
-    for call, said in (
-        (lambda: export(program, "yaml"), "format='yaml' must be one of messages, openai, markdown"),  # type: ignore[arg-type]
+    wrong: list[tuple[Callable[[], str], str]] = [
+        (lambda: export(program, cast(Any, "yaml")), "format='yaml' must be one of messages, openai, markdown"),
         (lambda: export(program, "messages", {"q": 1}), "inputs has 'q', which no predictor takes: they take question"),
         (lambda: export(nothing, "messages"), "Module has no predictors, and so no prompt to export"),
         (lambda: export(local, "messages"), "a local prompter rewrites the inputs of this program"),
-    ):
+    ]
+    for call, said in wrong:
         with pytest.raises(ValueError, match=re.escape(said)) as error:
             call()
         assert "\n" not in str(error.value)
-    asked = json.loads(export(Prompted(Prompter(), program, ["question"]), "messages"))
+    asking: dspy.Module = Prompted(Prompter(), program, ["question"])
+    asked = json.loads(export(asking, "messages"))
     assert list(asked) == ["prompter.rewriting", "program"]

@@ -13,7 +13,7 @@ from cuesmith.programs.arguments import BadInput, Count, metavar, of
 from cuesmith.programs.commands.run_folders import JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of, check_saved
 from cuesmith.programs.commands.workbench import (
-    Work,
+    PreparedWork,
     WorkOptions,
     context_of,
     ended,
@@ -34,15 +34,15 @@ _OWN = {"metric", "optimizer_lm", "budget", "seed", "search"}
 _NOT_HERE = {"callbacks", "progress", "executor"}
 
 
-def compiler_named(text: str) -> str:
-    """Return a compiler's own name.
+def compiler_known(text: str) -> str:
+    """Return a compiler's own name; several with ">>" between are a chain.
 
     Raises:
         ValueError: If there is none.
     """
     from cuesmith.teleprompters.registry import compiler_place
 
-    return compiler_place(text)[0]
+    return " >> ".join(compiler_place(part.strip())[0] for part in text.split(">>"))
 
 
 def check_options(texts: Sequence[str]) -> None:
@@ -75,7 +75,7 @@ def options_of(texts: Sequence[str]) -> dict[str, object]:
     return {key: value_of(value) for key, _, value in pairs}
 
 
-Compiling = Annotated[str, of(compiler_named, "NAME")]
+Compiling = Annotated[str, of(compiler_known, "NAME")]
 OwnOptions = Annotated[tuple[str, ...], metavar("KEY=VALUE")]
 
 
@@ -85,7 +85,8 @@ class CompileOptions(WorkOptions):
     """What `cuesmith compile` is told.
 
     Attributes:
-        compiler: Which compiler; `cuesmith compilers` lists them (default: iterative-ape).
+        compiler: Which compiler; `cuesmith compilers` lists them (default: iterative-ape). "abo >> align-pro" is one
+            after the other.
         search: The form of the search: unified, native or frontier.
         option: An option of the compiler, such as steps=3; may be repeated. `cuesmith compilers NAME` lists them.
         train_size: Examples to show and to make demonstrations of, at most (default: 40).
@@ -137,7 +138,7 @@ def compile_program(options: CompileOptions) -> int:
             return _dry_run(options, work, bound) if options.dry_run else _run(options, work, compiler, bound)
 
 
-def _run(options: CompileOptions, work: Work, compiler: "Compiler", bound: "Forecast") -> int:
+def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", bound: "Forecast") -> int:
     folder = options.run_dir or new_folder(options.compiler, work.task.name)
     about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
     keep = keep_command("compile", options, about)
@@ -150,7 +151,7 @@ def _run(options: CompileOptions, work: Work, compiler: "Compiler", bound: "Fore
     return _shown(options, work, compiled, folder, time.perf_counter() - start)
 
 
-def _compiler(options: CompileOptions, work: Work) -> "Compiler":
+def _compiler(options: CompileOptions, work: PreparedWork) -> "Compiler":
     from cuesmith.teleprompters.registry import compiler_of
 
     usual = {"max_in_flight": work.in_flight, **options.own_options}
@@ -158,7 +159,7 @@ def _compiler(options: CompileOptions, work: Work) -> "Compiler":
                        seed=options.seed, **usual)  # fmt: skip
 
 
-def _compiled(options: CompileOptions, work: Work, compiler: "Compiler", folder: Path) -> "Compiled":
+def _compiled(options: CompileOptions, work: PreparedWork, compiler: "Compiler", folder: Path) -> "Compiled":
     from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
 
     try:
@@ -184,7 +185,7 @@ def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:
     return paths[-1]
 
 
-def _heading(options: CompileOptions, work: Work, bound: "Forecast", folder: Path) -> list[str]:
+def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", folder: Path) -> list[str]:
     caps = ", ".join(f"{name}={cap:g}" for name, cap in (options.budget or {}).items())
     task = work.task
     return [
@@ -195,7 +196,7 @@ def _heading(options: CompileOptions, work: Work, bound: "Forecast", folder: Pat
     ]
 
 
-def _dry_run(options: CompileOptions, work: Work, bound: "Forecast") -> int:
+def _dry_run(options: CompileOptions, work: PreparedWork, bound: "Forecast") -> int:
     from cuesmith.programs.commands.foretelling import foretell
 
     told = foretell(work, bound, budget_of(options.budget))
@@ -207,7 +208,7 @@ def _dry_run(options: CompileOptions, work: Work, bound: "Forecast") -> int:
     return 0
 
 
-def _shown(options: CompileOptions, work: Work, compiled: "Compiled", folder: Path, seconds: float) -> int:
+def _shown(options: CompileOptions, work: PreparedWork, compiled: "Compiled", folder: Path, seconds: float) -> int:
     compilation = compiled.compilation
     saved = options.save or folder / PROGRAM
     if options.json:

@@ -20,7 +20,7 @@ from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.ledger import Budget
 
 if TYPE_CHECKING:
-    from cuesmith.programs.commands.workbench import Work
+    from cuesmith.programs.commands.workbench import PreparedWork
 
 AT_ONCE = 8
 """Program runs that are timed."""
@@ -80,7 +80,7 @@ class Foretold:
         }  # fmt: skip
 
 
-def foretell(work: Work, bound: Forecast, budget: Budget) -> Foretold:
+def foretell(work: PreparedWork, bound: Forecast, budget: Budget) -> Foretold:
     """Return what a compile would take.
 
     Args:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CycloptsError, Parameter
 
 from cuesmith.programs.arguments import BadInput, be_offline, complain, file_of, metavar, of, parsed
-from cuesmith.programs.commands.compiling import PROGRAM, CompileOptions, compiler_named
+from cuesmith.programs.commands.compiling import PROGRAM, CompileOptions
 from cuesmith.programs.commands.run_folders import FILE, JOURNAL, RECORD, KeptCommand, RunLine, found, line_of
 from cuesmith.programs.commands.workbench import TargetOptions, print_json, print_text
 
@@ -243,6 +243,12 @@ def _program(options: ExportOptions) -> "Iterator[dspy.Module]":
         raise BadInput(f"{options.target}: the folder that it was made in is gone: {kept.directory}") from None
 
 
+def _one(name: str) -> str:
+    from cuesmith.teleprompters.registry import compiler_place
+
+    return compiler_place(name)[0]
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class CompilersOptions:
@@ -253,7 +259,7 @@ class CompilersOptions:
         json: Print one JSON object instead of text.
     """
 
-    name: Annotated[str | None, of(compiler_named, "NAME")] = None
+    name: Annotated[str | None, of(_one, "NAME")] = None
     _: KW_ONLY
     json: bool = False
 

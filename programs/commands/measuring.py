@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
-from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_named, options_of
+from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of
 from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
-    Work,
+    PreparedWork,
     WorkOptions,
     context_of,
     ended,
@@ -24,9 +24,9 @@ from cuesmith.programs.commands.workbench import (
 )
 
 if TYPE_CHECKING:
-    from cuesmith.programs.comparison import Choice
+    from cuesmith.programs.models import Choice
 
-Compilers = Annotated[tuple[str, ...], of(listed(compiler_named), "NAMES")]
+Compilers = Annotated[tuple[str, ...], of(listed(compiler_known), "NAMES")]
 Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]
 Seeds = Annotated[tuple[int, ...], of(listed(seed), "SEEDS")]
 
@@ -167,7 +167,7 @@ def _models(options: CompareOptions) -> dict[str, Any]:
     return {choice.name: made(choice) for choice in choices}
 
 
-def _keep(command: str, options: WorkOptions, work: Work, folder: Path) -> None:
+def _keep(command: str, options: WorkOptions, work: PreparedWork, folder: Path) -> None:
     about = {"compiler": command, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
     started = (folder / JOURNAL).exists() or (folder / CONTEST).exists()
     keep_command(command, options, about).write(folder, replace_old=not started)

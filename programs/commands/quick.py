@@ -78,6 +78,7 @@ def quickstart(options: QuickOptions = QuickOptions()) -> int:
     Without --lm everything runs on this machine: a tiny embedded model and a simulated optimizer, no key. With --local
     it runs on this machine too, on a real model, and says beforehand how many minutes it will take.
     """
+    options.check_files()
     be_offline(models=options.on_providers)
     from cuesmith.programs import quickstart as program  # only now: it loads dspy
 

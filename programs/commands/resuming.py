@@ -1,9 +1,10 @@
 """`cuesmith resume`: the command that made a run, once more. Source: ours."""
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import CycloptsError, Parameter
 
@@ -13,7 +14,7 @@ from cuesmith.programs.commands.measuring import CheckOptions, CompareOptions, c
 from cuesmith.programs.commands.run_folders import KeptCommand
 from cuesmith.programs.commands.sources import Caps
 
-COMMANDS = {
+COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
     "compile": (CompileOptions, compile_program),
     "check": (CheckOptions, check),
     "compare": (CompareOptions, compare),
@@ -53,9 +54,9 @@ def resume(options: ResumeOptions) -> int:
     folder = options.run_dir.resolve()
     try:
         with contextlib.chdir(kept.directory):
-            told = parsed(kind, kept.words)
+            told: Any = parsed(kind, kept.words)
             more = {} if options.budget is None else {"budget": options.budget}
-            return command(replace(told, run_dir=folder, json=options.json, **more))  # type: ignore[operator]
+            return command(replace(told, run_dir=folder, json=options.json, **more))
     except CycloptsError as error:
         raise BadInput(f"{options.run_dir}: its command cannot be read: {error}") from None
     except FileNotFoundError:

@@ -88,15 +88,22 @@ class ModelOptions:
         return self.lm is not None or self.optimizer_lm is not None
 
     def check_models(self) -> None:
-        """Check what can be checked without loading anything.
+        """Check what can be checked without looking at files.
 
         Raises:
-            BadInput: If options do not go together, or there is no such file.
+            BadInput: If options do not go together.
         """
         only_one(lm=self.lm, local=self.local)
         only_one(optimizer_lm=self.optimizer_lm, local_optimizer=self.local_optimizer)
         if self.threads is not None and not self.on_files:
             raise BadInput("--threads: only with --local or --local-optimizer")
+
+    def check_files(self) -> None:
+        """Look whether the model files are there.
+
+        Raises:
+            BadInput: If one is not.
+        """
         for name, file in (("local", self.local), ("local-optimizer", self.local_optimizer)):
             if file is not None and not file.exists():
                 raise BadInput(f"--{name} {file}: No such file or directory")

@@ -97,7 +97,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Target:
+class NamedProgram:
     """The program that a command works on, not loaded yet.
 
     Attributes:

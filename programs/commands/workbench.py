@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
-from cuesmith.programs.commands.target import Target, known_to_embedded, load_metric, metric_place
+from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
 if TYPE_CHECKING:
     import dspy
@@ -43,9 +43,9 @@ class TargetOptions:
     state: Annotated[Path | None, metavar("FILE")] = None
 
     @property
-    def program(self) -> Target:
+    def program(self) -> NamedProgram:
         """The program, not loaded yet."""
-        return Target(self.target, self.cot, self.state)
+        return NamedProgram(self.target, self.cot, self.state)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +74,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
             raise BadInput("--data is missing: a file of examples (or --task, a generated family)")
         self.check_data()
         self.check_models()
+        self.check_files()
         check_run_dir(self.run_dir)
         place = metric_place(self.metric)
         if place is not None:
@@ -85,7 +86,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
 
 
 @dataclass(frozen=True)
-class Work:
+class PreparedWork:
     """A program, its data and its models, ready to be worked with.
 
     Attributes:
@@ -109,7 +110,7 @@ class Work:
     simulated: bool
 
 
-def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
+def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     """Load the program, the metric, the data and the models, in this order.
 
     Raises:
@@ -118,7 +119,9 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
     be_offline(models=options.on_providers or options.program.place is not None)
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("cuesmith").addFilter(_is_no_stop)
     from cuesmith.programs.comparison import one_line
+    from cuesmith.programs.models import AT_ONCE, SIMULATED
     from cuesmith.teleprompters.runtime.preflight import check_inputs
 
     program = options.program.load()
@@ -130,9 +133,13 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> Work:
     except ValueError as error:
         raise BadInput(one_line(error)) from None
     target, optimizer, names = _models(options, program, task)
-    at_once = {"max_in_flight": 8} if options.on_files else {}
-    simulated = names[1].endswith("simulated-optimizer")
-    return Work(program, task, task.metric, target, optimizer, names, at_once.get("max_in_flight", 32), simulated)
+    in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
+    return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
+
+
+def _is_no_stop(record: logging.LogRecord) -> bool:
+    """Leave out what a compile says of an interrupt to Python code: the command says how to go on by itself."""
+    return not record.getMessage().startswith("interrupted ")
 
 
 def _task(
@@ -184,13 +191,13 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
 
     told = Settings(lm=options.lm, local=options.local, optimizer_lm=options.optimizer_lm,
                     local_optimizer=options.local_optimizer, threads=options.threads)  # fmt: skip
-    carried = [predictor.lm for _, predictor in named_predictors(program)]
-    own = dspy.settings.lm or next((lm for lm in carried if lm is not None), None)
+    carried = [predictor.lm for _, predictor in named_predictors(program)] or [None]
     if options.lm or options.local:
         target, written = made(told.target), made(told.optimizer)
         return target, written, (told.target.name, told.optimizer.name)
     other = made(told.optimizer) if options.optimizer_lm or options.local_optimizer else None
-    if dspy.settings.lm is not None or (carried and None not in carried):
+    own = dspy.settings.lm or (carried[0] if None not in carried else None)
+    if own is not None:
         return None, other or own, (own.model, (other or own).model)
     if not known_to_embedded(task):
         raise BadInput(f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
@@ -198,7 +205,7 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
     return made(EMBEDDED), other or made(SIMULATED), (EMBEDDED.name, told.optimizer.name if other else SIMULATED.name)
 
 
-def context_of(work: Work) -> "AbstractContextManager[object]":
+def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     """Have the program run on its target."""
     import dspy
 

@@ -16,10 +16,12 @@ from cuesmith.teleprompters.runtime.figures import visible
 
 __all__ = ["Curve", "Picture", "Scale", "Tick", "environment", "pictures", "scale_of", "ticks"]
 
-_WIDTH, _HEIGHT = 640, 240
+_WIDTH, _HEIGHT = 640, 280
 _LEFT, _RIGHT, _TOP, _BOTTOM = 56, 12, 12, 40
 _TICKS = 4
 _COLOURS = 6
+_MOST_DOTS = 40
+"""Points that a line may have to show each as a dot. Ours."""
 
 
 def environment(folder: Path) -> Environment:
@@ -27,7 +29,7 @@ def environment(folder: Path) -> Environment:
     found = Environment(loader=FileSystemLoader([folder, Path(__file__).parent]), autoescape=True, trim_blocks=True,
                         lstrip_blocks=True, undefined=StrictUndefined)
     # Before escaping: a control character has no escape in HTML, and the text direction could be turned by one.
-    found.finalize = lambda value: visible(value) if isinstance(value, str) and type(value) is str else value
+    found.finalize = lambda value: visible(value) if type(value) is str and not value.isprintable() else value
     found.globals["size"] = {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP,
                              "bottom": _HEIGHT - _BOTTOM}
     return found
@@ -77,6 +79,7 @@ class Line:
     paths: tuple[str, ...]
     bands: tuple[str, ...]
     dots: tuple[tuple[str, str], ...]
+    loose: bool
 
 
 @dataclass(frozen=True)
@@ -154,7 +157,8 @@ def ticks(scale: Scale, whole: bool) -> tuple[Tick, ...]:
 def _line(curve: Curve, colour: int, x: Scale, y: Scale) -> Line:
     runs = list(_runs(curve, x, y))
     paths = () if curve.points else tuple(_join(run) for run in runs)
-    return Line(curve.name, colour, paths, tuple(_bands(curve, x, y)), tuple(point for run in runs for point in run))
+    dots = tuple(point for run in runs for point in run) if curve.points or len(curve.x) <= _MOST_DOTS else ()
+    return Line(curve.name, colour, paths, tuple(_bands(curve, x, y)), dots, curve.points)
 
 
 def _runs(curve: Curve, x: Scale, y: Scale) -> Iterator[list[tuple[str, str]]]:

@@ -39,8 +39,8 @@ __all__ = ["fragment", "json_data", "markdown", "page"]
 _HERE = Path(__file__).parent
 _LONGEST = 12_000
 """Characters of one text on a page; the middle of a longer one is left out. Ours."""
-_LONGEST_LINE = 30
-"""Ancestors whose changes are shown. Ours."""
+_LONGEST_LINE, _OPEN_LINE = 24, 8
+"""Ancestors whose changes are on a page, and those of them that are not folded. Ours."""
 _TOLD = 40
 """Candidates whose prompts are on a page. Ours."""
 _MOST_CELLS = 1_000
@@ -78,17 +78,47 @@ def page(r: RunReport) -> str:
     script = (_HERE / "report.js").read_text("utf-8")
     policy = (f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; base-uri 'none'; "
               "form-action 'none'")
-    line = list(zip(r.line, (None, *r.line[:-1]), strict=True))
     template = _templates(r.scoring).get_template("report.html.j2")
     return sound(template.render(
         r=r, css=Markup(css), script=Markup(script), policy=policy, figures=headlines(r), parts=list(_parts(r)),
-        length=_length(r), parent_changes=prompt_changes(r.parent, r.best) if r.parent else (),
-        parent_rank=_ranks(r).get(r.parent.id) if r.parent else None, changes_between=prompt_changes,
-        search_words=_search_words(r), bars=list(_bars(r)), curves=list(_curves(r)), line=line[-_LONGEST_LINE:],
-        skipped=max(0, len(line) - _LONGEST_LINE), family=picture_of(r.members, r.best.id, r.scoring.factor),
-        members=r.members, told=_told(r.members), ranks=_ranks(r), contrasts=r.contrasts, fates=FATES,
-        fate_words=lambda fate: fate_words(fate, r.unchanged), most_cells=_MOST_CELLS, roles=list(_roles(r)),
-        replayed=r.spent.total.replayed, ended=ended(r), origin=list(_flat(r.provenance or {}))))
+        created=str((r.provenance or {}).get("created") or ""), origin=list(_flat(r.provenance or {})),
+        search_words=_search_words(r), bars=list(_bars(r)), curves=list(_curves(r)), **_of_prompts(r), **_of_lineage(r),
+        **_of_examples(r), roles=list(_roles(r)), replayed=r.spent.total.replayed, ended=ended(r)))
+
+
+def _of_prompts(r: RunReport) -> dict[str, object]:
+    """Return what the template says of the prompts."""
+    parent = r.parent
+    return {
+        "length": f"It has {r.best.size:,} characters, the student's {r.baseline.size:,}.",
+        "parent_changes": prompt_changes(parent, r.best) if parent else (),
+        "parent_rank": _ranks(r).get(parent.id) if parent else None,
+    }
+
+
+def _of_lineage(r: RunReport) -> dict[str, object]:
+    """Return what the template says of the candidates."""
+    line = list(zip(r.line, (None, *r.line[:-1]), strict=True))
+    return {
+        "line": line[-_OPEN_LINE:],
+        "earlier": line[-_LONGEST_LINE:-_OPEN_LINE],
+        "skipped": max(0, len(line) - _LONGEST_LINE),
+        "family": picture_of(r.members, r.best.id, r.scoring.factor),
+        "members": r.members,
+        "told": r.members[:_TOLD],
+        "ranks": _ranks(r),
+        "changes_between": prompt_changes,
+    }
+
+
+def _of_examples(r: RunReport) -> dict[str, object]:
+    """Return what the template says of examples won and lost."""
+    return {
+        "contrasts": r.contrasts,
+        "fates": FATES,
+        "fate_words": lambda fate: fate_words(fate, r.unchanged),
+        "most_cells": _MOST_CELLS,
+    }
 
 
 def fragment(r: RunReport) -> str:
@@ -186,10 +216,6 @@ def _parts(r: RunReport) -> Iterator[tuple[str, str]]:
         yield "origin", "Where it comes from"
 
 
-def _length(r: RunReport) -> str:
-    return f"It has {r.best.size:,} characters, the student's {r.baseline.size:,}."
-
-
 def _search_words(r: RunReport) -> str:
     n, steps = len(r.trials), len(r.steps)
     scored = f"{n:,} candidate{'s' if n != 1 else ''} scored in {steps:,} step{'s' if steps != 1 else ''}."
@@ -234,7 +260,8 @@ def _curves(r: RunReport) -> Iterator[Picture]:
     kept = [m for m in r.members if m.step is not None and "student" not in m.roles and not math.isnan(m.score)]
     dots = sorted((at[m.step], r.scoring.factor * m.score) for m in kept[:_MOST_POINTS] if m.step is not None)
     if dots:
-        curves.append(Curve("candidates as they entered the beam", *zip(*dots, strict=True), *axes, points=True))
+        at_calls, scored = zip(*dots, strict=True)
+        curves.append(Curve("candidates as they entered the beam", at_calls, scored, *axes, points=True))
     yield from pictures(curves)
 
 
@@ -243,10 +270,6 @@ def _scores(name: str, xs: Sequence[float], of: Sequence[Estimate95 | None], axe
     factor = scoring.factor
     y, low, high = ([None if e is None else factor * getattr(e, part) for e in of] for part in ("mean", "low", "high"))
     return Curve(name, xs, y, *axes, low=low, high=high)
-
-
-def _told(members: Sequence[Member]) -> list[Member]:
-    return list(members[:_TOLD])
 
 
 def _ranks(r: RunReport) -> dict[str, int]:
@@ -291,11 +314,11 @@ def markdown(r: RunReport) -> str:
         lines += ["## Moves", "", *_table(("move", "made", "above its parent", "mean change", "best score"), rows)]
     if r.contrasts:
         names = [fate_words(fate, r.unchanged) for fate in FATES]
-        rows = [(c.name, *(str(n) for n in c.counts.values())) for c in r.contrasts]
-        lines += ["## Examples", "", *_table(("examples", *names), rows)]
-    rows = [(role.name, *(cell for _, cell in role.cells)) for role in _roles(r)]
+        counts = [(c.name, *(str(n) for n in c.counts.values())) for c in r.contrasts]
+        lines += ["## Examples", "", *_table(("examples", *names), counts)]
+    used = [(role.name, *(cell for _, cell in role.cells)) for role in _roles(r)]
     heads = ("role", "calls", "input tokens", "output tokens", "US dollars", "from the cache")
-    lines += ["## What it took", "", *_table(heads, rows)]
+    lines += ["## What it took", "", *_table(heads, used)]
     lines += ["## Why it ended, and what to know", "", _plain(ended(r)), ""]
     lines += [f"- {_plain(note.text)}" for note in r.notes]
     return sound("\n".join(lines).rstrip() + "\n")

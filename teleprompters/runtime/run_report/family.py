@@ -25,13 +25,14 @@ class Member:
     """A scored candidate among its kin.
 
     Attributes:
-        rank: 1 for the highest score.
+        rank: 1 for the highest score; those that were scored on a part of the selection examples come after all others.
         candidate: The prompts with their origin.
         score: What candidates are compared by; NaN where a metric made nothing of its answers.
         n: Scores on selection examples that it has.
         generation: How many first parents lead back to one without any on record.
         step: The first step whose beam it was in; None if it was in none.
         roles: "student", "returned", "front".
+        partial: Whether it lacks scores that the student has, as where a race left it behind.
     """
 
     rank: int
@@ -41,6 +42,7 @@ class Member:
     generation: int
     step: int | None
     roles: tuple[str, ...]
+    partial: bool
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class MoveTally:
         above: Those of them that scored above their (first) parent, on the examples that both have a score for.
         compared: Those that can be compared with a parent.
         change: Mean change against the parent; NaN if none can be compared.
-        best: The highest score of them.
+        best: The highest score of those that were scored on all selection examples; NaN without any.
     """
 
     move: str
@@ -109,12 +111,18 @@ def family_of(trials: Sequence[Trial], steps: Sequence[StepRecord], student: str
     for step in steps:
         for one in step.beam:
             first.setdefault(one, step.step)
-    generations = _generations(known)
+    generations, whole = _generations(known), _whole(trials)
     roles = {"student": {student}, "returned": {returned}, "front": set(front)}
     return tuple(
         Member(rank, t.candidate, t.mean, t.n, generations[t.candidate.id], first.get(t.candidate.id),
-               tuple(role for role, ids in roles.items() if t.candidate.id in ids))
-        for rank, t in enumerate(trials, 1))
+               tuple(role for role, ids in roles.items() if t.candidate.id in ids), t.n < whole)
+        for rank, t in enumerate(sorted(trials, key=lambda t: t.n < whole), 1))
+
+
+def _whole(trials: Sequence[Trial]) -> int:
+    """Return how many scores a candidate has that was scored on all that the student has a score on."""
+    own = [trial.n for trial in trials if trial.candidate.origin.move == "student"]
+    return min(own, default=0) or max((trial.n for trial in trials), default=0)
 
 
 def _generations(known: Mapping[str, Candidate]) -> dict[str, int]:
@@ -150,17 +158,18 @@ def moves_of(trials: Sequence[Trial]) -> tuple[MoveTally, ...]:
     for trial in trials:
         if trial.candidate.origin.move != "student":
             groups.setdefault(trial.candidate.origin.move, []).append(trial)
-    return tuple(_tally(move, made, by_id) for move, made in sorted(groups.items(), key=lambda g: (-len(g[1]), g[0])))
+    ordered = sorted(groups.items(), key=lambda group: (-len(group[1]), group[0]))
+    return tuple(_tally(move, made, by_id, _whole(trials)) for move, made in ordered)
 
 
-def _tally(move: str, made: Sequence[Trial], by_id: Mapping[str, Trial]) -> MoveTally:
+def _tally(move: str, made: Sequence[Trial], by_id: Mapping[str, Trial], whole: int) -> MoveTally:
     changes = []
     for child in made:
         parents = child.candidate.origin.parents
         if parents and parents[0] in by_id:
             pairs = zip(child.scores, by_id[parents[0]].scores, strict=True)
             changes += [mean(both)] if (both := [a - b for a, b in pairs if a is not None and b is not None]) else []
-    scored = [trial.mean for trial in made if not math.isnan(trial.mean)]
+    scored = [trial.mean for trial in made if trial.n >= whole and not math.isnan(trial.mean)]
     return MoveTally(move, len(made), sum(change > 0 for change in changes), len(changes), mean(changes),
                      max(scored, default=math.nan))
 
@@ -200,4 +209,4 @@ def _role(member: Member, line: set[str]) -> str:
     for role in ("returned", "student"):
         if role in member.roles:
             return role
-    return "line" if member.candidate.id in line else "other"
+    return "line" if member.candidate.id in line else "part" if member.partial else "other"

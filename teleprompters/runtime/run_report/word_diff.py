@@ -58,10 +58,21 @@ def word_diff(before: str, after: str) -> tuple[Piece, ...]:
     old, new = _WORDS.findall(before), _WORDS.findall(after)
     if len(old) + len(new) > _MOST:
         old, new = _LINES.findall(before), _LINES.findall(after)
+    head = _in_common(old, new)
+    tail = _in_common(old[head:][::-1], new[head:][::-1])
+    ends = "".join(old[:head]), "".join(old[len(old) - tail:])
+    alike = len(ends[0]) + len(ends[1])
+    old, new = old[head:len(old) - tail], new[head:len(new) - tail]
     matcher = difflib.SequenceMatcher(str.isspace, old, new, autojunk=len(old) + len(new) > _MOST)
-    if matcher.ratio() < _ALIKE:
+    if alike < _ALIKE * max(len(before), len(after)) and matcher.ratio() < _ALIKE:
         return tuple(_joined([Piece("gone", before), Piece("new", after)]))
-    return tuple(_joined(_bridged(list(_pieces(matcher, old, new)))))
+    inside = [Piece("same", ends[0]), *_pieces(matcher, old, new), Piece("same", ends[1])]
+    return tuple(_joined(_bridged([piece for piece in inside if piece.text])))
+
+
+def _in_common(old: Sequence[str], new: Sequence[str]) -> int:
+    """Return how many words two texts have in common at their beginning."""
+    return next((i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b), min(len(old), len(new)))
 
 
 def _pieces(matcher: difflib.SequenceMatcher[str], old: Sequence[str], new: Sequence[str]) -> Iterator[Piece]:
