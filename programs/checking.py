@@ -18,7 +18,7 @@ from cuesmith.programs.comparison import one_line
 from cuesmith.programs.costing import CompileCost, compile_costs, entrants
 from cuesmith.programs.probing import SAMPLE, ProbePlan, Probes, probe
 from cuesmith.programs.readings import Failures, Noise, Tried
-from cuesmith.programs.verdicts import Figures, Finding, conclude, figures_of, in_percent, in_points
+from cuesmith.programs.verdicts import CheckFigures, Finding, conclude, figures_of, in_percent, in_points
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices
 from cuesmith.teleprompters.runtime._dspy import is_free, models_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
@@ -58,7 +58,7 @@ class Check:
     verdict: str
     finding: Finding
     worth: bool | None
-    figures: Figures
+    figures: CheckFigures
     costs: tuple[CompileCost, ...]
     forecast: Forecast
     spent: Spent
@@ -313,7 +313,7 @@ def _notes(session: Session, plan: ProbePlan, draws: int) -> tuple[Note, ...]:
     return tuple(said)
 
 
-def _told(figures: Figures) -> list[str]:
+def _told(figures: CheckFigures) -> list[str]:
     """The figures, a sentence each."""
     lines, failures, noise = [], figures.failures, figures.noise
     if figures.student is not None:
@@ -340,7 +340,7 @@ def _told(figures: Figures) -> list[str]:
     return lines
 
 
-def _needed(figures: Figures) -> str:
+def _needed(figures: CheckFigures) -> str:
     """Say how many examples it takes, and what that rests on."""
     (ten, five), pilot = figures.needed, figures.needed_as_seen
     told = f"A gain of 10 points takes at least {ten} fresh examples to be seen, one of 5 takes {five}"
@@ -350,7 +350,7 @@ def _needed(figures: Figures) -> str:
     return f"{told} ({rests}); {pilot[0]} and {pilot[1]} if answers change as much as under a generic prompt here."
 
 
-def _of_noise(figures: Figures, noise: Noise) -> str:
+def _of_noise(figures: CheckFigures, noise: Noise) -> str:
     best = f"the best of {noise.draws} draws scores {in_percent(figures, noise.best)}"
     if noise.deterministic and not noise.moved:
         return (
@@ -365,7 +365,7 @@ def _of_noise(figures: Figures, noise: Noise) -> str:
     )
 
 
-def _figures_json(figures: Figures) -> dict[str, Json]:
+def _figures_json(figures: CheckFigures) -> dict[str, Json]:
     noise, failures = figures.noise, figures.failures
     return {
         "student": None if figures.student is None else report.estimate_json(figures.student),

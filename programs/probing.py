@@ -53,7 +53,7 @@ _NOT_RUN = ProviderFailure("not run yet")
 
 
 @dataclass(frozen=True)
-class Scale:
+class MetricScale:
     """What the metric's scores are read against.
 
     Attributes:
@@ -93,14 +93,14 @@ class Probes:
     tried: dict[str, Scores] = field(default_factory=dict)
 
     @property
-    def scale(self) -> Scale:
+    def scale(self) -> MetricScale:
         """From 0, or the lowest score where that is less, to what the metric gives to right answers.
 
         Where it could not be asked, to 1, or the highest score where that is more.
         """
         seen = [*self.gold, *self.mistaken, *self.values]
         full = 1.0 if not self.gold else -math.inf
-        return Scale(min([0.0, *seen]), max([full, *self.gold, *self.values]))
+        return MetricScale(min([0.0, *seen]), max([full, *self.gold, *self.values]))
 
     @property
     def refused(self) -> bool:

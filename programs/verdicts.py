@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import dspy
 
-from cuesmith.programs.probing import HIGH, Probes, Scale
+from cuesmith.programs.probing import HIGH, MetricScale, Probes
 from cuesmith.programs.readings import (
     Failures,
     Noise,
@@ -39,7 +39,7 @@ ENOUGH = 8
 
 
 @dataclass(frozen=True)
-class Figures:
+class CheckFigures:
     """What is concluded from.
 
     Attributes:
@@ -60,7 +60,7 @@ class Figures:
     """
 
     student: Estimate95 | None
-    scale: Scale
+    scale: MetricScale
     refused: bool
     gold: tuple[float, ...]
     mistaken: tuple[float, ...]
@@ -102,7 +102,7 @@ class Conclusion:
 
 def figures_of(
     seen: Probes, student: Scores, data: Sequence[dspy.Example], fresh: int, *, deterministic: bool
-) -> Figures:
+) -> CheckFigures:
     """Return what the probes of a program say.
 
     Args:
@@ -114,7 +114,7 @@ def figures_of(
     """
     differences = differences_of(seen)
     shown = [gain for gain in range(1, 101) if pairs_to_show(gain / 100) <= fresh]
-    return Figures(
+    return CheckFigures(
         estimate_of(student),
         seen.scale,
         seen.refused,
@@ -131,19 +131,19 @@ def figures_of(
     )
 
 
-def in_percent(figures: Figures, estimate: Estimate95) -> str:
+def in_percent(figures: CheckFigures, estimate: Estimate95) -> str:
     """Return a score in percent of the full score, with its interval."""
     low, mean, high = (100 * figures.scale.share(each) for each in (estimate.low, estimate.mean, estimate.high))
     return f"{mean:.0f}" if math.isnan(low) else f"{mean:.0f} [{low:.0f}, {high:.0f}]"
 
 
-def in_points(figures: Figures, gain: Gain) -> str:
+def in_points(figures: CheckFigures, gain: Gain) -> str:
     """Return a gain in points of 100, with its interval."""
     low, mean, high = (100 * each / figures.scale.unit for each in (gain.low, gain.difference, gain.high))
     return f"{mean:+.0f} [{low:+.0f}, {high:+.0f}]"
 
 
-def conclude(figures: Figures, *, failed: str = "", stopped_by: str | None = None) -> Conclusion:
+def conclude(figures: CheckFigures, *, failed: str = "", stopped_by: str | None = None) -> Conclusion:
     """Return the verdict.
 
     Args:
@@ -165,7 +165,7 @@ def conclude(figures: Figures, *, failed: str = "", stopped_by: str | None = Non
     return found or _headroom(figures)
 
 
-def _faults(figures: Figures, stopped_by: str | None) -> Iterator[Conclusion]:
+def _faults(figures: CheckFigures, stopped_by: str | None) -> Iterator[Conclusion]:
     """Yield what speaks against a compile, what is to be mended first at the front."""
     student, failures = figures.student, figures.failures
     if student is None or (stopped_by is not None and student.n < ENOUGH):
@@ -206,7 +206,7 @@ def _faults(figures: Figures, stopped_by: str | None) -> Iterator[Conclusion]:
         )
 
 
-def _of_the_metric(figures: Figures, student: Estimate95) -> Iterator[Conclusion]:
+def _of_the_metric(figures: CheckFigures, student: Estimate95) -> Iterator[Conclusion]:
     gold, mistaken = figures.gold, figures.mistaken
     if figures.refused:
         yield Conclusion(
@@ -230,7 +230,7 @@ def _of_the_metric(figures: Figures, student: Estimate95) -> Iterator[Conclusion
         )
 
 
-def _form(figures: Figures) -> Conclusion:
+def _form(figures: CheckFigures) -> Conclusion:
     failures = figures.failures
     parts = {"cannot be read": failures.unread, "have the right answer beside other words": failures.beside}
     told = ", ".join(f"{n} {what}" for what, n in parts.items() if n)
@@ -249,7 +249,7 @@ def _form(figures: Figures) -> Conclusion:
     )
 
 
-def _too_few(figures: Figures) -> Iterator[Conclusion]:
+def _too_few(figures: CheckFigures) -> Iterator[Conclusion]:
     """Yield that no gain that is still to be had would be shown."""
     if math.isnan(figures.room) or (figures.visible is not None and figures.visible <= figures.room):
         return
@@ -265,7 +265,7 @@ def _too_few(figures: Figures) -> Iterator[Conclusion]:
     )
 
 
-def _headroom(figures: Figures) -> Conclusion:
+def _headroom(figures: CheckFigures) -> Conclusion:
     student, noise = figures.student, figures.noise
     assert student is not None
     score = f"the student scores {in_percent(figures, student)} (n = {student.n})"

@@ -126,7 +126,12 @@ def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals,
     folder = f"cut{status}"
     command = [sys.executable, "-m", "cuesmith.cli", "compile", "question -> answer", "--cot", "--task", "max",
                "--run-dir", folder]  # fmt: skip
-    with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with process:
         journal, patience = place / folder / "journal.jsonl", time.monotonic() + 60
         while not journal.is_file() or journal.stat().st_size < 20_000:
             assert time.monotonic() < patience and process.poll() is None

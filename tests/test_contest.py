@@ -158,8 +158,12 @@ def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
 
     engine = ToyEngine(hook=press)
     compilers = {"toy": {"steps": 1}, "second": Entrant("toy", {"steps": 3}), "third": Entrant("toy")}
-    with pytest.raises(ContestInterrupted) as caught:
-        contest(engine, compilers, run_dir=tmp_path, max_in_flight=1)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
+    try:
+        with pytest.raises(ContestInterrupted) as caught:
+            contest(engine, compilers, run_dir=tmp_path, max_in_flight=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
     partial = caught.value.contest
     assert [row.compiler for row in partial.rows] == ["toy"] and len(partial.unfinished) == 2
     assert "1 of 3 compiles are done" in str(caught.value) and "Not done: second (seed 0)" in partial.to_markdown()

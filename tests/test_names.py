@@ -23,7 +23,7 @@ SAME_MODULES = {
 
 SAME_CLASSES = {
     # A command's own, and the kernel's or another command's.
-    "BadInput", "Pace", "Report", "RunFailed", "Settings",
+    "Pace", "Report", "Settings",
     # The embedded model's and the simulated optimizer's own, and what people meet.
     "Form", "Point", "Prompt", "Task",
     # Of a task's loading, and of a diagnosis, a comparison or a compiler.

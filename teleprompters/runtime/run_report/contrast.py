@@ -9,7 +9,7 @@ from typing import Literal, TypeAlias
 
 from cuesmith.teleprompters.runtime.stored import StoredView
 
-__all__ = ["Case", "Contrast", "Fate", "contrast_of"]
+__all__ = ["ComparedCase", "Contrast", "Fate", "contrast_of"]
 
 Fate: TypeAlias = Literal["lost", "won", "wrong", "right", "missing"]
 
@@ -26,7 +26,7 @@ MOST_WORDS = 250
 
 
 @dataclass(frozen=True)
-class Case:
+class ComparedCase:
     """An example.
 
     Attributes:
@@ -56,7 +56,7 @@ class Contrast:
     """
 
     name: str
-    cases: tuple[Case, ...]
+    cases: tuple[ComparedCase, ...]
 
     @property
     def counts(self) -> dict[Fate, int]:
@@ -65,7 +65,7 @@ class Contrast:
         return {fate: counted[fate] for fate in FATES}
 
     @property
-    def groups(self) -> Iterator[tuple[Fate, list[Case]]]:
+    def groups(self) -> Iterator[tuple[Fate, list[ComparedCase]]]:
         """Yield the cases that are written out, by their fate."""
         for fate in FATES:
             cases = [case for case in self.cases if case.fate == fate and case.written]
@@ -88,7 +88,7 @@ def contrast_of(name: str, before: Sequence[float | None], after: Sequence[float
     order = sorted(range(len(views)), key=lambda i: (list(FATES).index(fates[i]), i))
     written = set(order[:MOST_WORDS])
     return Contrast(name, tuple(
-        Case(i + 1, a, b, fates[i], views[i] if i < len(views) else None, i in written)
+        ComparedCase(i + 1, a, b, fates[i], views[i] if i < len(views) else None, i in written)
         for i, (a, b) in enumerate(zip(before, after, strict=True))))
 
 

@@ -67,7 +67,7 @@ class MoveTally:
 
 
 @dataclass(frozen=True)
-class Node:
+class FamilyMember:
     """A candidate in the picture."""
 
     x: str
@@ -88,7 +88,7 @@ class FamilyPicture:
         left_out: Candidates that are not drawn.
     """
 
-    nodes: tuple[Node, ...]
+    nodes: tuple[FamilyMember, ...]
     edges: tuple[tuple[str, str, str, str, bool], ...]
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
@@ -199,7 +199,7 @@ def picture_of(members: Sequence[Member], returned: str, factor: float) -> Famil
     on_top = sorted(drawn, key=lambda m: m.candidate.id in line)
     edges = [(*places[m.candidate.origin.parents[0]], *places[m.candidate.id], m.candidate.id in line)
              for m in on_top if m.candidate.origin.parents and m.candidate.origin.parents[0] in places]
-    nodes = [Node(*places[m.candidate.id], _role(m, line), f"{m.candidate.origin.move}, {factor * m.score:.3g}")
+    nodes = [FamilyMember(*places[m.candidate.id], _role(m, line), f"{m.candidate.origin.move}, {factor * m.score:.3g}")
              for m in on_top]
     generations = [Tick(f"{_LEFT + (k + 0.5) * width:.0f}", str(k)) for k in range(0, depth + 1, 1 + depth // 16)]
     return FamilyPicture(tuple(nodes), tuple(edges), tuple(generations), ticks(y, False), len(scored) - len(drawn))

@@ -10,13 +10,13 @@ from typing import Literal, TypeAlias
 from cuesmith.teleprompters.runtime.remarks import needed
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
-__all__ = ["Scoring", "Tone", "Verdict", "p_words", "verdict_of"]
+__all__ = ["GainVerdict", "Scoring", "Tone", "p_words", "verdict_of"]
 
 Tone: TypeAlias = Literal["gain", "loss", "none", "unknown"]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GainVerdict:
     """What came out.
 
     Attributes:
@@ -109,7 +109,7 @@ def p_words(p_value: float) -> str:
 def verdict_of(
     scoring: Scoring, gain: Gain | None, unchanged: str, select: tuple[Estimate95 | None, Estimate95 | None],
     differences: Sequence[float],
-) -> Verdict:
+) -> GainVerdict:
     """Return what came out of a compile.
 
     Args:
@@ -122,9 +122,10 @@ def verdict_of(
     n = select[0].n if select[0] is not None else 0
     chosen = f"Prompts were compared on {n} selection examples" if n else "Prompts were compared on selection examples"
     if unchanged:
-        return Verdict("none", unchanged, f"{chosen}; the student's score on them is {scoring.estimate(select[0])}.")
+        score = scoring.estimate(select[0])
+        return GainVerdict("none", unchanged, f"{chosen}; the student's score on them is {score}.")
     if gain is None or not gain.n:
-        return Verdict(
+        return GainVerdict(
             "unknown", "Whether the new prompt is better cannot be told: it was not measured on fresh examples.",
             f"{chosen}: {scoring.estimate(select[1])} against the student's {scoring.estimate(select[0])}. That is "
             "optimistic, for the prompt was chosen by these very examples.")
@@ -137,9 +138,9 @@ def verdict_of(
         text = f"The compiled prompt {does} {scoring.points(gain.difference)} against the student"
         tone: Tone = "gain" if gain.difference > 0 else "loss"
         more = "" if gain.difference > 0 else ": keep the student"
-        return Verdict(tone, f"{text} ({sure}n = {gain.n}, {p_words(gain.p_value)}){more}.", grounds)
+        return GainVerdict(tone, f"{text} ({sure}n = {gain.n}, {p_words(gain.p_value)}){more}.", grounds)
     text = f"No gain can be told: {scoring.change(gain.difference)} {'points' if scoring.percent else 'in the score'}"
-    return Verdict("none", f"{text} against the student ({sure}n = {gain.n}, {p_words(gain.p_value)}).",
+    return GainVerdict("none", f"{text} against the student ({sure}n = {gain.n}, {p_words(gain.p_value)}).",
                    f"{grounds}{_more(scoring, gain, differences)}")
 
 

@@ -17,7 +17,7 @@ from cuesmith.teleprompters.runtime.ledger import Spent, Usage
 from cuesmith.teleprompters.runtime.record import MOST_SHOWN, answer_of, texts_of
 from cuesmith.teleprompters.runtime.run_report.contrast import Contrast, contrast_of
 from cuesmith.teleprompters.runtime.run_report.family import Member, MoveTally, family_of, line_to, moves_of
-from cuesmith.teleprompters.runtime.run_report.honest import Scoring, Verdict, verdict_of
+from cuesmith.teleprompters.runtime.run_report.honest import GainVerdict, Scoring, verdict_of
 from cuesmith.teleprompters.runtime.run_report.word_diff import PromptChange, prompt_changes, prompt_diff
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 from cuesmith.teleprompters.runtime.stored import (
@@ -136,7 +136,7 @@ class RunReport:
         return Scoring.of([v for row in rows for v in row if v is not None and not math.isnan(v)])
 
     @cached_property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> GainVerdict:
         """The honest sentence."""
         why = ""
         if self.unchanged:
