@@ -8,6 +8,7 @@ import json
 import math
 import re
 import signal
+import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -74,11 +75,15 @@ class Obedient:
 
 
 class Impatient(Obedient):
-    """Has its user press Ctrl-C at the 60th call."""
+    """Has its user press Ctrl-C, once, when the student has been scored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._pressed = threading.Lock()
 
     def complete(self, request: Request) -> Response:
         """Answer."""
-        if self.calls == 60:
+        if self.calls > 150 and self._pressed.acquire(blocking=False):
             signal.raise_signal(signal.SIGINT)
         return super().complete(request)
 
