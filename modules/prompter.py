@@ -11,10 +11,11 @@ import hashlib
 import inspect
 import json
 import shutil
+import threading
 from collections import Counter
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextvars import ContextVar, copy_context
+from concurrent.futures import CancelledError, ThreadPoolExecutor
+from contextvars import Context, ContextVar, copy_context
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
@@ -390,10 +391,20 @@ def _rollout(seed: int, number: int) -> int:
 def _concurrently(calls: Sequence[Callable[[], Result]]) -> list[Result]:
     """Call all in threads, each in a copy of this context (dspy's settings), and return the results in order."""
     threads = max(1, min(len(calls), dspy.settings.num_threads or 8))
-    contexts = [copy_context() for _ in calls]
+    contexts, failed = [copy_context() for _ in calls], threading.Event()
+
+    def call_unless_failed(context: Context, call: Callable[[], Result]) -> Result:
+        if failed.is_set():  # calls begin in order: the error of an earlier one is raised before this one's is met
+            raise CancelledError
+        try:
+            return context.run(call)
+        except BaseException:
+            failed.set()
+            raise
+
     pool = ThreadPoolExecutor(threads, thread_name_prefix="cuesmith-prompter")
     try:
-        futures = [pool.submit(context.run, call) for context, call in zip(contexts, calls, strict=True)]
+        futures = [pool.submit(call_unless_failed, *each) for each in zip(contexts, calls, strict=True)]
         return [future.result() for future in futures]
     finally:  # after an error nothing further is sent
         pool.shutdown(wait=True, cancel_futures=True)
