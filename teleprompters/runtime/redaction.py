@@ -106,23 +106,22 @@ class Redactor:
             owner: The object that makes a call. Its options, its attributes, and those of its engine are looked at.
             options: What this call is given besides.
         """
-        found: list[str] = []
-        looked_at: list[Callable[[], object]] = []  # noted at the end: what is noted, another thread's call relies on
         given = getattr(owner, "kwargs", None) or getattr(owner, "default_kwargs", None) or {}
-        for name, value in [*given.items(), *options.items()]:
-            if _PLAIN_OPTIONS.fullmatch(name) or (isinstance(value, str) and (name, value) in self._given):
-                continue
-            found += _secrets(name, self._asked_for(name, value, looked_at))
-            if isinstance(value, str):
-                looked_at.append(functools.partial(self._given.add, (name, value)))
-        if self._is_new(owner, looked_at):
+        new = [(name, value) for name, value in (*given.items(), *options.items()) if not self._knows(name, value)]
+        looks = self._new_looks(owner)
+        found = [secret for name, value in new for secret in _secrets(name, _asked_for(name, value))]
+        if looks is not None:
             with contextlib.suppress(RecursionError):
                 found += _held(owner)
             self._surroundings = None
         self._look_around()
         self._add(found)
-        for note in looked_at:
-            note()
+        # Only now: what is noted here, another thread's call relies on.
+        self._given.update((name, value) for name, value in new if isinstance(value, str))
+        self._asked.update({id(v): time.monotonic() + _ASK_AGAIN_S for name, v in new if _gives_secret(name, v)})
+        if looks is not None:
+            self._alike.add(looks)
+            self._meet(owner)
 
     def __call__(self, text: str) -> str:
         """Return text that is for people, without known secrets and without what looks like one."""
@@ -152,27 +151,28 @@ class Redactor:
                 text = re.sub(pattern, _MARK, text)
         return text
 
-    def _is_new(self, owner: object, looked_at: list[Callable[[], object]]) -> bool:
+    def _knows(self, name: str, value: object) -> bool:
+        """Whether an option cannot be a secret, or has been looked at; what gives a key is asked again now and then."""
+        if _PLAIN_OPTIONS.fullmatch(name):
+            return True
+        if isinstance(value, str):
+            return (name, value) in self._given
+        return _gives_secret(name, value) and time.monotonic() < self._asked.get(id(value), 0.0)
+
+    def _new_looks(self, owner: object) -> object:
+        """Return the looks of a model if none that looks alike has been met, else None."""
         met = self._met.get(id(owner))
         if met is not None and met() is owner:
-            return False
-        with contextlib.suppress(TypeError):
-            looked_at.append(functools.partial(self._met.__setitem__, id(owner), weakref.ref(owner)))
-        alike = _looks(owner)  # dspy copies a model for many a call
-        looked_at.append(functools.partial(self._alike.add, alike))
-        return alike not in self._alike
+            return None
+        looks = _looks(owner)
+        if looks not in self._alike:
+            return looks
+        self._meet(owner)  # dspy copies a model for many a call
+        return None
 
-    def _asked_for(self, name: str, value: object, looked_at: list[Callable[[], object]]) -> object:
-        """Return what a callable gives that stands in a key's place; asked now and then, for tokens expire."""
-        if not callable(value) or inspect.isclass(value) or not _names_secret(name):
-            return value
-        if inspect.iscoroutinefunction(value) or time.monotonic() < self._asked.get(id(value), 0.0):
-            return None
-        looked_at.append(functools.partial(self._asked.__setitem__, id(value), time.monotonic() + _ASK_AGAIN_S))
-        try:
-            return value()
-        except Exception:  # the call itself will say so
-            return None
+    def _meet(self, owner: object) -> None:
+        with contextlib.suppress(TypeError):
+            self._met[id(owner)] = weakref.ref(owner)
 
     def _look_around(self) -> None:
         """Take in the environment's and LiteLLM's keys if they can have changed since the last look."""
@@ -194,6 +194,23 @@ class Redactor:
             forms = {form for secret in new if _is_secret(secret) for form in _forms(secret)}
             self._known = tuple(sorted({*self._known, *forms}, key=lambda form: (-len(form), form)))
             self._secrets |= new
+
+
+def _gives_secret(name: str, value: object) -> bool:
+    """Whether a value in a key's place is called for the key."""
+    return callable(value) and not inspect.isclass(value) and _names_secret(name)
+
+
+def _asked_for(name: str, value: object) -> object:
+    """Return an option's value, or what it gives if it is called for a key."""
+    if not _gives_secret(name, value):
+        return value
+    if inspect.iscoroutinefunction(value):
+        return None
+    try:
+        return cast(Callable[[], object], value)()
+    except Exception:  # the call itself will say so
+        return None
 
 
 def _looks(owner: object) -> object:
