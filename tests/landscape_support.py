@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
 
 import dspy
 
@@ -22,7 +21,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
 from cuesmith.teleprompters.runtime.effects import seeded
 from cuesmith.teleprompters.runtime.events import Stream
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger
+from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.outcomes import Scored, Scores, Step
 from cuesmith.teleprompters.runtime.outcomes import mean as mean_of
 from cuesmith.teleprompters.runtime.remarks import Seen
@@ -98,11 +97,10 @@ class World:
         self.landscape, self.exact, self.write = landscape, exact, write
         self.student = dspy.Predict(dspy.Signature("question -> answer", ROOT))
         self.baseline, self.seed, self.together = Candidate.of(self.student), landscape.seed, None
-        self.seen, self.stream, self.lm = Seen(), Stream([]), dspy.LM("test/landscape")
+        self.seen, self.stream, self.lm, self.spent = Seen(), Stream([]), dspy.LM("test/landscape"), Spent()
         self.train, self.select = (
             tuple(dspy.Example(question=f"{kind}{i}", answer="yes").with_inputs("question") for i in range(n))
             for kind, n in (("t", n_train), ("s", n_select)))
-        self.gate = SimpleNamespace(ledger=Ledger(Budget()))
         self.asked: list[tuple[str, str, Mapping[str, object]]] = []
         self.steps: list[StepRecord] = []
         self._written: Counter[str] = Counter()

@@ -30,7 +30,7 @@ from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
 from cuesmith.teleprompters.runtime.gate import Effect, effect
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
-from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice, Usage
+from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, Spent, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outages import FilteredReply, is_refused
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
@@ -208,10 +208,15 @@ class Asker:
         if self._over:
             raise RunStopped(self.gate.stopped_by or "finished")
 
+    @property
+    def spent(self) -> Spent:
+        """What was used until now."""
+        return self.gate.ledger.spent()
+
     def tell_spent(self) -> None:
         """Say what was used until now."""
         if not self._over:
-            self.stream.emit(SpentChanged(self.gate.ledger.spent()))
+            self.stream.emit(SpentChanged(self.spent))
 
 
 class Effects(Asker):
@@ -347,7 +352,7 @@ class Effects(Asker):
         if key not in self._outcomes:
             self._settled.setdefault(key, outcome)
         self.emit("target", candidate.id, self.ids(example), outcome)
-        self.stream.emit(SpentChanged(self.gate.ledger.spent()))
+        self.stream.emit(SpentChanged(self.spent))
 
     async def finish(self) -> None:
         """End the search: wait for what is in flight, and let nothing of it follow.

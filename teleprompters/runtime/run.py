@@ -161,7 +161,7 @@ class Run:
             tuple(s.candidate.id for s in beam),
             estimate_of(fit) if fit else None,
             estimate_of(head) or estimate95(()),
-            self._effects.gate.ledger.spent().total.calls,
+            self._effects.spent.total.calls,
         )
         self._effects.steps.append(record)
         self._effects.stream.emit(StepDone(record, {s.candidate.id: s.candidate.origin.move for s in beam}))
