@@ -260,3 +260,24 @@ def test_what_a_stop_leaves_behind_ends_quietly(caplog: pytest.LogCaptureFixture
         run_coroutine(search)
     gc.collect()
     assert not [r for r in caplog.records if r.name == "asyncio"]
+
+
+def test_ctrl_c_while_what_is_left_behind_ends_is_not_lost() -> None:
+    async def branch() -> None:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            signal.raise_signal(signal.SIGINT)
+            raise
+
+    async def work() -> list[asyncio.Task[None]]:
+        left = [asyncio.create_task(branch())]
+        await asyncio.sleep(0)
+        return left
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run_coroutine(work)
+    finally:
+        signal.signal(signal.SIGINT, before)

@@ -13,7 +13,7 @@ import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
 from types import FrameType
 from typing import TypeVar
@@ -69,6 +69,7 @@ class Interruption:
         self.message = "interrupted before anything was called"
         self._signal: int | None = None
         self._cancel: Callable[[], object] = lambda: None
+        self._running: asyncio.Task[object] | None = None
 
     def run(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
         """Run a compile's coroutine to its end from sync code; a signal ends it early.
@@ -134,10 +135,16 @@ class Interruption:
         return Interrupted(self.message, self.program)
 
     async def _attached(self, make: Callable[[], Coroutine[object, object, T]]) -> T:
-        loop, task = asyncio.get_running_loop(), asyncio.current_task()
-        assert task is not None
-        self._cancel = lambda: loop.call_soon_threadsafe(task.cancel)
-        return await make()
+        loop, self._running = asyncio.get_running_loop(), asyncio.current_task()
+        self._cancel = lambda: loop.call_soon_threadsafe(self._cancel_running)
+        try:
+            return await make()
+        finally:
+            self._running = None  # a signal that comes this late takes nobody's result
+
+    def _cancel_running(self) -> None:
+        if self._running is not None:
+            self._running.cancel()
 
     @contextmanager
     def _handling(self) -> Iterator[None]:
@@ -214,5 +221,4 @@ async def _alone(make: Callable[[], Coroutine[object, object, T]]) -> T:
         left = asyncio.all_tasks() - {asyncio.current_task()}
         for task in left:
             task.cancel()
-        with suppress(asyncio.CancelledError):  # a signal that comes this late takes nobody's result
-            await asyncio.gather(*left, return_exceptions=True)
+        await asyncio.gather(*left, return_exceptions=True)
