@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -17,7 +17,6 @@ from cuesmith.teleprompters.runtime.effects import Effects, effects_of
 from cuesmith.teleprompters.runtime.evidence import feedback_of, inputs_of, labels_of, shortened, text_of
 from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, value
-from cuesmith.teleprompters.runtime.redaction import redacted
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
@@ -29,19 +28,18 @@ LONGEST_SHOWN = 2_000
 """Characters of one value of them. Ours."""
 
 
-def write_record(directory: Path, record: Mapping[str, Json], redact: Callable[[str], str]) -> None:
+def write_record(directory: Path, record: Mapping[str, Json]) -> None:
     """Write the record of a compile; an older one is replaced whole.
 
     Args:
         directory: The run directory.
-        record: What `record_of` returned.
-        redact: Takes keys out of a text.
+        record: What `record_of` and `examples_of` returned, without keys.
 
     Raises:
         JournalError: If it cannot be written; an older one stays then.
     """
     partial = directory / f"{FILE}.new"
-    text = json.dumps(redacted(record, redact), ensure_ascii=True)
+    text = json.dumps(record, ensure_ascii=True)
     try:
         partial.write_text(text, "utf-8")
         os.replace(partial, directory / FILE)
@@ -104,17 +102,7 @@ def record_of(c: Compilation, run: Run, fresh: Sequence[dspy.Example], ids: Exam
         "provenance": None if c.provenance is None else c.provenance.to_json(),
         "stopped_by": c.stopped_by,
         "notes": [{"kind": note.kind, "text": note.text} for note in c.notes],
-        "spent": {
-            role: {
-                "calls": used.calls,
-                "input_tokens": used.input_tokens,
-                "output_tokens": used.output_tokens,
-                "usd": used.usd,
-                "cache_hits": used.cache_hits,
-                "replayed": used.replayed,
-            }
-            for role, used in c.spent.by_role.items()
-        },
+        "spent": {role: asdict(used) for role, used in c.spent.by_role.items()},
         "seconds": c.spent.seconds,
         "reports": {"baseline": _report(c.baseline), "best": _report(c.best)},
         "shown": {"select": _views(effects, pair, run.select, ids), "fresh": _views(effects, pair, fresh, ids)},
@@ -130,7 +118,7 @@ def examples_of(run: Run, ids: ExampleIds) -> dict[str, Json]:
     }
 
 
-def answer_of(outcome: Outcome | None) -> dict[str, Json] | None:
+def _answer(outcome: Outcome | None) -> dict[str, Json] | None:
     """Return what became of a program run as a report shows it: each value as text, and cut; None for none."""
     if outcome is None or isinstance(outcome, ProviderFailure):
         return None if outcome is None else {"score": None, "outcome": "ProviderFailure", "words": outcome.reason}
@@ -140,7 +128,7 @@ def answer_of(outcome: Outcome | None) -> dict[str, Json] | None:
     return {
         "score": None if known is None else float(known),
         "outcome": type(outcome).__name__,
-        "steps": [[step.predictor, texts_of(step.outputs)] for step in outcome.trace],
+        "steps": [[step.predictor, _texts(step.outputs)] for step in outcome.trace],
         "words": shortened(words, LONGEST_SHOWN),
         "response": shortened(response, LONGEST_SHOWN),
     }
@@ -150,18 +138,25 @@ def _views(effects: Effects, pair: tuple[Candidate, Candidate], examples: Sequen
            ) -> list[Json]:
     """Return examples with the answers of the student and of the returned prompt, as `stored.StoredView` has them."""
     return [
-        {
-            "id": ids(example),
-            "inputs": texts_of(inputs_of(example)),
-            "labels": texts_of(labels_of(example)),
-            "baseline": answer_of(effects.outcome_of(pair[0], example)),
-            "best": answer_of(effects.outcome_of(pair[1], example)),
-        }
+        view_of(ids(example), inputs_of(example), labels_of(example),
+                *(effects.outcome_of(candidate, example) for candidate in pair))
         for example in examples[:MOST_SHOWN]
     ]
 
 
-def texts_of(values: Mapping[str, object]) -> dict[str, Json]:
+def view_of(known: str, inputs: Mapping[str, object], labels: Mapping[str, object], baseline: Outcome | None,
+            best: Outcome | None) -> dict[str, Json]:
+    """Return an example as a report shows it, with what the student and the returned prompt made of it."""
+    return {
+        "id": known,
+        "inputs": _texts(inputs),
+        "labels": _texts(labels),
+        "baseline": _answer(baseline),
+        "best": _answer(best),
+    }
+
+
+def _texts(values: Mapping[str, object]) -> dict[str, Json]:
     """Return values as a report shows them: as text, and cut."""
     return {str(name): shortened(text_of(held), LONGEST_SHOWN) for name, held in values.items()}
 

@@ -237,7 +237,7 @@ class Session:
         record = redacted(record_of(compilation, self.run, self.job.split.fresh, ids), self._redactor)
         if self.job.run_dir is not None:
             try:
-                write_record(self.job.run_dir, {**record, **examples_of(self.run, ids)}, self._redactor)
+                write_record(self.job.run_dir, {**record, **redacted(examples_of(self.run, ids), self._redactor)})
             except (OSError, JournalError) as error:
                 note = Note("record", f"The run's record could not be written: {error}.")
                 compilation = replace(compilation, notes=(*compilation.notes, note))

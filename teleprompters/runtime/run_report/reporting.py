@@ -7,14 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
-from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
+from cuesmith.teleprompters.runtime.compilation import Compilation, Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.ledger import Spent, Usage
-from cuesmith.teleprompters.runtime.record import MOST_SHOWN, answer_of, texts_of
+from cuesmith.teleprompters.runtime.record import MOST_SHOWN, view_of
 from cuesmith.teleprompters.runtime.run_report.contrast import Contrast, contrast_of
 from cuesmith.teleprompters.runtime.run_report.family import Member, MoveTally, family_of, line_to, moves_of
 from cuesmith.teleprompters.runtime.run_report.honest import GainVerdict, Scoring, verdict_of
@@ -30,9 +29,6 @@ from cuesmith.teleprompters.runtime.stored import (
     step_of,
     stored_of,
 )
-
-if TYPE_CHECKING:
-    from cuesmith.teleprompters.runtime.compilation import Compilation
 
 __all__ = ["RunReport"]
 
@@ -262,13 +258,8 @@ def _from_journal(directory: Path, stored: StoredRun) -> dict[str, list[StoredVi
     except RecordError:  # a copy without its journal has no words, but its scores
         return {}
     rows = [
-        {
-            "id": known.id,
-            "inputs": texts_of(known.inputs),
-            "labels": texts_of(known.labels),
-            **{role: answer_of(outcomes.get(one, {}).get(known.id))
-               for role, one in (("baseline", stored.baseline), ("best", stored.best))},
-        }
+        view_of(known.id, known.inputs, known.labels,
+                *(outcomes.get(one, {}).get(known.id) for one in (stored.baseline, stored.best)))
         for known in stored.select[:MOST_SHOWN]
     ]
     return _VIEWS.validate_python({"select": rows})
