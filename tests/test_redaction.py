@@ -516,6 +516,19 @@ def test_a_call_beside_one_that_still_learns_the_key_knows_it_too() -> None:
     first.join()
 
 
+def test_what_gives_a_key_is_asked_once_where_a_call_repeats_the_models_options() -> None:
+    asked = []
+
+    def key() -> str:
+        asked.append(KEY)
+        return KEY
+
+    redactor, lm = Redactor(), dspy.LM("openai/x", api_key=key)
+    for _ in range(2):
+        redactor.learn(lm, dict(lm.kwargs))
+    assert asked == [KEY] and redactor.reply(f"You sent {KEY}") == "You sent [redacted]"
+
+
 def test_text_that_only_looks_like_a_key_is_replayed_as_it_was_read(tmp_path: Path) -> None:
     def reply(system: str, user: str, drawn: int | None) -> str:
         return toy_reply(system, user, drawn).replace("Repeat the word.", "Redact keys such as sk-abc123def456ghi789.")

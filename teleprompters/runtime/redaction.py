@@ -107,7 +107,8 @@ class Redactor:
             options: What this call is given besides.
         """
         given = getattr(owner, "kwargs", None) or getattr(owner, "default_kwargs", None) or {}
-        new = [(name, value) for name, value in (*given.items(), *options.items()) if not self._knows(name, value)]
+        others = [(name, value) for name, value in options.items() if value is not given.get(name)]
+        new = [(name, value) for name, value in (*given.items(), *others) if not self._knows(name, value)]
         looks = self._new_looks(owner)
         found = [secret for name, value in new for secret in _secrets(name, _asked_for(name, value))]
         if looks is not None:
