@@ -14,7 +14,7 @@ from e2e_support import ToyEngine, ToySearch, exact, result_of, toy_lm, words
 
 from cuesmith import ABO, APO, AlignPro, Budget, Compiled, IterativeAPE, compile, provenance
 from cuesmith.modules.sampling import draw
-from cuesmith.teleprompters.chain import Chain
+from cuesmith.teleprompters.chain import HELD, SHARED, Chain
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -170,6 +170,14 @@ def test_a_prompter_comes_last_in_front_of_the_compiled_prompt() -> None:
 
 def test_its_source_is_pure() -> None:
     assert source_faults(Path(inspect.getfile(Chain)).read_text()) == []
+
+
+def test_what_stages_have_in_common_is_what_every_compiler_takes() -> None:
+    taken = {name: p.default for name, p in inspect.signature(Compiler.__init__).parameters.items() if name != "self"}
+    assert taken.keys() == SHARED.keys()
+    assert {**taken, "metric": None, "budget": Budget()} == SHARED
+    held = {HELD.get(name, name) for name in SHARED}
+    assert held <= vars(toy()).keys() and not held & toy()._options().keys()
 
 
 def test_by_name() -> None:
