@@ -53,15 +53,11 @@ class Page:
 
     Attributes:
         slow: Whether slow blocks run too, and commands in a shell of their own.
-        printed: What the last block printed.
-        ran: Blocks that ran.
-        compared: Blocks of output that were compared.
+        printed: What the last block printed; None if it did not run.
     """
 
     slow: bool = False
-    printed: str = ""
-    ran: int = 0
-    compared: int = 0
+    printed: str | None = None
     _python: PythonEvaluator = field(default_factory=PythonEvaluator)
 
     def run(self, path: Path) -> None:
@@ -73,9 +69,8 @@ class Page:
     def _wanted(self, example: Example) -> bool:
         sign = sign_of(example)
         if sign == "" or (sign == "slow" and self.slow):
-            self.ran += 1
             return True
-        self.printed = ""
+        self.printed = None
         return False
 
     def _python_block(self, example: Example) -> None:
@@ -101,7 +96,7 @@ class Page:
 
     def _text_block(self, example: Example) -> None:
         sign = sign_of(example)
-        if sign.startswith("output") and self.printed:
+        if sign.startswith("output") and self.printed is not None:
             wanted, given = (_plain(text, sign) for text in (str(example.parsed), self.printed))
             if "beginning" in sign:
                 given = "".join(given.splitlines(keepends=True)[: wanted.count("\n")])
@@ -109,7 +104,6 @@ class Page:
             found = doctest.Example("", wanted)
             told = checker.output_difference(found, given, doctest.ELLIPSIS)
             assert checker.check_output(wanted, given, doctest.ELLIPSIS), f"{example.path}, {example.line}: {told}"
-            self.compared += 1
 
 
 def _plain(text: str, sign: str) -> str:

@@ -10,9 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from pages_support import clone, settings
+from pages_support import ROOT, clone, settings
 
-ROOT = Path(__file__).parents[1]
 NAMES = ("router", "rag", "agent", "extraction")
 
 
@@ -60,5 +59,7 @@ def test_an_example_runs_on_a_provider(tmp_path: Path) -> None:
 def test_an_example_is_short_and_has_data_of_its_own(name: str) -> None:
     source = (ROOT / "examples" / f"{name}.py").read_text()
     assert len(source.splitlines()) < 80
-    for file in re.findall(r'records\("(.+?)"\)', source):
+    files = re.findall(r'records\("(.+?)"\)', source)
+    assert files
+    for file in files:
         assert len((ROOT / "examples" / file).read_text().splitlines()) >= 20
