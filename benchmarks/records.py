@@ -27,7 +27,7 @@ from dspy import lm15
 from dspy.clients.execution import request_to_dict
 
 from cuesmith.modules.in_process import InProcessLM, draw_marks
-from cuesmith.modules.local import LocalEngine
+from cuesmith.modules.local import LocalEngine, as_text
 from cuesmith.modules.shared_slots import SharedSlots
 
 PACKED = ".jsonl.xz"
@@ -238,7 +238,8 @@ class RecordingEngine:
                 raise
             reply: dict[str, Any] = {"error": type(error).__name__, "message": str(error), "in": 0, "out": 0}
         else:
-            text = "".join(part.text for part in response.message.parts if isinstance(part, lm15.TextPart))
+            text = "".join(part.text for part in (as_text(part) for part in response.message.parts)
+                           if isinstance(part, lm15.TextPart))  # fmt: skip
             usage = response.usage
             reply = {"text": text, "finish": response.finish_reason, "in": usage.input_tokens or 0,
                      "out": usage.output_tokens or 0}  # fmt: skip

@@ -385,12 +385,13 @@ class AsyncLocalEngine(LocalEngine):
 
 def _events(response: lm15.Response) -> Iterator[object]:
     """Return a response as a stream's events, which know JSON as text alone."""
-    parts = tuple(
-        lm15.TextPart(json.dumps(part.value, ensure_ascii=False)) if isinstance(part, lm15.DataPart) else part
-        for part in response.message.parts
-    )
-    message = replace(response.message, parts=parts)
+    message = replace(response.message, parts=tuple(map(as_text, response.message.parts)))
     return cast(Iterator[object], lm15.response_to_events(replace(response, message=message)))
+
+
+def as_text(part: Any) -> Any:
+    """Return a part of a reply, JSON that answers a schema as its text."""
+    return lm15.TextPart(json.dumps(part.value, ensure_ascii=False)) if isinstance(part, lm15.DataPart) else part
 
 
 def _error(answer: Mapping[str, Any]) -> lm15.ProviderError:

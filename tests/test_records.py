@@ -154,3 +154,14 @@ def test_tables_are_written_where_the_pages_have_them(tmp_path: Path) -> None:
     assert "| old |" not in text and text.startswith("Before") and text.endswith("\n\nAfter\n")
     (row,) = [line for line in text.splitlines() if line.startswith("| gepa |")]
     assert readme.read_text() == f"| a | b |\n{row}\nEnd\n"
+
+
+def test_a_reply_that_answers_a_schema_is_recorded_as_its_text(tmp_path: Path, model: LocalEngine) -> None:
+    for engine in (model, None):
+        book = records.Book(tmp_path, "cell", filling=engine is not None)
+        lm = records.RecordedLM("noise", book, engine, max_tokens=64)
+        program = dspy.Predict("question -> label: Literal['yes', 'no']")
+        with dspy.context(lm=lm, adapter=dspy.JSONAdapter()):
+            assert program(question="Is it?").label in ("yes", "no")
+        assert json.loads(lm.asked[-1]["text"])["label"] in ("yes", "no")
+        book.close()
