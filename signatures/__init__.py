@@ -2,7 +2,14 @@
 
 from cuesmith.signatures.behavior import Deviation, LocateDeviation, Move, ReviseStep, StepWork, WorkExample, WriteSteps
 from cuesmith.signatures.diagnosing import CheckRule, Followed, IdentifyCondition
-from cuesmith.signatures.instructions import STYLES, Style, SummarizeData, VaryInstructions, WriteInstructions
+from cuesmith.signatures.instructions import (
+    STYLES,
+    Style,
+    SummarizeData,
+    VaryInstructions,
+    WriteInstructions,
+    naming_answers,
+)
 from cuesmith.signatures.reflection import (
     CriticizeInstruction,
     EditInstruction,
@@ -43,6 +50,7 @@ __all__ = [
     "WriteSteps",
     "canonical_steps",
     "canonical_task",
+    "naming_answers",
     "parse_steps",
     "render_steps",
     "undemonstrated",

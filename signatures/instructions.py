@@ -5,11 +5,13 @@ have a field `instructions`: its metaclass has a property of that name. `context
 (`cuesmith.teleprompters.search.context`), and `analysis` lets a model think before it writes: ours, in every request.
 """
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import dspy
 
-__all__ = ["CONTEXT", "STYLES", "Style", "SummarizeData", "VaryInstructions", "WriteInstructions"]
+__all__ = ["CONTEXT", "STYLES", "Style", "SummarizeData", "VaryInstructions", "WriteInstructions",
+           "naming_answers"]
 
 CONTEXT = "what is known of the program: this stage, its fields, what follows it, what is rewarded"
 """Describes the field `context` of a request."""
@@ -75,3 +77,8 @@ class VaryInstructions(dspy.Signature):  # type: ignore[misc]
     context: str = dspy.InputField(desc=CONTEXT)
     instruction: str = dspy.InputField(desc="the instruction to say in other words")
     variation: str = dspy.OutputField(desc="the reworded instruction, complete, nothing else")
+
+
+def naming_answers(field: str, values: Sequence[str]) -> str:
+    """Return the sentence that names all that an output can be; part of an instruction. Ours."""
+    return f"The field `{field}` is exactly one of: {', '.join(values)}."

@@ -29,7 +29,7 @@ from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.search.context import ProgramContext, Requests, rewarded
 from cuesmith.teleprompters.search.examples import Material, begin, success_threshold
 from cuesmith.teleprompters.search.frontier import FRONTIER, Frontier, Update, frontier_plan
-from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, text_field, write_instructions
+from cuesmith.teleprompters.search.scene import STRATEGIES, Scene, Strategy, beginning, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import UNIFIED, Setting, smaller
 
 Form = Literal["unified", "native", "frontier"]
@@ -81,7 +81,7 @@ class PromptSearch(Compiler):
         width: Candidates kept after each step; parents of a round. None, here and below: what `search` says.
         branch: New candidates a step makes from each of them.
         steps: Steps after the initial one.
-        initial: Initial prompts written for each predictor; 0 starts from the student alone.
+        initial: Initial prompts for each predictor, one of which names the answers if they are a few texts; 0: none.
         init_examples: Examples shown for each of them.
         init_draws: How many of them are drawn from the same examples.
         minibatch: Training examples on which kept candidates are run, and the size of the training score's sample.
@@ -241,7 +241,7 @@ class PromptSearch(Compiler):
         """Return what asks the optimizer, with what every request is told."""
         ran = (await run.score([run.baseline], run.select))[0].outcomes
         traces = [outcome.trace for outcome in ran if isinstance(outcome, Scored)]
-        context = ProgramContext.of(run, traces, self.metric_description, self.task_description)
+        context = ProgramContext.of(run, traces, self.metric_description, self.task_description, self.form != "native")
         analysis = not run.thinks if self.analysis == "auto" else self.analysis
         return Requests(run, context, self.style, analysis)
 
@@ -326,7 +326,7 @@ class BeamSearch(PromptSearch):
             scene: The initial step.
             always: Candidates that compete at every step, whether or not they were kept.
         """
-        beam = await self.keep(scene, [scene.run.baseline, *await self.start(scene, self.setting.initial)])
+        beam = await self.keep(scene, await beginning(scene, self.start))
         await scene.record(beam)
         for step in range(1, self.setting.steps + 1):
             here = scene.at(step)

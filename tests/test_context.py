@@ -13,10 +13,12 @@ import pydantic
 import pytest
 from replies_support import Engine, Optimizer
 
+from cuesmith import Budget
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.teleprompters.registry import compile as compile_by_name
 from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.thinking import thinks
+from cuesmith.teleprompters.search.closed_answers import closed_answers
 from cuesmith.teleprompters.search.context import ProgramContext, kind_of, rewarded
 
 OURS = ["iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo", "reflective-mutation", "portfolio"]
@@ -203,3 +205,48 @@ def test_a_metric_tells_what_it_rewards(metric: Callable[..., Any], told: str | 
     ("ollama/qwq", {}, True), ("openai/gpt-4.1", {"reasoning_effort": "none"}, False)])
 def test_models_that_think_by_themselves_are_known(model: str, options: dict[str, Any], thinking: bool) -> None:
     assert thinks(dspy.LM(model, **options)) is thinking
+
+
+LABELLED = [dspy.Example(mail=f"mail {k}", urgency=("low", "high")[k % 2]).with_inputs("mail") for k in range(60)]
+NAMED = "The field `urgency` is exactly one of: high, low."
+
+
+def _told(system: str, text: str, number: int) -> str:
+    """Answer rightly, but in the label's words only where the prompt names them."""
+    urgency = ("low", "high")[int(re.findall(r"mail (\d+)", text)[-1]) % 2]
+    said = urgency if NAMED in system else f"It is {urgency}."
+    return f"[[ ## urgency ## ]]\n{said}\n\n[[ ## completed ## ]]"
+
+
+@pytest.mark.parametrize("form", ["unified", "frontier", "native"])
+@pytest.mark.parametrize("name", OURS[:-1])
+def test_answers_that_are_few_texts_are_named_without_the_optimizers_help(name: str, form: str) -> None:
+    optimizer = Optimizer()
+    options: dict[str, Any] = {"selection": "full"} if (name, form) == ("apo", "native") else {}
+    with dspy.context(lm=dspy.LM("test/desk", engine=Engine(_told), cache=False)):
+        compiled = compile_by_name(
+            dspy.Predict("mail -> urgency"), name, metric=right, trainset=LABELLED, progress=False, search=form,
+            steps=1, width=1, branch=1, initial=1, minibatch=8, budget=Budget(calls=400),
+            optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), **options)  # fmt: skip
+    native = form == "native"
+    assert (NAMED in compiled.signature.instructions) is not native
+    assert compiled.compilation.best.select.mean == (0.0 if native else 1.0)
+    assert all(("; in the examples always one of 'high', 'low'" in text) is not native for text in optimizer.texts)
+
+
+@pytest.mark.parametrize("labels", [
+    ["low", "high", *map(str, range(58))],  # many
+    [str(k % 3) for k in range(60)],  # numbers, of which others may come
+    ["$1,000.50", "7 %"] * 30,
+    ["low", None] * 30,
+    ["low"] * 60,
+    ["low\nhigh", "high"] * 30,
+    ["low" * 30, "high"] * 30,
+    [True, False] * 30,
+])
+def test_answers_that_are_not_always_few_texts_are_not_named(labels: list[object]) -> None:
+    examples = [dspy.Example(mail="m", urgency=label).with_inputs("mail") for label in labels]
+    signature = dspy.Signature("mail -> urgency")
+    assert closed_answers(examples, {"self": signature}) == {}
+    assert closed_answers(LABELLED, {"first": signature, "last": signature}) == {("last", "urgency"): ("high", "low")}
+    assert closed_answers(LABELLED, {"self": dspy.Signature("mail -> urgency: Literal['low', 'high']")}) == {}

@@ -10,7 +10,7 @@ import inspect
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, is_dataclass, replace
+from dataclasses import dataclass, field, is_dataclass, replace
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin
 
@@ -23,6 +23,7 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Step
 from cuesmith.teleprompters.runtime.replies import ANALYSIS
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.search.closed_answers import closed_answers
 
 VALUES = 100
 """Allowed values of a field that are listed. Ours."""
@@ -49,6 +50,7 @@ class ProgramContext:
         metric: What the metric rewards.
         task: The user's description of the task.
         data: A summary of the data.
+        answers: (stage, output) -> the texts of which it is always one in the examples, where they are few.
     """
 
     signatures: Mapping[str, type[dspy.Signature]]
@@ -58,9 +60,11 @@ class ProgramContext:
     metric: str = ""
     task: str = ""
     data: str = ""
+    answers: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Run, traces: Sequence[Sequence[Step]] = (), metric: str = "", task: str = "") -> ProgramContext:
+    def of(cls, run: Run, traces: Sequence[Sequence[Step]] = (), metric: str = "", task: str = "", naming: bool = True
+           ) -> ProgramContext:
         """Return what is known before anything is asked: from the student, its runs so far, and the examples.
 
         Args:
@@ -68,11 +72,13 @@ class ProgramContext:
             traces: Of runs of the student.
             metric: What the metric rewards.
             task: The user's description.
+            naming: Whether answers that are always one of a few are named.
         """
         signatures = {name: predictor.signature for name, predictor in run.predictors.items()}
         labels = frozenset(name for example in run.train[:SUMMARIZED] for name in labels_of(example))
         return cls(signatures, {name: prompt.instructions for name, prompt in run.baseline}, labels,
-                   _flows(signatures, traces), metric, task)
+                   _flows(signatures, traces), metric, task,
+                   answers=closed_answers(run.train, signatures) if naming else {})
 
     def shown(self, name: str, instructions: str = "") -> str:
         """Return the context of a request about stage `name`.
@@ -87,7 +93,8 @@ class ProgramContext:
             ("program", f"{len(self.signatures)} stages: {self._stages()}" if several else ""),
             ("this stage", f'"{name}"' if several else ""),
             *((f"input {one}", _field(signature, one)) for one in signature.input_fields),
-            *((f"output {one}", _field(signature, one) + self._goes(name, one)) for one in answer_fields(signature)),
+            *((f"output {one}", _field(signature, one) + self._known(name, one) + self._goes(name, one))
+              for one in answer_fields(signature)),
             *((f'later or earlier stage "{other}"', self._other(other)) for other in self.signatures if other != name),
             ("present instruction", instructions if instructions != self._defaults[name] else ""),
             *(("besides, in every prompt", part) for part in _fixed(signature, self.instructions[name])),
@@ -105,6 +112,10 @@ class ProgramContext:
         return ", then ".join(
             f'"{name}" ({", ".join(one.input_fields)} -> {", ".join(answer_fields(one))})'
             for name, one in self.signatures.items())
+
+    def _known(self, name: str, output: str) -> str:
+        values = [repr(value) for value in self.answers.get((name, output), ())]
+        return f"; in the examples always {_one_of(values)}" if values else ""
 
     def _goes(self, name: str, output: str) -> str:
         """Return where an output of a stage goes."""

@@ -22,7 +22,7 @@ from cuesmith.teleprompters.runtime.outcomes import Scores, rank
 from cuesmith.teleprompters.runtime.statistics import paired_gain
 from cuesmith.teleprompters.runtime.workers import begun
 from cuesmith.teleprompters.search.examples import Casebook
-from cuesmith.teleprompters.search.scene import Scene
+from cuesmith.teleprompters.search.scene import Scene, beginning
 from cuesmith.teleprompters.search.setting import Setting
 
 Start = Callable[[Scene, int], Awaitable[list[Candidate]]]
@@ -201,7 +201,7 @@ class Frontier:
 
     async def _begin(self) -> Known:
         """Let the initial prompts race; what is scored to the end is the first pool."""
-        pool = [self.run.baseline, *await self.start(self.scene, self.setting.initial)]
+        pool = await beginning(self.scene, self.start)
         self.claimed.update(one.id for one in pool)
         kept = await self.scene.keep(pool)
         await self.run.record(0, kept)

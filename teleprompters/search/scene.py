@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal, get_args
 
 import dspy
 
 from cuesmith.modules.sampling import weighted_order
-from cuesmith.signatures import WriteInstructions
+from cuesmith.signatures import WriteInstructions, naming_answers
 from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt, distinct, example_id, line_of, made_from
 from cuesmith.teleprompters.runtime.compilation import Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, sound
@@ -194,6 +194,25 @@ class Scene:
             seen: The examples that the optimizer was shown for it.
         """
         return self.run.child(parent, name, text, move=move, seen=seen)
+
+
+async def beginning(scene: Scene, start: Callable[[Scene, int], Awaitable[list[Candidate]]]) -> list[Candidate]:
+    """Return what a search begins with: the student, and the initial candidates.
+
+    Where answers are always one of a few texts, the student that names them is the first of these.
+
+    Args:
+        scene: The initial step.
+        start: Writes so many initial candidates.
+    """
+    student, count = scene.run.baseline, scene.setting.initial
+    named = student
+    for (name, output), values in scene.requests.context.answers.items():
+        text = f"{named.prompts[name].instructions} {naming_answers(output, values)}".strip()
+        named = named.replace(name, instructions=text, origin=made_from("name answers", (), student))
+    if named == student or not count:
+        return [student, *await start(scene, count)]
+    return [student, named, *await start(scene, count - 1)]
 
 
 async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook, *key: object
