@@ -190,6 +190,9 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["verdict"] and {cost["compiler"] for cost in found["costs"]} == {"iterative-ape", "opro"}
     status, out, err = called(capsys, "resume", "checked")
     assert status == 0 and found["verdict"].split(":")[0] in out
+    assert called(capsys, "resume", "checked", "--budget", "calls=90")[0] == 0
+    kept = KeptCommand.read(here / "checked")
+    assert kept.command == kept.about["compiler"] == "check" and "--budget=calls=90" in kept.words
 
 
 def test_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +201,9 @@ def test_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = called(capsys, "compare", *words, *sizes)
     assert status == 0, err
     assert "iterative-ape" in out and "opro" in out
+    kept = KeptCommand.read(here / "compared")
+    status, again, err = called(capsys, "resume", "compared")
+    assert status == 0 and again.count("| opro |") == 1 and KeptCommand.read(here / "compared") == kept
 
 
 def test_compilers_tell_their_options(capsys: pytest.CaptureFixture[str]) -> None:

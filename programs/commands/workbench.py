@@ -6,13 +6,14 @@ Source: ours.
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
+from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
 from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
@@ -210,6 +211,43 @@ def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     import dspy
 
     return nullcontext() if work.target is None else dspy.context(lm=work.target)
+
+
+@contextmanager
+def kept_run(
+    command: str,
+    options: WorkOptions,
+    work: PreparedWork,
+    name: str,
+    reached: "Callable[[dspy.Module | None, Path], str]",
+) -> Iterator[Path]:
+    """Give a run its folder and keep its command there, so that `cuesmith resume` repeats it; an interrupt says so.
+
+    The command of a run that has begun is replaced once the new one went through: then it was of the same run.
+
+    Args:
+        command: Its name.
+        options: What it was told.
+        work: What it works on.
+        name: What the run is listed as, and a new folder is called after.
+        reached: Says after an interrupt how far it came: of the best program so far, if there is one, and the folder.
+
+    Raises:
+        BadInput: If the folder cannot be written.
+        Interrupted, Terminated: Those of the run, with how to go on.
+    """
+    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
+
+    folder = options.run_dir or new_folder(name, work.task.name)
+    about = {"compiler": name, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
+    kept = keep_command(command, options, about)
+    kept.write(folder, replace_old=not any((folder / begun).exists() for begun in (JOURNAL, CONTEST)))
+    try:
+        yield folder
+    except (Interrupted, Terminated) as stop:
+        how_far = reached(stop.program, folder)
+        raise type(stop)(f"interrupted: {how_far}; to go on: cuesmith resume {folder}", stop.program) from None
+    kept.write(folder)
 
 
 @contextmanager
