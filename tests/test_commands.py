@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from e2e_support import KEY, Provider
@@ -204,6 +205,26 @@ def test_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     kept = KeptCommand.read(here / "compared")
     status, again, err = called(capsys, "resume", "compared")
     assert status == 0 and again.count("| opro |") == 1 and KeptCommand.read(here / "compared") == kept
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_models_of_a_comparison_write_their_own_prompts(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    first, second, third = (f"{name}-{uuid4().hex}" for name in ("one", "two", "three"))  # that no cache knows
+    words = ["text -> label: Literal['a', 'b']", "--data", "other.jsonl", "--lms", f"openai/{first},openai/{second}"]
+    words += ["--compilers", "iterative-ape", "--budget", "calls=200", "--run-dir", first]
+    words += ["--validation-size", "12", "--test-size", "12", *([] if own else ["--optimizer-lm", f"openai/{third}"])]
+    with Provider() as provider:
+        monkeypatch.setenv("OPENAI_API_BASE", f"http://127.0.0.1:{provider.port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        status, out, err = called(capsys, "compare", *words, "--json")
+    assert status == 0, err
+    assert [row["model"] for row in json.loads(out)["rows"]] == [f"openai/{first}", f"openai/{second}"]
+    systems: list[tuple[str, Any]] = [(str(body["model"]), body["messages"]) for _, _, body, _ in provider.seen]
+    asked = [(model, "`label`" in messages[0]["content"]) for model, messages in systems]
+    assert {model for model, runs in asked if runs} == {first, second}
+    assert {model for model, runs in asked if not runs} == ({first, second} if own else {third})
 
 
 def test_compilers_tell_their_options(capsys: pytest.CaptureFixture[str]) -> None:

@@ -81,7 +81,8 @@ class CompareOptions(WorkOptions):
 
     Attributes:
         compilers: Names of the compilers, with commas.
-        lms: Several LiteLLM models to run the program on, with commas, in place of --lm.
+        lms: Several LiteLLM models to run the program on, with commas, in place of --lm. Each writes its own prompts,
+            unless --optimizer-lm is given.
         seeds: One compile each, with commas (default: 0).
         option: An option of all of the compilers, such as steps=3; may be repeated.
         train_size: Examples to show and to make demonstrations of, at most (default: 40).
@@ -128,7 +129,8 @@ def compare(options: CompareOptions) -> int:
     with plainly():
         from cuesmith.programs.contest import compare_compilers
 
-        work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))
+        sizes = Sizes(options.train_size, options.validation_size, options.test_size)
+        work = prepare(options, sizes, options.lms or ())
         task, own = work.task, options_of(options.option)
         with context_of(work), kept_run("compare", options, work, "compare", _what_is_done) as folder:
             found = compare_compilers(

@@ -6,7 +6,7 @@ Source: ours.
 import logging
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
@@ -111,8 +111,13 @@ class PreparedWork:
     simulated: bool
 
 
-def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
+def prepare(options: WorkOptions, sizes: "Sizes", lms: Sequence[str] = ()) -> PreparedWork:
     """Load the program, the metric, the data and the models, in this order.
+
+    Args:
+        options: What the command is told.
+        sizes: Of the parts of the data.
+        lms: Models that the command runs the program on by itself, each of which writes its own prompts by default.
 
     Raises:
         BadInput: If one of them cannot be had.
@@ -133,7 +138,7 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
         check_inputs(program, trainset=task.train)
     except ValueError as error:
         raise BadInput(one_line(error)) from None
-    target, optimizer, names = _models(options, program, task)
+    target, optimizer, names = _models(options, lms, program, task)
     in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
 
@@ -181,7 +186,7 @@ def _columns(program: "dspy.Module") -> dict[str, Any]:
     return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
 
 
-def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
+def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
             ) -> "tuple[dspy.BaseLM | None, dspy.BaseLM | None, tuple[str, str]]":
     """Return the target, the optimizer and their names: as told, else the program's own, else what needs no key."""
     import dspy
@@ -197,6 +202,8 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
         target, written = made(told.target), made(told.optimizer)
         return target, written, (told.target.name, told.optimizer.name)
     other = made(told.optimizer) if options.optimizer_lm or options.local_optimizer else None
+    if lms:
+        return None, other, (", ".join(lms), told.optimizer.name if other else "each its own")
     own = dspy.settings.lm or (carried[0] if None not in carried else None)
     if own is not None:
         return None, other or own, (own.model, (other or own).model)
