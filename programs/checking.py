@@ -162,7 +162,7 @@ def check(
         TypeError, ValueError: If an argument is wrong; nothing has been called then.
         CompileError: If the provider refuses the calls.
         JournalError: If `run_dir` is in use or holds another run.
-        Interrupted: After Ctrl-C.
+        Interrupted: After Ctrl-C, and `Terminated` after SIGTERM: nothing was compiled, so there is no program.
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
@@ -275,7 +275,7 @@ def _conducted(session: Session) -> str:
         CompileError: If the provider refuses the calls.
     """
     try:
-        Interruption().run(session.compile)
+        Interruption(compiles=False).run(session.compile)
     except CompileError as error:
         if error.stopped_by is not None and error.stopped_by not in CAPS:
             raise

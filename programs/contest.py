@@ -394,7 +394,7 @@ class _Running:
         )
         session = Session(job)
         with dspy.context(lm=lm):
-            Interruption().run(session.compile)
+            Interruption(compiles=False).run(session.compile)
         scores = session.effects.so_far(candidate, self.held_out)
         return scores, session.effects.cost(scores)
 

@@ -122,14 +122,23 @@ def test_resume_pays_nothing_again_from_anywhere(made: dict[str, Any], place: Pa
     assert (place / "run" / "journal.jsonl").read_bytes() == journal
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals, status: int) -> None:
-    folder = f"cut{status}"
-    command = [sys.executable, "-m", "cuesmith.cli", "compile", "question -> answer", "--cot", "--task", "max",
-               "--run-dir", folder]  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "number", "status", "said"),
+    [
+        ("compile", signal.SIGINT, 130, "interrupted: "),
+        ("compile", signal.SIGTERM, 143, "interrupted: "),
+        ("check", signal.SIGINT, 130, "interrupted: nothing was compiled; "),
+    ],
+)
+def test_a_run_that_was_interrupted_goes_on(
+    place: Path, command: str, number: signal.Signals, status: int, said: str
+) -> None:
+    folder = f"cut-{command}-{status}"
+    words = [sys.executable, "-m", "cuesmith.cli", command, "question -> answer", "--cot", "--task", "max",
+             "--run-dir", folder]  # fmt: skip
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
-        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
     with process:
@@ -141,7 +150,7 @@ def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals,
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == status and err.count("\n") == 1
-    assert err.startswith("cuesmith: interrupted: ") and f"to go on: cuesmith resume {folder}" in err
+    assert err.startswith(f"cuesmith: {said}") and f"to go on: cuesmith resume {folder}" in err
     assert line_of(place / folder).state == "interrupted"
 
 
