@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts.exceptions import ConsumeMultipleError
 
 T = TypeVar("T")
 
@@ -240,6 +241,8 @@ def parsed(kind: type[T], words: Sequence[str]) -> T:
 
 def _wrong(error: CycloptsError) -> str:
     """Return what is wrong with a call, in one line."""
+    if isinstance(error, ConsumeMultipleError) and error.argument is not None:
+        return f"{error.argument.name}: takes one value at most"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
         if error.argument.required:
