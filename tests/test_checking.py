@@ -20,13 +20,14 @@ from cuesmith import Budget, EmbeddedLM, Interrupted, SimulatedOptimizer
 from cuesmith.corpus import MacroF1
 from cuesmith.programs.checking import Check, check, check_forecast
 from cuesmith.programs.costing import REPLY_TOKENS, REQUEST_TOKENS
-from cuesmith.programs.probing import GENERIC, SHOWN
+from cuesmith.programs.probing import SHOWN
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.signatures.probes import GENERIC_PROMPTS
 from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.session import CompileError
 
-STEPS, FORM = GENERIC["step by step"], GENERIC["exact form"]
+STEPS, FORM = GENERIC_PROMPTS["step by step"], GENERIC_PROMPTS["exact form"]
 PROGRAM = dspy.Predict("question -> answer")
 CHEAP = ("iterative-ape", "opro")
 SAMPLE = 24
