@@ -175,7 +175,8 @@ def test_what_is_not_known_is_null(tmp_path: Path) -> None:
     assert bad["score"]["mean"] is bad["gain"] is bad["calls"] is bad["usd"] is bad["seconds"] is None
     (entry,) = bad["entries"]
     assert {entry[name] for name in ("score", "gain", "calls", "usd", "characters", "seconds", "stopped_by")} == {None}
-    unpaired = ContestRow("toy", "good", (), estimate95(()), Spread(*[math.nan] * 5, compiles=0))
+    nan = math.nan
+    unpaired = ContestRow("toy", "good", (), estimate95(()), Spread(nan, nan, nan, nan, nan, 0))
     assert json.loads(json.dumps(unpaired.to_json(), allow_nan=False))["gain"]["mean"] is None
     text = found.to_markdown() + replace(found, rows=(unpaired,)).to_markdown()
     assert "nan" not in text and text.count("| unknown |") > 2
