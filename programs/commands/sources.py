@@ -33,8 +33,8 @@ class DataOptions:
     Attributes:
         task: A generated task family, which the embedded model knows.
         data: A file or folder of data: JSON, JSON Lines, CSV, Parquet, BIG-bench, ...
-        inputs: Columns of --data that are asked, with commas.
-        outputs: Columns of --data that are the answer, with commas.
+        inputs: Columns of --data that are asked, with commas; field=column where the program calls it otherwise.
+        outputs: Columns of --data that are the answer, likewise.
         metric: What is right: exact, choice, number, near, f1, json_fields, set_f1 or in_order (default: what suits the
             answers).
     """

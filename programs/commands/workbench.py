@@ -160,17 +160,17 @@ def _task(
             task = generate(options.task or "", sizes=sizes, seed=options.seed)
             return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
         told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
-        if told == {"inputs": None, "outputs": None}:
-            told = _columns(program)
+        known = _columns(program) if told == {"inputs": None, "outputs": None} else {}
         try:
-            return load(options.data, **told, metric=metric, sizes=sizes, seed=options.seed)
-        except TaskError:
-            if options.inputs or options.outputs or not told:
+            return load(options.data, **(known or told), metric=metric, sizes=sizes, seed=options.seed)
+        except TaskError as error:
+            if not known:
                 raise
             task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
-            if set(told["inputs"]) <= set(task.train[0].inputs().keys()):
+            if set(known["inputs"]) <= set(task.train[0].inputs().keys()):
                 return task
-            raise
+            inputs, outputs = (",".join(f"{field}=COLUMN" for field in fields) for fields in known.values())
+            raise BadInput(f"{error}; write --inputs {inputs} --outputs {outputs}") from None
     except TaskError as error:
         raise BadInput(str(error)) from None
 
