@@ -339,8 +339,10 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     @property
     def called(self) -> str:
-        """The name by which `cuesmith.compile` knows it: the class's name, its words in small letters with hyphens."""
-        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
+        """The name by which `cuesmith.compile` knows it; of one that has none the class's, in small letters."""
+        registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
+        name: str | None = registry.name_of(type(self))
+        return name or re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
 
     @property
     def success(self) -> float | None:
