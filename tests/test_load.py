@@ -344,7 +344,7 @@ def test_files_that_hold_nothing_to_load_are_told_so(tmp_path: Path) -> None:
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (path := tmp_path / "a.parquet").write_bytes(b"PAR1")
-    assert "needs the package 'pyarrow' (pip install datasets)" in refused(path)
+    assert "needs the package 'pyarrow' (pip install pyarrow)" in refused(path)
 
 
 # --- parts that the data sets apart ---
