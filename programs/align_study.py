@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
-from cuesmith.programs.arguments import Amount, Count, Seed, complain, metavar, only_one, values_of
+from cuesmith.programs.arguments import Amount, BadInput, Count, Seed, complain, metavar, only_one, values_of
 from cuesmith.programs.presets import PRESETS
 
 if TYPE_CHECKING:
@@ -44,7 +44,8 @@ class AlignStudyOptions:
         prompter: The prompter: a folder or a hub name.
         frozen: The frozen model: a folder, hf:NAME of the hub, or a LiteLLM model.
         reward_model: The reward model: a folder or a hub name.
-        train_reward: Train one on the data's pairs, from this base: a folder or a hub name, or "" for the preset's.
+        train_reward: Train one on the data's pairs; with a value, from this base: a folder or a hub name (default: the
+            prompter's model).
         judge: A LiteLLM model that compares answers in both orders (default: the reward does).
         trainer: Default: ppo, as the paper.
         kl_coefficient: The paper's lambda, reward per nat.
@@ -60,7 +61,7 @@ class AlignStudyOptions:
     prompter: Annotated[str | None, metavar("M")] = None
     frozen: Annotated[str | None, metavar("M")] = None
     reward_model: Annotated[str | None, metavar("M")] = None
-    train_reward: Annotated[str | None, metavar("BASE")] = None
+    train_reward: Annotated[tuple[str, ...] | None, Parameter(consume_multiple=(0, 1), metavar="[BASE]")] = None
     judge: Annotated[str | None, metavar("LITELLM_MODEL")] = None
     trainer: Literal["ppo", "rloo", "grpo"] = "ppo"
     kl_coefficient: Amount | None = None
@@ -77,6 +78,13 @@ class AlignStudyOptions:
             BadInput: If arguments do not go together.
         """
         only_one(reward_model=self.reward_model, train_reward=self.train_reward is not None)
+        if len(self.train_reward or ()) > 1:
+            raise BadInput("--train-reward: given twice")
+
+    @property
+    def base(self) -> str | None:
+        """What a reward model is trained from: "" for the prompter's model; None if none is trained."""
+        return None if self.train_reward is None else "".join(self.train_reward)
 
 
 def command(options: AlignStudyOptions = AlignStudyOptions()) -> int:
@@ -162,7 +170,8 @@ def settings_of(options: AlignStudyOptions) -> AlignSettings:
     from cuesmith.programs.alignment.setup import AlignSettings
 
     out = options.out or Path("runs") / "align-study" / f"{options.preset}-{options.seed}"
-    return AlignSettings(**values_of(options, AlignSettings, preset=PRESETS[options.preset], out=out))
+    preset = PRESETS[options.preset]
+    return AlignSettings(**values_of(options, AlignSettings, preset=preset, out=out, train_reward=options.base))
 
 
 def _heading(settings: AlignSettings) -> str:

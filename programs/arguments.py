@@ -10,12 +10,13 @@ import difflib
 import math
 import os
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import App, CycloptsError, MissingArgumentError, Parameter, UnusedCliTokensError
+from cyclopts.exceptions import ConsumeMultipleError
 
 T = TypeVar("T")
 
@@ -85,16 +86,19 @@ def score(text: str) -> float:
     return value
 
 
-def columns(text: str) -> tuple[str, ...]:
-    """Return the names of columns that are written with commas between them.
+def columns(text: str) -> tuple[str, ...] | dict[str, str]:
+    """Return the names of columns that are written with commas between them; field -> column where "=" names a field.
 
     Raises:
-        ValueError: If one is empty.
+        ValueError: If one is empty, or a field is named twice.
     """
-    names = tuple(name.strip() for name in text.split(","))
-    if not all(names):
-        raise ValueError(f"{text!r} is no list of columns, such as question,context")
-    return names
+    parts = [[piece.strip() for piece in part.split("=", 1)] for part in text.split(",")]
+    if not all(map(all, parts)):
+        raise ValueError(f"{text!r} is no list of columns, such as question,context or question=prompt_text")
+    fields, columns = [part[0] for part in parts], [part[-1] for part in parts]
+    if twice := next((name for name in fields if fields.count(name) > 1), None):
+        raise ValueError(f"{twice} is given twice")
+    return tuple(columns) if fields == columns else dict(zip(fields, columns, strict=True))
 
 
 def model(text: str) -> str:
@@ -134,7 +138,7 @@ Seed = Annotated[int, of(seed, "N")]
 Amount = Annotated[float, of(amount, "X")]
 Share = Annotated[float, of(share, "X")]
 Score = Annotated[float, of(score, "X")]
-Columns = Annotated[tuple[str, ...], of(columns, "COLUMNS")]
+Columns = Annotated[tuple[str, ...] | Mapping[str, str], of(columns, "COLUMNS")]
 Model = Annotated[str, of(model, "MODEL")]
 
 
@@ -240,6 +244,8 @@ def parsed(kind: type[T], words: Sequence[str]) -> T:
 
 def _wrong(error: CycloptsError) -> str:
     """Return what is wrong with a call, in one line."""
+    if isinstance(error, ConsumeMultipleError) and error.argument is not None:
+        return f"{error.argument.name}: takes one value at most"
     if isinstance(error, MissingArgumentError) and error.argument is not None:
         name = error.argument.name
         if error.argument.required:

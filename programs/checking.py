@@ -19,7 +19,7 @@ from cuesmith.programs.costing import CompileCost, compile_costs, entrants
 from cuesmith.programs.probing import SAMPLE, ProbePlan, Probes, probe
 from cuesmith.programs.readings import Failures, Noise, Tried
 from cuesmith.programs.verdicts import CheckFigures, Finding, conclude, figures_of, in_percent, in_points
-from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices
+from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices, optimizer_model
 from cuesmith.teleprompters.runtime._dspy import is_free, models_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
 from cuesmith.teleprompters.runtime.checks import whole
@@ -162,7 +162,7 @@ def check(
         TypeError, ValueError: If an argument is wrong; nothing has been called then.
         CompileError: If the provider refuses the calls.
         JournalError: If `run_dir` is in use or holds another run.
-        Interrupted: After Ctrl-C.
+        Interrupted: After Ctrl-C, and `Terminated` after SIGTERM: nothing was compiled, so there is no program.
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
@@ -262,9 +262,8 @@ def _prepared(
         raise ValueError("no language model for the program: give lm=..., or call dspy.configure(lm=...)")
     if not isinstance(target, dspy.BaseLM | None):
         raise TypeError(f"lm must be a dspy.LM, got {type(target).__name__}")
-    writer = dspy.LM(optimizer_lm) if isinstance(optimizer_lm, str) else optimizer_lm
     own = next((p.lm for _, p in named_predictors(program) if p.lm is not None), None)
-    optimizer = writer or target or own
+    optimizer = optimizer_model(optimizer_lm) or target or own
     assert optimizer is not None
     return plan, target, optimizer
 
@@ -276,7 +275,7 @@ def _conducted(session: Session) -> str:
         CompileError: If the provider refuses the calls.
     """
     try:
-        Interruption().run(session.compile)
+        Interruption(compiles=False).run(session.compile)
     except CompileError as error:
         if error.stopped_by is not None and error.stopped_by not in CAPS:
             raise

@@ -21,6 +21,7 @@ from cuesmith.programs.arguments import RunFailed as RunFailed
 from cuesmith.programs.evaluation import compare, evaluate
 from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, Choice, answering, named, writing
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
+from cuesmith.programs.tasks.columns import Told
 from cuesmith.teleprompters.registry import compile, compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
@@ -66,8 +67,8 @@ class Settings:
 
     task: str | None = None
     data: Path | None = None
-    inputs: tuple[str, ...] | None = None
-    outputs: tuple[str, ...] | None = None
+    inputs: Told = None
+    outputs: Told = None
     metric: str | None = None
     compilers: tuple[str, ...] = ("iterative-ape", "abo")
     ablation: bool = False

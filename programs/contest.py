@@ -26,16 +26,16 @@ from cuesmith.programs.contest_table import Contest, ContestEntry, ContestRow
 from cuesmith.programs.costing import CompileCost, Compilers, Entrant, compile_costs, entrants
 from cuesmith.programs.spread import Spread, spread
 from cuesmith.programs.studies.bench import by_example
-from cuesmith.teleprompters.compiler import check_examples, check_prices
+from cuesmith.teleprompters.compiler import check_examples, check_prices, optimizer_model
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import whole
 from cuesmith.teleprompters.runtime.corpus import gain_of
-from cuesmith.teleprompters.runtime.events import Callback
+from cuesmith.teleprompters.runtime.events import Callback, Event, SpentChanged
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
 from cuesmith.teleprompters.runtime.journal import JournalError
-from cuesmith.teleprompters.runtime.ledger import Budget, Usage
+from cuesmith.teleprompters.runtime.ledger import Budget, Spent, Usage
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scores, worst_last
 from cuesmith.teleprompters.runtime.preflight import check_inputs
@@ -127,7 +127,7 @@ def compare_compilers(
     if not seeds:
         raise ValueError("seeds is empty: give at least one")
     held_out = _held_out(program, trainset, valset, testset)
-    writer = dspy.LM(optimizer_lm) if isinstance(optimizer_lm, str) else optimizer_lm
+    writer = optimizer_model(optimizer_lm)
     for one in named.values():
         with suppress(ImportError):  # its row will say so
             compiler_of(one.compiler, metric, **one.options)
@@ -183,9 +183,13 @@ def contest_forecast(
         TypeError, ValueError: As `compare_compilers`.
     """
     held_out = _held_out(program, trainset, valset, testset)
-    writer = dspy.LM(optimizer_lm) if isinstance(optimizer_lm, str) else optimizer_lm
     costs = compile_costs(
-        program, entrants(compilers), metric=metric, trainset=trainset, valset=valset, optimizer_lm=writer
+        program,
+        entrants(compilers),
+        metric=metric,
+        trainset=trainset,
+        valset=valset,
+        optimizer_lm=optimizer_model(optimizer_lm),
     )
     judged = len(held_out) * len(named_predictors(program)) * (1 + seeds * len(costs))
     return models * (judged + seeds * sum(cost.forecast.calls for cost in costs if cost.forecast)), costs
@@ -223,6 +227,7 @@ class _Running:
     paid: dict[str, Usage] = field(default_factory=dict)
     judged: dict[tuple[str, str], Scores] = field(default_factory=dict)
     entries: dict[_Compile, ContestEntry] = field(default_factory=dict)
+    rows: dict[tuple[str, str], ContestRow] = field(default_factory=dict)
     share: Budget = field(default_factory=Budget)
     used: Usage = field(default_factory=Usage)
     left: list[_Compile] = field(default_factory=list)
@@ -236,6 +241,7 @@ class _Running:
             for one in compiles:
                 entry = ContestEntry(*one, error=refused[one.model]) if one.model in refused else self._compiled(one)
                 self.entries[one] = entry
+                self.rows.pop((one.label, one.model), None)
                 self.left.remove(one)
                 self._write()
         except Interrupted as stop:
@@ -245,15 +251,12 @@ class _Running:
         return self.contest()
 
     def contest(self) -> Contest:
-        """Return what is done."""
-        rows = [
-            self._row(label, model)
-            for model in self.students
-            for label in self.named
-            if any(one[:2] == (label, model) for one in self.entries)
-        ]
-        places = {model: place for place, model in enumerate(self.students)}
-        rows.sort(key=lambda row: (places[row.model], *worst_last(row.score.mean)))
+        """Return what is done; a row is worked out once, until one more compile belongs to it."""
+        for key in {(one.label, one.model) for one in self.entries} - self.rows.keys():
+            self.rows[key] = self._row(*key)
+        keys = [(label, model) for model in self.students for label in self.named]
+        rows, places = [self.rows[key] for key in keys if key in self.rows], list(self.students)
+        rows.sort(key=lambda row: (places.index(row.model), *worst_last(row.score.mean)))
         return Contest(
             tuple(rows),
             dict(self.students),
@@ -274,6 +277,7 @@ class _Running:
             except CompileError as error:
                 if len(self.models) == 1:
                     raise
+                self.used += error.spent.total
                 refused[model], self.students[model] = f"the student: {self._told(error)}", self._nothing()
                 continue
             self.students[model] = student
@@ -289,36 +293,38 @@ class _Running:
     def _compiled(self, one: _Compile) -> ContestEntry:
         """Compile and score; what fails is an entry that says why."""
         label, model, seed = one
-        chosen, begun = self.named[label], time.monotonic()
+        chosen, begun, used = self.named[label], time.monotonic(), Spent()
+
+        def look(event: Event) -> None:
+            nonlocal used
+            used = event.spent if isinstance(event, SpentChanged) else used
+
+        given = {
+            "optimizer_lm": self.writer,
+            "budget": self.share,
+            "seed": seed,
+            "progress": False,
+            "max_in_flight": self.max_in_flight,
+            "callbacks": (look, *self.callbacks),
+            **chosen.options,
+        }
         self.stage(str(one))
         try:
             with dspy.context(lm=self._carried(model)):
-                compiler = compiler_of(
-                    chosen.compiler,
-                    self.metric,
-                    **{
-                        "optimizer_lm": self.writer,
-                        "budget": self.share,
-                        "seed": seed,
-                        "progress": False,
-                        "max_in_flight": self.max_in_flight,
-                        "callbacks": self.callbacks,
-                        **chosen.options,
-                    },
-                )
-                compiled = compiler.compile(
+                compiled = compiler_of(chosen.compiler, self.metric, **given).compile(
                     self.program,
                     trainset=self.trainset,
                     valset=self.valset,
                     run_dir=self._folder(one) if self.kept else None,
                 )
-        except CompileError as error:
-            self.used += error.spent.total
-            return ContestEntry(*one, seconds=time.monotonic() - begun, error=self._told(error))
         except Exception as error:  # compilers are other people's code too: the others go on
-            return ContestEntry(*one, seconds=time.monotonic() - begun, error=self._told(error))
-        entry = ContestEntry(*one, compilation=compiled.compilation, seconds=time.monotonic() - begun, program=compiled)
-        self.used += entry.used
+            used = error.spent if isinstance(error, CompileError) else used
+            self.used += used.total
+            return ContestEntry(*one, used=used.total, seconds=time.monotonic() - begun, error=self._told(error))
+        made = compiled.compilation
+        self.used += made.spent.total
+        seconds = time.monotonic() - begun
+        entry = ContestEntry(*one, used=made.spent.total, compilation=made, seconds=seconds, program=compiled)
         return self._judged(one, entry)
 
     def _judged(self, one: _Compile, entry: ContestEntry) -> ContestEntry:
@@ -339,6 +345,7 @@ class _Running:
             else:
                 scores, used = self._scored(one.model, best, budget)
         except (CompileError, JournalError, ValueError) as error:
+            self.used += error.spent.total if isinstance(error, CompileError) else Usage()
             return replace(entry, error=f"no held-out score: {self._told(error)}")
         self.used += used
         if not scores.n:
@@ -387,10 +394,9 @@ class _Running:
         )
         session = Session(job)
         with dspy.context(lm=lm):
-            Interruption().run(session.compile)
-        return session.effects.so_far(candidate, self.held_out), session.effects.cost(
-            session.effects.so_far(candidate, self.held_out)
-        )
+            Interruption(compiles=False).run(session.compile)
+        scores = session.effects.so_far(candidate, self.held_out)
+        return scores, session.effects.cost(scores)
 
     def _carried(self, model: str) -> dspy.BaseLM | None:
         """Return the model for predictors that carry none; None if all carry their own."""

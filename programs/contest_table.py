@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -30,7 +30,8 @@ class ContestEntry:
         scores: Of the compiled program on the held-out examples; None if there is none.
         gain: Over the student on the same examples, in pairs; None likewise.
         compilation: The compile's own record; None if it failed.
-        seconds: Of the compile, in this session.
+        used: What the compile used, as far as a failure left it known; None if it was not begun.
+        seconds: Of the compile, in this session; None likewise.
         error: Why there is no result; "" if there is one.
         program: The compiled program; None if there is none.
     """
@@ -41,7 +42,8 @@ class ContestEntry:
     scores: Scores | None = field(default=None, repr=False)
     gain: Gain | None = None
     compilation: Compilation | None = field(default=None, repr=False)
-    seconds: float = 0.0
+    used: Usage | None = None
+    seconds: float | None = None
     error: str = ""
     program: dspy.Module | None = field(default=None, repr=False, compare=False)
 
@@ -51,9 +53,27 @@ class ContestEntry:
         return None if self.scores is None else estimate_of(self.scores)
 
     @property
-    def used(self) -> Usage:
-        """What the compile used."""
-        return Usage() if self.compilation is None else self.compilation.spent.total
+    def characters(self) -> int | None:
+        """Length of the compiled prompt; None if there is none."""
+        return None if self.compilation is None else self.compilation.best.candidate.size
+
+    def to_json(self) -> dict[str, Json]:
+        """Return the figures as JSON data; null stands for what is not known."""
+        made = self.compilation
+        return {
+            "seed": self.seed,
+            "score": None if self.score is None else report.estimate_json(self.score),
+            "gain": None if self.gain is None else report.gain_json(self.gain),
+            "missing": None if self.scores is None else self.scores.missing,
+            "spent": None if made is None else report.spent_json(made.spent),
+            "calls": None if self.used is None else self.used.calls,
+            "usd": None if self.used is None else self.used.usd,
+            "characters": self.characters,
+            "stopped_by": None if made is None else made.stopped_by,
+            "run_dir": None if made is None else made.run_dir,
+            "seconds": None if self.seconds is None else round(self.seconds, 2),
+            "error": self.error,
+        }
 
 
 @dataclass(frozen=True)
@@ -84,28 +104,41 @@ class ContestRow:
         """Why compiles have no result, each reason once."""
         return tuple(dict.fromkeys(entry.error for entry in self.entries if entry.error))
 
-    @property
-    def usd(self) -> float | None:
-        """Mean dollars of a compile; None if a price is not known."""
-        known = [entry.used.usd for entry in self.done]
-        return None if None in known or not known else sum(usd or 0.0 for usd in known) / len(known)
+    @cached_property
+    def calls(self) -> float | None:
+        """Mean calls of a compile that is done; None if none is."""
+        return _mean([None if entry.used is None else entry.used.calls for entry in self.done])
 
-    def mean(self, what: Callable[[ContestEntry], float]) -> float:
-        """Return the mean of a figure of the compiles that are done; NaN if none is."""
-        return sum(map(what, self.done)) / len(self.done) if self.done else math.nan
+    @cached_property
+    def usd(self) -> float | None:
+        """Mean dollars likewise; None also if a price is not known."""
+        return _mean([None if entry.used is None else entry.used.usd for entry in self.done])
+
+    @cached_property
+    def seconds(self) -> float | None:
+        """Mean seconds likewise, in this session."""
+        return _mean([entry.seconds for entry in self.done])
+
+    @cached_property
+    def characters(self) -> float | None:
+        """Mean length of the compiled prompts."""
+        return _mean([entry.characters for entry in self.done])
 
     def to_json(self) -> dict[str, Json]:
-        """Return the figures as JSON data, each compile among them."""
-        gain = self.gain
+        """Return the figures as JSON data, each compile among them; null stands for what is not known."""
+        gain = None if self.gain is None else vars(self.gain)
         return {
             "compiler": self.compiler,
             "model": self.model,
             "compiles": len(self.done),
             "score": report.estimate_json(self.score),
-            "gain": None if gain is None else {name: round(v, 6) for name, v in vars(gain).items()},
-            "usd": self.usd,
+            "gain": None if gain is None else {name: report.number_json(value) for name, value in gain.items()},
+            "calls": report.number_json(self.calls),
+            "usd": report.number_json(self.usd),
+            "seconds": report.number_json(self.seconds, 2),
+            "characters": report.number_json(self.characters),
             "errors": list(self.errors),
-            "entries": [_entry_json(entry) for entry in self.entries],
+            "entries": [entry.to_json() for entry in self.entries],
         }
 
 
@@ -130,6 +163,11 @@ class Contest:
     used: Usage
     seconds: float
     unfinished: tuple[str, ...] = ()
+
+    @cached_property
+    def student_scores(self) -> Mapping[str, Estimate95]:
+        """Model -> the student's held-out score with its interval; of no example where it has none."""
+        return {model: estimate_of(scores) or estimate95(()) for model, scores in self.students.items()}
 
     @property
     def entries(self) -> tuple[ContestEntry, ...]:
@@ -167,7 +205,7 @@ class Contest:
         for model, student in self.students.items():
             own = [row for row in self.rows if row.model == model]
             head = "| compiler | compiles | held-out % | gain in points | calls | USD | s | prompt, characters |"
-            score = report.describe_estimate(estimate_of(student) or estimate95(()))
+            score = report.describe_estimate(self.student_scores[model])
             lines += [
                 f"Model: {report.markdown(model)}",
                 "",
@@ -179,13 +217,9 @@ class Contest:
         return "\n".join([*lines, *map(report.markdown, self.sentences())]) + "\n"
 
     def to_json(self) -> dict[str, Json]:
-        """Return everything but programs as JSON data."""
-        students: dict[str, Json] = {
-            model: report.estimate_json(estimate_of(scores) or estimate95(()))
-            for model, scores in self.students.items()
-        }
+        """Return everything but programs as JSON data; null stands for what is not known."""
         return {
-            "students": students,
+            "students": {model: report.estimate_json(score) for model, score in self.student_scores.items()},
             "rows": [row.to_json() for row in self.rows],
             "held_out": self.held_out,
             "share": {name: cap for name, cap in vars(self.share).items() if cap is not None},
@@ -196,20 +230,9 @@ class Contest:
         }
 
 
-def _entry_json(entry: ContestEntry) -> Json:
-    made = entry.compilation
-    return {
-        "seed": entry.seed,
-        "score": None if entry.score is None else report.estimate_json(entry.score),
-        "gain": None if entry.gain is None else report.gain_json(entry.gain),
-        "missing": None if entry.scores is None else entry.scores.missing,
-        "spent": None if made is None else report.spent_json(made.spent),
-        "characters": None if made is None else made.best.candidate.size,
-        "stopped_by": None if made is None else made.stopped_by,
-        "run_dir": None if made is None else made.run_dir,
-        "seconds": round(entry.seconds, 2),
-        "error": entry.error,
-    }
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
 def _markdown_row(row: ContestRow) -> str:
@@ -217,13 +240,19 @@ def _markdown_row(row: ContestRow) -> str:
     if row.gain is None:
         return f"| {name} | 0 | failed: {why} | | | | | |"
     failed = f" ({len(row.entries) - len(row.done)} failed: {why})" if why else ""
-    gain = f"{100 * row.gain.mean:+.1f} [{100 * row.gain.low:+.1f}, {100 * row.gain.high:+.1f}]"
-    if row.gain.compiles > 1:
-        gain += f" ({100 * row.gain.least:+.1f} to {100 * row.gain.most:+.1f})"
-    calls, seconds = row.mean(lambda e: e.used.calls), row.mean(lambda e: e.seconds)
-    size = row.mean(lambda e: e.compilation.best.candidate.size if e.compilation else 0)
-    usd = "unknown" if row.usd is None else f"{row.usd:.4f}"
-    return (
-        f"| {name} | {len(row.done)}{failed} | {report.describe_estimate(row.score)} | {gain} | {calls:,.0f} | {usd} "
-        f"| {seconds:.0f} | {size:,.0f} |"
-    )
+    cells = (report.describe_estimate(row.score), _gain(row.gain), _figure(row.calls, ",.0f"), _figure(row.usd, ".4f"),
+             _figure(row.seconds, ".0f"), _figure(row.characters, ",.0f"))  # fmt: skip
+    return f"| {name} | {len(row.done)}{failed} | {' | '.join(cells)} |"
+
+
+def _gain(gain: Spread) -> str:
+    """Return a gain in points, with its interval where there is one, and the worst and best of several compiles."""
+    if math.isnan(gain.mean):
+        return "unknown"
+    mean, low, high, least, most = (f"{100 * v:+.1f}" for v in (gain.mean, gain.low, gain.high, gain.least, gain.most))
+    interval = "" if math.isnan(gain.low) else f" [{low}, {high}]"
+    return f"{mean}{interval}" + (f" ({least} to {most})" if gain.compiles > 1 else "")
+
+
+def _figure(value: float | None, form: str) -> str:
+    return "unknown" if value is None else format(value, form)

@@ -10,11 +10,11 @@ import math
 import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 import dspy
 
 from cuesmith.programs.studies.bench import by_example
+from cuesmith.signatures.probes import GENERIC_PROMPTS
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, ExampleIds, Origin, question_key
 from cuesmith.teleprompters.runtime.compilation import Forecast
@@ -37,14 +37,6 @@ ASKED_OF_GOLD = 4
 
 HIGH = 0.95
 """Share of the full score from which on a student has nothing to gain that is worth a search. Ours."""
-
-GENERIC: Mapping[str, str] = MappingProxyType(
-    {
-        "step by step": "Think step by step before you answer.",
-        "exact form": "Answer in exactly the required form: give the bare answer, with nothing before or after it.",
-    }
-)
-"""What is added to all instructions, one at a time. Ours."""
 
 WITH_EXAMPLES = "examples shown"
 """The probe that shows plain examples as demonstrations."""
@@ -173,9 +165,9 @@ class ProbePlan:
 def generic(
     baseline: Candidate, shown: Sequence[dspy.Example], predictors: Mapping[str, dspy.Predict]
 ) -> dict[str, Candidate]:
-    """Return name -> the student with that generic prompt; the names in the order in which they are tried."""
+    """Return name -> the student with that generic prompt added to all its instructions, in the order of trying."""
     found = {}
-    for name, sentence in GENERIC.items():
+    for name, sentence in GENERIC_PROMPTS.items():
         made = baseline
         for predictor, prompt in baseline:
             text = f"{prompt.instructions}\n\n{sentence}" if prompt.instructions else sentence

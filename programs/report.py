@@ -89,6 +89,10 @@ def markdown(text: str) -> str:
     return "".join(f"\\{c}" if c in "\\`*_[]<>|#~" else c for c in plain)
 
 
+def number_json(value: float | None, places: int = 6) -> float | None:
+    """A figure for JSON, which has no NaN: null stands for what is not known."""
+    return None if value is None or math.isnan(value) else round(value, places)
+
+
 def _numbers(**values: float) -> dict[str, Json]:
-    """Numbers for JSON, which has no NaN: null stands for it."""
-    return {name: None if math.isnan(value) else round(value, 6) for name, value in values.items()}
+    return {name: number_json(value) for name, value in values.items()}

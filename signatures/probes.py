@@ -1,9 +1,9 @@
-"""Pieces of instructions that probe how far a model follows them: more steps, or a demand on the form. Ours."""
+"""Pieces of instructions that probe a model: how far it follows them, and whether any prompt helps it. Ours."""
 
 from collections.abc import Mapping
 from types import MappingProxyType
 
-__all__ = ["FORM_DEMANDS", "HARMLESS_STEPS", "joined_steps"]
+__all__ = ["FORM_DEMANDS", "GENERIC_PROMPTS", "HARMLESS_STEPS", "joined_steps"]
 
 HARMLESS_STEPS = (
     "Read the input carefully.", "Make sure you understand the task.", "Say in a few words what the input is.",
@@ -21,6 +21,12 @@ FORM_DEMANDS: Mapping[str, str] = MappingProxyType({
     "full stop": "End the answer with a full stop.",
 })
 """Kind -> a sentence that demands something of the answer's form that a rule can check."""
+
+GENERIC_PROMPTS: Mapping[str, str] = MappingProxyType({
+    "step by step": "Think step by step before you answer.",
+    "exact form": "Answer in exactly the required form: give the bare answer, with nothing before or after it.",
+})
+"""Name -> a sentence that knows nothing of the task, and often helps all the same (`cuesmith.check`)."""
 
 
 def joined_steps(first: str, second: str) -> str:

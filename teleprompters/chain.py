@@ -15,6 +15,7 @@ from cuesmith.teleprompters.runtime.compilation import Plan
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import rank
 from cuesmith.teleprompters.runtime.run import Run
+from cuesmith.teleprompters.runtime.session import REPORT_SHARE
 from cuesmith.teleprompters.runtime.stage import Stage
 
 SHARED: Mapping[str, object] = {
@@ -32,8 +33,8 @@ class Chain(Compiler):
 
     Each stage has the best candidate so far in the student's place, and knows all that was scored before it. The
     compilation's baseline is the first student, its gain that of the whole chain, on examples that no stage sees. A cap
-    is that of all stages together: each fits its size into an equal share of a cap on calls, and what one leaves over,
-    the next may use; where a cap ends an early stage, the later ones do not run (the notes say which have begun).
+    is that of all stages together, whatever it counts: each has an equal share of what the ones before it have left
+    over, fits its size into its share of a cap on calls, and ends where its share is used (the notes say so).
 
     What is common (metric, optimizer, budget, seed, and the other options of every compiler) is given to any one of the
     stages; several may have it, if they agree. Written `first >> second >> third`.
@@ -67,24 +68,22 @@ class Chain(Compiler):
                 f"{last.title} without a prompter rewrites by the optimizer: give it optimizer_lm= as well"
             )
         self.scoring = max(stage.scoring for stage in flat)
-        self.stages = [self._fitted(stage, len(flat)) for stage in flat]
+        self.stages = [self._equal(stage) for stage in flat]
 
-    def _fitted(self, stage: Compiler, n: int) -> Compiler:
-        """Return a stage with what is common, and an equal share of a cap on calls to fit its size into."""
-        fitted = copy.copy(stage)
+    def _equal(self, stage: Compiler) -> Compiler:
+        """Return a stage with what is common."""
+        equal = copy.copy(stage)
         for name in SHARED:
-            setattr(fitted, HELD.get(name, name), getattr(self, HELD.get(name, name)))
-        calls = self.budget.calls
-        fitted.budget = replace(self.budget, calls=None if calls is None else max(1, calls // n))
-        return fitted
+            setattr(equal, HELD.get(name, name), getattr(self, HELD.get(name, name)))
+        return equal
 
     async def search(self, run: Run) -> Candidate:
         """Search stage by stage."""
         best = run.baseline
         for number, stage in enumerate(self.stages, 1):
             run.note(f"Stage {number} of {len(self.stages)}: {stage.title}, from the prompt {best.id}.", "stage")
-            here = run if number == 1 else Stage(run, number, best)
-            found = await stage.search(here)
+            here = Stage(run, number, best, len(self.stages))
+            found = await here.conduct(_fitted(stage, here).search)
             best = rank(await run.score(list(dict.fromkeys([best, found])), run.select))[0].candidate
         return best
 
@@ -133,6 +132,14 @@ class Chain(Compiler):
     def _options(self) -> Mapping[str, object]:
         stages = enumerate(self.stages, 1)
         return {f"{name} of stage {n}": option for n, stage in stages for name, option in stage._options().items()}
+
+
+def _fitted(stage: Compiler, here: Stage) -> Compiler:
+    """Return a stage whose size will fit into its share of a cap on calls."""
+    fitted = copy.copy(stage)
+    if (calls := here.share.get("calls")) is not None:
+        fitted.budget = replace(stage.budget, calls=max(1, round(calls / (1 - REPORT_SHARE))))
+    return fitted
 
 
 def _common(name: str, stages: Sequence[Compiler]) -> object:

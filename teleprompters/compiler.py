@@ -103,7 +103,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         super().__init__()
         self.metric = metric
         Metric(metric)
-        self.optimizer_lm = _optimizer(optimizer_lm)
+        self.optimizer_lm = optimizer_model(optimizer_lm)
         if not (budget is None or isinstance(budget, Budget)):
             raise TypeError(f"budget={budget!r} must be a cuesmith.Budget, e.g. Budget(usd=2), or None")
         self.budget = budget or Budget()
@@ -339,8 +339,10 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     @property
     def called(self) -> str:
-        """The name by which `cuesmith.compile` knows it: the class's name, its words in small letters with hyphens."""
-        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
+        """The name by which `cuesmith.compile` knows it; of one that has none the class's, in small letters."""
+        registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
+        name: str | None = registry.name_of(type(self))
+        return name or re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
 
     @property
     def success(self) -> float | None:
@@ -424,11 +426,17 @@ def _callbacks(callbacks: Callback | Sequence[Callback]) -> tuple[Callback, ...]
     return several
 
 
-def _optimizer(model: dspy.BaseLM | str | None) -> dspy.BaseLM | None:
-    if isinstance(model, str):
-        if not model.strip():
+def optimizer_model(given: dspy.BaseLM | str | None) -> dspy.BaseLM | None:
+    """Return the model that is to write prompts, made of its name if need be; None if none is given.
+
+    Raises:
+        TypeError: If it is neither a model nor the name of one.
+        ValueError: If the name is empty.
+    """
+    if isinstance(given, str):
+        if not given.strip():
             raise ValueError("optimizer_lm='' is no model name: give e.g. 'openai/gpt-4.1'")
-        return dspy.LM(model)
-    if model is None or isinstance(model, dspy.BaseLM):
-        return model
-    raise TypeError(f"optimizer_lm must be a dspy.LM or a LiteLLM model string, got {type(model).__name__}")
+        return dspy.LM(given)
+    if given is None or isinstance(given, dspy.BaseLM):
+        return given
+    raise TypeError(f"optimizer_lm must be a dspy.LM or a LiteLLM model string, got {type(given).__name__}")

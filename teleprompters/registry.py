@@ -8,6 +8,7 @@ import importlib
 import operator
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
@@ -61,8 +62,8 @@ def compiler_place(name: str) -> tuple[str, str]:
         ValueError: If there is none; the message has the nearest name.
     """
     key, places = _key(name, COMPILERS), COMPILERS
-    if key is None:  # reading what is installed takes its time
-        places = {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
+    if key is None:
+        places = _installed()
         key = _key(name, places)
     if key is None:
         known = _known(places)
@@ -90,6 +91,17 @@ def compiler_class(name: str) -> type[Compiler]:
     if not (isinstance(found, type) and issubclass(found, Compiler)):
         raise TypeError(f"the compiler {name!r} is {place}, which is no subclass of cuesmith's Compiler")
     return found
+
+
+def name_of(kind: type[Compiler]) -> str | None:
+    """Return the name by which `compiler_class` finds a compiler; None if it has none. Nothing is imported."""
+
+    def among(places: Mapping[str, str]) -> str | None:
+        found = ((name, place.partition(":")) for name, place in places.items())
+        return next((name for name, (module, _, attribute) in found
+                     if getattr(sys.modules.get(module), attribute, None) is kind), None)  # fmt: skip
+
+    return among(COMPILERS) or among(_installed())
 
 
 def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compiler:
@@ -147,6 +159,11 @@ def compile(
     """
     compiler = compiler_of(name, metric, **options)
     return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
+
+
+def _installed() -> dict[str, str]:
+    """Return name -> where its class is, of all compilers; reading what is installed takes its time."""
+    return {**{point.name: point.value for point in entry_points(group=GROUP)}, **COMPILERS}
 
 
 def _known(places: Mapping[str, str]) -> dict[str, str]:

@@ -44,7 +44,7 @@ from cuesmith.programs.alignment.measures import (
     sign_test,
     variance95,
 )
-from cuesmith.programs.arguments import parsed
+from cuesmith.programs.arguments import BadInput, parsed
 from cuesmith.programs.presets import PRESETS, TOY
 from cuesmith.programs.tasks import TaskError
 from cuesmith.programs.tasks.preferences import SOURCES, Preference
@@ -395,7 +395,14 @@ def test_arguments(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     settings = align_study.settings_of(parse("--preset", "qwen1.5b-llama8b", "--trainer", "rloo", "--steps", "7"))
     assert settings.plan().prompter_training.steps == 7 and settings.plan().prompter_training.trainer == "rloo"
     assert settings.plan().oracle_training.max_new_tokens == 512 and settings.plan().response_decoding.top_k == 20
-    assert align_study.settings_of(parse("--train-reward", "")).train_reward == ""
+    rewards = {(): None, ("--train-reward",): "", ("--train-reward", ""): "", ("--train-reward", "m"): "m"}
+    for words, base in rewards.items():
+        settings = align_study.settings_of(parse(*words, "--json"))
+        assert settings.train_reward == base
+    with pytest.raises(BadInput, match="--train-reward: given twice"):
+        parse("--train-reward", "a", "--train-reward", "b")
+    with pytest.raises(CycloptsError, match="at most 1"):
+        parse("--train-reward", "a", "b")
     with pytest.raises(CycloptsError, match="'0' is not a whole number of at least 1"):
         parse("--steps", "0")
     with pytest.raises(CycloptsError, match="'-1' is not a positive amount"):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import dspy
 import pytest
-from e2e_support import ToyEngine, ToySearch, exact, result_of, toy_lm, words
+from e2e_support import Provider, ToyEngine, ToySearch, exact, result_of, toy_lm, words
 
 from cuesmith import ABO, APO, AlignPro, Budget, Compiled, IterativeAPE, compile, provenance
 from cuesmith.modules.sampling import draw
@@ -18,9 +19,19 @@ from cuesmith.teleprompters.chain import HELD, SHARED, Chain
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.events import EffectDone, Event, RunFinished, RunStarted, StepDone
+from cuesmith.teleprompters.runtime.events import (
+    EffectDone,
+    Event,
+    Noted,
+    RunFinished,
+    RunStarted,
+    SpentChanged,
+    StepDone,
+)
 from cuesmith.teleprompters.runtime.journal import JournalError
+from cuesmith.teleprompters.runtime.ledger import Usage
 from cuesmith.teleprompters.runtime.metric import MetricFunction
+from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.testing import CompilerConformance
 from cuesmith.testing.purity import source_faults
 
@@ -121,8 +132,99 @@ def test_one_budget_holds_for_all_stages() -> None:
     small, whole = Budget(calls=300), ABO(exact, budget=Budget(calls=300))
     chain = whole >> APO(exact, budget=small)
     assert isinstance(chain, Chain) and chain.budget == small
-    assert [stage.budget.calls for stage in chain.stages] == [150, 150], "each fits its size into its share"
-    assert whole.budget.calls == 300, "what was given stays as it was"
+
+
+class Spending:
+    """What had been used when each stage began, and at the end."""
+
+    def __init__(self) -> None:
+        self.at: list[Usage] = []
+        self.now = Usage()
+
+    def __call__(self, event: Event) -> None:
+        """Follow a run."""
+        match event:
+            case SpentChanged():
+                self.now = event.spent.total
+            case Noted() if ", from the prompt " in event.note:
+                self.at.append(self.now)
+
+
+@pytest.mark.parametrize("budget", [Budget(usd=0.016), Budget(calls=200), Budget(tokens=24_000)], ids=str)
+def test_each_stage_has_a_share_of_every_cap(budget: Budget) -> None:
+    """One call takes 120 tokens and 72 micro-dollars: each cap is about 200 calls, and no stage comes to its end."""
+    spending = Spending()
+    with Provider() as provider, dspy.context(lm=provider.lm("gpt-4.1-mini")):
+        chain = toy(9, budget=budget, callbacks=spending) >> toy(9) >> toy(9)
+        found = chain.compile(dspy.Predict("question -> answer"), trainset=TRAIN, valset=VALID).compilation
+    (cap,) = (name for name, value in vars(budget).items() if value is not None)
+    stages = [note for note in found.notes if note.kind == "stage"]
+    assert [note.split(":")[0] for note in stages] == [
+        "Stage 1 of 3", f"Stage 1 has used its share of the budget's {cap}.", "Stage 2 of 3",
+        f"Stage 2 has used its share of the budget's {cap}.", "Stage 3 of 3"]  # fmt: skip
+    assert found.stopped_by == cap and provider.calls == found.spent.total.calls <= 224
+    begun = [usage.calls for usage in spending.at]
+    used = [later - earlier for earlier, later in pairwise([*begun, spending.now.calls])]
+    first, second, _ = used
+    assert abs(first - second) <= 12 and 30 < first < 60, used
+    assert found.gain is not None and found.gain.n > 0, "the report's share is kept"
+
+
+def test_what_a_stage_leaves_over_the_next_may_use() -> None:
+    spending, engine = Spending(), ToyEngine()
+    found = run(toy(1, budget=Budget(calls=200), callbacks=spending) >> toy(9), engine).compilation
+    first, second = (usage.calls for usage in spending.at)
+    assert not any("has used its share" in note for note in found.notes) and found.stopped_by == "calls"
+    assert second - first < 50 and engine.calls <= 200 and spending.now.calls - second > 90
+
+
+def test_a_stage_fits_its_size_into_its_share() -> None:
+    caps: list[int | None] = []
+
+    class Watched(ToySearch):
+        async def search(self, run: Run) -> Candidate:
+            caps.append(self.budget.calls)
+            return await super().search(run)
+
+    given = Watched(exact, steps=1, width=2, budget=Budget(calls=400))
+    run(given >> toy(1) >> Watched(exact, steps=1, width=2))
+    first, last = (calls or 0 for calls in caps)
+    assert 110 < first < 190 < 1.5 * first < last < 400, "an equal share, and at last all that is left"
+    assert given.budget.calls == 400, "what was given stays as it was"
+
+
+@pytest.mark.parametrize("at", [50, 170])
+def test_a_share_is_the_same_in_a_resumed_run(at: int, tmp_path: Path) -> None:
+    def cut(number: int) -> None:
+        if number == at:
+            raise KeyboardInterrupt
+
+    budget = Budget(calls=200)
+    whole = ToyEngine()
+    expected = run(toy(9, budget=budget) >> toy(9), whole, tmp_path / "whole")
+    broken, rest = ToyEngine(hook=cut), ToyEngine()
+    with pytest.raises(KeyboardInterrupt):
+        run(toy(9, budget=budget, max_in_flight=1) >> toy(9), broken, tmp_path / "run")
+    on = run(toy(9, budget=budget) >> toy(9), rest, tmp_path / "run")
+    told = [[note for note in made.compilation.notes if note.kind == "stage"] for made in (expected, on)]
+    assert told[0] == told[1] and len(told[0]) == 3
+    assert broken.calls + rest.calls <= 200 == whole.calls
+
+
+def test_an_early_stage_of_dspys_that_its_share_ends_is_scored_all_the_same() -> None:
+    from cuesmith.testing.fakes import Engine, examples, graded, ruled, simulated
+
+    target, optimizer = Engine(ruled), Engine(simulated())
+    chain = compiler_of("copro", metric=graded, optimizer_lm=optimizer.lm("optimizer"), budget=Budget(calls=150),
+                        breadth=6, depth=6) >> IterativeAPE(graded, **SMALL)  # fmt: skip
+    with dspy.context(lm=target.lm("target")):
+        made = chain.compile(dspy.Predict("question -> answer"), trainset=examples(8, "t"), valset=examples(12, "v"))
+    found = made.compilation
+    assert target.calls + optimizer.calls == found.spent.total.calls <= 150
+    stages = [note for note in found.notes if note.kind == "stage"]
+    assert "Stage 1 has used its share of the budget's calls." in stages and len(stages) == 3
+    assert found.best.select is not None and found.baseline.select is not None
+    assert found.best.select.mean > found.baseline.select.mean
 
 
 @pytest.mark.parametrize("at", [5, 120])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -15,29 +16,31 @@ import pytest
 from e2e_support import KEY, Provider, ToyEngine, exact, number, toy_lm, words
 
 import cuesmith
-from cuesmith import Budget, EmbeddedLM, SimulatedOptimizer
+from cuesmith import Budget, EmbeddedLM, Interrupted, SimulatedOptimizer
 from cuesmith.corpus import MacroF1
 from cuesmith.programs.checking import Check, check, check_forecast
 from cuesmith.programs.costing import REPLY_TOKENS, REQUEST_TOKENS
-from cuesmith.programs.probing import GENERIC, SHOWN
+from cuesmith.programs.probing import SHOWN
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.signatures.probes import GENERIC_PROMPTS
 from cuesmith.teleprompters.registry import COMPILERS
+from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.session import CompileError
 
-STEPS, FORM = GENERIC["step by step"], GENERIC["exact form"]
+STEPS, FORM = GENERIC_PROMPTS["step by step"], GENERIC_PROMPTS["exact form"]
 PROGRAM = dspy.Predict("question -> answer")
 CHEAP = ("iterative-ape", "opro")
 SAMPLE = 24
 
 
-def answering(rule: Callable[[str, str], str]) -> ToyEngine:
+def answering(rule: Callable[[str, str], str], hook: Callable[[int], None] | None = None) -> ToyEngine:
     """A model that answers by a rule of (its instructions, the word that is asked for)."""
 
     def reply(system: str, user: str, drawn: int | None) -> str:
         asked = re.findall(r"\[\[ ## question ## \]\]\s*say (\S+)", user)[-1]
         return f"[[ ## answer ## ]]\n{rule(system, asked)}\n\n[[ ## completed ## ]]"
 
-    return ToyEngine(reply=reply)
+    return ToyEngine(reply=reply, hook=hook)
 
 
 def half(system: str, word: str) -> str:
@@ -223,6 +226,39 @@ def test_a_check_goes_on_where_it_was(tmp_path: Path) -> None:
     assert engine.calls == first.forecast.calls
     again = checked(engine, run_dir=tmp_path)
     assert engine.calls == first.forecast.calls and again.figures == first.figures and again.verdict == first.verdict
+
+
+@pytest.mark.parametrize("nth", [30, 100])
+def test_an_interrupt_speaks_of_no_program(tmp_path: Path, nth: int) -> None:
+    def press(number: int) -> None:
+        if number == nth:
+            signal.raise_signal(signal.SIGINT)
+
+    engine, before = answering(half, press), signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted) as caught:
+            checked(engine, run_dir=tmp_path, max_in_flight=1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    said = f"Nothing was compiled. To go on: run the same again with run_dir='{tmp_path}'."
+    assert str(caught.value).startswith(f"interrupted after {engine.calls} calls") and said in str(caught.value)
+    assert caught.value.program is None and not (tmp_path / "record.json").exists()
+    whole = checked(engine, run_dir=tmp_path)
+    assert whole.spent.total.calls == whole.forecast.calls == engine.calls
+
+
+def test_an_interrupt_at_the_very_end_is_not_lost_and_speaks_of_no_program() -> None:
+    def late(event: object) -> None:
+        if isinstance(event, RunFinished):
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted, match=r"at the very end\. Nothing was compiled") as caught:
+            checked(half, callbacks=[late])
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert caught.value.program is None
 
 
 def test_costs_are_by_known_prices_and_what_a_run_has_cost() -> None:

@@ -6,12 +6,15 @@ import json
 import os
 import random
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from e2e_support import KEY, Provider
@@ -64,6 +67,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "other.jsonl").write_text("\n".join(map(json.dumps, other)))
     (folder / "few.jsonl").write_text("\n".join(json.dumps(row) for row in rows(5)))
     (folder / "state.json").write_text("{}")
+    (folder / "cut.gguf").write_bytes(b"GGUF" + struct.pack("<IQQI", 3, 1, 1, 9))
     (folder / "empty").mkdir()
     return folder
 
@@ -121,14 +125,23 @@ def test_resume_pays_nothing_again_from_anywhere(made: dict[str, Any], place: Pa
     assert (place / "run" / "journal.jsonl").read_bytes() == journal
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals, status: int) -> None:
-    folder = f"cut{status}"
-    command = [sys.executable, "-m", "cuesmith.cli", "compile", "question -> answer", "--cot", "--task", "max",
-               "--run-dir", folder]  # fmt: skip
+@pytest.mark.parametrize(
+    ("command", "number", "status", "said"),
+    [
+        ("compile", signal.SIGINT, 130, "interrupted: "),
+        ("compile", signal.SIGTERM, 143, "interrupted: "),
+        ("check", signal.SIGINT, 130, "interrupted: nothing was compiled; "),
+    ],
+)
+def test_a_run_that_was_interrupted_goes_on(
+    place: Path, command: str, number: signal.Signals, status: int, said: str
+) -> None:
+    folder = f"cut-{command}-{status}"
+    words = [sys.executable, "-m", "cuesmith.cli", command, "question -> answer", "--cot", "--task", "max",
+             "--run-dir", folder]  # fmt: skip
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
     try:
-        process = subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        process = subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     finally:
         signal.signal(signal.SIGINT, before)
     with process:
@@ -140,7 +153,7 @@ def test_a_run_that_was_interrupted_goes_on(place: Path, number: signal.Signals,
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == status and err.count("\n") == 1
-    assert err.startswith("cuesmith: interrupted: ") and f"to go on: cuesmith resume {folder}" in err
+    assert err.startswith(f"cuesmith: {said}") and f"to go on: cuesmith resume {folder}" in err
     assert line_of(place / folder).state == "interrupted"
 
 
@@ -190,6 +203,9 @@ def test_check(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["verdict"] and {cost["compiler"] for cost in found["costs"]} == {"iterative-ape", "opro"}
     status, out, err = called(capsys, "resume", "checked")
     assert status == 0 and found["verdict"].split(":")[0] in out
+    assert called(capsys, "resume", "checked", "--budget", "calls=90")[0] == 0
+    kept = KeptCommand.read(here / "checked")
+    assert kept.command == kept.about["compiler"] == "check" and "--budget=calls=90" in kept.words
 
 
 def test_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -198,6 +214,29 @@ def test_compare(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, err = called(capsys, "compare", *words, *sizes)
     assert status == 0, err
     assert "iterative-ape" in out and "opro" in out
+    kept = KeptCommand.read(here / "compared")
+    status, again, err = called(capsys, "resume", "compared")
+    assert status == 0 and again.count("| opro |") == 1 and KeptCommand.read(here / "compared") == kept
+
+
+@pytest.mark.parametrize("own", [True, False])
+def test_models_of_a_comparison_write_their_own_prompts(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, own: bool
+) -> None:
+    first, second, third = (f"{name}-{uuid4().hex}" for name in ("one", "two", "three"))  # that no cache knows
+    words = ["text -> label: Literal['a', 'b']", "--data", "other.jsonl", "--lms", f"openai/{first},openai/{second}"]
+    words += ["--compilers", "iterative-ape", "--budget", "calls=200", "--run-dir", first]
+    words += ["--validation-size", "12", "--test-size", "12", *([] if own else ["--optimizer-lm", f"openai/{third}"])]
+    with Provider() as provider:
+        monkeypatch.setenv("OPENAI_API_BASE", f"http://127.0.0.1:{provider.port}/v1")
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        status, out, err = called(capsys, "compare", *words, "--json")
+    assert status == 0, err
+    assert [row["model"] for row in json.loads(out)["rows"]] == [f"openai/{first}", f"openai/{second}"]
+    systems: list[tuple[str, Any]] = [(str(body["model"]), body["messages"]) for _, _, body, _ in provider.seen]
+    asked = [(model, "`label`" in messages[0]["content"]) for model, messages in systems]
+    assert {model for model, runs in asked if runs} == {first, second}
+    assert {model for model, runs in asked if not runs} == ({first, second} if own else {third})
 
 
 def test_compilers_tell_their_options(capsys: pytest.CaptureFixture[str]) -> None:
@@ -261,10 +300,16 @@ WRONG = [
     ("compile app.py:program --data max.jsonl --option steps", "'steps' is not KEY=VALUE"),
     ("compile app.py:program --data max.jsonl --option seed=3", "has an option of its own, --seed"),
     ("compile app.py:program --data max.jsonl --option executor=x", "can only be given in Python"),
+    ("compile app.py:program --data max.jsonl --inputs question=,b", "'question=,b' is no list of columns, such as"),
+    ("compile app.py:program --data max.jsonl --inputs a=b,a=c", "a is given twice"),
     ("compile app.py:program --data max.jsonl --seed -1", "'-1' is not a whole number of at least 0"),
     ("compile app.py:program --data max.jsonl --lm gpt", "'gpt' is not PROVIDER/MODEL"),
     ("compile app.py:program --data max.jsonl --lm openai/x --local m.gguf", "--local: not allowed with --lm"),
     ("compile app.py:program --data max.jsonl --local none.gguf", "--local none.gguf: No such file"),
+    ("compile app.py:program --data max.jsonl --local max.jsonl", "--local max.jsonl: not a GGUF file"),
+    ("compile app.py:program --data max.jsonl --local empty", "--local empty: Is a directory"),
+    ("check app.py:program --data max.jsonl --local cut.gguf", "--local cut.gguf: cut off at 28 bytes"),
+    ("compare app.py:program --data max.jsonl --compilers abo --local-optimizer app.py", "app.py: not a GGUF"),
     ("compile app.py:program --data max.jsonl --threads 2", "--threads: only with --local"),
     ("compile app.py:program --data max.jsonl --save out.txt", "must be the name of a file that ends in .json"),
     ("compile app.py:program --data max.jsonl --run-dir max.jsonl", "--run-dir max.jsonl: is not a folder"),
@@ -319,7 +364,15 @@ print([name for name in ("dspy", "litellm", "numpy") if name in sys.modules], sl
         ("compile app.py:number --data max.jsonl", "app.py:number: is a int: it must be a dspy.Module"),
         ("compile app.py:broken --data max.jsonl", "making the program fails: OSError: no way"),
         ("compile app.py:program --data few.jsonl", "5 different rows, at least 12 are needed"),
-        ("compile app.py:program --data other.jsonl", "'question'"),
+        (
+            "compile app.py:program --data other.jsonl",
+            "no column 'question'; there are: text, label; write --inputs question=COLUMN --outputs answer=COLUMN",
+        ),
+        (
+            "compile app.py:program --data other.jsonl --inputs question=txt --outputs answer=label",
+            "other.jsonl: no column 'txt'; did you mean 'text'? There are: text, label",
+        ),
+        ("check app.py:program --data other.jsonl --inputs 2nd=text", "'2nd' cannot be the name of a field"),
         ("compile text->label:Litteral['a'] --data other.jsonl", "not a signature"),
         ("compile text->label --data other.jsonl", "no language model: give --lm PROVIDER/MODEL or --local FILE.gguf"),
         ("compile app.py:program --data max.jsonl --state state.json", "--state state.json: does not fit the program"),
@@ -353,6 +406,22 @@ def test_a_command_s_words_are_read_as_they_were_told(here: Path) -> None:
     assert options.inputs == ("a", "b") and options.own_options == {"x": 1, "y": "a,b"}
     assert parsed(CompileOptions, words_of(options)) == options
     assert words_of(options)[0] == "--target=app.py:program" and "--seed=7" in words_of(options)
+
+
+def test_columns_are_called_as_the_program_calls_them(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    named = [{"prompt_text": row["question"], "largest": row["answer"], "note": "x"} for row in rows(60)]
+    (here / "named.jsonl").write_text("\n".join(map(json.dumps, named)))
+    words = ["app.py:program", "--data", "named.jsonl", "--inputs", "question=prompt_text", "--outputs",
+             "answer=largest", "--budget", "calls=60", "--run-dir", "named", "--json"]  # fmt: skip
+    options = parsed(CompileOptions, words)
+    assert options.inputs == {"question": "prompt_text"}
+    assert parsed(CompileOptions, words_of(options)) == replace(options, run_dir=None, json=False)
+    status, out, err = called(capsys, "compile", *words)
+    assert status == 0, err
+    assert json.loads(out)["task"] == "named"
+    assert called(capsys, "resume", "named", "--json")[0] == 0
+    mixed = parsed(CompileOptions, ["app.py:program", "--data", "max.jsonl", "--inputs", "question=a, b"])
+    assert mixed.inputs == {"question": "a", "b": "b"}
 
 
 def test_a_key_in_a_command_is_not_kept(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -405,6 +474,29 @@ def test_files_of_all_kinds_compile(
     data = path.parent if path.parent != here else path
     status, out, err = called(capsys, "compile", "question -> answer", "--data", str(data), "--dry-run", "--json")
     assert status == 0 and json.loads(out)["calls"] > 100, err
+
+
+def test_a_parquet_file_compiles_or_the_error_says_what_to_install(
+    here: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("compile", "question -> answer", "--data", "a.parquet", "--dry-run", "--json")
+    (here / "a.parquet").write_bytes(b"PAR1")
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pyarrow", None)
+        status, out, err = called(capsys, *words)
+    assert (status, out, err.count("\n")) == (2, "", 1)
+    assert "a.parquet: reading it needs the package 'pyarrow' (pip install pyarrow)" in err
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(rows(60)), here / "a.parquet")
+    status, out, err = called(capsys, *words)
+    assert status == 0 and json.loads(out)["calls"] > 100, err
+
+
+@pytest.mark.parametrize(("file", "problem"), [("none.gguf", "No such file"), ("app.py", "not a GGUF file")])
+def test_a_model_file_that_is_none_is_refused_by_the_real_command(place: Path, file: str, problem: str) -> None:
+    done = shell(place, "compile", "app.py:program", *QUICK, "--local", file)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert f"cuesmith compile: error: --local {file}: {problem}" in done.stderr
 
 
 def test_values_are_written_as_in_json() -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -16,8 +18,8 @@ from e2e_support import KEY, Answer, Provider, ToyEngine, exact, toy_lm, words
 
 from cuesmith import Budget, Entrant, compare_compilers
 from cuesmith.corpus import MacroF1
-from cuesmith.programs.contest import Contest, ContestInterrupted, contest_forecast
-from cuesmith.programs.spread import spread
+from cuesmith.programs.contest import Contest, ContestInterrupted, ContestRow, contest_forecast
+from cuesmith.programs.spread import Spread, spread
 from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
@@ -96,7 +98,7 @@ def test_one_budget_covers_all_and_every_compile_has_the_same_share() -> None:
     found = contest(engine, {"toy": {}, "long": Entrant("toy", {"steps": 9})}, seeds=(0, 1), budget=Budget(calls=240))
     assert engine.calls == found.used.calls <= 240
     assert found.share == Budget(calls=(240 - 20 - 4 * 20) // 4) and all(not row.errors for row in found.rows)
-    assert all(entry.used.calls <= 35 for entry in found.entries) and "calls = 35" in found.to_markdown()
+    assert all(entry.used and entry.used.calls <= 35 for entry in found.entries) and "calls = 35" in found.to_markdown()
     assert {entry.compilation.stopped_by for entry in found.entries if entry.compilation} == {"calls"}
 
 
@@ -149,6 +151,65 @@ def test_a_failure_is_a_row_that_says_why(tmp_path: Path) -> None:
     assert rows["lacking"].errors == ("this needs optuna: pip install optuna",)
     text = found.to_markdown()
     assert "<b>" not in text and "bug" in text and len([line for line in text.splitlines() if "bug" in line]) == 1
+
+
+def test_what_a_failed_compile_has_used_is_counted() -> None:
+    engine = ToyEngine()
+    found = contest(engine, ("broken", "toy", "lacking"))
+    used = {row.compiler: row.entries[0].used for row in found.rows}
+    assert found.used.calls == engine.calls and used["broken"] is not None and used["broken"].calls > 0
+    assert used["lacking"] is not None and used["lacking"].calls == 0
+
+
+def test_what_is_not_known_is_null(tmp_path: Path) -> None:
+    """A model that refuses has nothing at all, an engine of one's own no price, a pair without scores no gain."""
+    refusal: Answer = (401, {}, {"error": {"message": "no"}})
+    with Provider(intercept=lambda nth, body: refusal) as provider:
+        lms = {"good": toy_lm(ToyEngine()), "bad": provider.lm()}
+        found = contest(lms["good"], {"toy": {"steps": 1}}, lms=lms, run_dir=tmp_path)
+    told = json.loads(json.dumps(found.to_json(), allow_nan=False))
+    assert json.loads((tmp_path / "contest.json").read_text())["rows"] == told["rows"]
+    good, bad = told["rows"]
+    assert told["students"]["bad"] == {"mean": None, "low": None, "high": None, "n": 0} and told["usd"] is None
+    assert good["gain"]["mean"] is not None and good["usd"] is None and good["calls"] > 0
+    assert bad["score"]["mean"] is bad["gain"] is bad["calls"] is bad["usd"] is bad["seconds"] is None
+    (entry,) = bad["entries"]
+    assert {entry[name] for name in ("score", "gain", "calls", "usd", "characters", "seconds", "stopped_by")} == {None}
+    nan = math.nan
+    unpaired = ContestRow("toy", "good", (), estimate95(()), Spread(nan, nan, nan, nan, nan, 0))
+    assert json.loads(json.dumps(unpaired.to_json(), allow_nan=False))["gain"]["mean"] is None
+    text = found.to_markdown() + replace(found, rows=(unpaired,)).to_markdown()
+    assert "nan" not in text and text.count("| unknown |") > 2
+
+
+def test_rows_are_worked_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[object] = []
+
+    def counting(*rows: Any) -> Any:
+        calls.append(rows)
+        return spread(*rows)
+
+    monkeypatch.setattr("cuesmith.programs.contest.spread", counting)
+    both = {"toy": {"steps": 1}, "other": Entrant("toy", {"steps": 1, "width": 2})}
+    contest(ToyEngine(), both, seeds=(0, 1), run_dir=tmp_path)
+    assert len(calls) == 2 * len(both), "a score and a gain each, though the table was kept after every compile"
+
+
+class Counted(MacroF1):
+    """Counts how often it judges all answers."""
+
+    judged = 0
+
+    def corpus(self, examples: Any, predictions: Any) -> float:
+        """Count and judge."""
+        Counted.judged += 1
+        return super().corpus(examples, predictions)
+
+
+def test_showing_a_table_works_nothing_out_again() -> None:
+    found = contest(ToyEngine(), {"toy": {"steps": 1}}, metric=Counted("answer"))
+    shown, before = (found.to_markdown(), found.to_json()), Counted.judged
+    assert (found.to_markdown(), found.to_json()) == shown and Counted.judged == before > 0
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
@@ -222,6 +283,8 @@ def _refused() -> Sequence[tuple[dict[str, Any], str]]:
         ({"seeds": (-1,)}, "seed"),
         ({"testset": TRAIN}, "testset has no example that is not in the other sets"),
         ({"trainset": []}, "trainset is empty"),
+        ({"optimizer_lm": 3}, "optimizer_lm must be a dspy.LM or a LiteLLM model string, got int"),
+        ({"optimizer_lm": " "}, "is no model name"),
         ({"budget": Budget(calls=40)}, "is too small"),
         ({"budget": Budget(usd=1.0)}, "custom engine"),
         ({"lms": [toy_lm(ToyEngine()), toy_lm(ToyEngine())]}, "of different names"),

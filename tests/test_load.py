@@ -344,7 +344,7 @@ def test_files_that_hold_nothing_to_load_are_told_so(tmp_path: Path) -> None:
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (path := tmp_path / "a.parquet").write_bytes(b"PAR1")
-    assert "needs the package 'pyarrow' (pip install datasets)" in refused(path)
+    assert "needs the package 'pyarrow' (pip install pyarrow)" in refused(path)
 
 
 # --- parts that the data sets apart ---
@@ -498,6 +498,39 @@ def test_what_is_not_clear_is_asked(tmp_path: Path, row: dict[str, object], prob
     assert "column 'one' is given twice" in refused(write(path, [{"one": "x"}] * N), inputs="one", outputs="one")
     write(path, [row] * N)
     assert "no column 'nine'; there are: " in refused(path, inputs="nine", outputs=list(row)[-1])
+
+
+def test_columns_become_the_fields_that_are_named(tmp_path: Path) -> None:
+    rows = [{"prompt_text": f"what is {k}?", "a": {"b": f"so {k % 5}"}, "more": f"m{k}"} for k in range(N)]
+    path = write(tmp_path / "data.json", rows)
+    task = load(path, inputs={"question": "prompt_text", "more": "more"}, outputs={"answer": "a.b"})
+    first = task.train[0]
+    assert set(first.inputs().keys()) == {"question", "more"} and first.answer.startswith("so ")
+    plain = load(path, inputs=["prompt_text", "more"], outputs="a.b")
+    whole = [[*made.train, *made.validation, *made.test] for made in (task, plain)]
+    assert sorted(e.question for e in whole[0]) == sorted(e.prompt_text for e in whole[1])
+    assert type(task.metric) is type(plain.metric)
+    assert load(path, inputs={"answer": "prompt_text"}, outputs="more").signature == "answer -> more"
+    wrong = "no column 'promt_text'; did you mean 'prompt_text'? There are: prompt_text, a, more"
+    assert wrong in refused(path, inputs={"question": "promt_text"}, outputs="more")
+    twice = "two columns are to be the field 'x': give 'prompt_text' another name"
+    assert twice in refused(path, inputs={"x": "prompt_text"}, outputs={"x": "more"})
+    assert twice.replace("'x'", "'more'") in refused(path, inputs={"more": "prompt_text"}, outputs="more")
+    assert "column 'more' is given twice" in refused(path, inputs={"x": "more"}, outputs="more")
+    for name in ("2nd", "class", "reasoning", "inputs", "a b"):
+        problem = f"{name!r} cannot be the name of a field: give 'more' another one"
+        assert problem in refused(path, inputs={name: "more"}, outputs="prompt_text")
+
+
+def test_a_column_that_is_called_otherwise_is_read_as_before(tmp_path: Path) -> None:
+    solved = [{"problem": f"{k} + 1?", "solution": rf"It is $\boxed{{{k + 1}}}$."} for k in range(N)]
+    task = load(write(tmp_path / "math.json", solved), inputs={"q": "problem"}, outputs={"result": "solution"})
+    assert {example.result for example in task.train} <= {str(k + 1) for k in range(N)}
+    talks = [{"chat": [{"role": "user", "content": f"hi {k}"}, {"role": "assistant", "content": f"ho {k}"}]}
+             for k in range(N)]  # fmt: skip
+    task = load(write(tmp_path / "chat.json", talks), inputs={"said": "chat"})
+    assert set(task.train[0].inputs().keys()) == {"said"}
+
 
 
 def test_told_columns_and_paths(tmp_path: Path) -> None:

@@ -19,9 +19,9 @@ from pathlib import Path
 import pytest
 
 import cuesmith
-from cuesmith.programs.tasks.metrics import METRICS
+from cuesmith.programs.tasks.metrics import METRICS, ExactMatch
 from cuesmith.teleprompters import COMPILERS
-from cuesmith.teleprompters.registry import compiler_class
+from cuesmith.teleprompters.registry import compiler_class, compiler_of
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = ("modules", "programs", "signatures", "teleprompters")
@@ -219,14 +219,22 @@ def test_an_installed_package_adds_its_compiler(tmp_path: Path, monkeypatch: pyt
     told = tmp_path / "mine-1.0.dist-info"
     told.mkdir()
     (told / "METADATA").write_text("Metadata-Version: 2.1\nName: mine\nVersion: 1.0\n")
-    (told / "entry_points.txt").write_text("[cuesmith.compilers]\nrandom-search = mine:Random\nodd = mine:ODD\n")
-    (tmp_path / "mine.py").write_text("from cuesmith import IterativeAPE as Random\nODD = 3\n")
+    names = ("random-search = mine:Random", "odd = mine:ODD", "abo = mine:Other", "own-third = mine:Third")
+    (told / "entry_points.txt").write_text("\n".join(["[cuesmith.compilers]", *names]))
+    code = "from cuesmith import APO, IterativeAPE as Random\nODD = 3\nclass Other(APO): ...\nclass Third(APO): ...\n"
+    (tmp_path / "mine.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     assert compiler_class("RandomSearch").__name__ == "IterativeAPE"
     with pytest.raises(TypeError, match="mine:ODD, which is no subclass"):
         compiler_class("odd")
     with pytest.raises(ValueError, match="did you mean 'random"):
         compiler_class("random-serch")
+    for name, called in {"random-search": "iterative-ape", "own-third": "own-third", "abo": "abo"}.items():
+        made = compiler_of(name, ExactMatch("answer"))
+        assert made.called == called and compiler_class(made.called) is type(made)
+    assert sys.modules["mine"].Other(ExactMatch("answer")).called == "other", "its entry point's name is taken"
+    chain = sys.modules["mine"].Third(ExactMatch("answer")) >> compiler_of("apo", ExactMatch("answer"))
+    assert chain.called == "own-third >> apo"
 
 
 def test_the_page_on_architecture_shows_the_compiler_that_is_tested() -> None:

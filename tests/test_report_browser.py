@@ -126,6 +126,26 @@ def test_it_reads_without_scripts(browser: Any, tmp_path: Path) -> None:
     tab.context.close()
 
 
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_it_is_printed_whole_and_on_white(browser: Any, page: Path, scheme: str) -> None:
+    """On A4 with the margins that the page asks for: 688 px; nothing is folded, cut or dark."""
+    tab, said, _ = opened(browser, page, 688, scheme)
+    tab.emulate_media(media="print", color_scheme=scheme)
+    assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0
+    assert tab.evaluate("[...document.querySelectorAll('main, section, .wide, table')].every("
+                        "(e) => e.scrollWidth <= e.clientWidth + 1)")  # fmt: skip
+    if tab.title() == "cell":  # a notebook prints its cells as it likes
+        return
+    assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(255, 255, 255)"
+    ink = "getComputedStyle(document.querySelector('h1')).color"
+    assert tab.evaluate(ink) == "rgb(22, 25, 29)"
+    folded = "[...document.querySelectorAll('details > :not(summary)')].filter((e) => !e.checkVisibility()).length"
+    assert tab.evaluate("document.querySelectorAll('details:not([open])').length") > 10 and not tab.evaluate(folded)
+    heads = "[...document.querySelectorAll('thead')].every((e) => getComputedStyle(e).display === 'table-header-group')"
+    assert tab.evaluate(heads) and tab.pdf(prefer_css_page_size=True).startswith(b"%PDF") and not said
+    tab.context.close()
+
+
 def test_2000_candidates_are_there_at_once(browser: Any, tmp_path: Path) -> None:
     path = tmp_path / "report.html"
     path.write_text(RunReport.read(large_run(tmp_path / "run", 2_000)).to_html(), "utf-8")

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, metavar, of
-from cuesmith.programs.commands.run_folders import JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of, check_saved
 from cuesmith.programs.commands.workbench import (
     PreparedWork,
     WorkOptions,
     context_of,
     ended,
+    kept_run,
     plainly,
     prepare,
     print_json,
@@ -139,15 +139,16 @@ def compile_program(options: CompileOptions) -> int:
 
 
 def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", bound: "Forecast") -> int:
-    folder = options.run_dir or new_folder(options.compiler, work.task.name)
-    about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
-    keep = keep_command("compile", options, about)
-    keep.write(folder, replace_old=not (folder / JOURNAL).exists())
-    if not options.json:
-        print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
-    start = time.perf_counter()
-    compiled = _compiled(options, work, compiler, folder)
-    keep.write(folder)
+    def reached(program: Any, folder: Path) -> str:
+        return "nothing was scored yet" if program is None else f"the best so far is {_saved(program, options, folder)}"
+
+    with kept_run("compile", options, work, options.compiler, reached) as folder:
+        if not options.json:
+            print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
+        start = time.perf_counter()
+        compiled = compiler.compile(
+            work.program, trainset=work.task.train, valset=work.task.validation, run_dir=folder)
+        _saved(compiled, options, folder)
     return _shown(options, work, compiled, folder, time.perf_counter() - start)
 
 
@@ -157,21 +158,6 @@ def _compiler(options: CompileOptions, work: PreparedWork) -> "Compiler":
     usual = {"max_in_flight": work.in_flight, **options.own_options}
     return compiler_of(options.compiler, work.metric, optimizer_lm=work.optimizer, budget=budget_of(options.budget),
                        seed=options.seed, **usual)  # fmt: skip
-
-
-def _compiled(options: CompileOptions, work: PreparedWork, compiler: "Compiler", folder: Path) -> "Compiled":
-    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
-
-    try:
-        compiled = compiler.compile(
-            work.program, trainset=work.task.train, valset=work.task.validation, run_dir=folder)
-    except (Interrupted, Terminated) as stop:
-        kept = "nothing was scored yet"
-        if stop.program is not None:
-            kept = f"the best so far is {_saved(stop.program, options, folder)}"
-        raise type(stop)(f"interrupted: {kept}; to go on: cuesmith resume {folder}", stop.program) from None
-    _saved(compiled, options, folder)
-    return compiled
 
 
 def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:

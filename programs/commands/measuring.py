@@ -1,7 +1,5 @@
 """`cuesmith check` and `cuesmith compare`. Source: ours."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -10,13 +8,13 @@ from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
 from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of
-from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
+from cuesmith.programs.commands.run_folders import CONTEST
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
-    PreparedWork,
     WorkOptions,
     context_of,
     ended,
+    kept_run,
     plainly,
     prepare,
     print_json,
@@ -63,9 +61,8 @@ def check(options: CheckOptions) -> int:
         from cuesmith.programs.checking import check as checked
 
         work = prepare(options, Sizes())
-        task, folder = work.task, options.run_dir or new_folder("check", work.task.name)
-        _keep("check", options, work, folder)
-        with context_of(work), _going_on(folder):
+        task = work.task
+        with context_of(work), kept_run("check", options, work, "check", _nothing_compiled) as folder:
             found = checked(
                 work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
                 optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
@@ -84,7 +81,8 @@ class CompareOptions(WorkOptions):
 
     Attributes:
         compilers: Names of the compilers, with commas.
-        lms: Several LiteLLM models to run the program on, with commas, in place of --lm.
+        lms: Several LiteLLM models to run the program on, with commas, in place of --lm. Each writes its own prompts,
+            unless --optimizer-lm is given.
         seeds: One compile each, with commas (default: 0).
         option: An option of all of the compilers, such as steps=3; may be repeated.
         train_size: Examples to show and to make demonstrations of, at most (default: 40).
@@ -131,11 +129,10 @@ def compare(options: CompareOptions) -> int:
     with plainly():
         from cuesmith.programs.contest import compare_compilers
 
-        work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))
-        task, folder = work.task, options.run_dir or new_folder("compare", work.task.name)
-        own = options_of(options.option)
-        _keep("compare", options, work, folder)
-        with context_of(work), _going_on(folder):
+        sizes = Sizes(options.train_size, options.validation_size, options.test_size)
+        work = prepare(options, sizes, options.lms or ())
+        task, own = work.task, options_of(options.option)
+        with context_of(work), kept_run("compare", options, work, "compare", _what_is_done) as folder:
             found = compare_compilers(
                 work.program, dict.fromkeys(options.compilers, own), metric=work.metric, trainset=task.train,
                 valset=task.validation, testset=task.test, lms=_models(options) or work.target,
@@ -148,15 +145,12 @@ def compare(options: CompareOptions) -> int:
     return 0
 
 
-@contextmanager
-def _going_on(folder: Path) -> Iterator[None]:
-    """Have an interrupt say how to go on."""
-    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
+def _nothing_compiled(_program: object, _folder: Path) -> str:
+    return "nothing was compiled"
 
-    try:
-        yield
-    except (Interrupted, Terminated) as stop:
-        raise type(stop)(f"interrupted; to go on: cuesmith resume {folder}", stop.program) from None
+
+def _what_is_done(_program: object, folder: Path) -> str:
+    return f"what is done stands in {folder / CONTEST}" if (folder / CONTEST).exists() else "no compile is done"
 
 
 def _models(options: CompareOptions) -> dict[str, Any]:
@@ -165,9 +159,3 @@ def _models(options: CompareOptions) -> dict[str, Any]:
 
     choices: list[Choice] = [named(name) for name in options.lms or ()]
     return {choice.name: made(choice) for choice in choices}
-
-
-def _keep(command: str, options: WorkOptions, work: PreparedWork, folder: Path) -> None:
-    about = {"compiler": command, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
-    started = (folder / JOURNAL).exists() or (folder / CONTEST).exists()
-    keep_command(command, options, about).write(folder, replace_old=not started)

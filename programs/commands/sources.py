@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from cuesmith.modules.gguf_header import LocalModelError, read_header
 from cuesmith.programs.arguments import (
     BadInput,
     Columns,
@@ -33,8 +34,8 @@ class DataOptions:
     Attributes:
         task: A generated task family, which the embedded model knows.
         data: A file or folder of data: JSON, JSON Lines, CSV, Parquet, BIG-bench, ...
-        inputs: Columns of --data that are asked, with commas.
-        outputs: Columns of --data that are the answer, with commas.
+        inputs: Columns of --data that are asked, with commas; field=column where the program calls it otherwise.
+        outputs: Columns of --data that are the answer, likewise.
         metric: What is right: exact, choice, number, near, f1, json_fields, set_f1 or in_order (default: what suits the
             answers).
     """
@@ -99,14 +100,17 @@ class ModelOptions:
             raise BadInput("--threads: only with --local or --local-optimizer")
 
     def check_files(self) -> None:
-        """Look whether the model files are there.
+        """Look whether the model files are there, and are such by what they say of themselves.
 
         Raises:
             BadInput: If one is not.
         """
         for name, file in (("local", self.local), ("local-optimizer", self.local_optimizer)):
-            if file is not None and not file.exists():
-                raise BadInput(f"--{name} {file}: No such file or directory")
+            try:
+                if file is not None:
+                    read_header(file.expanduser())
+            except LocalModelError as error:
+                raise BadInput(f"--{name} {error}") from None
 
 
 def caps(text: str) -> Mapping[str, float]:

@@ -6,13 +6,14 @@ Source: ours.
 import logging
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
+from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
 from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
@@ -110,8 +111,13 @@ class PreparedWork:
     simulated: bool
 
 
-def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
+def prepare(options: WorkOptions, sizes: "Sizes", lms: Sequence[str] = ()) -> PreparedWork:
     """Load the program, the metric, the data and the models, in this order.
+
+    Args:
+        options: What the command is told.
+        sizes: Of the parts of the data.
+        lms: Models that the command runs the program on by itself, each of which writes its own prompts by default.
 
     Raises:
         BadInput: If one of them cannot be had.
@@ -132,7 +138,7 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
         check_inputs(program, trainset=task.train)
     except ValueError as error:
         raise BadInput(one_line(error)) from None
-    target, optimizer, names = _models(options, program, task)
+    target, optimizer, names = _models(options, lms, program, task)
     in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
 
@@ -154,17 +160,17 @@ def _task(
             task = generate(options.task or "", sizes=sizes, seed=options.seed)
             return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
         told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
-        if told == {"inputs": None, "outputs": None}:
-            told = _columns(program)
+        known = _columns(program) if told == {"inputs": None, "outputs": None} else {}
         try:
-            return load(options.data, **told, metric=metric, sizes=sizes, seed=options.seed)
-        except TaskError:
-            if options.inputs or options.outputs or not told:
+            return load(options.data, **(known or told), metric=metric, sizes=sizes, seed=options.seed)
+        except TaskError as error:
+            if not known:
                 raise
             task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
-            if set(told["inputs"]) <= set(task.train[0].inputs().keys()):
+            if set(known["inputs"]) <= set(task.train[0].inputs().keys()):
                 return task
-            raise
+            inputs, outputs = (",".join(f"{field}=COLUMN" for field in fields) for fields in known.values())
+            raise BadInput(f"{error}; write --inputs {inputs} --outputs {outputs}") from None
     except TaskError as error:
         raise BadInput(str(error)) from None
 
@@ -180,7 +186,7 @@ def _columns(program: "dspy.Module") -> dict[str, Any]:
     return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
 
 
-def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
+def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
             ) -> "tuple[dspy.BaseLM | None, dspy.BaseLM | None, tuple[str, str]]":
     """Return the target, the optimizer and their names: as told, else the program's own, else what needs no key."""
     import dspy
@@ -196,6 +202,8 @@ def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
         target, written = made(told.target), made(told.optimizer)
         return target, written, (told.target.name, told.optimizer.name)
     other = made(told.optimizer) if options.optimizer_lm or options.local_optimizer else None
+    if lms:
+        return None, other, (", ".join(lms), told.optimizer.name if other else "each its own")
     own = dspy.settings.lm or (carried[0] if None not in carried else None)
     if own is not None:
         return None, other or own, (own.model, (other or own).model)
@@ -210,6 +218,43 @@ def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     import dspy
 
     return nullcontext() if work.target is None else dspy.context(lm=work.target)
+
+
+@contextmanager
+def kept_run(
+    command: str,
+    options: WorkOptions,
+    work: PreparedWork,
+    name: str,
+    reached: "Callable[[dspy.Module | None, Path], str]",
+) -> Iterator[Path]:
+    """Give a run its folder and keep its command there, so that `cuesmith resume` repeats it; an interrupt says so.
+
+    The command of a run that has begun is replaced once the new one went through: then it was of the same run.
+
+    Args:
+        command: Its name.
+        options: What it was told.
+        work: What it works on.
+        name: What the run is listed as, and a new folder is called after.
+        reached: Says after an interrupt how far it came: of the best program so far, if there is one, and the folder.
+
+    Raises:
+        BadInput: If the folder cannot be written.
+        Interrupted, Terminated: Those of the run, with how to go on.
+    """
+    from cuesmith.teleprompters.runtime.interruption import Interrupted, Terminated
+
+    folder = options.run_dir or new_folder(name, work.task.name)
+    about = {"compiler": name, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
+    kept = keep_command(command, options, about)
+    kept.write(folder, replace_old=not any((folder / begun).exists() for begun in (JOURNAL, CONTEST)))
+    try:
+        yield folder
+    except (Interrupted, Terminated) as stop:
+        how_far = reached(stop.program, folder)
+        raise type(stop)(f"interrupted: {how_far}; to go on: cuesmith resume {folder}", stop.program) from None
+    kept.write(folder)
 
 
 @contextmanager

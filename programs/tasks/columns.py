@@ -5,14 +5,16 @@ Source: ours.
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from cuesmith.programs.tasks.answers import json_in
 from cuesmith.programs.tasks.conversations import ends_in_answer, is_conversation
 from cuesmith.programs.tasks.reading import Record
-from cuesmith.programs.tasks.task import TaskError
+from cuesmith.programs.tasks.task import TaskError, is_field
 
 ANSWERS = [
     "answer", "answers", "best_answer", "correct_answer", "final_answer", "final_ans", "target", "targets",
@@ -90,11 +92,45 @@ class Columns:
         inputs: What is asked.
         outputs: What is to be answered; none where it is the last message of a conversation.
         options: Those of the inputs that hold an option each, where they have been found by themselves.
+        names: Column -> the field that it becomes, where that was told.
     """
 
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     options: tuple[str, ...] = ()
+    names: Mapping[str, str] = field(default_factory=dict)
+
+
+Told: TypeAlias = Mapping[str, str] | Sequence[str] | str | None
+"""Columns that are named: one, several, or field -> column; None for those that are found by themselves."""
+
+
+def columns_told(given: Told) -> tuple[str, ...] | None:
+    """Return the columns that are named; None where none are."""
+    if given is None or isinstance(given, str):
+        return None if given is None else (given,)
+    return tuple(given.values() if isinstance(given, Mapping) else given)
+
+
+def names_told(where: str, *several: Told) -> dict[str, str]:
+    """Return column -> field, for those that have got another name.
+
+    Args:
+        where: For messages.
+        *several: Columns as they are named.
+
+    Raises:
+        TaskError: If a name cannot be that of a field, or stands for two columns.
+    """
+    names = [name for given in several for name in (given if isinstance(given, Mapping) else columns_told(given) or ())]
+    found = {column: name for given in several if isinstance(given, Mapping)
+             for name, column in given.items() if column != name}  # fmt: skip
+    for column, name in found.items():
+        if names.count(name) > 1:
+            raise TaskError(f"{where}: two columns are to be the field {name!r}: give {column!r} another name")
+        if not is_field(name):
+            raise TaskError(f"{where}: {name!r} cannot be the name of a field: give {column!r} another one")
+    return found
 
 
 def is_usual(name: str) -> bool:
@@ -188,7 +224,9 @@ class _Search:
 
     def check(self, path: str) -> None:
         if not any(value_at(record.values, path) is not None for record in self._records):
-            raise TaskError(f"{self._where}: no column {path!r}; there are: {self._listed()}")
+            near = difflib.get_close_matches(path, self._all, n=1)
+            meant = f"; did you mean {near[0]!r}? There are" if near else "; there are"
+            raise TaskError(f"{self._where}: no column {path!r}{meant}: {self._listed()}")
 
     def conversation(self, inputs: Sequence[str] | None) -> Sequence[str]:
         """Return the column of conversations that end in an answer, and one of the system's texts.

@@ -171,9 +171,11 @@ def _form(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[obje
 
 
 def _names(columns: Columns) -> dict[str, str]:
-    """Return path -> the name of a field: the column's own, as far as Python and dspy take it."""
-    found: dict[str, str] = {}
+    """Return path -> the name of a field: as told, else the column's own, as far as Python and dspy take it."""
+    found = dict(columns.names)
     for path in (*columns.inputs, *(columns.outputs or (_LAST,))):
+        if path in found:
+            continue
         name = _name(path.rpartition(".")[2])
         name = _name(path) if name in found.values() else name
         while name in found.values():
@@ -242,7 +244,8 @@ def _conversations(
     talks = [conversation(f"{r.where}: {path!r}", value) for r, value in zip(records, values, strict=True)]
     if columns.outputs and any(talk.answer is not None for talk in talks):
         return {names[path]: _Column(str, [talk.transcript for talk in talks])}, []
-    own = plain_name(path) in ("input", "inputs", "prompt", "query") or "question" in names.values()
+    own = path in columns.names or plain_name(path) in ("input", "inputs", "prompt", "query")
+    own = own or "question" in names.values()
     question = names[path] if own else "question"
     answer = names[columns.outputs[0] if columns.outputs else _LAST]
     found: _Columns = {}
@@ -359,9 +362,9 @@ def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[st
     if all(MARK in each[0] for each in accepted):  # GSM8K
         notes[SOLUTION] = [each[0] for each in accepted]
         accepted = [(each[0].rpartition(MARK)[2].strip() or each[0],) for each in accepted]
-    elif name.startswith(SOLUTION) and all(boxed(each[0]) for each in accepted):  # MATH
+    elif plain_name(path).startswith(SOLUTION) and all(boxed(each[0]) for each in accepted):  # MATH
         notes[SOLUTION] = [each[0] for each in accepted]
-        name = "answer" if "answer" not in inputs else name
+        name = "answer" if name.startswith(SOLUTION) and "answer" not in inputs else name
         accepted = [(boxed(each[0]) or each[0],) for each in accepted]
     asked = ["\n".join(cells) for cells in zip(*(c.values for c in inputs.values() if c.kind is str), strict=True)]
     suits, kind = _suiting(plain_name(path), asked, accepted), str

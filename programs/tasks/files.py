@@ -19,7 +19,7 @@ import dspy
 
 from cuesmith.programs.tasks import delimited, reading
 from cuesmith.programs.tasks.answers import number_in
-from cuesmith.programs.tasks.columns import Columns, choose, is_usual, value_at
+from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, value_at
 from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
 from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
@@ -44,8 +44,8 @@ _CHOICE_PREFIX = "\n  choice: "
 def load(
     path: str | Path,
     *,
-    inputs: Sequence[str] | str | None = None,
-    outputs: Sequence[str] | str | None = None,
+    inputs: Told = None,
+    outputs: Told = None,
     metric: str | MetricFunction | None = None,
     sizes: Sizes | None = None,
     seed: int = 0,
@@ -57,13 +57,14 @@ def load(
     `datasets` has saved. A test part that the data sets apart (`test.csv` beside `train.csv`, "test" in one file) stays
     test: no example of it gets into another split; without one that has answers, a validation part takes its place.
 
-    Fields keep the columns' names, and get types where not all is text: see `cuesmith.programs.tasks.fields`.
-    `cuesmith.programs.tasks.columns` says which columns are found by themselves.
+    Fields keep the columns' names, unless told another, and get types where not all is text: see
+    `cuesmith.programs.tasks.fields`. `cuesmith.programs.tasks.columns` says which columns are found by themselves.
 
     Args:
         path: The file or folder.
-        inputs: The columns that are asked, or dotted paths into records; found by usual names if not given.
-        outputs: The columns that are the answer; found by usual names if not given.
+        inputs: The columns that are asked, or dotted paths into records; or field -> column, where a column is to be
+            called otherwise, as in `{"question": "prompt_text"}`; found by usual names if not given.
+        outputs: The columns that are the answer, likewise.
         metric: A name in `METRICS`, or a metric of your own. By default it is what suits the answers: "choice" where
             the inputs list options, "number" for numbers ("near" for scores), "set_f1" for lists ("in_order" where
             one has as many members as an input), "json_fields" for records and several outputs, "f1" for texts of
@@ -74,12 +75,12 @@ def load(
     Raises:
         TaskError: If the data cannot be read as a task; in one line that says what to do.
     """
-    told = [(columns,) if isinstance(columns, str) else columns for columns in (inputs, outputs)]
+    told, names = [columns_told(each) for each in (inputs, outputs)], names_told(str(path), inputs, outputs)
     if isinstance(metric, str):
         _check_metric(metric)
-    table = reading.read(path, lambda cell: cell in {*(told[0] or ()), *(told[1] or ())} or is_usual(cell))
+    paths = [*(told[0] or ()), *(told[1] or ())]
+    table = reading.read(path, lambda cell: cell in paths or is_usual(cell))
     if table.bigbench is None:
-        paths = [*(told[0] or ()), *(told[1] or ())]
         table = replace(table, parts={part: reading.spread(rows, paths) for part, rows in table.parts.items()})
     count = sum(map(len, table.parts.values()))
     if count < MINIMUM_ROWS:
@@ -90,19 +91,19 @@ def load(
     first = next(iter(table.parts.values()))
     columns = Columns(("question",), ("answer",)) if ready else choose(str(path), first, *told)
     table = replace(table, parts=_complete(str(path), _labelled(table.parts, columns), columns))
-    columns = _with_values(columns, table.parts)
+    columns = replace(_with_values(columns, table.parts), names=names)
     records = [record for part in table.parts.values() for record in part]
     wanted = metric if isinstance(metric, str) else None
     form = formed(str(path), records, columns, wanted, with_classes=not ready)
     items = form.items
     if callable(metric):
         return _divided(table, form.signature, metric, items, sizes, seed)
-    name, outputs = wanted or form.metric, tuple(form.outputs)
-    judge = JsonFields(outputs) if name == "json_fields" else METRICS[name](outputs[0])
+    name, answered = wanted or form.metric, tuple(form.outputs)
+    judge = JsonFields(answered) if name == "json_fields" else METRICS[name](answered[0])
     if isinstance(judge, Near):
-        judge = replace(judge, span=_range(item.example[outputs[0]] for item in items))
+        judge = replace(judge, span=_range(item.example[answered[0]] for item in items))
     for record, item in zip(records, items, strict=True):
-        _check_gold(record.where, name, judge, item.example, outputs)
+        _check_gold(record.where, name, judge, item.example, answered)
     return _divided(table, form.signature, judge, items, sizes, seed)
 
 

@@ -481,7 +481,7 @@ def _columnar(path: Path) -> list[Record]:
         arrow = importlib.import_module("pyarrow")
         parquet, ipc = (importlib.import_module(f"pyarrow.{name}") for name in ("parquet", "ipc"))
     except ImportError:
-        raise TaskError(f"{path}: reading it needs the package 'pyarrow' (pip install datasets)") from None
+        raise TaskError(f"{path}: reading it needs the package 'pyarrow' (pip install pyarrow)") from None
     try:
         with path.open("rb") as file:
             begins = file.read(6)

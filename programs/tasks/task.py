@@ -302,10 +302,15 @@ def check_fields(where: str, inputs: Sequence[str], output: str) -> None:
         raise TaskError(f"{where}: no input column is given")
     names = [*inputs, output]
     for name in names:
-        if not name.isidentifier() or keyword.iskeyword(name) or is_taken(name):
+        if not is_field(name):
             raise TaskError(f"{where}: column {name!r} cannot be the name of a field; rename it")
         if names.count(name) > 1:
             raise TaskError(f"{where}: column {name!r} is given twice")
+
+
+def is_field(name: str) -> bool:
+    """Return whether a name can be that of a field."""
+    return name.isidentifier() and not keyword.iskeyword(name) and not is_taken(name)
 
 
 def is_taken(name: str) -> bool:

@@ -266,6 +266,21 @@ class Effects(Asker):
         self._results: dict[str, asyncio.Task[Json]] = {}
         self._reached: dict[str, bool] = {}
 
+    def decided(self, key: str, decide: Callable[[], dict[str, Json]]) -> dict[str, Json]:
+        """Return what the run decided when it first came here: a resumed one, which knows more, does as it did.
+
+        Args:
+            key: Names the decision.
+            decide: Decides.
+        """
+        stored = self._journal.get("outcomes", key) if self._journal else None
+        if stored is not None:
+            return {name: to_json(value) for name, value in stored.items()}
+        found = decide()
+        if self._journal is not None:
+            self._written(functools.partial(self._journal.put, "outcomes", key, found))
+        return found
+
     def note(self, text: str, kind: str) -> None:
         """Add a note; the same sentence is kept once."""
         if text not in self.notes:
@@ -361,9 +376,13 @@ class Effects(Asker):
         calls are admitted again for the report.
         """
         self._over = True
+        await self.rest()
+        self._note_unseen()
+
+    async def rest(self) -> None:
+        """Wait for what is in flight."""
         if pending := self._pending():
             await asyncio.wait(pending)
-        self._note_unseen()
 
     async def abandon(self, grace: float) -> None:
         """Wait for what is in flight, but no longer than `grace` seconds: then it is given up."""

@@ -57,13 +57,17 @@ class Terminated(SystemExit):
 class Interruption:
     """What a signal does to one compile.
 
+    Args:
+        compiles: Whether a program is the result; else there is none to hand over.
+
     Attributes:
         gate: The compile's gate, as soon as there is one: it is closed at once.
         program: The best program so far, once the compile has wound up.
         message: How far it came, in words.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, compiles: bool = True) -> None:
+        self.compiles = compiles
         self.gate: Gate | None = None
         self.program: dspy.Module | None = None
         self.message = "interrupted before anything was called"
@@ -124,6 +128,9 @@ class Interruption:
         raise self._what_to_raise()
 
     def _came_late(self, finished: object) -> None:
+        if not self.compiles:
+            self.message = "interrupted at the very end. Nothing was compiled; run it again (free with its run_dir)."
+            return
         if isinstance(finished, dspy.Module):
             self.program = finished
         self.message = "interrupted when the compile had just ended: its result is this exception's `program`."

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 Role: TypeAlias = Literal["target", "optimizer", "judge", "reward", "embedder", "other"]
 Cap: TypeAlias = Literal["usd", "calls", "tokens", "seconds"]
@@ -158,7 +158,7 @@ class Ledger:
         self._used: dict[str, Usage] = {}
         self._open: list[Ticket] = []
         self._worst: dict[str, Usage] = {}
-        self._held = Budget()
+        self._held = {"report": Budget()}
         self.largest = Usage(calls=1)
 
     @property
@@ -176,10 +176,23 @@ class Ledger:
         with self._lock:
             return Spent(dict(self._used), self.seconds)
 
-    def hold(self, held: Budget) -> None:
-        """Keep a part of the caps back from now on (for the report); `Budget()` gives it free."""
+    def hold(self, held: Budget, what: str = "report") -> None:
+        """Keep a part of the caps back from now on, for the report or something else; `Budget()` gives it free."""
         with self._lock:
-            self._held = held
+            self._held[what] = held
+
+    def left(self) -> dict[str, float]:
+        """Return what each cap leaves, less what is held back and what is used."""
+        with self._lock:
+            used, found = sum(self._used.values(), Usage()), dict[str, float]()
+            spent = {"usd": used.usd or 0.0, "calls": used.calls, "tokens": used.tokens, "seconds": self.seconds}
+            for name in get_args(Cap):
+                if (cap := getattr(self.budget, name)) is not None:
+                    found[name] = max(0.0, cap - self._kept(name) - spent[name])
+        return found
+
+    def _kept(self, name: Cap) -> float:
+        return sum(getattr(held, name) or 0 for held in self._held.values())
 
     def affords(self, per_run: Usage, runs: int) -> bool:
         """Whether the caps, less what is held back, last for so many more program runs like these. Seconds: any left.
@@ -189,15 +202,15 @@ class Ledger:
             runs: How many.
         """
         with self._lock:
-            used, budget, held = sum(self._used.values(), Usage()), self.budget, self._held
-        left = (
-            (budget.calls, held.calls, used.calls, per_run.calls),
-            (budget.tokens, held.tokens, used.tokens, per_run.tokens),
-            (budget.usd, held.usd, used.usd, per_run.usd),
-        )
-        in_time = budget.seconds is None or self.seconds < budget.seconds - (held.seconds or 0)
+            used, budget, kept = sum(self._used.values(), Usage()), self.budget, self._kept
+            left = (
+                (budget.calls, kept("calls"), used.calls, per_run.calls),
+                (budget.tokens, kept("tokens"), used.tokens, per_run.tokens),
+                (budget.usd, kept("usd"), used.usd, per_run.usd),
+            )
+            in_time = budget.seconds is None or self.seconds < budget.seconds - kept("seconds")
         return in_time and all(
-            cap is None or (spent or 0) + runs * (each or 0) <= cap - (kept or 0) for cap, kept, spent, each in left
+            cap is None or (spent or 0) + runs * (each or 0) <= cap - held for cap, held, spent, each in left
         )
 
     def admit(self, role: Role, calls: int, tokens: int, may_hit: bool, prompt: int = 0) -> Ticket | Cap | None:
@@ -246,19 +259,19 @@ class Ledger:
         return each
 
     def _refused_by(self, ticket: Ticket) -> Cap | None:
-        used, budget, held = sum(self._used.values(), Usage()), self.budget, self._held
-        if budget.seconds is not None and self.seconds >= budget.seconds - (held.seconds or 0):
+        used, budget, kept = sum(self._used.values(), Usage()), self.budget, self._kept
+        if budget.seconds is not None and self.seconds >= budget.seconds - kept("seconds"):
             return "seconds"
         if budget.calls is not None and (
-            used.calls + sum(t.calls for t in self._open) + ticket.calls > budget.calls - (held.calls or 0)
+            used.calls + sum(t.calls for t in self._open) + ticket.calls > budget.calls - kept("calls")
         ):
             return "calls"
         if budget.tokens is not None and (
-            used.tokens + sum(t.tokens for t in self._open) + ticket.tokens > budget.tokens - (held.tokens or 0)
+            used.tokens + sum(t.tokens for t in self._open) + ticket.tokens > budget.tokens - kept("tokens")
         ):
             return "tokens"
         if budget.usd is not None and (
-            (used.usd or 0.0) + sum(t.usd for t in self._open) + ticket.usd > budget.usd - (held.usd or 0.0)
+            (used.usd or 0.0) + sum(t.usd for t in self._open) + ticket.usd > budget.usd - kept("usd")
         ):
             return "usd"
         return None

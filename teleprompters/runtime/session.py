@@ -219,11 +219,14 @@ class Session:
             return
         calls, run_dir = self.ledger.spent().total.calls, self.job.run_dir
         found = any(v is not None for v in self.effects.known(self.effects.baseline, self.job.split.select))
-        if found:
+        kept = "Nothing was scored yet."
+        if not interruption.compiles:
+            kept = "Nothing was compiled."
+        elif found:
             interruption.program = self._finished(self.effects.best_so_far(), None)
-        kept = "The best program so far is this exception's `program`. " if found else "Nothing was scored yet. "
+            kept = "The best program so far is this exception's `program`."
         go_on = f"run the same again with run_dir={str(run_dir)!r}" if run_dir else "give run_dir= to be able to go on"
-        interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept}To go on: {go_on}."
+        interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept} To go on: {go_on}."
 
     def _finished(self, best: Candidate, gain: Gain | None) -> Compiled:
         self.gate.count_lost()
