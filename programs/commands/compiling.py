@@ -129,7 +129,7 @@ def compile_program(options: CompileOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         sizes = Sizes(train=options.train_size, validation=options.validation_size, test=1)
         work = prepare(options, sizes)
         with context_of(work):

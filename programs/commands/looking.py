@@ -1,6 +1,7 @@
 """What looks at runs and compilers: `cuesmith runs | show | report | export | compilers`. Source: ours."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from cyclopts import CycloptsError, Parameter
 from cuesmith.programs.arguments import BadInput, be_offline, complain, file_of, metavar, of, parsed
 from cuesmith.programs.commands.compiling import PROGRAM, CompileOptions
 from cuesmith.programs.commands.run_folders import FILE, JOURNAL, RECORD, KeptCommand, RunLine, found, line_of
-from cuesmith.programs.commands.workbench import TargetOptions, print_json, print_text
+from cuesmith.programs.commands.workbench import TargetOptions, aside, print_json, print_text
 
 if TYPE_CHECKING:
     import dspy
@@ -203,7 +204,7 @@ def export(options: ExportOptions) -> int:
     own command says which program it was; its code is imported.
     """
     be_offline(models=False)
-    with _program(options) as program:
+    with aside(), _program(options) as program:
         from cuesmith.programs.exporting import export as exported
 
         inputs = dict(text.split("=", 1) for text in options.input)
@@ -212,7 +213,9 @@ def export(options: ExportOptions) -> int:
         except (TypeError, ValueError) as error:
             raise BadInput(str(error)) from None
     if options.output is None:
-        print(text)
+        from cuesmith.teleprompters.runtime.figures import visible
+
+        print(visible(text) if sys.stdout.isatty() else text)  # a file gets the prompt as it is
         return 0
     try:
         options.output.write_text(text + "\n", encoding="utf-8", errors="replace")

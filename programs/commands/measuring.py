@@ -59,7 +59,7 @@ def check(options: CheckOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         from cuesmith.programs.checking import check as checked
 
         work = prepare(options, Sizes())
@@ -128,7 +128,7 @@ def compare(options: CompareOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         from cuesmith.programs.contest import compare_compilers
 
         work = prepare(options, Sizes(options.train_size, options.validation_size, options.test_size))

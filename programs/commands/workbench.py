@@ -4,13 +4,16 @@ Source: ours.
 """
 
 import logging
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
@@ -120,18 +123,13 @@ def prepare(options: WorkOptions, sizes: "Sizes") -> PreparedWork:
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("cuesmith").addFilter(_is_no_stop)
-    from cuesmith.programs.comparison import one_line
     from cuesmith.programs.models import AT_ONCE, SIMULATED
-    from cuesmith.teleprompters.runtime.preflight import check_inputs
 
     program = options.program.load()
     place = metric_place(options.metric)
     metric = options.metric if place is None else load_metric(place)
     task = _task(options, program, metric, sizes)
-    try:
-        check_inputs(program, trainset=task.train)
-    except ValueError as error:
-        raise BadInput(one_line(error)) from None
+    _check_fit(program, task, callable(metric))
     target, optimizer, names = _models(options, program, task)
     in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
@@ -147,26 +145,50 @@ def _task(
 ) -> "Task":
     from dataclasses import replace
 
-    from cuesmith.programs.tasks import TaskError, generate, load
+    from cuesmith.programs.tasks import TaskError, generate
 
     try:
-        if options.data is None:
-            task = generate(options.task or "", sizes=sizes, seed=options.seed)
-            return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
-        told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
-        if told == {"inputs": None, "outputs": None}:
-            told = _columns(program)
-        try:
-            return load(options.data, **told, metric=metric, sizes=sizes, seed=options.seed)
-        except TaskError:
-            if options.inputs or options.outputs or not told:
-                raise
-            task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
-            if set(told["inputs"]) <= set(task.train[0].inputs().keys()):
-                return task
-            raise
+        if options.data is not None:
+            return _read(options.data, options, program, metric, sizes)
+        task = generate(options.task or "", sizes=sizes, seed=options.seed)
+        return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
     except TaskError as error:
-        raise BadInput(str(error)) from None
+        raise BadInput(_in_options(str(error))) from None
+
+
+def _read(
+    data: Path, options: WorkOptions, program: "dspy.Module", metric: "str | MetricFunction | None", sizes: "Sizes"
+) -> "Task":
+    """Read the data by the columns that are told, and by the program's own fields for a side that is not.
+
+    Where the data has no such columns it is read by usual names, and taken if the program fits it all the same.
+    """
+    from cuesmith.programs.tasks import TaskError, load
+
+    told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
+    own = _columns(program)
+    wanted: dict[str, Any] = {side: columns or own.get(side) for side, columns in told.items()}
+    more: dict[str, Any] = {"metric": metric, "sizes": sizes, "seed": options.seed}
+    try:
+        return load(data, **wanted, **more)
+    except TaskError as first:
+        if wanted == told:
+            raise
+        try:
+            task = load(data, **told, **more)
+        except TaskError:
+            raise first from None
+        if not {*(wanted["inputs"] or ())} <= {*task.train[0].inputs().keys()}:
+            raise
+        if not callable(metric) and _unanswered(program, task):
+            raise
+        return task
+
+
+def _in_options(message: str) -> str:
+    """Return what a loader says with the command's options in place of its own arguments."""
+    named = re.compile(r"\b(inputs|outputs)=(?:'([^']*)'|\.\.\.)")
+    return named.sub(lambda m: f"--{m[1]} {'...' if m[2] is None else shlex.quote(m[2])}", message)
 
 
 def _columns(program: "dspy.Module") -> dict[str, Any]:
@@ -178,6 +200,45 @@ def _columns(program: "dspy.Module") -> dict[str, Any]:
     inputs = tuple(name for name in known.fields if name in known.needed)
     outputs = tuple(sorted(known.gives - {REASONING}))
     return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
+
+
+def _unanswered(program: "dspy.Module", task: "Task") -> list[str]:
+    """Return the fields of the data's answers that the program is known not to have."""
+    from cuesmith.programs.tasks.metrics import ACCEPTED
+    from cuesmith.teleprompters.runtime.preflight import takes
+
+    known = takes(program)
+    if not (known.certain and known.gives):
+        return []
+    return [name for name in task.train[0].labels().toDict() if name not in known.gives and name != ACCEPTED]
+
+
+def _check_fit(program: "dspy.Module", task: "Task", own_metric: bool) -> None:
+    """Compare the program's fields with the data's, and tell what may be meant so.
+
+    Args:
+        program: The program.
+        task: The data.
+        own_metric: Whether the metric is a function of the user's, which may compare other fields.
+
+    Raises:
+        BadInput: If the program cannot be called, or does not answer what the metric looks at.
+    """
+    from cuesmith.teleprompters.runtime.preflight import check_inputs, takes
+
+    known = takes(program)
+    try:
+        notes = check_inputs(program, trainset=task.train, valset=task.validation)
+    except ValueError:
+        asked, taken = (", ".join(map(repr, names)) for names in (task.train[0].inputs().keys(), known.fields))
+        raise BadInput(f"the program takes {taken or 'no input'}, but what is asked in the data is {asked}: name the "
+                       "columns by --inputs, or the fields in TARGET as they are") from None
+    if not own_metric and (missing := _unanswered(program, task)):
+        answers, given = (", ".join(map(repr, names)) for names in (missing, sorted(known.gives)))
+        raise BadInput(f"the program answers {given}, but the answer in the data is {answers}: name the columns by "
+                       "--outputs, the fields in TARGET as they are, or a --metric of yours that knows better")
+    for note in notes:
+        warnings.warn(str(note), stacklevel=2)
 
 
 def _models(options: WorkOptions, program: "dspy.Module", task: "Task"
@@ -212,9 +273,27 @@ def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     return nullcontext() if work.target is None else dspy.context(lm=work.target)
 
 
+_out: ContextVar[TextIO | None] = ContextVar("cuesmith_standard_output", default=None)
+"""The standard output of a command, while the user's own code has another."""
+
+
 @contextmanager
-def plainly() -> Iterator[None]:
+def aside() -> Iterator[None]:
+    """Have what the user's own code prints go to standard error: standard output is for the result alone."""
+    token = _out.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _out.reset(token)
+
+
+@contextmanager
+def plainly(*, as_json: bool) -> Iterator[None]:
     """Turn what ends the work into one line, and show warnings as one line each.
+
+    Args:
+        as_json: Whether standard output is to be JSON and nothing else.
 
     Raises:
         BadInput: Where nothing has been called.
@@ -230,7 +309,7 @@ def plainly() -> Iterator[None]:
         warnings.simplefilter("ignore", CompileWarning)  # it stands among the notes
         warnings.showwarning = show
         try:
-            with explained():
+            with explained(), aside() if as_json else nullcontext():
                 yield
         except (TypeError, ImportError) as error:
             raise BadInput(one_line(error)) from None
@@ -252,9 +331,9 @@ def print_text(markdown: str) -> None:
 
 def print_json(data: object) -> None:
     """Print one JSON object in one line."""
-    import json
+    from cuesmith.teleprompters.runtime.figures import json_text
 
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    (_out.get() or sys.stdout).write(json_text(data) + "\n")
 
 
 def ended(stopped_by: str | None) -> int:
