@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from cuesmith import cli
+from cuesmith.programs.arguments import parsed
+from cuesmith.programs.commands.compiling import CompileOptions
 
 APP = """
 import dspy
@@ -21,6 +23,24 @@ def metric(example, prediction, trace=None):
 
 def loose(example, prediction, trace=None):
     return example.urgent == (prediction.team == "tech")
+
+class Route(dspy.Signature):
+    "Say who it is for."
+    ticket: str = dspy.InputField()
+    team: str = dspy.OutputField()
+
+class Two(dspy.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = dspy.Predict("question -> hint"), dspy.Predict("question, hint -> answer")
+    def forward(self, question):
+        return self.second(question=question, hint=self.first(question=question).hint)
+
+def leaves():
+    raise SystemExit(3)
+
+async def late():
+    return program
 
 program = dspy.Predict("question -> answer")
 """
@@ -37,6 +57,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "app.py").write_text(APP)
     monkeypatch.chdir(tmp_path)
     monkeypatch.delitem(sys.modules, "app", raising=False)
+    monkeypatch.syspath_prepend(tmp_path)
     return tmp_path
 
 
@@ -115,3 +136,45 @@ def test_what_ones_own_code_prints_is_no_part_of_the_json(here: Path, capsys: py
     sys.modules.pop("app")
     status, out, err = called(capsys, "export", "run")
     assert status == 0 and json.loads(out)[0]["role"] == "system" and "an app that talks" in err
+
+
+def test_a_signature_of_ones_own_is_a_program(here: Path) -> None:
+    import dspy
+
+    plain = parsed(CompileOptions, ["app.py:Route", "--data", "mails.jsonl"]).program.load()
+    thinking = parsed(CompileOptions, ["app.py:Route", "--cot", "--data", "mails.jsonl"]).program.load()
+    assert type(plain) is dspy.Predict and type(thinking) is dspy.ChainOfThought
+    assert plain.signature.instructions == "Say who it is for."
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("app.py:leaves",), "making the program fails: SystemExit: 3"),
+        (("app.py:late",), "is a coroutine: it must be a dspy.Module"),
+        (("app.py:Two", "--cot"), "--cot: only with a signature, not with app.py:Two"),
+        (("app.py:program", "--state", "two.json"), "whose predictors are self: it has first, second"),
+        (("app.py:Two", "--state", "one.json"), "whose predictors are first, second: it has a single predictor"),
+        (("app.py:Two", "--option", "steps=1", "--option", "steps=2"), "--option steps: is given twice"),
+    ],
+)
+def test_a_program_that_cannot_be_made_is_one_line(
+    here: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], problem: str
+) -> None:
+    from app import Two, program  # type: ignore[import-not-found]
+
+    program.save("one.json")
+    Two().save("two.json")
+    status, out, err = planned(capsys, *words, "--data", "mails.jsonl", "--inputs", "ticket", "--outputs", "team")
+    assert status == 2 and out == "" and problem in err
+    assert sum(line.startswith("cuesmith") for line in err.splitlines()) == 1
+
+
+def test_where_the_program_is_to_go_is_tried_before_anything_is_paid_for(
+    here: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("compile", "question -> answer", "--task", "max", "--budget", "calls=40", "--run-dir", "run")
+    status, out, err = called(capsys, *words, "--save", "app.py/saved.json")
+    assert status == 2 and out == "" and "--save app.py/saved.json: " in err and not (here / "run").exists()
+    status, _, err = called(capsys, *words, "--save", "new/folder/saved.json", "--json")
+    assert status == 0 and (here / "new" / "folder" / "saved.json").is_file(), err

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cuesmith.programs.arguments import BadInput, Count, metavar, of
+from cuesmith.programs.arguments import BadInput, Count, RunFailed, metavar, of
 from cuesmith.programs.commands.run_folders import JOURNAL, keep_command, new_folder
-from cuesmith.programs.commands.sources import budget_of, check_saved
+from cuesmith.programs.commands.sources import budget_of, check_saved, check_writable
 from cuesmith.programs.commands.workbench import (
     PreparedWork,
     WorkOptions,
@@ -51,6 +51,7 @@ def check_options(texts: Sequence[str]) -> None:
     Raises:
         BadInput: If one is not, or the command has an option of its own for it.
     """
+    seen = set[str]()
     for text in texts:
         key, equals, _ = text.partition("=")
         if not (equals and key.isidentifier()):
@@ -59,6 +60,9 @@ def check_options(texts: Sequence[str]) -> None:
             raise BadInput(f"--option {key}: has an option of its own, --{key.replace('_', '-')}")
         if key in _NOT_HERE:
             raise BadInput(f"--option {key}: can only be given in Python")
+        if key in seen:
+            raise BadInput(f"--option {key}: is given twice")
+        seen.add(key)
 
 
 def value_of(text: str) -> object:
@@ -140,6 +144,8 @@ def compile_program(options: CompileOptions) -> int:
 
 def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", bound: "Forecast") -> int:
     folder = options.run_dir or new_folder(options.compiler, work.task.name)
+    if options.save is not None:
+        check_writable("--save", options.save)
     about = {"compiler": options.compiler, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
     keep = keep_command("compile", options, about)
     keep.write(folder, replace_old=not (folder / JOURNAL).exists())
@@ -182,6 +188,9 @@ def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:
             program.save(path)
         except OSError as error:
             raise BadInput(f"{path}: {error.strerror or error}; the run is in {folder}") from None
+        except RuntimeError as error:  # dspy's word for whatever happens while it writes
+            reason = str(error.__cause__ or error.__context__ or error)
+            raise RunFailed(f"{path}: cannot be saved: {reason}; the run is in {folder}") from None
     return paths[-1]
 
 
@@ -191,7 +200,7 @@ def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", fol
     return [
         f"- task: {task.name}, {len(task.train)} training and {len(task.validation)} validation examples",
         f"- program: {options.target} on {work.names[0]}; {options.compiler}, with {work.names[1]}",
-        f"- calls: at most {bound.calls:,}" + (f", within {caps}" if caps else ""),
+        f"- calls: at most {bound.calls:,}" + (f"; it stops at {caps}" if caps else ""),
         f"- run: {folder}",
     ]
 

@@ -273,8 +273,9 @@ def compilers(options: CompilersOptions = CompilersOptions()) -> int:
     from cuesmith.teleprompters.registry import COMPILERS, compiler_class
 
     if options.name is None and not options.json:
+        width = max(map(len, COMPILERS))
         for name in COMPILERS:
-            print(f"{name:<16} {_summary(compiler_class(name))}")
+            print(f"{name:<{width}}  {_summary(compiler_class(name))}")
         return 0
     told = [_compiler(name) for name in ([options.name] if options.name else COMPILERS)]
     if options.json:

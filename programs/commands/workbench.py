@@ -34,8 +34,9 @@ class TargetOptions:
     """Which program.
 
     Attributes:
-        target: The program: module:program or file.py:program (a dspy.Module, or what makes one; the file is imported,
-            so it runs), a folder of a saved program, or a signature such as "review -> label: Literal['a', 'b']".
+        target: The program: module:program or file.py:program (a dspy.Module, what makes one, or a dspy.Signature; the
+            file is imported, so it runs), a folder of a saved program, or a signature such as "review -> label:
+            Literal['a', 'b']".
         cot: Answer a signature after a chain of thought.
         state: Prompts that the program begins with: a .json that program.save() wrote.
     """
@@ -56,12 +57,15 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
     """What work on a program is told.
 
     Attributes:
+        metric: What is right: exact, choice, number, near, f1, json_fields, set_f1 or in_order (default: what suits the
+            answers); or a function of yours, module:function or file.py:function, which is imported, so it runs.
         budget: Caps over everything, such as usd=2,calls=500 (also tokens= and seconds=).
         seed: Seed of splits and decisions (default: 0).
         run_dir: Keep the journal here; goes on with what is there (default: a new folder in runs/).
         json: Print one JSON object instead of text.
     """
 
+    metric: Annotated[str | None, metavar("METRIC")] = None
     budget: Caps | None = None
     seed: Seed = 0
     run_dir: Annotated[Path | None, metavar("DIR")] = None
