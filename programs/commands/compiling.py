@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, RunFailed, metavar, of
-from cuesmith.programs.commands.run_folders import JOURNAL, keep_command, new_folder
+from cuesmith.programs.commands.run_folders import JOURNAL, PROGRAM, keep_command, new_folder
 from cuesmith.programs.commands.sources import budget_of, check_saved, check_writable
 from cuesmith.programs.commands.workbench import (
     PreparedWork,
@@ -26,9 +26,6 @@ from cuesmith.programs.commands.workbench import (
 if TYPE_CHECKING:
     from cuesmith.teleprompters.compiler import Compiler
     from cuesmith.teleprompters.runtime.compilation import Compiled, Forecast
-
-PROGRAM = "program.json"
-"""The compiled program in a run folder."""
 
 _OWN = {"metric", "optimizer_lm", "budget", "seed", "search"}
 _NOT_HERE = {"callbacks", "progress", "executor"}
@@ -183,15 +180,22 @@ def _compiled(options: CompileOptions, work: PreparedWork, compiler: "Compiler",
 def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:
     paths = [folder / PROGRAM, *([options.save] if options.save is not None else [])]
     for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            program.save(path)
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror or error}; the run is in {folder}") from None
-        except RuntimeError as error:  # dspy's word for whatever happens while it writes
-            reason = str(error.__cause__ or error.__context__ or error)
-            raise RunFailed(f"{path}: cannot be saved: {reason}; the run is in {folder}") from None
+        save_program(program, path)
     return paths[-1]
+
+
+def save_program(program: Any, path: Path) -> None:
+    """Save a compiled program.
+
+    Raises:
+        RunFailed: If that cannot be done; the run is kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(path)
+    except (OSError, RuntimeError) as error:  # the latter is dspy's word for whatever happens while it writes
+        reason = str(error.__cause__ or error.__context__ or error)
+        raise RunFailed(f"{path}: the program cannot be saved: {reason}; its run is kept") from None
 
 
 def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", folder: Path) -> list[str]:
