@@ -143,7 +143,9 @@ def main(settings: AlignSettings, *, as_json: bool = False) -> int:
     data = _json(settings, ready, result, found, seconds)
     _save(settings.out, result, ready, data)
     if as_json:
-        console.file.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+        from cuesmith.programs.report import json_text
+
+        console.file.write(json_text(data) + "\n")
     else:
         _show(console, settings, ready, found, seconds)
     return 0

@@ -562,6 +562,8 @@ def _folder(run_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
         with TemporaryDirectory(prefix="cuesmith-") as folder:
             yield Path(folder)
     else:
+        if (Path(run_dir) / "journal.jsonl").exists():
+            raise JournalError(f"run_dir {str(run_dir)!r} holds a run that is no comparison: give a new directory")
         Path(run_dir).mkdir(parents=True, exist_ok=True)
         yield Path(run_dir)
 

@@ -14,7 +14,7 @@ from typing import Any, Literal, get_args
 import dspy
 
 from cuesmith.modules.prompter import Prompter
-from cuesmith.programs.report import describe_gain
+from cuesmith.programs.report import describe_gain, json_text
 from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
 from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
 
@@ -84,7 +84,7 @@ def export(program: dspy.Module, format: Format, inputs: Mapping[str, object] | 
         return _page(program, {name: _heard(each, given).messages for name, each in predictors.items()})
     one = _messages if format == "messages" else _body
     found = {name: one(predictor, given) for name, predictor in predictors.items()}
-    return json.dumps(found if len(found) > 1 else next(iter(found.values())), indent=2, ensure_ascii=False)
+    return json_text(found if len(found) > 1 else next(iter(found.values())), indent=2)
 
 
 def _predictors(program: dspy.Module) -> dict[str, dspy.Predict]:

@@ -9,7 +9,6 @@ Source: ours.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping
 
@@ -75,7 +74,7 @@ def main(settings: Settings, *, as_json: bool = False) -> int:
     with Progress() as progress:
         result = run(settings, task, target, optimizer, callbacks=(progress,), stage=progress.stage)
     if as_json:
-        text = json.dumps(to_json(result, expected), ensure_ascii=False, allow_nan=False)
+        text = report.json_text(to_json(result, expected))
         console.file.write(text + "\n")
     else:
         show(result, console)

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.figures import describe_estimate as describe_estimate
+from cuesmith.teleprompters.runtime.figures import json_text as json_text
 from cuesmith.teleprompters.runtime.figures import percent as percent
 from cuesmith.teleprompters.runtime.figures import usd as usd
 from cuesmith.teleprompters.runtime.figures import visible as visible

@@ -259,8 +259,8 @@ class PromptSearch(Compiler):
                 break
         if replace(fitted.setting, overlap=self.setting.overlap) != self.setting:
             s = fitted.setting
-            run.note(f"A cap of {self.budget.calls} calls is low for this search: it keeps {s.width} candidates with "
-                     f"{s.branch} new ones each, from {s.initial} initial prompts and minibatches of {s.minibatch}.")
+            run.note(f"A cap of {self.budget.calls} calls is low for this search, which is made smaller: "
+                     f"width {s.width}, branch {s.branch}, initial {s.initial}, minibatch {s.minibatch}.")
         return fitted
 
     @property

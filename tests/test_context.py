@@ -230,7 +230,8 @@ def test_answers_that_are_few_texts_are_named_without_the_optimizers_help(name: 
             optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), **options)  # fmt: skip
     native = form == "native"
     assert (NAMED in compiled.signature.instructions) is not native
-    assert compiled.compilation.best.select.mean == (0.0 if native else 1.0)
+    selected = compiled.compilation.best.select
+    assert selected is not None and selected.mean == (0.0 if native else 1.0)
     assert all(("; in the examples always one of 'high', 'low'" in text) is not native for text in optimizer.texts)
 
 

@@ -195,6 +195,15 @@ def test_a_page_shows_everything_as_text() -> None:
     assert "## Predictor `self`" in page
 
 
+@pytest.mark.parametrize("format", ["messages", "openai"])
+def test_json_reads_back_as_it_was_and_has_nothing_a_terminal_obeys(format: Any) -> None:
+    instructions = "Say \x1b[31m \u202e it \x00 \x9b, as 漢字 🎈."
+    text = export(dspy.Predict(dspy.Signature("question -> answer", instructions)), format)
+    read = json.loads(text)
+    assert instructions in (read["messages"] if format == "openai" else read)[0]["content"]
+    assert text.replace("\n", "").isprintable() and "漢字 🎈" in text
+
+
 def test_what_cannot_be_exported_is_one_line() -> None:
     program = dspy.Predict("question -> answer")
     prompter, nothing = Prompter(), dspy.Module()

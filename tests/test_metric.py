@@ -14,7 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cuesmith.teleprompters.runtime.metric import BadScore, Metric, read_judgement
+from cuesmith.teleprompters.runtime.metric import LARGEST, BadScore, Metric, read_judgement
+from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
 
 EXAMPLE = dspy.Example(question="q", answer="a").with_inputs("question")
 RIGHT = dspy.Prediction(answer="a")
@@ -189,7 +190,7 @@ def test_async_metrics() -> None:
     asyncio.run(body())
 
 
-@given(st.floats(allow_nan=False, allow_infinity=False) | st.integers(-(10**6), 10**6) | st.booleans())
+@given(st.floats(-LARGEST, LARGEST) | st.integers(-(10**6), 10**6) | st.booleans())
 def test_numbers_are_scores(answer: float) -> None:
     assert read_judgement(answer) == (float(answer), "", {})
     assert read_judgement(dspy.Prediction(score=answer, feedback="why")) == (float(answer), "why", {})
@@ -210,6 +211,8 @@ def test_other_numbers(answer: object) -> None:
         "1.0",
         float("nan"),
         float("inf"),
+        -1e308,
+        10**400,
         [1.0],
         object(),
         1j,
@@ -223,3 +226,10 @@ def test_other_numbers(answer: object) -> None:
 def test_what_is_no_finite_number_is_no_score(answer: object) -> None:
     with pytest.raises(BadScore, match="the metric returned"):
         read_judgement(answer)
+
+
+def test_the_largest_scores_can_be_reckoned_with() -> None:
+    scores = [LARGEST, -LARGEST, LARGEST]
+    assert all(math.isfinite(v) for v in (estimate95(scores).low, estimate95(scores).mean, estimate95(scores).high))
+    gain = paired_gain(scores, [-LARGEST, LARGEST, LARGEST])
+    assert math.isfinite(gain.difference) and 0.0 <= gain.p_value <= 1.0

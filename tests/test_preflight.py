@@ -281,6 +281,33 @@ def test_a_metric_that_takes_its_gold_is_called_once_and_nothing_is_said() -> No
     assert gold(exact) == ()
 
 
+@pytest.mark.parametrize("returned", [None, "yes", ("right", 1.0), [1.0], float("nan"), {"feedback": "none"}])
+def test_a_metric_that_gives_right_answers_no_score_is_refused_before_the_first_call(returned: object) -> None:
+    engine = Engine()
+    with dspy.context(lm=model(engine)), pytest.raises(ValueError, match=r"metric returned .* of example 0"):
+        IterativeAPE(lambda e, p, t=None: returned).compile(dspy.Predict("review -> label"), trainset=examples())
+    assert engine.calls == 0
+    given = iter(["no score", 1.0, 1.0])
+    assert gold(lambda e, p, t=None: next(given)) == ()
+
+
+@pytest.mark.parametrize("kind", [dspy.Predict, dspy.ChainOfThought])
+def test_a_metric_that_reads_a_label_which_the_program_never_answers_is_refused(kind: Any) -> None:
+    engine, program = Engine(), kind("review -> mood")
+    with dspy.context(lm=model(engine)), pytest.raises(ValueError, match=r"reads 'label' .* does not answer: .*'mood'"):
+        IterativeAPE(exact).compile(program, trainset=examples())
+    assert engine.calls == 0
+    assert gold(lambda e, p, t=None: p.get("mood") == e.label, program=program) != (), "only said to score 0"
+
+
+def test_a_label_that_is_none_of_the_options_is_a_note() -> None:
+    given = examples(4, review="r", label="A") + examples(2, review="r", label="b")
+    text = "review -> label: Literal['a0', 'a1', 'a2', 'B0 ']"
+    (note,) = check_inputs(dspy.Predict(text), trainset=given)
+    assert "2 of 6 examples of trainset have 'A3', 'b1' as 'label', which is none of the options" in note.text
+    assert check_inputs(dspy.Predict("review -> label"), trainset=given) == ()
+
+
 def test_what_seems_wrong_is_looked_into_with_at_most_three_calls() -> None:
     metric = Counted(0.0)
     (note,) = gold(metric)

@@ -307,6 +307,20 @@ def test_the_honest_sentence(gain: Gain | None, tone: str, text: str) -> None:
     assert ("would show a gain of" in found.grounds) == (tone == "none")
 
 
+@pytest.mark.parametrize(
+    ("gain", "said"),
+    [
+        (Gain(0.8, 0.193, 0.964, 0.125, 5), " The interval leaves 0 out, but the test does not:"),
+        (Gain(0.1, -0.01, 0.2, 0.04, 50), " The test rules out chance, but the interval does not:"),
+        (Gain(0.1, -0.1, 0.2, 0.4, 50), ""),
+    ],
+)
+def test_where_interval_and_test_disagree_it_says_so(gain: Gain, said: str) -> None:
+    found = verdict_of(Scoring(True), gain, "", (None, None), [1.0, 0.0])
+    assert found.tone == "none" and said in found.grounds
+    assert ("a gain is told only where both agree" in found.grounds) == bool(said)
+
+
 def test_a_page_of_2000_candidates_is_small_and_quick(tmp_path: Path) -> None:
     report = RunReport.read(large_run(tmp_path, 2_000, 20))
     start = time.process_time()

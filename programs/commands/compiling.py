@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from cuesmith.programs.arguments import BadInput, Count, metavar, of
-from cuesmith.programs.commands.sources import budget_of, check_saved
+from cuesmith.programs.arguments import BadInput, Count, RunFailed, metavar, of
+from cuesmith.programs.commands.run_folders import PROGRAM
+from cuesmith.programs.commands.sources import budget_of, check_saved, check_writable
 from cuesmith.programs.commands.workbench import (
     PreparedWork,
     WorkOptions,
@@ -26,9 +27,6 @@ from cuesmith.programs.commands.workbench import (
 if TYPE_CHECKING:
     from cuesmith.teleprompters.compiler import Compiler
     from cuesmith.teleprompters.runtime.compilation import Compiled, Forecast
-
-PROGRAM = "program.json"
-"""The compiled program in a run folder."""
 
 _OWN = {"metric", "optimizer_lm", "budget", "seed", "search"}
 _NOT_HERE = {"callbacks", "progress", "executor"}
@@ -51,6 +49,7 @@ def check_options(texts: Sequence[str]) -> None:
     Raises:
         BadInput: If one is not, or the command has an option of its own for it.
     """
+    seen = set[str]()
     for text in texts:
         key, equals, _ = text.partition("=")
         if not (equals and key.isidentifier()):
@@ -59,6 +58,9 @@ def check_options(texts: Sequence[str]) -> None:
             raise BadInput(f"--option {key}: has an option of its own, --{key.replace('_', '-')}")
         if key in _NOT_HERE:
             raise BadInput(f"--option {key}: can only be given in Python")
+        if key in seen:
+            raise BadInput(f"--option {key}: is given twice")
+        seen.add(key)
 
 
 def value_of(text: str) -> object:
@@ -129,7 +131,7 @@ def compile_program(options: CompileOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         sizes = Sizes(train=options.train_size, validation=options.validation_size, test=1)
         work = prepare(options, sizes)
         with context_of(work):
@@ -142,6 +144,8 @@ def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", boun
     def reached(program: Any, folder: Path) -> str:
         return "nothing was scored yet" if program is None else f"the best so far is {_saved(program, options, folder)}"
 
+    if options.save is not None:
+        check_writable("--save", options.save)
     with kept_run("compile", options, work, options.compiler, reached) as folder:
         if not options.json:
             print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
@@ -163,12 +167,22 @@ def _compiler(options: CompileOptions, work: PreparedWork) -> "Compiler":
 def _saved(program: Any, options: CompileOptions, folder: Path) -> Path:
     paths = [folder / PROGRAM, *([options.save] if options.save is not None else [])]
     for path in paths:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            program.save(path)
-        except OSError as error:
-            raise BadInput(f"{path}: {error.strerror or error}; the run is in {folder}") from None
+        save_program(program, path)
     return paths[-1]
+
+
+def save_program(program: Any, path: Path) -> None:
+    """Save a compiled program.
+
+    Raises:
+        RunFailed: If that cannot be done; the run is kept.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        program.save(path)
+    except (OSError, RuntimeError) as error:  # the latter is dspy's word for whatever happens while it writes
+        reason = str(error.__cause__ or error.__context__ or error)
+        raise RunFailed(f"{path}: the program cannot be saved: {reason}; its run is kept") from None
 
 
 def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", folder: Path) -> list[str]:
@@ -177,7 +191,7 @@ def _heading(options: CompileOptions, work: PreparedWork, bound: "Forecast", fol
     return [
         f"- task: {task.name}, {len(task.train)} training and {len(task.validation)} validation examples",
         f"- program: {options.target} on {work.names[0]}; {options.compiler}, with {work.names[1]}",
-        f"- calls: at most {bound.calls:,}" + (f", within {caps}" if caps else ""),
+        f"- calls: at most {bound.calls:,}" + (f"; it stops at {caps}" if caps else ""),
         f"- run: {folder}",
     ]
 

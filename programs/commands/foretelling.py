@@ -60,7 +60,9 @@ class Foretold:
         """For a person."""
         bound = self.bound
         capped = "" if self.calls == bound.calls else f" (without the cap {bound.calls:,})"
-        usd = "price unknown" if self.usd is None else f"about ${self.dollars:.2f} at most" if self.usd else "free"
+        usd = f"about ${self.dollars:.2f} at most" if self.usd else "free"
+        if self.usd is None:
+            usd = "price unknown" + (", so that usd= cannot be held: cap calls= or tokens=" if self.budget.usd else "")
         parts = [
             f"- calls: at most {self.calls:,}{capped}; {bound.program_runs:,} runs of the program and "
             f"{bound.optimizer_calls:,} requests to the optimizer",

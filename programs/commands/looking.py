@@ -1,7 +1,8 @@
 """What looks at runs and compilers: `cuesmith runs | show | report | export | compilers`. Source: ours."""
 
 import contextlib
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -9,9 +10,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from cyclopts import CycloptsError, Parameter
 
 from cuesmith.programs.arguments import BadInput, be_offline, complain, file_of, metavar, of, parsed
-from cuesmith.programs.commands.compiling import PROGRAM, CompileOptions
-from cuesmith.programs.commands.run_folders import FILE, JOURNAL, RECORD, KeptCommand, RunLine, found, line_of
-from cuesmith.programs.commands.workbench import TargetOptions, print_json, print_text
+from cuesmith.programs.commands.compiling import CompileOptions
+from cuesmith.programs.commands.measuring import CompareOptions
+from cuesmith.programs.commands.run_folders import (
+    FILE,
+    JOURNAL,
+    PROGRAM,
+    RECORD,
+    KeptCommand,
+    RunLine,
+    found,
+    line_of,
+    result_of,
+)
+from cuesmith.programs.commands.workbench import TargetOptions, aside, print_json, print_text
 
 if TYPE_CHECKING:
     import dspy
@@ -91,7 +103,10 @@ class ShowOptions:
 
 
 def show(options: ShowOptions) -> int:
-    """Show the result of a run, its notes, and the prompt before and after."""
+    """Show the result of a run, its notes, and the prompt before and after; of a check or comparison what was found."""
+    if (kept := result_of(options.run_dir)) is not None:
+        print_json(kept.data) if options.json else print_text(kept.text)
+        return 0
     report = _read(options.run_dir)
     if options.json:
         print_json(report.to_json())
@@ -128,6 +143,9 @@ class ReportOptions:
 
 def report(options: ReportOptions) -> int:
     """Write a run's report as one page for a browser; it needs no network and no scripts."""
+    if result_of(options.run_dir) is not None:
+        here = options.run_dir
+        raise BadInput(f"{here}: is no compile; cuesmith show {here} prints what was found{_inside(here)}")
     page, path = _read(options.run_dir).to_html(), options.output or options.run_dir / "report.html"
     try:
         path.write_text(page, encoding="utf-8", errors="replace")
@@ -144,8 +162,7 @@ def _read(folder: Path) -> "RunReport":
         if (folder / JOURNAL).is_file():
             go_on = f"cuesmith resume {folder}" if (folder / FILE).is_file() else "run the same code again"
             raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
-        inside = [str(path) for path in found(folder)]
-        raise BadInput(f"{folder}: no run in it" + (f"; there are runs in {', '.join(inside[:5])}" if inside else ""))
+        raise BadInput(f"{folder}: no run in it{_inside(folder)}")
     be_offline(models=False)
     from cuesmith.teleprompters.runtime.run_report import RunReport
 
@@ -153,6 +170,12 @@ def _read(folder: Path) -> "RunReport":
         return RunReport.read(folder)
     except ValueError as error:
         raise BadInput(str(error)) from None
+
+
+def _inside(folder: Path) -> str:
+    """Return where there are runs in a folder, for a message; "" if there are none."""
+    inside = [str(path) for path in found(folder) if path != folder]
+    return f"; there are compiles in {', '.join(inside[:5])}" if inside else ""
 
 
 @Parameter(name="*")
@@ -203,7 +226,7 @@ def export(options: ExportOptions) -> int:
     own command says which program it was; its code is imported.
     """
     be_offline(models=False)
-    with _program(options) as program:
+    with aside(), _program(options) as program:
         from cuesmith.programs.exporting import export as exported
 
         inputs = dict(text.split("=", 1) for text in options.input)
@@ -212,7 +235,9 @@ def export(options: ExportOptions) -> int:
         except (TypeError, ValueError) as error:
             raise BadInput(str(error)) from None
     if options.output is None:
-        print(text)
+        from cuesmith.teleprompters.runtime.figures import visible
+
+        print(visible(text) if sys.stdout.isatty() else text)  # a file gets the prompt as it is
         return 0
     try:
         options.output.write_text(text + "\n", encoding="utf-8", errors="replace")
@@ -228,19 +253,26 @@ def _program(options: ExportOptions) -> "Iterator[dspy.Module]":
         yield options.program.load()
         return
     folder = Path(options.target).resolve()
-    kept = KeptCommand.read(Path(options.target))
-    state = folder / PROGRAM
-    if kept.command != "compile" or not state.is_file():
+    if options.cot or options.state is not None:
+        raise BadInput(f"{'--cot' if options.cot else '--state'}: not with a run: {options.target} has its own program")
+    state, kept = folder / PROGRAM, KeptCommand.of_compile(Path(options.target))
+    if kept.command not in _MAKERS or not state.is_file():
         go_on = f"; to go on with the run: cuesmith resume {options.target}" if kept.command == "compile" else ""
-        raise BadInput(f"{options.target}: no compiled program in it{go_on}")
+        raise BadInput(f"{options.target}: no compiled program in it{go_on}{_inside(folder)}")
     try:
         with contextlib.chdir(kept.directory):
-            told = parsed(CompileOptions, kept.words).program
+            told = parsed(_MAKERS[kept.command], kept.words).program
             yield replace(told, state=state).load()
     except CycloptsError as error:
         raise BadInput(f"{options.target}: its command cannot be read: {error}") from None
     except FileNotFoundError:
         raise BadInput(f"{options.target}: the folder that it was made in is gone: {kept.directory}") from None
+
+
+_MAKERS: Mapping[str, type[CompileOptions] | type[CompareOptions]] = {
+    "compile": CompileOptions, "compare": CompareOptions
+}  # fmt: skip
+"""Commands that make programs -> their options."""
 
 
 def _one(name: str) -> str:
@@ -270,8 +302,9 @@ def compilers(options: CompilersOptions = CompilersOptions()) -> int:
     from cuesmith.teleprompters.registry import COMPILERS, compiler_class
 
     if options.name is None and not options.json:
+        width = max(map(len, COMPILERS))
         for name in COMPILERS:
-            print(f"{name:<16} {_summary(compiler_class(name))}")
+            print(f"{name:<{width}}  {_summary(compiler_class(name))}")
         return 0
     told = [_compiler(name) for name in ([options.name] if options.name else COMPILERS)]
     if options.json:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
-from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of
-from cuesmith.programs.commands.run_folders import CONTEST
+from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of, save_program
+from cuesmith.programs.commands.run_folders import CONTEST, PROGRAM, KeptResult
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
     WorkOptions,
@@ -22,6 +22,7 @@ from cuesmith.programs.commands.workbench import (
 )
 
 if TYPE_CHECKING:
+    from cuesmith.programs.contest import Contest
     from cuesmith.programs.models import Choice
 
 Compilers = Annotated[tuple[str, ...], of(listed(compiler_known), "NAMES")]
@@ -57,7 +58,7 @@ def check(options: CheckOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         from cuesmith.programs.checking import check as checked
 
         work = prepare(options, Sizes())
@@ -67,10 +68,12 @@ def check(options: CheckOptions) -> int:
                 work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
                 optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
                 compilers=options.compilers, run_dir=folder, max_in_flight=work.in_flight)  # fmt: skip
+    text, data = found.to_markdown(), {"run_dir": str(folder), **found.to_json()}
+    KeptResult(data, text).write(folder)
     if options.json:
-        print_json({"run_dir": str(folder), **found.to_json()})
+        print_json(data)
     else:
-        print_text(found.to_markdown())
+        print_text(text)
     return ended(found.stopped_by)
 
 
@@ -126,7 +129,7 @@ def compare(options: CompareOptions) -> int:
     """
     from cuesmith.programs.tasks import Sizes
 
-    with plainly():
+    with plainly(as_json=options.json):
         from cuesmith.programs.contest import compare_compilers
 
         sizes = Sizes(options.train_size, options.validation_size, options.test_size)
@@ -138,11 +141,36 @@ def compare(options: CompareOptions) -> int:
                 valset=task.validation, testset=task.test, lms=_models(options) or work.target,
                 optimizer_lm=work.optimizer, seeds=options.seeds, budget=budget_of(options.budget), run_dir=folder,
                 max_in_flight=work.in_flight)  # fmt: skip
+    best = _kept(found)
+    text = "\n".join([found.to_markdown(), *_going_home(found, best, folder)]) + "\n"
+    data = {"run_dir": str(folder), "best": None if best is None else str(best), **found.to_json()}
+    KeptResult(data, text).write(folder)
     if options.json:
-        print_json({"run_dir": str(folder), **found.to_json()})
+        print_json(data)
     else:
-        print_text(found.to_markdown())
+        print_text(text)
     return 0
+
+
+def _kept(contest: "Contest") -> Path | None:
+    """Save all compiled programs in the folders of their compiles; return the best one's, if it gains anything."""
+    for entry in contest.entries:
+        if entry.program is not None and entry.compilation is not None and entry.compilation.run_dir is not None:
+            save_program(entry.program, Path(entry.compilation.run_dir) / PROGRAM)
+    best = contest.best
+    if best is None or best.compilation is None or best.gain is None or not best.gain.difference > 0.0:
+        return None
+    return None if best.compilation.run_dir is None else Path(best.compilation.run_dir)
+
+
+def _going_home(contest: "Contest", best: Path | None, folder: Path) -> list[str]:
+    """Say where the programs are."""
+    if best is None or contest.best is None:
+        return ["- the best here: the student, as far as can be told", f"- all compiles: `cuesmith runs {folder}`"]
+    row = contest.best
+    return [f"- the best here: {row.compiler}, seed {row.seed}, on {row.model}; its program is {best / PROGRAM}",
+            f"- how it came about: `cuesmith report {best}`; the prompt for use elsewhere: `cuesmith export {best}`",
+            f"- all compiles: `cuesmith runs {folder}`"]  # fmt: skip
 
 
 def _nothing_compiled(_program: object, _folder: Path) -> str:

@@ -21,6 +21,15 @@ from cuesmith.programs.arguments import BadInput
 FILE = "command.json"
 FORMAT = 1
 JOURNAL, RECORD, CONTEST = "journal.jsonl", "record.json", "contest.json"
+PROGRAM = "program.json"
+"""The compiled program in a run folder."""
+
+HELD_OUT = "held-out"
+"""The folder of a comparison's held-out scores: no compile of its own."""
+
+RESULT = "result.json"
+"""What a check or a comparison has found."""
+
 _LEFT_OUT, _REPEATED = ("run_dir", "json", "dry_run"), ("option",)
 _DEPTH = 3
 _LARGEST = 256_000_000
@@ -53,8 +62,11 @@ class KeptCommand:
             replace_old: Whether one that is there already is replaced.
 
         Raises:
-            BadInput: If that cannot be done.
+            BadInput: If that cannot be done, or another command has made what is there.
         """
+        if (made := _command_in(folder)) not in (None, self.command):
+            raise BadInput(f"--run-dir {folder}: holds a run of cuesmith {made}: give a new folder, or go on with that "
+                           f"by cuesmith resume {folder}")
         data = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         text = json.dumps({**data, **vars(self), "about": dict(self.about)}, indent=1)
         try:
@@ -85,6 +97,67 @@ class KeptCommand:
         facts = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
         name, where = str(data.get("command")), str(data.get("directory"))
         return cls(name, tuple(words), where, facts, data.get("redacted") is True)
+
+
+    @classmethod
+    def of_compile(cls, folder: Path) -> KeptCommand:
+        """Read the command that made a compile: its own, or that of the comparison that it is a part of.
+
+        Raises:
+            BadInput: If there is none that can be read.
+        """
+        around = [each for each in folder.resolve().parents[:_DEPTH] if _command_in(each) == "compare"]
+        return cls.read(folder if (folder / FILE).is_file() or not around else around[0])
+
+
+@dataclass(frozen=True)
+class KeptResult:
+    """What a check or a comparison has found, as it was printed.
+
+    Attributes:
+        data: As JSON.
+        text: As Markdown.
+    """
+
+    data: Mapping[str, Any]
+    text: str
+
+    def write(self, folder: Path) -> None:
+        """Write it into the run's folder.
+
+        Raises:
+            BadInput: If that cannot be done.
+        """
+        from cuesmith.teleprompters.runtime.figures import json_text
+
+        try:
+            (folder / RESULT).write_text(json_text({"data": self.data, "text": self.text}) + "\n", "utf-8")
+        except OSError as error:
+            raise BadInput(f"--run-dir {folder}: {error.strerror or error}") from None
+
+
+def result_of(folder: Path) -> KeptResult | None:
+    """Return what a check or a comparison has found; None if the folder is of none that is done.
+
+    Raises:
+        BadInput: If it cannot be read.
+    """
+    path = folder / RESULT
+    if _command_in(folder) not in ("check", "compare") or not path.is_file():
+        return None
+    kept = _json(path)
+    data, text = kept.get("data"), kept.get("text")
+    if not isinstance(data, dict) or not isinstance(text, str):
+        raise BadInput(f"{path}: not the result of a check or a comparison")
+    return KeptResult(data, text)
+
+
+def _command_in(folder: Path) -> str | None:
+    """Return the command that made what a folder holds; None if that is not known."""
+    try:
+        return KeptCommand.read(folder).command
+    except BadInput:
+        return None
 
 
 def keep_command(command: str, options: Any, about: Mapping[str, str]) -> KeptCommand:
@@ -126,13 +199,18 @@ def new_folder(compiler: str, task: str) -> Path:
 
 
 def found(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
-    """Yield the run folders in a folder, itself included, by name."""
+    """Yield the folders of runs in a folder, itself included, by name; what cannot be looked into is left out."""
     if any((folder / name).is_file() for name in (JOURNAL, RECORD)):
         yield folder
-    if depth:
-        for child in sorted(folder.iterdir()):
-            if child.is_dir() and not child.is_symlink():
-                yield from found(child, depth - 1)
+    if not depth:
+        return
+    try:
+        children = sorted(child for child in folder.iterdir() if child.is_dir() and not child.is_symlink())
+    except OSError:
+        return
+    for child in children:
+        if child.name != HELD_OUT:
+            yield from found(child, depth - 1)
 
 
 @dataclass(frozen=True)
@@ -163,10 +241,10 @@ class RunLine:
 def line_of(folder: Path) -> RunLine:
     """Return what a list says of a run; whatever its files hold."""
     try:
-        about = KeptCommand.read(folder).about
+        kept = KeptCommand.of_compile(folder)
+        task, compiler = kept.about.get("task", ""), "" if kept.command == "compare" else kept.about.get("compiler", "")
     except BadInput:
-        about = {}
-    task, compiler = about.get("task", ""), about.get("compiler", "")
+        task, compiler = "", ""
     if not (folder / RECORD).is_file():
         state = "running" if _locked(folder / JOURNAL) else "interrupted"
         return RunLine(str(folder), compiler, task, None, None, 0, None, state)

@@ -65,7 +65,7 @@ class ModelOptions:
     """Which models take part.
 
     Attributes:
-        lm: The LiteLLM model that the program runs on.
+        lm: The LiteLLM model that the program runs on (default: the embedded one, which knows its own tasks only).
         local: A model file (.gguf) that it runs on, in this process.
         optimizer_lm: The LiteLLM model that writes prompts (default: the program's).
         local_optimizer: A model file that writes prompts.
@@ -152,6 +152,23 @@ def check_saved(path: Path | None) -> None:
     """
     if path is not None and (path.suffix != ".json" or path.is_dir()):
         raise BadInput(f"--save {path}: must be the name of a file that ends in .json")
+
+
+def check_writable(option: str, path: Path) -> None:
+    """Raise if a file cannot be written there; its folder is made.
+
+    Raises:
+        BadInput: If so.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        there = path.exists()
+        with path.open("ab"):
+            pass
+        if not there:
+            path.unlink()
+    except OSError as error:
+        raise BadInput(f"{option} {path}: {error.strerror or error}") from None
 
 
 def check_run_dir(path: Path | None) -> None:

@@ -12,6 +12,7 @@ import ast
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import json
 import sys
 from collections.abc import Callable
@@ -74,6 +75,20 @@ class Place:
             hint = f"; there is a file: write {top}.py:{self.name}" if Path(f"{top}.py").is_file() else ""
             raise BadInput(f"{said}: no module is called {top!r}{hint}")
 
+    def may_be_class(self) -> bool:
+        """Return whether it may be a class, as far as can be told without running anything."""
+        path = Path(self.source)
+        if path.suffix != ".py" or not path.is_file() or "." in self.name:
+            return True
+        try:
+            body = ast.parse(path.read_bytes()).body
+        except (SyntaxError, ValueError, RecursionError):
+            return True
+        defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+        assigned = {each.id for node in body if isinstance(node, ast.Assign) for target in node.targets
+                    for each in ast.walk(target) if isinstance(each, ast.Name)}
+        return isinstance(defined.get(self.name), ast.ClassDef) or self.name not in {*defined, *assigned}
+
     def load(self) -> object:
         """Import the module or file, and return the object.
 
@@ -131,11 +146,11 @@ class NamedProgram:
             _check_state(self.state)
         if self.inline:
             return
-        if self.cot:
+        path, place = Path(self.text), self.place
+        if self.cot and (place is None or path.exists() or not place.may_be_class()):
             raise BadInput(f"--cot: only with a signature, not with {self.text}")
-        path = Path(self.text)
-        if self.place is not None and not path.exists():
-            self.place.check()
+        if place is not None and not path.exists():
+            place.check()
         elif path.is_dir():
             if not (path / "program.pkl").is_file():
                 raise BadInput(f"TARGET {path}: no saved program in this folder (no program.pkl); TARGET is {FORMS}")
@@ -156,6 +171,7 @@ class NamedProgram:
         """
         program = self._made()
         if self.state is not None:
+            _check_predictors(self.state, program)
             try:
                 program.load(self.state)
             except Exception as error:  # whatever is objected to, the state does not fit
@@ -177,14 +193,21 @@ class NamedProgram:
             except Exception as error:
                 raise BadInput(f"TARGET {self.text}: cannot be loaded: {_told(error)}") from None
         found = self.place.load()
+        if isinstance(found, type) and issubclass(found, dspy.Signature):
+            return dspy.ChainOfThought(found) if self.cot else dspy.Predict(found)
+        if self.cot:
+            raise BadInput(f"--cot: only with a signature, not with {self.text}")
         if callable(found) and not isinstance(found, dspy.Module):  # a class, or a function that makes one
             try:
                 found = found()
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 raise BadInput(f"TARGET {self.text}: making the program fails: {_told(error)}") from None
+        if inspect.iscoroutine(found):
+            found.close()
         if not isinstance(found, dspy.Module):
             kind = type(found).__name__
-            raise BadInput(f"TARGET {self.text}: is a {kind}: it must be a dspy.Module, or make one without arguments")
+            raise BadInput(f"TARGET {self.text}: is a {kind}: it must be a dspy.Module, or make one without arguments, "
+                           "or be a dspy.Signature")
         return found
 
 
@@ -293,6 +316,23 @@ def _check_state(path: Path) -> None:
     except (ValueError, RecursionError, OSError):
         pass
     raise BadInput(f"--state {path}: not the saved state of a program")
+
+
+def _check_predictors(path: Path, program: dspy.Module) -> None:
+    """Raise if a state is of predictors that the program has not.
+
+    Raises:
+        BadInput: If so; it names both.
+    """
+    from cuesmith.teleprompters.runtime._dspy import named_predictors
+
+    state = json.loads(path.read_bytes())
+    there, wanted = {name for name in state if name != "metadata"}, [name for name, _ in named_predictors(program)]
+    single = {"traces", "train", "demos", "signature"} & there  # the state of a bare predictor, without a name
+    if (single and wanted == ["self"]) or there >= {*wanted}:
+        return
+    has = "a single predictor" if single else ", ".join(sorted(there)) or "none"
+    raise BadInput(f"--state {path}: does not fit the program, whose predictors are {', '.join(wanted)}: it has {has}")
 
 
 def _told(error: BaseException) -> str:

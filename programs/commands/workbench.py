@@ -4,13 +4,16 @@ Source: ours.
 """
 
 import logging
+import re
+import shlex
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, redirect_stdout
+from contextvars import ContextVar
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
@@ -32,8 +35,9 @@ class TargetOptions:
     """Which program.
 
     Attributes:
-        target: The program: module:program or file.py:program (a dspy.Module, or what makes one; the file is imported,
-            so it runs), a folder of a saved program, or a signature such as "review -> label: Literal['a', 'b']".
+        target: The program: module:program or file.py:program (a dspy.Module, what makes one, or a dspy.Signature; the
+            file is imported, so it runs), a folder of a saved program, or a signature such as "review -> label:
+            Literal['a', 'b']".
         cot: Answer a signature after a chain of thought.
         state: Prompts that the program begins with: a .json that program.save() wrote.
     """
@@ -54,12 +58,15 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
     """What work on a program is told.
 
     Attributes:
+        metric: What is right: exact, choice, number, near, f1, json_fields, set_f1 or in_order (default: what suits the
+            answers); or a function of yours, module:function or file.py:function, which is imported, so it runs.
         budget: Caps over everything, such as usd=2,calls=500 (also tokens= and seconds=).
         seed: Seed of splits and decisions (default: 0).
         run_dir: Keep the journal here; goes on with what is there (default: a new folder in runs/).
         json: Print one JSON object instead of text.
     """
 
+    metric: Annotated[str | None, metavar("METRIC")] = None
     budget: Caps | None = None
     seed: Seed = 0
     run_dir: Annotated[Path | None, metavar("DIR")] = None
@@ -126,18 +133,13 @@ def prepare(options: WorkOptions, sizes: "Sizes", lms: Sequence[str] = ()) -> Pr
     for library in ("dspy", "LiteLLM"):  # what they warn of, call by call, is counted in the result
         logging.getLogger(library).setLevel(logging.ERROR)
     logging.getLogger("cuesmith").addFilter(_is_no_stop)
-    from cuesmith.programs.comparison import one_line
     from cuesmith.programs.models import AT_ONCE, SIMULATED
-    from cuesmith.teleprompters.runtime.preflight import check_inputs
 
     program = options.program.load()
     place = metric_place(options.metric)
     metric = options.metric if place is None else load_metric(place)
     task = _task(options, program, metric, sizes)
-    try:
-        check_inputs(program, trainset=task.train)
-    except ValueError as error:
-        raise BadInput(one_line(error)) from None
+    _check_fit(program, task, callable(metric))
     target, optimizer, names = _models(options, lms, program, task)
     in_flight, simulated = AT_ONCE if options.on_files else 32, names[1] == SIMULATED.name
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
@@ -153,26 +155,52 @@ def _task(
 ) -> "Task":
     from dataclasses import replace
 
-    from cuesmith.programs.tasks import TaskError, generate, load
+    from cuesmith.programs.tasks import TaskError, generate
 
     try:
-        if options.data is None:
-            task = generate(options.task or "", sizes=sizes, seed=options.seed)
-            return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
-        told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
-        known = _columns(program) if told == {"inputs": None, "outputs": None} else {}
-        try:
-            return load(options.data, **(known or told), metric=metric, sizes=sizes, seed=options.seed)
-        except TaskError as error:
-            if not known:
-                raise
-            task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
-            if set(known["inputs"]) <= set(task.train[0].inputs().keys()):
-                return task
-            inputs, outputs = (",".join(f"{field}=COLUMN" for field in fields) for fields in known.values())
-            raise BadInput(f"{error}; write --inputs {inputs} --outputs {outputs}") from None
+        if options.data is not None:
+            return _read(options.data, options, program, metric, sizes)
+        task = generate(options.task or "", sizes=sizes, seed=options.seed)
+        return task if metric is None or isinstance(metric, str) else replace(task, metric=metric)
     except TaskError as error:
-        raise BadInput(str(error)) from None
+        raise BadInput(_in_options(str(error))) from None
+
+
+def _read(
+    data: Path, options: WorkOptions, program: "dspy.Module", metric: "str | MetricFunction | None", sizes: "Sizes"
+) -> "Task":
+    """Read the data by the columns that are told, and by the program's own fields for a side that is not.
+
+    Where the data has no such columns it is read by usual names, and taken if the program fits it all the same.
+    """
+    from cuesmith.programs.tasks import TaskError, load
+
+    told: dict[str, Any] = {"inputs": options.inputs, "outputs": options.outputs}
+    own = _columns(program)
+    wanted: dict[str, Any] = {side: columns or own.get(side) for side, columns in told.items()}
+    more: dict[str, Any] = {"metric": metric, "sizes": sizes, "seed": options.seed}
+    try:
+        return load(data, **wanted, **more)
+    except TaskError as first:
+        if wanted == told:
+            raise
+        named = {side: ",".join(f"{field}=COLUMN" for field in own[side]) for side in own if told[side] is None}
+        unfit = TaskError(f"{first}; write {' '.join(f'--{side} {columns}' for side, columns in named.items())}")
+        try:
+            task = load(data, **told, **more)
+        except TaskError:
+            raise unfit from None
+        if not {*(wanted["inputs"] or ())} <= {*task.train[0].inputs().keys()}:
+            raise unfit from None
+        if not callable(metric) and _unanswered(program, task):
+            raise unfit from None
+        return task
+
+
+def _in_options(message: str) -> str:
+    """Return what a loader says with the command's options in place of its own arguments."""
+    named = re.compile(r"\b(inputs|outputs)=(?:'([^']*)'|\.\.\.)")
+    return named.sub(lambda m: f"--{m[1]} {'...' if m[2] is None else shlex.quote(m[2])}", message)
 
 
 def _columns(program: "dspy.Module") -> dict[str, Any]:
@@ -184,6 +212,45 @@ def _columns(program: "dspy.Module") -> dict[str, Any]:
     inputs = tuple(name for name in known.fields if name in known.needed)
     outputs = tuple(sorted(known.gives - {REASONING}))
     return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
+
+
+def _unanswered(program: "dspy.Module", task: "Task") -> list[str]:
+    """Return the fields of the data's answers that the program is known not to have."""
+    from cuesmith.programs.tasks.metrics import ACCEPTED
+    from cuesmith.teleprompters.runtime.preflight import takes
+
+    known = takes(program)
+    if not (known.certain and known.gives):
+        return []
+    return [name for name in task.train[0].labels().toDict() if name not in known.gives and name != ACCEPTED]
+
+
+def _check_fit(program: "dspy.Module", task: "Task", own_metric: bool) -> None:
+    """Compare the program's fields with the data's, and tell what may be meant so.
+
+    Args:
+        program: The program.
+        task: The data.
+        own_metric: Whether the metric is a function of the user's, which may compare other fields.
+
+    Raises:
+        BadInput: If the program cannot be called, or does not answer what the metric looks at.
+    """
+    from cuesmith.teleprompters.runtime.preflight import check_inputs, takes
+
+    known = takes(program)
+    try:
+        notes = check_inputs(program, trainset=task.train, valset=task.validation)
+    except ValueError:
+        asked, taken = (", ".join(map(repr, names)) for names in (task.train[0].inputs().keys(), known.fields))
+        raise BadInput(f"the program takes {taken or 'no input'}, but what is asked in the data is {asked}: name the "
+                       "columns by --inputs, or the fields in TARGET as they are") from None
+    if not own_metric and (missing := _unanswered(program, task)):
+        answers, given = (", ".join(map(repr, names)) for names in (missing, sorted(known.gives)))
+        raise BadInput(f"the program answers {given}, but the answer in the data is {answers}: name the columns by "
+                       "--outputs, the fields in TARGET as they are, or a --metric of yours that knows better")
+    for note in notes:
+        warnings.warn(str(note), stacklevel=2)
 
 
 def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
@@ -218,6 +285,10 @@ def context_of(work: PreparedWork) -> "AbstractContextManager[object]":
     import dspy
 
     return nullcontext() if work.target is None else dspy.context(lm=work.target)
+
+
+_out: ContextVar[TextIO | None] = ContextVar("cuesmith_standard_output", default=None)
+"""The standard output of a command, while the user's own code has another."""
 
 
 @contextmanager
@@ -258,8 +329,22 @@ def kept_run(
 
 
 @contextmanager
-def plainly() -> Iterator[None]:
+def aside() -> Iterator[None]:
+    """Have what the user's own code prints go to standard error: standard output is for the result alone."""
+    token = _out.set(sys.stdout)
+    try:
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        _out.reset(token)
+
+
+@contextmanager
+def plainly(*, as_json: bool) -> Iterator[None]:
     """Turn what ends the work into one line, and show warnings as one line each.
+
+    Args:
+        as_json: Whether standard output is to be JSON and nothing else.
 
     Raises:
         BadInput: Where nothing has been called.
@@ -275,7 +360,7 @@ def plainly() -> Iterator[None]:
         warnings.simplefilter("ignore", CompileWarning)  # it stands among the notes
         warnings.showwarning = show
         try:
-            with explained():
+            with explained(), aside() if as_json else nullcontext():
                 yield
         except (TypeError, ImportError) as error:
             raise BadInput(one_line(error)) from None
@@ -297,9 +382,9 @@ def print_text(markdown: str) -> None:
 
 def print_json(data: object) -> None:
     """Print one JSON object in one line."""
-    import json
+    from cuesmith.teleprompters.runtime.figures import json_text
 
-    sys.stdout.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    (_out.get() or sys.stdout).write(json_text(data) + "\n")
 
 
 def ended(stopped_by: str | None) -> int:

@@ -13,7 +13,7 @@ import dspy
 
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import typed
-from cuesmith.teleprompters.runtime.metric import CorpusFunction
+from cuesmith.teleprompters.runtime.metric import LARGEST, CorpusFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, Scored, Scores
 from cuesmith.teleprompters.runtime.statistics import (
     Estimate95,
@@ -77,7 +77,7 @@ def finite(function: CorpusFunction, examples: Sequence[dspy.Example], predictio
         Exception: What it raises.
     """
     found = function(examples, predictions)
-    if isinstance(found, str) or not math.isfinite(value := float(found)):
+    if isinstance(found, str) or not abs(value := float(found)) <= LARGEST:
         raise ValueError(f"it returned {found!r}, which is no finite number")
     return value
 

@@ -5,6 +5,7 @@ Source: ours.
 
 from __future__ import annotations
 
+import json
 import math
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95
@@ -13,6 +14,16 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95
 def visible(text: str) -> str:
     """Return text that is safe to print: control characters, except line ends and tabs, as escapes."""
     return "".join(c if c in "\n\t" or c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def json_text(data: object, indent: int | None = None) -> str:
+    """Return data as JSON that is safe to print, and reads back as it was: control characters as escapes.
+
+    Raises:
+        ValueError: If a number in it is not finite.
+    """
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, indent=indent)
+    return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
 def percent(share: float) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
@@ -20,8 +19,12 @@ CorpusFunction: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[dspy.Pred
 """Judges all answers together; None stands for a reply that could not be used."""
 
 
+LARGEST = 1e100
+"""The largest score, in size: sums of squares of such are still numbers. Ours."""
+
+
 class BadScore(ValueError):
-    """A metric returned what is no finite number."""
+    """A metric returned what is no number, or none of a size that can be reckoned with."""
 
 
 class Judged(NamedTuple):
@@ -171,8 +174,8 @@ def _number(answer: object) -> float:
         raise BadScore(f"the metric returned {answer!r}: it must return a bool, a number or a Prediction with a score")
     try:
         score = float(answer)  # type: ignore[arg-type]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, OverflowError) as error:
         raise BadScore(f"the metric returned {type(answer).__name__}, which is no number") from error
-    if not math.isfinite(score):
-        raise BadScore(f"the metric returned {score}: a score is a finite number")
+    if not abs(score) <= LARGEST:  # NaN is not either
+        raise BadScore(f"the metric returned {score}: a score is a finite number of at most {LARGEST:g}")
     return score

@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args, get_origin
 
 import dspy
 from dspy.adapters.utils import annotation_allows_none
@@ -24,11 +25,14 @@ from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.corpus import finite
 from cuesmith.teleprompters.runtime.evidence import labels_of
-from cuesmith.teleprompters.runtime.metric import Metric
+from cuesmith.teleprompters.runtime.metric import BadScore, Metric
 from cuesmith.teleprompters.runtime.remarks import listed
 
 _LOOKED_AT = 100
 """Examples of a set whose values are compared with the signature's types. Ours."""
+
+_Verdict: TypeAlias = "float | AttributeError | BadScore | None"
+"""A score of given outputs, or why there is none; None where that is not known."""
 
 PATIENCE = 2.0
 """Seconds that the metric has for a gold answer. Ours."""
@@ -94,7 +98,7 @@ def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) ->
     known, notes = takes(program), dict[str, Note]()
     kinds = _kinds(program) if known.certain else {}
     for name, examples in sets.items():
-        for text in _odd_values(name, examples or (), kinds):
+        for text in (*_odd_values(name, examples or (), kinds), *_out_of_reach(name, examples or (), program)):
             notes.setdefault(text, Note("inputs", text))
         seen: set[tuple[frozenset[str], frozenset[str]]] = set()
         for i, example in enumerate(examples or ()):
@@ -137,6 +141,25 @@ def _odd_values(name: str, examples: Sequence[dspy.Example], kinds: Mapping[str,
         if odd:
             i, value = odd[0]
             yield f"{name}[{i}] has {listed({field: value})}, a {type(value).__name__}: the signature has another type."
+
+
+def _out_of_reach(name: str, examples: Sequence[dspy.Example], program: dspy.Module) -> Iterator[str]:
+    """Yield what of the examples' labels the program cannot answer, for its field has other options."""
+    signature = _inner(program)
+    for field, info in signature.output_fields.items() if signature is not None else ():
+        if get_origin(info.annotation) is not Literal:
+            continue
+        options = {_plain(option) for option in get_args(info.annotation)}
+        held = [e[field] for e in examples if isinstance(e.get(field), str | int)]
+        other = Counter(value for value in held if _plain(value) not in options)
+        if other:
+            shown = ", ".join(repr(value) for value, _ in other.most_common(3))
+            yield (f"{other.total()} of {len(examples)} examples of {name} have {shown} as {field!r}, which is none of "
+                   f"the options that {_described(program)} has for it: it can never be right on them.")
+
+
+def _plain(value: object) -> str:
+    return " ".join(str(value).split()).casefold()
 
 
 def _fits(value: object, kind: TypeAdapter[object]) -> bool:
@@ -229,8 +252,9 @@ async def check_gold(
 ) -> tuple[Note, ...]:
     """Ask the metric what it gives to the right answer of an example: it should not refuse it.
 
-    It is called once, and at most three times if something seems wrong; never where it calls a model, raises, takes
-    more than `PATIENCE` seconds, or where the examples have no labels.
+    It is called once, once more where the examples have labels that the program does not answer, and at most three
+    times if something seems wrong; never where it calls a model, raises, takes more than `PATIENCE` seconds, or where
+    the examples have no labels.
 
     Args:
         metric: The judge.
@@ -240,7 +264,8 @@ async def check_gold(
         scored: More examples that it will judge: one that lacks a label of the others' is asked about too.
 
     Raises:
-        ValueError: If all of `scored` lack what it reads.
+        ValueError: If all of `scored` lack what it reads, if it reads a label of a prediction that the program does not
+            answer, or if it returns no score for right answers.
     """
     labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := labels_of(e))]
     if not labelled:
@@ -252,7 +277,16 @@ async def check_gold(
         if told and all(labels.keys() - each.keys() for each in scored):
             raise ValueError(told[0])
         return tuple(Note("gold", text) for text in told)
+    if (field := await _label_of_no_answer(metric, example, labels, program)) is not None:
+        answers = _names(sorted(_answered(program)))
+        raise ValueError(f"the metric reads {field!r} of a prediction, which {_described(program)} does not answer: it "
+                         f"answers {answers}")
     score = await _judged(metric, example, labels)
+    if isinstance(score, BadScore):
+        others = [await _judged(metric, e, each) for _, e, each in labelled[1:3]]
+        if all(isinstance(other, BadScore) for other in others):
+            raise ValueError(f"{score}, as it did for the right answer of example {i} ({listed(labels)})")
+        return ()
     if isinstance(score, AttributeError):
         return tuple(_unknown_field(score, program, labelled))
     if score is None or (score > 0.0 and (threshold is None or score >= threshold)):
@@ -267,6 +301,28 @@ async def check_gold(
             return ()
     return (Note("gold", f"{_said(i, labels, score)}: does it compare what it should, and are the labels what the "
                          "program is to answer?"),)
+
+
+def _answered(program: dspy.Module) -> frozenset[str]:
+    """Return all that is in a program's predictions, for dspy's own that answer their signature and nothing else."""
+    while type(program) in (dspy.BestOfN, dspy.Refine) and isinstance(program.module, dspy.Module):
+        program = program.module
+    exact = type(program) in (dspy.Predict, dspy.ChainOfThought)
+    fields = (p.signature.output_fields for _, p in named_predictors(program)) if exact else ()
+    return frozenset(name for each in fields for name in each)
+
+
+async def _label_of_no_answer(
+    metric: Metric, example: dspy.Example, labels: Mapping[str, object], program: dspy.Module
+) -> str | None:
+    """Return the label that the metric looks for in a prediction, although the program never answers it."""
+    answered = _answered(program)
+    if not answered or labels.keys() <= answered:
+        return None
+    error = await _judged(metric, example, {name: value for name, value in labels.items() if name in answered})
+    found = re.fullmatch(r"'Prediction' object has no attribute '(\w+)'", str(error))
+    missing = isinstance(error, AttributeError) and found is not None and found[1] in labels.keys() - answered
+    return found[1] if missing and found is not None else None
 
 
 def _said(i: int, labels: Mapping[str, object], score: float) -> str:
@@ -291,7 +347,7 @@ def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequen
 
 
 async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, object]
-                  ) -> float | AttributeError | None:
+                  ) -> _Verdict:
     """Return the score of given outputs, or why there is none where that is known; None where it cannot be asked."""
     answer = dspy.Prediction(**labels)
     with dspy.context(trace=None), no_calls() as tried:
@@ -303,29 +359,29 @@ async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, ob
     return None if tried else score
 
 
-async def _awaited(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
+async def _awaited(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> _Verdict:
     try:
         return (await metric.acall(example, answer)).score
-    except AttributeError as error:
+    except (AttributeError, BadScore) as error:
         return error
     except (Exception, PaidCall):
         return None
 
 
-async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> float | AttributeError | None:
+async def _in_thread(metric: Metric, example: dspy.Example, answer: dspy.Prediction) -> _Verdict:
     """Judge in a thread that nobody waits for at the end, should it hang."""
     loop = asyncio.get_running_loop()
-    done: asyncio.Future[float | AttributeError | None] = loop.create_future()
+    done: asyncio.Future[_Verdict] = loop.create_future()
 
-    def tell(score: float | AttributeError | None) -> None:
+    def tell(score: _Verdict) -> None:
         if not done.done():
             done.set_result(score)
 
     def judge() -> None:
-        score: float | AttributeError | None = None
+        score: _Verdict = None
         try:
             score = metric.call(example, answer).score
-        except AttributeError as error:
+        except (AttributeError, BadScore) as error:
             score = error
         except BaseException:  # of its own thread: whatever it is, there is no score
             pass

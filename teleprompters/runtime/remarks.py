@@ -190,10 +190,10 @@ def _scale(seen: Seen) -> Iterator[Note]:
     values = [v for one in seen.ran if (v := value(one)) is not None]
     if not values:
         return
-    low, high = min(values), max(values)
+    low, high = min(values) + 0.0, max(values) + 0.0  # a loss of nothing is 0, not -0
     yield from _of_zero(seen, low, high)
     if low < 0.0 or high > 1.0:
-        success = "" if seen.threshold is None else f"; an answer counted as a success from {seen.threshold:g} on"
+        success = "" if seen.threshold is None else f"; an answer counted as a success from {seen.threshold + 0.0:g} on"
         failed = any(isinstance(one, ParseFailure) for one in seen.ran)
         zero = "; a reply that cannot be read counts as 0, which is above others here" if low < 0.0 and failed else ""
         seen_from = f"Scores went from {low:g} to {high:g}" if low < high else f"All scores were {low:g}"

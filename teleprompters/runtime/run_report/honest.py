@@ -141,7 +141,16 @@ def verdict_of(
         return GainVerdict(tone, f"{text} ({sure}n = {gain.n}, {p_words(gain.p_value)}){more}.", grounds)
     text = f"No gain can be told: {scoring.change(gain.difference)} {'points' if scoring.percent else 'in the score'}"
     return GainVerdict("none", f"{text} against the student ({sure}n = {gain.n}, {p_words(gain.p_value)}).",
-                   f"{grounds}{_more(scoring, gain, differences)}")
+                   f"{grounds}{_torn(gain)}{_more(scoring, gain, differences)}")
+
+
+def _torn(gain: Gain) -> str:
+    """Return why nothing can be told although one of interval and test would."""
+    if gain.low > 0.0 or gain.high < 0.0:
+        return " The interval leaves 0 out, but the test does not: a gain is told only where both agree."
+    if gain.p_value < 0.05:
+        return " The test rules out chance, but the interval does not: a gain is told only where both agree."
+    return ""
 
 
 def _more(scoring: Scoring, gain: Gain, differences: Sequence[float]) -> str:
