@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
@@ -21,9 +21,6 @@ from cuesmith.programs.commands.workbench import (
     print_text,
 )
 
-if TYPE_CHECKING:
-    from cuesmith.programs.models import Choice
-
 Compilers = Annotated[tuple[str, ...], of(listed(compiler_known), "NAMES")]
 Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]
 Seeds = Annotated[tuple[int, ...], of(listed(seed), "SEEDS")]
@@ -39,14 +36,6 @@ class CheckOptions(WorkOptions):
     """
 
     compilers: Compilers | None = None
-
-    def __post_init__(self) -> None:
-        """Check what can be checked at once.
-
-        Raises:
-            BadInput: If arguments do not go together, or name what is not there.
-        """
-        self.check_work()
 
 
 def check(options: CheckOptions) -> int:
@@ -110,7 +99,7 @@ class CompareOptions(WorkOptions):
             if twice := next((value for value in values if values.count(value) > 1), None):
                 raise BadInput(f"--{name}: {twice} is given twice")
         check_options(self.option)
-        self.check_work()
+        super().__post_init__()
 
     @property
     def on_providers(self) -> bool:
@@ -157,5 +146,4 @@ def _models(options: CompareOptions) -> dict[str, Any]:
     from cuesmith.programs.comparison import made
     from cuesmith.programs.models import named
 
-    choices: list[Choice] = [named(name) for name in options.lms or ()]
-    return {choice.name: made(choice) for choice in choices}
+    return {name: made(named(name)) for name in options.lms or ()}

@@ -65,7 +65,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
     run_dir: Annotated[Path | None, metavar("DIR")] = None
     json: bool = False
 
-    def check_work(self) -> None:
+    def __post_init__(self) -> None:
         """Check what can be checked at once.
 
         Raises:
@@ -169,21 +169,21 @@ def _task(
             task = load(options.data, metric=metric, sizes=sizes, seed=options.seed)
             if set(known["inputs"]) <= set(task.train[0].inputs().keys()):
                 return task
-            inputs, outputs = (",".join(f"{field}=COLUMN" for field in fields) for fields in known.values())
-            raise BadInput(f"{error}; write --inputs {inputs} --outputs {outputs}") from None
+            words = (f"--{name} {','.join(f'{field}=COLUMN' for field in fields)}" for name, fields in known.items())
+            raise BadInput(f"{error}; write {' '.join(words)}") from None
     except TaskError as error:
         raise BadInput(str(error)) from None
 
 
-def _columns(program: "dspy.Module") -> dict[str, Any]:
-    """Return the columns that the program's own fields are named like; nothing where it does not tell its fields."""
+def _columns(program: "dspy.Module") -> dict[str, tuple[str, ...]]:
+    """Return the columns that the program's own fields are named like, as far as it tells them."""
     from cuesmith.teleprompters.runtime.evidence import REASONING
     from cuesmith.teleprompters.runtime.preflight import takes
 
     known = takes(program)
     inputs = tuple(name for name in known.fields if name in known.needed)
     outputs = tuple(sorted(known.gives - {REASONING}))
-    return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
+    return {name: fields for name, fields in (("inputs", inputs), ("outputs", outputs)) if inputs and fields}
 
 
 def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
