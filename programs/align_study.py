@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import time
 import warnings
 from collections.abc import Callable
@@ -229,7 +228,7 @@ def _json(
 
     plan = settings.plan()
     training = plan.prompter_training
-    reward = ready.reward_training
+    reward, number = ready.reward_training, report.number_json
     return {
         "preset": settings.preset.name,
         **ready.names,
@@ -241,7 +240,7 @@ def _json(
         "reward_model_accuracy": None if reward is None else report.estimate_json(reward.accuracy),
         **findings.to_json(found),
         "curves": {
-            name: [{"step": s.step, "reward": _number(s.reward), "kl": _number(s.kl), "missing": s.missing}
+            name: [{"step": s.step, "reward": number(s.reward), "kl": number(s.kl), "missing": s.missing}
                    for s in one.curve]
             for name, one in result.configurations.items()
             if one.curve
@@ -250,11 +249,6 @@ def _json(
         "limits": list(findings.limits(found, toy=settings.preset.is_toy)),
         "seconds": round(seconds, 2),
     }  # fmt: skip
-
-
-def _number(value: float) -> float | None:
-    """A number for JSON, which has no NaN."""
-    return None if math.isnan(value) else round(value, 6)
 
 
 def _save(folder: Path, result: AlignStudy, ready: Ready, data: dict[str, Json]) -> None:

@@ -386,7 +386,7 @@ def _figures_json(figures: CheckFigures) -> dict[str, Json]:
             "best_over_first": report.gain_json(noise.gained),
         },
         "generic_prompts": [one.to_json() for one in figures.tried],
-        "most_frequent_label": round(figures.guess, 6),
+        "most_frequent_label": round(figures.guess, 6) or None,
         "needed": {"10 points": figures.needed[0], "5 points": figures.needed[1]},
         "needed_as_seen": None
         if figures.needed_as_seen is None

@@ -35,7 +35,7 @@ from cuesmith.teleprompters.runtime.corpus import gain_of
 from cuesmith.teleprompters.runtime.events import Callback, Event, SpentChanged
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
 from cuesmith.teleprompters.runtime.journal import JournalError
-from cuesmith.teleprompters.runtime.ledger import Budget, Spent, Usage
+from cuesmith.teleprompters.runtime.ledger import Budget, Cap, Spent, Usage
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scores, worst_last
 from cuesmith.teleprompters.runtime.preflight import check_inputs
@@ -409,13 +409,8 @@ class _Running:
         """Return an error in one line, without a key."""
         return one_line(Redactor([*self.models.values(), *([self.writer] if self.writer else [])])(str(error)))
 
-    def _amounts(self) -> dict[str, float]:
-        return {
-            "usd": self.used.usd or 0.0,
-            "calls": self.used.calls,
-            "tokens": self.used.tokens,
-            "seconds": time.monotonic() - self.begun,
-        }
+    def _rest(self) -> dict[Cap, float]:
+        return self.budget.less(self.used, time.monotonic() - self.begun)
 
     def _budget_left(self, compiles: int = 0) -> Budget:
         """Return what is left of the budget, less the share of so many compiles.
@@ -424,12 +419,10 @@ class _Running:
             ValueError: If nothing is.
         """
         left: dict[str, Any] = {}
-        for name, used in self._amounts().items():
-            cap, each = getattr(self.budget, name), getattr(self.share, name) or 0.0
-            if cap is not None:
-                left[name] = _whole(name, cap - used - each * compiles)
-                if left[name] <= 0:
-                    raise ValueError(f"nothing is left of the budget's {name}")
+        for name, rest in self._rest().items():
+            left[name] = _whole(name, rest - (getattr(self.share, name) or 0.0) * compiles)
+            if left[name] <= 0:
+                raise ValueError(f"nothing is left of the budget's {name}")
         return replace(Budget(), **left)
 
     def _shared(self) -> Budget:
@@ -440,14 +433,11 @@ class _Running:
         """
         runs = {model: sum(one.model == model for one in self.left) for model in self.paid}
         n, share = sum(runs.values()), dict[str, Any]()
-        for name, used in self._amounts().items():
-            cap = getattr(self.budget, name)
-            if cap is None:
-                continue
-            rest = cap - used
+        for name, rest in self._rest().items():
             kept = sum(runs[model] * self._judging(name, usage, rest / n) for model, usage in self.paid.items())
             share[name] = _whole(name, (rest - min(kept, HELD_OUT_SHARE * rest)) / n)
             if share[name] <= 0:
+                cap = getattr(self.budget, name)
                 raise ValueError(f"the budget's {name} are too few: {cap:g} leave nothing for each of {n} compiles")
         return replace(Budget(), **share)
 

@@ -12,7 +12,7 @@ from typing import TypeAlias
 import dspy
 
 from cuesmith.programs.comparison import one_line
-from cuesmith.teleprompters.registry import COMPILERS, compiler_class, compiler_of
+from cuesmith.teleprompters.registry import COMPILERS, compiler_classes, compiler_of
 from cuesmith.teleprompters.runtime import _litellm
 from cuesmith.teleprompters.runtime._dspy import is_free
 from cuesmith.teleprompters.runtime.candidate import Json
@@ -28,7 +28,7 @@ class Entrant:
     """A compiler with its options, as `compare_compilers` and the forecasts take it.
 
     Attributes:
-        compiler: Its name, as `cuesmith.compile` takes it.
+        compiler: Its name, as `cuesmith.compile` takes it; also "abo >> apo".
         options: Of its constructor, besides those that are the same for all (model, seed, budget).
     """
 
@@ -53,13 +53,9 @@ class CompileCost:
     reason: str = ""
 
     def to_json(self) -> dict[str, Json]:
-        """Return the figures as JSON data."""
-        bound = self.forecast
-        calls: dict[str, Json] = (
-            {}
-            if bound is None
-            else {"calls": bound.calls, "optimizer_calls": bound.optimizer_calls, "program_runs": bound.program_runs}
-        )
+        """Return the figures as JSON data; null stands for what is not known."""
+        bounds = ("calls", "optimizer_calls", "program_runs")
+        calls: dict[str, Json] = {name: getattr(self.forecast, name, None) for name in bounds}
         return {"compiler": self.name, **calls, "usd": self.usd, "reason": self.reason}
 
 
@@ -124,7 +120,7 @@ def entrants(compilers: Compilers | None) -> dict[str, Entrant]:
     found = {}
     for label, given in compilers.items():
         one = given if isinstance(given, Entrant) else Entrant(label, dict(given))
-        compiler_class(one.compiler)
+        compiler_classes(one.compiler)
         found[label] = one
     return found
 

@@ -93,6 +93,15 @@ def compiler_class(name: str) -> type[Compiler]:
     return found
 
 
+def compiler_classes(name: str) -> list[type[Compiler]]:
+    """Return the compilers of a chain by name, `"abo >> apo"`; of a single one's name that one.
+
+    Raises:
+        ValueError, TypeError: As `compiler_class`.
+    """
+    return [compiler_class(part.strip()) for part in str(name).split(">>")]
+
+
 def name_of(kind: type[Compiler]) -> str | None:
     """Return the name by which `compiler_class` finds a compiler; None if it has none. Nothing is imported."""
 
@@ -116,7 +125,7 @@ def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compile
         ValueError: If there is no such compiler.
         TypeError: If none of them has such an option.
     """
-    kinds = [compiler_class(part.strip()) for part in str(name).split(">>")]
+    kinds = compiler_classes(name)
     known = {option for kind in kinds for option in kind.options()}
     unknown = sorted(set(options) - known)
     if unknown:

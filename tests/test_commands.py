@@ -366,6 +366,10 @@ print([name for name in ("dspy", "litellm", "numpy") if name in sys.modules], sl
         ("compile app.py:program --data few.jsonl", "5 different rows, at least 12 are needed"),
         (
             "compile app.py:program --data other.jsonl",
+            "other.jsonl: no column 'question'; there are: text, label; write --inputs question=COLUMN",
+        ),
+        (
+            "compile question->answer --data other.jsonl",
             "no column 'question'; there are: text, label; write --inputs question=COLUMN --outputs answer=COLUMN",
         ),
         (

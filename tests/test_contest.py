@@ -182,6 +182,13 @@ def test_what_is_not_known_is_null(tmp_path: Path) -> None:
     assert "nan" not in text and text.count("| unknown |") > 2
 
 
+def test_a_chain_is_compared_by_its_name() -> None:
+    found = contest(ToyEngine(), ("toy >> toy", "toy"), budget=Budget(calls=240))
+    assert {row.compiler for row in found.rows} == {"toy >> toy", "toy"} and not any(row.errors for row in found.rows)
+    with pytest.raises(ValueError, match="no compiler is called 'toi'"):
+        contest(ToyEngine(), ("toy >> toi",))
+
+
 def test_rows_are_worked_out_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[object] = []
 

@@ -112,7 +112,7 @@ class CompileOptions(WorkOptions):
         Raises:
             BadInput: If arguments do not go together, or name what is not there.
         """
-        self.check_work()
+        super().__post_init__()
         check_saved(self.save)
         check_options(self.option)
 

@@ -23,7 +23,6 @@ from cuesmith.programs.commands.workbench import (
 
 if TYPE_CHECKING:
     from cuesmith.programs.contest import Contest
-    from cuesmith.programs.models import Choice
 
 Compilers = Annotated[tuple[str, ...], of(listed(compiler_known), "NAMES")]
 Models = Annotated[tuple[str, ...], of(listed(model), "MODELS")]
@@ -40,14 +39,6 @@ class CheckOptions(WorkOptions):
     """
 
     compilers: Compilers | None = None
-
-    def __post_init__(self) -> None:
-        """Check what can be checked at once.
-
-        Raises:
-            BadInput: If arguments do not go together, or name what is not there.
-        """
-        self.check_work()
 
 
 def check(options: CheckOptions) -> int:
@@ -113,7 +104,7 @@ class CompareOptions(WorkOptions):
             if twice := next((value for value in values if values.count(value) > 1), None):
                 raise BadInput(f"--{name}: {twice} is given twice")
         check_options(self.option)
-        self.check_work()
+        super().__post_init__()
 
     @property
     def on_providers(self) -> bool:
@@ -185,5 +176,4 @@ def _models(options: CompareOptions) -> dict[str, Any]:
     from cuesmith.programs.comparison import made
     from cuesmith.programs.models import named
 
-    choices: list[Choice] = [named(name) for name in options.lms or ()]
-    return {choice.name: made(choice) for choice in choices}
+    return {name: made(named(name)) for name in options.lms or ()}

@@ -72,7 +72,7 @@ class WorkOptions(DataOptions, ModelOptions, TargetOptions):
     run_dir: Annotated[Path | None, metavar("DIR")] = None
     json: bool = False
 
-    def check_work(self) -> None:
+    def __post_init__(self) -> None:
         """Check what can be checked at once.
 
         Raises:
@@ -203,15 +203,15 @@ def _in_options(message: str) -> str:
     return named.sub(lambda m: f"--{m[1]} {'...' if m[2] is None else shlex.quote(m[2])}", message)
 
 
-def _columns(program: "dspy.Module") -> dict[str, Any]:
-    """Return the columns that the program's own fields are named like; nothing where it does not tell its fields."""
+def _columns(program: "dspy.Module") -> dict[str, tuple[str, ...]]:
+    """Return the columns that the program's own fields are named like, as far as it tells them."""
     from cuesmith.teleprompters.runtime.evidence import REASONING
     from cuesmith.teleprompters.runtime.preflight import takes
 
     known = takes(program)
     inputs = tuple(name for name in known.fields if name in known.needed)
     outputs = tuple(sorted(known.gives - {REASONING}))
-    return {"inputs": inputs, "outputs": outputs} if inputs and outputs else {}
+    return {name: fields for name, fields in (("inputs", inputs), ("outputs", outputs)) if inputs and fields}
 
 
 def _unanswered(program: "dspy.Module", task: "Task") -> list[str]:

@@ -207,18 +207,13 @@ class Bench:
 
     def _left(self, share: float) -> Budget | None:
         """Return the part of the budget that is left; None if a cap is reached, and note which."""
-        used, cap, left = self.spent.total, self._budget, self._budget
-        amounts = {"usd": used.usd or 0.0, "calls": used.calls, "tokens": used.tokens, "seconds": self.spent.seconds}
-        for name, amount in amounts.items():
-            most = getattr(cap, name)
-            if most is None:
-                continue
-            rest = (most - amount) * share
-            rest = int(rest) if name in ("calls", "tokens") else rest
+        left = self._budget
+        for name, amount in self._budget.less(self.spent.total, self.spent.seconds).items():
+            rest = int(amount * share) if name in ("calls", "tokens") else amount * share
             if rest <= 0:
                 self.stopped_by = self.stopped_by or name
                 return None
-            left = replace(left, **{name: rest})
+            left = replace(left, **{name: rest})  # type: ignore[arg-type]
         return left
 
 

@@ -255,11 +255,6 @@ class Gate:
             self.stray.stopped = False
             self._halt.clear()
 
-    def go_on(self) -> None:
-        """Open the door again as if nothing had stopped the run (for a further stage, after one has used its share)."""
-        self.stopped_by, self.reason = None, ""
-        self.reopen()
-
     def close(self) -> None:
         """Close the door for good: the run is over, and what it has left behind sends nothing more."""
         self._closed = True

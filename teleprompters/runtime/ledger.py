@@ -41,6 +41,12 @@ class Budget:
         """Whether it matters how long a request is."""
         return self.tokens is not None or self.usd is not None
 
+    def less(self, used: Usage, seconds: float) -> dict[Cap, float]:
+        """Return what each cap that is set leaves after so much; below 0 where more was used."""
+        spent = {"usd": used.usd or 0.0, "calls": used.calls, "tokens": used.tokens, "seconds": seconds}
+        caps = {name: getattr(self, name) for name in get_args(Cap)}
+        return {name: cap - spent[name] for name, cap in caps.items() if cap is not None}
+
     def __post_init__(self) -> None:
         """Check the caps."""
         for name in ("usd", "calls", "tokens", "seconds"):
@@ -181,15 +187,11 @@ class Ledger:
         with self._lock:
             self._held[what] = held
 
-    def left(self) -> dict[str, float]:
-        """Return what each cap leaves, less what is held back and what is used."""
+    def left(self) -> dict[Cap, float]:
+        """Return what each cap leaves, less what is held back."""
         with self._lock:
-            used, found = sum(self._used.values(), Usage()), dict[str, float]()
-            spent = {"usd": used.usd or 0.0, "calls": used.calls, "tokens": used.tokens, "seconds": self.seconds}
-            for name in get_args(Cap):
-                if (cap := getattr(self.budget, name)) is not None:
-                    found[name] = max(0.0, cap - self._kept(name) - spent[name])
-        return found
+            rest = self.budget.less(sum(self._used.values(), Usage()), self.seconds)
+            return {name: max(0.0, left - self._kept(name)) for name, left in rest.items()}
 
     def _kept(self, name: Cap) -> float:
         return sum(getattr(held, name) or 0 for held in self._held.values())

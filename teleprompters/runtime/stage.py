@@ -71,7 +71,8 @@ class Stage(Run):
         if gate.stopped_by in get_args(Cap):
             await effects.rest()
             self.note(f"Stage {self._number} has used its share of the budget's {gate.stopped_by}.", "stage")
-            gate.go_on()
+            gate.stopped_by, gate.reason = None, ""
+            gate.reopen()
         return found
 
     def _released(self) -> bool:
