@@ -147,6 +147,17 @@ def test_a_signature_of_ones_own_is_a_program(here: Path) -> None:
     assert plain.signature.instructions == "Say who it is for."
 
 
+def test_a_state_leaves_the_program_of_the_module_as_it_is(here: Path) -> None:
+    from app import program
+
+    other = program.deepcopy()
+    other.signature = other.signature.with_instructions("Other words.")
+    other.save("other.json")
+    words = ["app.py:program", "--state", "other.json", "--data", "mails.jsonl"]
+    assert parsed(CompileOptions, words).program.load().signature.instructions == "Other words."
+    assert program.signature.instructions != "Other words."
+
+
 @pytest.mark.parametrize(
     ("words", "problem"),
     [

@@ -12,6 +12,7 @@ import threading
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from enum import Enum
 from pathlib import Path
 from typing import Any
 
@@ -306,6 +307,9 @@ def test_a_label_that_is_none_of_the_options_is_a_note() -> None:
     (note,) = check_inputs(dspy.Predict(text), trainset=given)
     assert "2 of 6 examples of trainset have 'A3', 'b1' as 'label', which is none of the options" in note.text
     assert check_inputs(dspy.Predict("review -> label"), trainset=given) == ()
+    moods = dspy.Signature("review -> label: Moods", custom_types={"Moods": Enum("Moods", {"GOOD": "a0", "BAD": "b0"})})
+    (note,) = check_inputs(dspy.Predict(moods), trainset=examples(2, review="r", label="a"))
+    assert "1 of 2 examples of trainset have 'a1' as 'label'" in note.text
 
 
 def test_what_seems_wrong_is_looked_into_with_at_most_three_calls() -> None:

@@ -346,6 +346,12 @@ def test_a_prompter_in_front_is_said(finished: tuple[Path, Compilation]) -> None
     assert "A trained prompter stands in front of the program" in require_inert(report.to_html()).said["body"]
 
 
+def test_provenance_is_shown_without_the_digits_that_mean_nothing(finished: tuple[Path, Compilation]) -> None:
+    told = {"score": {"mean": 0.4444444444444444, "n": 9}, "seed": 0}
+    report = RunReport.of(replace(finished[1], record={**finished[1].record, "provenance": told}))
+    assert "0.4444" in report.to_html() and "0.44444" not in report.to_html()
+
+
 def test_provenance_is_shown_whatever_it_holds(finished: tuple[Path, Compilation]) -> None:
     told = {"seed": 3, "score": {"mean": 0.5}, "target": EVIL[:-1], "created": "2026-11-30", "gain": None}
     report = RunReport.of(replace(finished[1], record={**finished[1].record, "provenance": told}))

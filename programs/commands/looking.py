@@ -160,6 +160,8 @@ def _read(folder: Path) -> "RunReport":
         raise BadInput(f"{folder}: no such folder")
     if not (folder / RECORD).is_file():
         if (folder / JOURNAL).is_file():
+            if line_of(folder).state == "running":
+                raise BadInput(f"{folder}: the run in it is still going on")
             go_on = f"cuesmith resume {folder}" if (folder / FILE).is_file() else "run the same code again"
             raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
         raise BadInput(f"{folder}: no run in it{_inside(folder)}")

@@ -173,6 +173,7 @@ class NamedProgram:
         if self.state is not None:
             _check_predictors(self.state, program)
             try:
+                program = program.deepcopy()  # the one in the user's module stays as it is
                 program.load(self.state)
             except Exception as error:  # whatever is objected to, the state does not fit
                 raise BadInput(f"--state {self.state}: does not fit the program: {_told(error)}") from None

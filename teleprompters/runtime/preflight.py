@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Literal, TypeAlias, get_args, get_origin
 
 import dspy
@@ -147,15 +148,24 @@ def _out_of_reach(name: str, examples: Sequence[dspy.Example], program: dspy.Mod
     """Yield what of the examples' labels the program cannot answer, for its field has other options."""
     signature = _inner(program)
     for field, info in signature.output_fields.items() if signature is not None else ():
-        if get_origin(info.annotation) is not Literal:
+        options = {_plain(option) for option in _options(info.annotation)}
+        if not options:
             continue
-        options = {_plain(option) for option in get_args(info.annotation)}
         held = [e[field] for e in examples if isinstance(e.get(field), str | int)]
         other = Counter(value for value in held if _plain(value) not in options)
         if other:
             shown = ", ".join(repr(value) for value, _ in other.most_common(3))
             yield (f"{other.total()} of {len(examples)} examples of {name} have {shown} as {field!r}, which is none of "
                    f"the options that {_described(program)} has for it: it can never be right on them.")
+
+
+def _options(kind: object) -> Iterator[object]:
+    """Yield what a field of that type may be, where these are a few; nothing for other types."""
+    if get_origin(kind) is Literal:
+        yield from get_args(kind)
+    elif isinstance(kind, type) and issubclass(kind, Enum):
+        for member in kind:
+            yield from (member.value, member.name)
 
 
 def _plain(value: object) -> str:

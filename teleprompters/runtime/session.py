@@ -468,7 +468,7 @@ class Session:
         run, select = self.effects, self.job.split.select
         if best == run.baseline:
             return
-        text = f"The prompt has {best.size} characters (the student's {run.baseline.size})"
+        text = f"The prompt has {best.size:,} characters (the student's {run.baseline.size:,})"
         used = [run.cost(Scores(c, tuple(select), ())) for c in (best, run.baseline)]
         n = [sum(v is not None for v in run.known(c, select)) for c in (best, run.baseline)]
         if all(n) and all(usage.tokens for usage in used):

@@ -300,7 +300,7 @@ def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str,
         if isinstance(held, Mapping):
             yield from _flat(held, f"{path}.")
         elif held is not None:
-            yield path, text_of(held)
+            yield path, f"{held:.4g}" if isinstance(held, float) else text_of(held)
 
 
 def markdown(r: RunReport) -> str:
