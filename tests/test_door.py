@@ -23,7 +23,6 @@ import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -38,6 +37,7 @@ from cuesmith import Budget, Compilation
 from cuesmith.testing.fakes import (
     KEY,
     PARTLY,
+    Answer,
     Engine,
     Sent,
     Server,
@@ -83,19 +83,14 @@ class Provider(Server):
         super().__init__(reply)
         self.asked: list[str] = []
 
-    def respond(self, http: BaseHTTPRequestHandler, body: Mapping[str, object]) -> None:
+    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> Answer | None:
         self.asked.append(str(body["model"]))
         if "input" not in body:
-            return super().respond(http, body)
+            return super().answer(path, headers, body)
         rows = body["input"] if isinstance(body["input"], list) else [body["input"]]
         found = [{"object": "embedding", "index": i, "embedding": [1.0, len(str(row))]} for i, row in enumerate(rows)]
         usage = {"prompt_tokens": 7, "total_tokens": 7}
-        data = json.dumps({"object": "list", "data": found, "model": body["model"], "usage": usage}).encode()
-        http.send_response(200)
-        http.send_header("Content-Type", "application/json")
-        http.send_header("Content-Length", str(len(data)))
-        http.end_headers()
-        http.wfile.write(data)
+        return 200, {}, {"object": "list", "data": found, "model": body["model"], "usage": usage}
 
 
 def replies(answer: Callable[[Sent], str] = by_rule) -> Callable[[Sent], str]:
