@@ -7,6 +7,7 @@ As a script it compiles once in a run directory and writes the result, so that t
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import random
@@ -17,9 +18,10 @@ from pathlib import Path
 import dspy
 from e2e_support import ToyEngine, exact, result_of, toy_lm
 
+from cuesmith.modules.policy import LocalPolicy
 from cuesmith.modules.tiny import tiny_policy
 from cuesmith.teleprompters.align_pro import AlignPro
-from cuesmith.teleprompters.alignment.training import Training
+from cuesmith.teleprompters.alignment.training import Training, warm_start
 
 COLOURS = {"sky": "blue", "grass": "green", "blood": "red"}
 NUMBERS = tuple(f"n{i}" for i in range(6))
@@ -50,12 +52,21 @@ def guesses(n: int = 90) -> list[tuple[str, str]]:
     ]
 
 
+def untaught() -> dict[str, object]:
+    """Return what makes a compiler teach a prompter itself before it trains it."""
+    return {"prompter": tiny_policy(VOCABULARY, hidden=32, layers=1), "pairs": guesses(540), "warm_start_steps": 300}
+
+
+@functools.cache
+def taught() -> LocalPolicy:
+    """Return the prompter that has learnt from the poor teacher, for tests of what comes after."""
+    return warm_start(tiny_policy(VOCABULARY, hidden=32, layers=1), guesses(540), steps=300)
+
+
 def compiler(engine: ToyEngine, **options: object) -> AlignPro:
     """Return a small compiler."""
-    given = {
-        "prompter": tiny_policy(VOCABULARY, hidden=32, layers=1), "pairs": guesses(540), "warm_start_steps": 300,
-        "training": SMALL, "rewrites": 8, "yardstick": 9, **options,
-    }
+    prompter = {} if "prompter" in options else {"prompter": taught()}
+    given = {**prompter, "training": SMALL, "rewrites": 8, "yardstick": 9, **options}
     return AlignPro(**{"metric": exact, **given})  # type: ignore[arg-type]
 
 
@@ -70,7 +81,7 @@ def compiled_by(made: AlignPro, engine: ToyEngine, run_dir: Path | None = None) 
 def main(run_dir: str, log: str, result: str) -> None:
     """Compile once and write the result."""
     engine = ToyEngine(0.002, Path(log), echo)
-    done = compiled_by(compiler(engine), engine, Path(run_dir))
+    done = compiled_by(compiler(engine, **untaught()), engine, Path(run_dir))
     alignment = done.compilation.extras["alignment"]
     data = {**result_of(done), "policy": done.prompter.fingerprint, "verdict": alignment.verdict()}
     del data["spent"]

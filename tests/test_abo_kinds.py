@@ -8,19 +8,15 @@ import zlib
 
 import dspy
 import pytest
-from replies_support import Engine, Optimizer
+from replies_support import Told
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.simulated.request import Asked
 from cuesmith.teleprompters import ABO
 from cuesmith.teleprompters.runtime.compilation import Compilation
+from cuesmith.testing import Engine
+from cuesmith.testing.fakes import simulated
 
 SUM = FAMILIES["sum"]
-
-
-def named(optimizer: Optimizer, name: str) -> list[Asked]:
-    """Return the requests of that name."""
-    return [asked for asked in map(Asked.parse, optimizer.texts) if asked.name == name]
 
 
 def examples(n: int, seed: int, *labels: str) -> list[dspy.Example]:
@@ -62,12 +58,11 @@ def judge(example: dspy.Example, prediction: dspy.Prediction, trace: object = No
 
 
 def compiled(metric: object, program: dspy.Module, train: list[dspy.Example], **options: object
-             ) -> tuple[Compilation, Optimizer]:
-    optimizer = Optimizer()
-    lm = dspy.LM("test/optimizer", engine=optimizer, cache=False)
+             ) -> tuple[Compilation, Engine]:
+    optimizer = Engine(simulated())
     small = {"steps": 2, "width": 2, "branch": 3, "initial": 2, "minibatch": 12, **options}
-    compiler = ABO(metric, optimizer_lm=lm, progress=False, **small)  # type: ignore[arg-type]
-    with dspy.context(lm=dspy.LM("test/target", engine=Engine(target), cache=False)):
+    compiler = ABO(metric, optimizer_lm=optimizer.lm("optimizer"), progress=False, **small)  # type: ignore[arg-type]
+    with dspy.context(lm=dspy.LM("test/target", engine=Told(target), cache=False)):
         found = compiler.compile(program, trainset=train).compilation
     assert isinstance(found, Compilation)
     return found, optimizer
@@ -80,7 +75,7 @@ def demos(found: Compilation) -> int:
 
 def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
     found, optimizer = compiled(exact, dspy.Predict("question -> answer"), examples(60, 1, "answer"))
-    asked = named(optimizer, "LocateDeviation")
+    asked = optimizer.named("LocateDeviation")
     assert asked and all(re.match(r"Step 1: .*\nStep 2: ", one.text("response")) for one in asked)
     assert all("\nanswer: 7" in one.text("response") for one in asked)
     assert demos(found)
@@ -89,11 +84,11 @@ def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
 @pytest.mark.parametrize("labels", [("answer",), ()])
 def test_a_judge_without_full_marks_leaves_demonstrations(labels: tuple[str, ...]) -> None:
     found, optimizer = compiled(judge, dspy.ChainOfThought("question -> answer"), examples(60, 2, *labels))
-    assert demos(found) and named(optimizer, "WorkExample")
+    assert demos(found) and optimizer.named("WorkExample")
     shown = {demo["answer"] == SUM.solve(str(demo["question"])).answer  # type: ignore[union-attr]
              for trial in found.candidates for _, prompt in trial.candidate for demo in prompt.demos}
     assert shown == {True}  # of the best runs, or the right ones
-    failed = named(optimizer, "LocateDeviation") + named(optimizer, "ReviseStep")
+    failed = optimizer.named("LocateDeviation") + optimizer.named("ReviseStep")
     assert failed and all("The tone is not named." in "\n".join(map(one.text, one.inputs)) for one in failed)
     assert not any("do not earn the metric" in note for note in found.notes)
 
@@ -106,7 +101,7 @@ def test_that_nothing_has_full_marks_is_said() -> None:
 def test_two_outputs_are_worked_and_shown() -> None:
     found, optimizer = compiled(exact, dspy.ChainOfThought("question -> answer, twice"),
                                 examples(60, 3, "answer", "twice"))
-    assert all("twice: " in one.text("outputs") for one in named(optimizer, "WorkExample"))
+    assert all("twice: " in one.text("outputs") for one in optimizer.named("WorkExample"))
     assert demos(found) and found.best.select is not None
 
 
@@ -116,7 +111,7 @@ def test_the_ablation_differs_in_the_demonstrations_alone() -> None:
         compiled(exact, dspy.ChainOfThought("question -> answer"), train, max_in_flight=1,
                  demonstrations=demonstrations)
         for demonstrations in (True, False))
-    first = [[one.key for one in named(optimizer, "WriteSteps")[:2]] for _, optimizer in (with_demos, without)]
+    first = [[one.key for one in optimizer.named("WriteSteps")[:2]] for _, optimizer in (with_demos, without)]
     assert first[0] == first[1] and demos(with_demos[0]) and not demos(without[0])
     moves = {trial.candidate.origin.move for trial in without[0].candidates}
     assert moves <= {"student", "write", "edit step", "split step", "add step", "delete step"}

@@ -18,7 +18,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("trl")
 
-from align_support import COLOURS, SMALL, VOCABULARY, compiled_by, compiler, echo, things  # noqa: E402
+from align_support import COLOURS, SMALL, VOCABULARY, compiled_by, compiler, echo, things, untaught  # noqa: E402
 from e2e_support import ToyEngine, exact, toy_lm  # noqa: E402
 
 from cuesmith import Budget, compile  # noqa: E402
@@ -37,7 +37,7 @@ torch.set_num_threads(1)
 
 def test_it_trains_a_prompter_and_says_what_share_of_the_possible_it_reached() -> None:
     engine, events = ToyEngine(reply=echo), list[Event]()
-    made = compiler(engine, callbacks=[events.append])
+    made = compiler(engine, callbacks=[events.append], **untaught())
     student = dspy.Predict("question -> answer")
     before = student.dump_state()
     with dspy.context(lm=toy_lm(engine, temperature=0)):
@@ -99,13 +99,13 @@ def test_an_outage_in_training_stops_it_and_a_resumed_run_ends_as_if_there_had_b
         broken[0] |= isinstance(event, TrainingStepDone) and event.step == 12
 
     engine = ToyEngine(reply=echo, hook=hook)
-    first = compiled_by(compiler(engine, callbacks=[on_event]), engine, tmp_path / "run").compilation
+    first = compiled_by(compiler(engine, callbacks=[on_event], **untaught()), engine, tmp_path / "run").compilation
     assert first.stopped_by == "auth"
     assert all(score is None or score in (0.0, 1.0) for t in first.candidates for score in t.scores)
     broken[0], calls = False, engine.calls
-    resumed = compiled_by(compiler(engine), engine, tmp_path / "run")
+    resumed = compiled_by(compiler(engine, **untaught()), engine, tmp_path / "run")
     whole = ToyEngine(reply=echo)
-    straight = compiled_by(compiler(whole), whole, tmp_path / "other")
+    straight = compiled_by(compiler(whole, **untaught()), whole, tmp_path / "other")
     assert resumed.prompter.fingerprint == straight.prompter.fingerprint
     assert resumed.compilation.gain == straight.compilation.gain
     assert engine.calls - calls < whole.calls, "what the first part paid for is not paid again"

@@ -2,10 +2,7 @@
 
 import copy
 import json
-import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 from typing import Literal
@@ -15,6 +12,7 @@ import pytest
 from dspy.utils import DummyLM
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes_support import Forked
 from pydantic import BaseModel, ValidationError
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt, digest, example_id, to_json
@@ -93,13 +91,7 @@ def test_id_is_the_same_in_another_process() -> None:
         "c = Candidate({'p': Prompt('Say \u00e9.', (Demo.of({'q': ['a', 1], 'a': {'x': None}}),))});"
         "print(c.id, example_id(dspy.Example(q={'b', 'a', 'c'}, a=frozenset({1, 2})).with_inputs('q')))"
     )
-    run = subprocess.run(
-        [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONHASHSEED": "1", "PYTHONUTF8": "1"},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
+    run = Forked(code).done()
     here = Candidate({"p": Prompt("Say é.", (Demo.of({"q": ["a", 1], "a": {"x": None}}),))})
     example = dspy.Example(q={"b", "a", "c"}, a=frozenset({1, 2})).with_inputs("q")
     assert run.stdout == f"{here.id} {example_id(example)}\n"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import os
-import pty
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes_support import Forked, on_a_terminal
 
 import cuesmith
 from cuesmith import cli
@@ -18,29 +18,23 @@ from cuesmith.teleprompters.registry import COMPILERS
 ESCAPE = "\x1b"
 
 
-def cuesmith_command(*arguments: str, cwd: Path | None = None, **env: str) -> subprocess.CompletedProcess[str]:
+MAIN = "import sys; from cuesmith import cli; sys.exit(cli.main())"
+
+
+def cuesmith_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     """Run the command in a fresh process, without the offline variables of the test run."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LITELLM_", "HF_", "OPENAI_"))}
     command = [sys.executable, "-m", "cuesmith.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited | env)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited)
 
 
-def test_version() -> None:
-    done = cuesmith_command("--version")
+def test_version(tmp_path: Path) -> None:
+    done = cuesmith_command("--version", cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, f"cuesmith {cuesmith.__version__}\n")
 
 
-def test_help_does_not_load_dspy() -> None:
-    code = (
-        "import sys; from cuesmith import cli\n"
-        "cli.main(['quickstart', '--help']); print('dspy' in sys.modules)"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.endswith("False\n") and "--budget-usd" in done.stdout
-
-
 def test_compilers_are_listed() -> None:
-    done = cuesmith_command("compilers")
+    done = Forked(MAIN, "compilers").done()
     assert done.returncode == 0 and done.stderr == ""
     names = [line.split()[0] for line in done.stdout.splitlines()]
     assert names == list(COMPILERS) and {"abo", "opro", "mipro"} <= set(names)
@@ -109,36 +103,21 @@ def test_json_is_one_object_and_nothing_else(tmp_path: Path) -> None:
 
 
 def test_text_is_quiet_where_nobody_watches(tmp_path: Path) -> None:
-    done = cuesmith_command(*QUICK, cwd=tmp_path)
+    done = Forked(MAIN, *QUICK, cwd=tmp_path).done()
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and ESCAPE not in done.stdout and "\r" not in done.stdout
     assert "held-out score" in done.stdout and "no evidence about large models" in done.stdout
 
 
 def test_progress_is_drawn_on_a_terminal(tmp_path: Path) -> None:
-    leader, follower = pty.openpty()
-    command = [sys.executable, "-m", "cuesmith.cli", *QUICK, "--json"]
-    env = os.environ | {"TERM": "xterm-256color", "COLUMNS": "160"}
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, cwd=tmp_path, env=env) as process:
-        os.close(follower)
-        seen = b""
-        while True:
-            try:
-                chunk = os.read(leader, 4096)
-            except OSError:  # the other end has closed
-                break
-            if not chunk:
-                break
-            seen += chunk
-        assert process.stdout is not None
-        json.loads(process.stdout.read())
-    os.close(leader)
-    text = seen.decode(errors="replace")
+    done, text = on_a_terminal(MAIN, *QUICK, "--json", cwd=tmp_path)
+    json.loads(done.stdout)
     assert ESCAPE in text and "candidates" in text and "calls" in text
 
 
 def test_a_run_that_cannot_go_on_is_one_line_and_status_1(tmp_path: Path) -> None:
     refused = ("--lm", "openai/none", "--test-size", "5")
-    done = cuesmith_command(*QUICK[:3], *refused, cwd=tmp_path, LITELLM_LOCAL_MODEL_COST_MAP="True")
+    unknown = {name: value for name, value in os.environ.items() if not name.startswith("OPENAI_")}
+    done = Forked(MAIN, *QUICK[:3], *refused, cwd=tmp_path, env=unknown).done()
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("cuesmith: error: ") and "Traceback" not in done.stderr

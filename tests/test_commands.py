@@ -18,6 +18,7 @@ from uuid import uuid4
 
 import pytest
 from e2e_support import KEY, Provider
+from processes_support import Forked
 
 from cuesmith import cli
 from cuesmith.programs.arguments import parsed
@@ -72,10 +73,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def shell(where: Path, *words: str, **env: str) -> subprocess.CompletedProcess[str]:
+MAIN = "import sys; from cuesmith import cli; sys.exit(cli.main())"
+
+
+def shell(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Call the command in a process of its own."""
-    command = [sys.executable, "-m", "cuesmith.cli", *words]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=where, env={**os.environ, **env})
+    return Forked(MAIN, *words, cwd=where).done()
 
 
 @pytest.fixture(scope="module")
@@ -137,21 +140,14 @@ def test_a_run_that_was_interrupted_goes_on(
     place: Path, command: str, number: signal.Signals, status: int, said: str
 ) -> None:
     folder = f"cut-{command}-{status}"
-    words = [sys.executable, "-m", "cuesmith.cli", command, "question -> answer", "--cot", "--task", "max",
-             "--run-dir", folder]  # fmt: skip
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it
-    try:
-        process = subprocess.Popen(words, cwd=place, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    finally:
-        signal.signal(signal.SIGINT, before)
-    with process:
-        journal, patience = place / folder / "journal.jsonl", time.monotonic() + 60
-        while not journal.is_file() or journal.stat().st_size < 20_000:
-            assert time.monotonic() < patience and process.poll() is None
-            time.sleep(0.02)
-        assert line_of(place / folder).state == "running"
-        process.send_signal(number)
-        _, err = process.communicate(timeout=60)
+    process = Forked(MAIN, command, "question -> answer", "--cot", "--task", "max", "--run-dir", folder, cwd=place)
+    journal, patience = place / folder / "journal.jsonl", time.monotonic() + 60
+    while not journal.is_file() or journal.stat().st_size < 20_000:
+        assert time.monotonic() < patience and process.poll() is None
+        time.sleep(0.02)
+    assert line_of(place / folder).state == "running"
+    process.send_signal(number)
+    _, err = process.communicate(timeout=60)
     assert process.returncode == status and err.count("\n") == 1
     assert err.startswith(f"cuesmith: {said}") and f"to go on: cuesmith resume {folder}" in err
     assert line_of(place / folder).state == "interrupted"
@@ -269,7 +265,9 @@ def test_a_provider_s_model_compiles_and_its_key_stays_out(place: Path) -> None:
         lm = ("--lm", "openai/toy", "--compiler", "opro", "--budget", "calls=60", "--run-dir", "paid")
         reached = {"OPENAI_API_BASE": f"http://127.0.0.1:{provider.port}/v1", "OPENAI_API_KEY": KEY,
                    "DSPY_CACHEDIR": str(place / "cache")}  # fmt: skip
-        done = shell(place, "compile", "text -> label: Literal['a', 'b']", "--data", "other.jsonl", *lm, **reached)
+        command = [sys.executable, "-m", "cuesmith.cli", "compile", "text -> label: Literal['a', 'b']",
+                   "--data", "other.jsonl", *lm]  # fmt: skip
+        done = subprocess.run(command, capture_output=True, text=True, cwd=place, env={**os.environ, **reached})
     assert done.returncode == 0, done.stderr
     assert 0 < provider.calls <= 60 and "| Calls | " in done.stdout
     assert all(KEY not in path.read_text(errors="replace") for path in (place / "paid").iterdir())

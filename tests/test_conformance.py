@@ -116,8 +116,12 @@ class Mine(BeamSearch):
 
 
 class TestMine(CompilerConformance):
-    """A compiler outside the package, in a file that no other process can import, beside faulty ones."""
+    """A compiler outside the package, in a file that no other process can import, beside faulty ones.
 
+    `tests/test_own_compiler.py` stands in for it.
+    """
+
+    pytestmark = pytest.mark.slow
     pure = False
     shows_own_inputs = True
 

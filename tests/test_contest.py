@@ -55,19 +55,19 @@ class Counting(ToyEngine):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.asked: Counter[tuple[str, str]] = Counter()
+        self.heard: Counter[tuple[str, str]] = Counter()
 
     def complete(self, request: Any) -> Any:
         """Count and answer."""
         user = str(request.messages[-1].text)
-        self.asked.update((str(request.system), word.question) for word in TEST if f"{word.question}\n" in user)
+        self.heard.update((str(request.system), word.question) for word in TEST if f"{word.question}\n" in user)
         return super().complete(request)
 
 
 def test_the_table_has_paired_gains_over_the_student_and_what_it_cost() -> None:
     engine = Counting()
     found = contest(engine, {"toy": {}, "short": Entrant("toy", {"steps": 1})})
-    assert set(engine.asked.values()) == {1}  # every prompt, the student's too, once on each held-out example
+    assert set(engine.heard.values()) == {1}  # every prompt, the student's too, once on each held-out example
     assert found.used.calls == engine.calls and len(found.rows) == 2 and found.unfinished == ()
     student = found.students["cuesmith-test/toy"]
     for row in found.rows:
@@ -117,7 +117,7 @@ def test_a_comparison_goes_on_and_grows_without_paying_twice(tmp_path: Path) -> 
     again = contest(engine, run_dir=tmp_path)
     assert engine.calls == paid == again.used.calls and again.rows[0].gain == first.rows[0].gain
     more = contest(engine, {"toy": {}, "short": Entrant("toy", {"steps": 1})}, run_dir=tmp_path)
-    assert more.used.calls == engine.calls > paid and set(engine.asked.values()) == {1}
+    assert more.used.calls == engine.calls > paid and set(engine.heard.values()) == {1}
     kept = json.loads((tmp_path / "contest.json").read_text())
     assert {row["compiler"] for row in kept["rows"]} == {"toy", "short"} and kept["unfinished"] == []
 
@@ -126,7 +126,7 @@ def test_a_cache_shares_the_students_scores_among_compiles_too() -> None:
     engine = Counting()
     lm = toy_lm(engine, uuid4().hex, cache=True)
     found = contest(lm, {"toy": {"steps": 1}, "other": Entrant("toy", {"steps": 1, "width": 2})}, testset=TEST)
-    assert set(engine.asked.values()) == {1} and found.used.calls == engine.calls and found.used.cache_hits > 0
+    assert set(engine.heard.values()) == {1} and found.used.calls == engine.calls and found.used.cache_hits > 0
     assert f"{found.used.cache_hits:,} answers came from dspy's cache" in found.to_markdown().replace("\\", "")
 
 

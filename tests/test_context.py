@@ -11,7 +11,7 @@ from typing import Any, Literal
 import dspy
 import pydantic
 import pytest
-from replies_support import Engine, Optimizer
+from replies_support import Told
 
 from cuesmith import Budget
 from cuesmith.modules.simulated.request import Asked
@@ -20,6 +20,8 @@ from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.thinking import thinks
 from cuesmith.teleprompters.search.closed_answers import closed_answers
 from cuesmith.teleprompters.search.context import ProgramContext, kind_of, rewarded
+from cuesmith.testing import Engine
+from cuesmith.testing.fakes import simulated
 
 OURS = ["iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo", "reflective-mutation", "portfolio"]
 MULTI = ["unified", "native"]
@@ -72,21 +74,26 @@ MAILS = [dspy.Example(mail=f"mail {k}", urgency=("low", "high")[k % 2]).with_inp
 
 
 def requests(name: str, **options: Any) -> list[str]:
-    optimizer = Optimizer()
-    with dspy.context(lm=dspy.LM("test/desk", engine=Engine(answer), cache=False)):
+    optimizer = Engine(simulated())
+    with dspy.context(lm=Told(answer).lm("desk")):
         compile_by_name(Desk(), name, metric=right, trainset=MAILS, progress=False,
-                        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), **options)
-    assert optimizer.requests
-    return optimizer.texts
+                        optimizer_lm=optimizer.lm("optimizer"), **options)  # fmt: skip
+    assert optimizer.sent
+    return [sent.user for sent in optimizer.sent]
+
+
+@functools.cache
+def usual(name: str, form: str) -> list[str]:
+    small = {"steps": 2, "width": 2, "branch": 2, "initial": 2, "task_description": "Tenants write to a desk."}
+    if (name, form) == ("apo", "native"):
+        small["selection"] = "full"
+    return requests(name, search=form, minibatch=12, **small)
 
 
 @pytest.mark.parametrize("form", MULTI)
 @pytest.mark.parametrize("name", OURS)
 def test_every_request_knows_the_program(name: str, form: str) -> None:
-    small = {"steps": 2, "width": 2, "branch": 2, "initial": 2, "task_description": "Tenants write to a desk."}
-    if (name, form) == ("apo", "native"):
-        small["selection"] = "full"
-    for text in requests(name, search=form, minibatch=12, **small):
+    for text in usual(name, form):
         context = text.partition("[[ ## context ## ]]\n")[2].partition("\n\n[[ ## ")[0]
         assert re.search(r'this stage: "(extract|sort)', context)
         assert '"extract" (mail -> notes), then "sort.predict" (wish -> urgency)' in context
@@ -102,7 +109,7 @@ def test_every_request_knows_the_program(name: str, form: str) -> None:
 
 @pytest.mark.parametrize("name", OURS)
 def test_no_stage_is_shown_anothers_label_as_its_own(name: str) -> None:
-    found = requests(name, steps=2, width=2, branch=2, initial=2, minibatch=12)
+    found = usual(name, "unified")
     first = [text for text in found if 'this stage: "extract"' in text]
     assert first and not any("expected urgency" in t.replace("the program's expected urgency", "") for t in first)
     failed = [text for text in first if Asked.parse(text).texts("failures")]

@@ -6,7 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from e2e_support import Nursery, ToyEngine, result_of, toy_compile, toy_lm
+from e2e_support import COMPILE, ToyEngine, result_of, toy_compile, toy_lm
+from processes_support import Forked
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +34,9 @@ def test_the_same_with_and_without_a_journal(one_by_one: dict[str, object], tmp_
 
 
 def test_the_same_in_processes_that_hash_differently(one_by_one: dict[str, object], tmp_path: Path) -> None:
-    for seed in (1, 2):
-        result = tmp_path / f"{seed}.json"
-        with Nursery(hash_seed=seed) as nursery:
-            # The second process resumes the first one's finished run: it is recognised, and pays nothing.
-            child = nursery.start(tmp_path / "run", tmp_path / "log", result, "--latency", 0.002)
-            assert nursery.wait(child) == 0
-        assert json.loads(result.read_text()) == json.loads(json.dumps(one_by_one))
+    folders = [tmp_path / name for name in ("run", "log", "result")]
+    assert Forked(COMPILE, *folders, "--latency", 0.002).done().returncode == 0
+    assert json.loads(folders[2].read_text()) == json.loads(json.dumps(one_by_one))
+    # This process resumes the other's finished run: it is recognised, and nothing is paid.
+    assert result_of(toy_compile(toy_lm(ToyEngine(0.002, folders[1])), run_dir=folders[0])) == one_by_one
     assert len({line.split()[1] for line in (tmp_path / "log").read_text().splitlines()}) == 1

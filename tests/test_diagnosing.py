@@ -52,6 +52,7 @@ from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Trial
 from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
+from cuesmith.testing.fakes import chat, completion, sent_of
 
 FAMILIES = ("sum", "reverse", "navigate")
 
@@ -66,9 +67,7 @@ def families() -> dict[str, list[Evidence]]:
 
 
 def reply(**fields: object) -> str:
-    parts = [f"[[ ## {name} ## ]]\n{value if isinstance(value, str) else json.dumps(value)}"
-             for name, value in fields.items()]
-    return "\n\n".join([*parts, "[[ ## completed ## ]]"])
+    return chat(fields)
 
 
 def judging_engine(vote: Callable[[int], str], **options: object) -> ToyEngine:
@@ -198,7 +197,7 @@ def test_many_pairs_are_judged_at_once_and_none_twice() -> None:
 def test_replies_that_cannot_be_used_are_counted_and_no_votes() -> None:
     engine = judging_engine(lambda k: ("yes", "perhaps", "yes")[k % 3])
     inquiry = Inquiry(toy_lm(engine, cache=False), max_in_flight=1)
-    engine._reply = lambda system, user, n: "no field at all" if "text 1" in user else reply(followed="yes")
+    engine.says = lambda system, user, n: "no field at all" if "text 1" in user else reply(followed="yes")
     judge = RuleJudge(inquiry)
     judge.prefetch([("r", "text 0"), ("r", "text 1")])
     assert (judge("r", "text 0"), judge("r", "text 1")) == (True, None)
@@ -289,7 +288,7 @@ def test_failures_that_pass_are_retried_and_count(monkeypatch: pytest.MonkeyPatc
         return (429, {"Retry-After": "0"}, error_body("slow down", "rate_limit")) if nth in (2, 3) else None
 
     with Provider(limited) as provider:
-        provider._toy = lambda body: chat(reply(followed="yes"))  # type: ignore[method-assign]
+        provider.reply = lambda sent: reply(followed="yes")
         inquiry = Inquiry(provider.lm(), max_in_flight=1)
         assert all(inquiry.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(4)]))
         assert provider.calls == inquiry.spent.total.calls == 6 and inquiry.failure is None
@@ -299,7 +298,7 @@ def test_a_cap_in_dollars_needs_prices() -> None:
     with pytest.raises(ValueError, match="cannot be held"):
         Inquiry(toy_lm(ToyEngine()), budget=Budget(usd=1))
     with Provider() as provider:
-        provider._toy = lambda body: chat(reply(followed="yes"))  # type: ignore[method-assign]
+        provider.reply = lambda sent: reply(followed="yes")
         inquiry = Inquiry(provider.lm(), budget=Budget(usd=1))
         with pytest.raises(UnknownPrice):
             inquiry.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(20)])
@@ -413,18 +412,9 @@ def test_a_page_that_cannot_be_written_costs_nothing(abo: Path, capsys: pytest.C
     assert "asking" not in capsys.readouterr().err
 
 
-def chat(text: str) -> Answer:
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 100, "completion_tokens": 20, "total_tokens": 120}
-    return 200, {}, {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice],
-                     "usage": usage}  # fmt: skip
-
-
 def critic(body: Mapping[str, object]) -> Answer:
-    messages = body["messages"]
-    assert isinstance(messages, list)
-    user = str(messages[-1]["content"])
-    return chat(reply(reasons=[f"It lacks rule {number(user) % 5} of the {number(user) % 3}."]))
+    user = sent_of(body).user
+    return completion(reply(reasons=[f"It lacks rule {number(user) % 5} of the {number(user) % 3}."]))
 
 
 @pytest.fixture
@@ -458,7 +448,7 @@ def test_a_key_revoked_on_the_way_leaves_what_was_found(
     assert "stopped by auth" in captured.err and KEY not in captured.out + captured.err
 
 
-@pytest.mark.parametrize("wrong", [refusing, lambda nth, body: chat("I would rather talk of something else.")])
+@pytest.mark.parametrize("wrong", [refusing, lambda nth, body: completion("I would rather talk of something else.")])
 def test_a_provider_that_gives_nothing_is_one_line(
     abo: Path,
     keyed: Callable[[Provider], None],

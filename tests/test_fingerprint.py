@@ -16,7 +16,6 @@ import logging
 import os
 import re
 import socket
-import subprocess
 import sys
 import threading
 import time
@@ -36,6 +35,7 @@ import pydantic
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from processes_support import Forked
 
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Demo, digest, example_id, question_key, to_json
@@ -218,17 +218,8 @@ def test_copies_are_equal() -> None:
 
 def test_the_same_in_another_process() -> None:
     code = "import test_fingerprint as t; print(*(t.fingerprint(make()) for make in t.DATA))"
-    path = os.pathsep.join([os.path.dirname(__file__), *sys.path])
-    for seed in ("1", "2"):
-        ran = subprocess.run(
-            [sys.executable, "-c", code],
-            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path},
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        here = [fingerprint(make()) for make in DATA]
-        assert [i for i, (a, b) in enumerate(zip(here, ran.stdout.split(), strict=True)) if a != b] == []
+    there, here = Forked(code).done().stdout.split(), [fingerprint(make()) for make in DATA]
+    assert [i for i, (a, b) in enumerate(zip(here, there, strict=True)) if a != b] == []
 
 
 JSON = st.recursive(

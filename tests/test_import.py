@@ -1,4 +1,4 @@
-"""`import cuesmith` is cheap, and its lazy names are what they say."""
+"""`import cuesmith` is cheap, loads what is asked for and no more, and its lazy names are what they say."""
 
 from __future__ import annotations
 
@@ -9,37 +9,66 @@ import pytest
 
 import cuesmith
 
-HEAVY = ("dspy", "litellm", "torch", "numpy", "pydantic", "rich", "transformers")
-
 
 def run(code: str) -> str:
     """Run code in a fresh interpreter and return what it printed."""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout.strip()
 
 
-def test_import_loads_nothing_heavy() -> None:
-    code = f"import cuesmith, sys; print([m for m in {HEAVY} if m in sys.modules])"
-    assert run(code) == "[]"
-
-
 def test_import_takes_less_than_50_ms() -> None:
-    code = (
-        "import time; start = time.perf_counter(); import cuesmith; "
-        "print(1000 * (time.perf_counter() - start))"
-    )
+    """Of the processor's time, which another process does not take away."""
+    code = "import time; start = time.process_time(); import cuesmith; print(1000 * (time.process_time() - start))"
     assert min(float(run(code)) for _ in range(5)) < 50
 
 
-@pytest.mark.parametrize("name", [name for name in cuesmith.__all__ if name != "__version__"])
-def test_each_name_loads(name: str) -> None:
-    assert run(f"import cuesmith; print(callable(cuesmith.{name}) and {name!r} in dir(cuesmith))") == "True"
+def test_nothing_is_loaded_before_it_is_needed() -> None:
+    """One process goes from the cheapest to the dearest: what is not there then was not there before."""
+    code = """
+import sys, cuesmith
+def unloaded(*names):
+    assert not set(names) & set(sys.modules), set(names) & set(sys.modules)
+unloaded("dspy", "litellm", "torch", "numpy", "pydantic", "rich", "transformers")
+from cuesmith import cli
+try: cli.main(["quickstart", "--help"])
+except SystemExit: pass
+unloaded("dspy")
+import cuesmith.modules.embedded as embedded
+assert set(embedded.__all__) <= set(dir(embedded))
+unloaded("numpy", "dspy", "litellm", "torch", "tokenizers")
+embedded.NanoEngine
+unloaded("dspy", "litellm", "torch")
+from cuesmith.teleprompters.alignment import training
+unloaded("torch")
+import cuesmith.modules.policy, cuesmith.modules.prompter, cuesmith.modules.judges
+unloaded("torch", "transformers", "trl", "litellm")
+import dspy
+dspy.Predict("question -> answer")
+cuesmith.EmbeddedLM(max_tokens=4)("a b")
+unloaded("litellm", "torch")
+cuesmith.compile
+unloaded("torch")
+"""
+    assert "--budget-usd" in run(code)
 
 
-def test_using_the_package_does_not_load_torch() -> None:
-    code = "import cuesmith, sys; cuesmith.EmbeddedLM(); cuesmith.compile; print('torch' in sys.modules)"
-    assert run(code) == "False"
+def test_each_name_loads() -> None:
+    """Each in a process of its own, into which nothing of cuesmith was loaded before."""
+    code = f"""
+import dspy, os
+for name in {[name for name in cuesmith.__all__ if name != "__version__"]!r}:
+    if os.fork() == 0:
+        loads = False
+        try:
+            import cuesmith
+            loads = callable(getattr(cuesmith, name)) and name in dir(cuesmith)
+        finally:
+            os._exit(not loads)
+    if os.wait()[1]:
+        print(name)
+"""
+    assert run(code) == ""
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

@@ -21,6 +21,7 @@ from transformers import LlamaConfig, LlamaForSequenceClassification  # noqa: E4
 
 from cuesmith.modules.judges import PairwiseJudge, RewardModel  # noqa: E402
 from cuesmith.signatures.judging import CompareResponses  # noqa: E402
+from cuesmith.testing.fakes import completion, sent_of  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -208,14 +209,7 @@ def test_over_http_and_in_an_event_loop() -> None:
 
     def answer(nth: int, body: Any) -> Any:
         bodies.append(body)
-        choice = {
-            "index": 0, "finish_reason": "stop",
-            "message": {"role": "assistant", "content": by_length("", body["messages"][-1]["content"])},
-        }  # fmt: skip
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        return 200, {}, {
-            "id": "1", "object": "chat.completion", "created": 1, "model": "judge", "choices": [choice], "usage": usage
-        }  # fmt: skip
+        return completion(by_length("", sent_of(body).user))
 
     with Provider(intercept=answer) as provider:
         judge = PairwiseJudge()

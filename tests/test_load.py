@@ -11,7 +11,6 @@ import gzip
 import json
 import lzma
 import pickle
-import subprocess
 import sys
 import zipfile
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ import pytest
 from e2e_support import ToyEngine, number, toy_lm
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from processes_support import Forked
 
 from cuesmith import Budget, SimulatedOptimizer, compile
 from cuesmith.programs.evaluation import evaluate
@@ -786,8 +786,7 @@ def test_typed_signatures_are_the_same_in_every_process(tmp_path: Path) -> None:
         "from cuesmith.programs.tasks import load; from cuesmith.teleprompters.runtime.fingerprint import fingerprint;"
         f"print(fingerprint(load({str(path)!r}).signature))"
     )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == fingerprint(task.signature)
+    assert Forked(code).done().stdout.strip() == fingerprint(task.signature)
     other = load(
         write(path, [{**row, "document": f"{row['document']}", "fields": {"total": "x"}} for row in invoices()])
     )

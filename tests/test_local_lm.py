@@ -8,8 +8,6 @@ import copy
 import fcntl
 import os
 import signal
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -22,6 +20,7 @@ import dspy
 import pytest
 from dspy import lm15
 from gguf_support import write_model
+from processes_support import Forked
 
 import cuesmith
 from cuesmith import Budget, LocalLM
@@ -435,7 +434,6 @@ def test_a_compile_holds_its_cap_and_resumes(tmp_path: Path, monkeypatch: pytest
 BEGIN = """
 import logging, os, signal, sys, threading, time
 logging.disable(logging.WARNING)
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts what it puts in the background without it
 import cuesmith
 from cuesmith.modules import local
 lm = cuesmith.LocalLM(sys.argv[1], slots=2, context=4096, threads=1, max_tokens=4000)
@@ -467,7 +465,7 @@ def left() -> set[Path]:
 def run(model: Path, code: str, status: int = 0, stderr: str = "") -> str:
     """Return what a process prints; check that all ends as it should, and that it leaves nothing."""
     before = left()
-    done = subprocess.run([sys.executable, "-c", BEGIN + code, model], capture_output=True, text=True, timeout=120)
+    done = Forked(BEGIN + code, model).done()
     assert (done.returncode, done.stderr) == (status, done.stderr if stderr and stderr in done.stderr else ""), done
     assert left() <= before
     return done.stdout
@@ -531,11 +529,12 @@ process.start(); process.join(); say(process.exitcode, asked() == first)
 
 def test_what_a_killed_process_leaves_is_removed_at_the_next_start(model: Path) -> None:
     code = 'lm("hello", max_tokens=3); say("loaded"); time.sleep(60)'
-    with subprocess.Popen([sys.executable, "-c", BEGIN + code, model], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None and process.stdout.readline() == "loaded\n"
-        (mine,) = Path("/dev/shm").glob(f"{FOLDER}{process.pid}-*")
-        assert run(model, 'lm("hello", max_tokens=3)') == "" and mine.exists()  # it is in use
-        process.kill()
+    process = Forked(BEGIN + code, model)
+    assert process.stdout.readline() == "loaded\n"
+    (mine,) = Path("/dev/shm").glob(f"{FOLDER}{process.pid}-*")
+    assert run(model, 'lm("hello", max_tokens=3)') == "" and mine.exists()  # it is in use
+    process.send_signal(signal.SIGKILL)
+    process.wait()
     assert mine in left()
     run(model, 'lm("hello", max_tokens=3)')
     assert not mine.exists()

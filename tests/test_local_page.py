@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 from urllib.parse import urlsplit
 
 import dspy
@@ -19,6 +13,7 @@ import pytest
 import cuesmith
 from cuesmith import Budget
 from cuesmith.programs.tasks import Sizes, generate
+from cuesmith.testing.fakes import Answer, Server
 
 PAGE = (Path(__file__).parents[1] / "docs" / "local.md").read_text()
 LINES = re.findall(r"`(dspy\.LM\(.*?\))`", PAGE)
@@ -26,44 +21,17 @@ FIELDS = {"reasoning": "So.", "answer": "4", "instruction": "Give the number tha
 REPLY = "\n\n".join(f"[[ ## {name} ## ]]\n{value}" for name, value in FIELDS.items())
 
 
-@dataclass
-class Server:
-    """What arrived at a server that speaks as OpenAI's does."""
+class Listening(Server):
+    """Keeps what arrived."""
 
-    port: int
-    received: list[tuple[str, dict[str, Any]]] = field(default_factory=list)
+    def __init__(self) -> None:
+        super().__init__(lambda sent: REPLY)
+        self.received: list[tuple[str, Mapping[str, object]]] = []
 
-
-@contextmanager
-def serving() -> Iterator[Server]:
-    """Answer on this machine."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            server.received.append((self.path, body))
-            choice = {"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": REPLY}}
-            usage = {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
-            answer = {"id": "1", "object": "chat.completion", "created": 1, "model": body["model"]}
-            data = json.dumps({**answer, "choices": [choice], "usage": usage}).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None: ...
-
-    listener = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server = Server(listener.server_port)
-    thread = threading.Thread(target=listener.serve_forever, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        listener.shutdown()
-        listener.server_close()
-        thread.join()
+    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> Answer | None:
+        """Answer on this machine."""
+        self.received.append((path, body))
+        return super().answer(path, headers, body)
 
 
 def test_the_page_has_a_line_for_each_server() -> None:
@@ -72,7 +40,7 @@ def test_the_page_has_a_line_for_each_server() -> None:
 
 @pytest.mark.parametrize("line", LINES)
 def test_requests_of_a_compile_arrive_where_the_server_takes_them(line: str) -> None:
-    with serving() as server:
+    with Listening() as server:
         here = re.sub(r"localhost:\d+", f"127.0.0.1:{server.port}", line)
         lm: dspy.LM = eval(here, {"dspy": dspy})
         lm.cache = False  # else an earlier run of this test answers

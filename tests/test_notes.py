@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import re
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Response, Usage
+from replies_support import Told
 
 import cuesmith
 from cuesmith.programs.diagnosis.record import Record
@@ -24,42 +23,19 @@ from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseF
 from cuesmith.teleprompters.runtime.remarks import Seen, few_fresh, needed, points, remarks, replies
 from cuesmith.teleprompters.runtime.statistics import pairs_to_show
 from cuesmith.teleprompters.search.examples import threshold_of
+from cuesmith.testing.fakes import chat
 
 Answer = Callable[[str, str, int], str]
 TRAIN = [dspy.Example(question=f"say w{i}", answer=f"w{i}").with_inputs("question") for i in range(30)]
 
 
-class Engine:
-    """reply(system, user, n) -> text, in this process."""
-
-    def __init__(self, reply: Answer) -> None:
-        self.reply, self.calls, self.asked, self.lock = reply, 0, list[str](), threading.Lock()
-
-    def complete(self, request: object) -> Response:
-        system, user = str(request.system), str(request.messages[-1].text)  # type: ignore[attr-defined]
-        with self.lock:
-            self.calls += 1
-            self.asked.append(user)
-            n = self.calls
-        return Response(
-            id="1", model="m", message=Message.assistant(self.reply(system, user, n)), finish_reason="stop",
-            usage=Usage(input_tokens=10, output_tokens=5, total_tokens=15))
-
-    def __deepcopy__(self, memo: object) -> Engine:
-        return self
-
-
-def model(engine: Engine, name: str = "target") -> dspy.LM:
-    return dspy.LM(f"notes/{name}", engine=engine, cache=False)
-
-
-def chat(**fields: str) -> str:
-    return "\n\n".join([*(f"[[ ## {k} ## ]]\n{v}" for k, v in fields.items()), "[[ ## completed ## ]]"])
+def model(reply: Answer | Told, name: str = "target") -> dspy.LM:
+    return (reply if isinstance(reply, Told) else Told(reply)).lm(name)
 
 
 def says(system: str, user: str, n: int) -> str:
     """A target that answers right where it is told to do BETTER."""
-    return chat(answer=re.findall(r"say (\w+)", user)[-1] if "BETTER" in system else "no")
+    return chat({"answer": re.findall(r"say (\w+)", user)[-1] if "BETTER" in system else "no"})
 
 
 def writes(instruction: str) -> Answer:
@@ -69,7 +45,7 @@ def writes(instruction: str) -> Answer:
         part = system.split("Your output fields are:", 1)[-1].split("All interactions will be", 1)[0]
         kinds = re.findall(r"`(\w+)` \((.*?)\)", part)
         steps = json.dumps(["Read the question.", "Give the answer."])
-        return chat(**{k: steps if t.startswith("list") else "1" if t == "int" else f"{instruction} {n}"
+        return chat({k: steps if t.startswith("list") else "1" if t == "int" else f"{instruction} {n}"
                        for k, t in kinds})
 
     return reply
@@ -86,9 +62,9 @@ def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = No
 def compiled(kind: type, optimizer: Answer, metric: Callable[..., object] = exact, target: Answer = says,
              train: list[dspy.Example] = TRAIN, **options: object) -> Compilation:
     small = {"steps": 1, "width": 2, "branch": 2, "initial": 2, **options}
-    with dspy.context(lm=model(Engine(target))), warnings.catch_warnings():
+    with dspy.context(lm=model(target)), warnings.catch_warnings():
         warnings.simplefilter("ignore", cuesmith.CompileWarning)
-        made = kind(metric=metric, optimizer_lm=model(Engine(optimizer), "optimizer"), **small)
+        made = kind(metric=metric, optimizer_lm=model(optimizer, "optimizer"), **small)
         found = made.compile(dspy.Predict("question -> answer"), trainset=train).compilation
     assert isinstance(found, Compilation)
     return found
@@ -112,12 +88,12 @@ def test_an_optimizer_that_refuses_is_no_search_that_found_nothing(kind: type) -
 
 def test_it_is_warned_of_too_and_only_then() -> None:
     with pytest.warns(cuesmith.CompileWarning, match="0 of 3 optimizer replies could be used"), dspy.context(
-            lm=model(Engine(says))):
-        IterativeAPE(exact, optimizer_lm=model(Engine(refuses)), steps=0, initial=2).compile(
+            lm=model(says)):
+        IterativeAPE(exact, optimizer_lm=model(refuses), steps=0, initial=2).compile(
             dspy.Predict("question -> answer"), trainset=TRAIN)
-    with warnings.catch_warnings(), dspy.context(lm=model(Engine(says))):
+    with warnings.catch_warnings(), dspy.context(lm=model(says)):
         warnings.simplefilter("error", cuesmith.CompileWarning)
-        IterativeAPE(exact, optimizer_lm=model(Engine(writes("BETTER"))), steps=0, initial=2).compile(
+        IterativeAPE(exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=2).compile(
             dspy.Predict("question -> answer"), trainset=TRAIN)
 
 
@@ -168,11 +144,11 @@ def graded(right: float, wrong: float) -> Callable[..., float]:
 @pytest.mark.parametrize(("right", "wrong"), [(5, 1), (5, 2), (90.0, 40.0), (100, 0), (0.0, -3.0), (0.9, 0.2)])
 @pytest.mark.parametrize("kind", [APO, ABO, PromptAgent])
 def test_failures_are_shown_whatever_the_scale(kind: type, right: float, wrong: float) -> None:
-    optimizer = Engine(writes("plain"))
-    with dspy.context(lm=model(Engine(says))):
+    optimizer = Told(writes("plain"))
+    with dspy.context(lm=model(says)):
         kind(metric=graded(right, wrong), optimizer_lm=model(optimizer), steps=1, width=2, branch=2, initial=1).compile(
             dspy.Predict("question -> answer"), trainset=TRAIN)
-    assert any("response" in asked and "answer: no" in asked for asked in optimizer.asked)
+    assert any("response" in sent.user and "answer: no" in sent.user for sent in optimizer.sent)
 
 
 @pytest.mark.parametrize(("seen", "gold", "threshold"), [
@@ -289,7 +265,7 @@ def test_few_fresh_examples_are_told_before_and_after() -> None:
     note = few_fresh(1)
     assert note is not None and note.kind == "power" and note.startswith("1 fresh example measures")
     # a gain on two of the five examples at most
-    lucky = lambda s, u, n: chat(answer=re.findall(r"say (\w+)", u)[-1] if "BETTER" in s and "1" in u else "no")  # noqa: E731
+    lucky = lambda s, u, n: chat({"answer": re.findall(r"say (\w+)", u)[-1] if "BETTER" in s and "1" in u else "no"})  # noqa: E731
     said = kinds(compiled(IterativeAPE, writes("BETTER"), target=lucky, train=TRAIN[:20]))
     assert "71 to be shown, one of 5 takes 150" in said["power"]
     wanted = r"No significant gain on fresh examples \(n = 5, .*about \d+ would show a gain of 10 points, \d+ one of 5"
@@ -313,8 +289,8 @@ def test_a_note_is_its_sentence_and_has_a_kind() -> None:
 
 def test_notes_are_events_after_the_start_and_stand_in_the_record_with_their_kind(tmp_path: Path) -> None:
     events: list[Event] = []
-    with dspy.context(lm=model(Engine(says))):
-        made = IterativeAPE(exact, optimizer_lm=model(Engine(writes("BETTER"))), steps=0, initial=1,
+    with dspy.context(lm=model(says)):
+        made = IterativeAPE(exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=1,
                             callbacks=events.append)  # one function, not a tuple
         found = made.compile(dspy.Predict("question -> answer"), trainset=TRAIN, run_dir=tmp_path).compilation
     assert [event.note for event in events if isinstance(event, Noted)] == list(found.notes)

@@ -25,6 +25,7 @@ from cuesmith.teleprompters.alignment.training import Training
 from cuesmith.teleprompters.peers import COPRO, GEPA, MIPRO, SIMBA, Bootstrap, Peer
 from cuesmith.teleprompters.peers.gepa import PASSED_ON
 from cuesmith.teleprompters.registry import ALIASES, COMPILERS, compiler_class
+from cuesmith.testing import Sent
 
 KERNEL = {
     "metric": "the metric that every compiler has",
@@ -338,9 +339,8 @@ def shouting(system: str, user: str, drawn: int | None = None) -> str:
 class Pupil(Learner):
     """Knows a word only once a demonstration shows what is wanted."""
 
-    def _complete(self, request: Any, nth: int) -> Any:
-        self._reply = learnt if len(request.messages) > 1 else lambda *_: learnt("", "")
-        return super()._complete(request, nth)
+    def _answer(self, sent: Sent) -> str:
+        return super()._answer(sent) if len(sent.turns) > 1 else learnt("", "")
 
 
 UNLABELED: Mapping[str, Mapping[str, Any]] = {

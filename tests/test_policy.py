@@ -6,8 +6,6 @@ import copy
 import math
 import os
 import pickle
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
@@ -22,6 +20,7 @@ pytest.importorskip("transformers")
 pytest.importorskip("trl")
 
 from policy_support import WORDS, byte_policy, byte_tokenizer, llama, word_policy, word_tokenizer  # noqa: E402
+from processes_support import Forked  # noqa: E402
 
 from cuesmith.modules import policy as policy_module  # noqa: E402
 from cuesmith.modules.decoding import GREEDY, PAPER, POLICY, Decoding, Rewrite  # noqa: E402
@@ -349,10 +348,7 @@ def test_the_fingerprint_is_that_of_the_content(tmp_path: Path) -> None:
         "import sys; from cuesmith.modules.policy import LocalPolicy; "
         "print(LocalPolicy.from_pretrained(sys.argv[1], device='cpu').fingerprint)"
     )
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
-        capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": "7"},
-    )  # fmt: skip
+    done = Forked(code, tmp_path).done()
     assert done.stdout.strip() == policy.fingerprint == byte_policy().fingerprint
     others = [byte_policy(seed=1), byte_policy(instructions="Other."), byte_policy(), byte_policy()]
     model: Any = others[2].model
@@ -459,7 +455,7 @@ if child == 0:
     os._exit(0 if together(5) == -5 else 1)
 print(os.waitpid(child, 0)[1])
 """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    done = Forked(code).done()
     assert done.stdout.strip() == "0"
 
 
@@ -486,12 +482,3 @@ def test_without_the_extra_the_error_says_what_to_install(monkeypatch: pytest.Mo
         require_train()
     with pytest.raises(ImportError, match="training a prompter needs"):
         LocalPolicy.from_pretrained("anything")
-
-
-def test_importing_does_not_load_torch() -> None:
-    code = (
-        "import sys, cuesmith.modules.policy, cuesmith.modules.prompter, cuesmith.modules.judges; "
-        "print([m for m in ('torch', 'transformers', 'trl', 'litellm') if m in sys.modules])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
-    assert done.stdout.strip() == "[]"

@@ -5,9 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import pty
-import subprocess
-import sys
 import threading
 import time
 import warnings
@@ -18,7 +15,7 @@ from typing import Any
 
 import dspy
 import pytest
-from dspy.lm15 import Message, Response, Usage
+from processes_support import Forked, on_a_terminal
 
 import cuesmith
 from cuesmith.teleprompters import APO, IterativeAPE
@@ -28,27 +25,14 @@ from cuesmith.teleprompters.runtime._dspy import PaidCall, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, takes
+from cuesmith.testing import Engine
 
 ANSWER = "[[ ## label ## ]]\na\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]"
 
 
-class Engine:
-    """Always answers the same, and counts."""
-
-    def __init__(self, text: str = ANSWER) -> None:
-        self.text, self.calls = text, 0
-
-    def complete(self, request: Any) -> Response:
-        self.calls += 1
-        return Response(id="1", model="m", message=Message.assistant(self.text), finish_reason="stop",
-                        usage=Usage(input_tokens=1, output_tokens=1, total_tokens=2))
-
-    def __deepcopy__(self, memo: object) -> Engine:
-        return self
-
-
-def model(engine: Engine) -> dspy.LM:
-    return dspy.LM("preflight/m", engine=engine, cache=False)
+def fixed(text: str = ANSWER) -> Engine:
+    """Return a model that always answers the same."""
+    return Engine(lambda sent: text)
 
 
 def examples(n: int = 12, *inputs: str, **fields: str) -> list[dspy.Example]:
@@ -164,9 +148,9 @@ OWN = [
 
 @pytest.mark.parametrize("program", [*OWN, Named, Awaited])
 def test_a_field_that_the_program_does_not_take_is_an_error_before_any_call(program: Any) -> None:
-    engine, metric = Engine(), Counted(1.0)
+    engine, metric = fixed(), Counted(1.0)
     train = examples(12, "text", text="t", label="l")
-    with dspy.context(lm=model(engine)), pytest.raises(ValueError) as error:
+    with dspy.context(lm=engine.lm("m")), pytest.raises(ValueError) as error:
         IterativeAPE(metric).compile(program(), trainset=train)
     assert engine.calls == 0 and not metric.calls
     assert "trainset[0] has 'text' marked as input" in str(error.value) and "takes 'review'" in str(error.value)
@@ -243,7 +227,7 @@ def test_programs_that_do_not_tell_are_left_alone() -> None:
     (OWN[1], "'review'"), (Named, "'review'"), (lambda: dspy.Predict("context, question -> answer"),
                                                 "'context', 'question'")])
 def test_examples_without_inputs_are_told_the_programs_own_fields(program: Any, inputs: str) -> None:
-    with dspy.context(lm=model(Engine())), pytest.raises(ValueError) as error:
+    with dspy.context(lm=fixed().lm("m")), pytest.raises(ValueError) as error:
         IterativeAPE(exact).compile(program(), trainset=[dspy.Example(review="x", label="y")])
     assert str(error.value) == f"trainset[0] has no inputs marked: write dspy.Example(...).with_inputs({inputs})"
 
@@ -262,13 +246,13 @@ def test_a_gold_that_its_own_metric_refuses_is_named_before_the_first_call() -> 
     """As of GSM8K: the label is a worked solution, and the metric wants the number alone."""
     train = [dspy.Example(question=f"q{i}", answer=f"{i} + 1 = {i + 1}\n#### {i + 1}").with_inputs("question")
              for i in range(12)]
-    engine, before = Engine("[[ ## answer ## ]]\n7\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]"), []
+    engine, before = fixed("[[ ## answer ## ]]\n7\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]"), []
 
     def number(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
         before.append(engine.calls)
         return bool(prediction.answer == example.answer.split("#### ")[-1])
 
-    with dspy.context(lm=model(engine)), pytest.warns(cuesmith.CompileWarning, match="of example 0"):
+    with dspy.context(lm=engine.lm("m")), pytest.warns(cuesmith.CompileWarning, match="of example 0"):
         found = IterativeAPE(number, steps=0, initial=1).compile(
             dspy.Predict("question -> answer"), trainset=train).compilation
     assert before[0] == 0 and before.count(0) <= 3
@@ -405,11 +389,11 @@ def _awaiting(ask: Any) -> Any:
 
 @pytest.mark.parametrize("form", [_plain, _bare, _threaded, _awaiting])
 def test_a_metric_that_calls_a_model_is_not_paid_for_beforehand(form: Any) -> None:
-    engine = Engine()
+    engine = fixed()
     judge = dspy.Predict("review -> label")
 
     def ask() -> str:
-        with dspy.context(lm=model(engine)):
+        with dspy.context(lm=engine.lm("m")):
             return str(judge(review="x").label)
 
     assert gold(form(ask)) == () and engine.calls == 0
@@ -431,14 +415,14 @@ def test_embedders_are_refused_too() -> None:
 
 
 def test_a_judge_is_metered_as_ever_in_the_run_itself() -> None:
-    engine, judge = Engine(), Engine("[[ ## label ## ]]\na\n\n[[ ## completed ## ]]")
+    engine, judge = fixed(), fixed("[[ ## label ## ]]\na\n\n[[ ## completed ## ]]")
     asks = dspy.Predict("review -> label")
 
     def judged(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
-        with dspy.context(lm=model(judge)):
+        with dspy.context(lm=judge.lm("m")):
             return float(asks(review="x").label == "a")
 
-    with dspy.context(lm=model(engine)):
+    with dspy.context(lm=engine.lm("m")):
         found = IterativeAPE(judged, steps=0, initial=0).compile(
             dspy.Predict("review -> label"), trainset=examples()).compilation
     assert found.spent.by_role["judge"].calls == judge.calls > 0
@@ -448,37 +432,20 @@ def test_a_judge_is_metered_as_ever_in_the_run_itself() -> None:
 
 SCRIPT = """
 import sys; sys.path.insert(0, {tests!r})
-from test_preflight import Engine, examples, exact, model
+import warnings; warnings.simplefilter("ignore")
+from test_preflight import examples, exact, fixed
 import dspy
 from cuesmith.teleprompters import IterativeAPE
-dspy.configure(lm=model(Engine()))
+dspy.configure(lm=fixed().lm("m"))
 IterativeAPE(exact, steps=1, initial=2{options}).compile(dspy.Predict("review -> label"), trainset=examples())
 """
 
 
-def drawn(options: str = "", *, terminal: bool = True, **env: str) -> str:
-    """Run a compile and return what was written to standard error."""
-    command = [sys.executable, "-c", SCRIPT.format(tests=str(Path(__file__).parent), options=options)]
-    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "160", "PYTHONWARNINGS": "ignore", **env}
-    if not terminal:
-        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return done.stdout + done.stderr
-    leader, follower = pty.openpty()
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=follower, env=environment) as child:
-        os.close(follower)
-        seen = b""
-        while True:
-            try:
-                chunk = os.read(leader, 4096)
-            except OSError:  # the other end has closed
-                break
-            if not chunk:
-                break
-            seen += chunk
-    os.close(leader)
-    assert child.returncode == 0, seen.decode(errors="replace")
-    return seen.decode(errors="replace")
+def drawn(options: str = "") -> str:
+    """Run a compile and return what a terminal shows of it."""
+    done, seen = on_a_terminal(SCRIPT.format(tests=str(Path(__file__).parent), options=options))
+    assert done.returncode == 0, seen
+    return seen
 
 
 def test_a_terminal_shows_how_far_a_compile_is_and_what_it_notes() -> None:
@@ -497,7 +464,10 @@ def test_it_can_be_wanted_beside_callbacks() -> None:
 
 @pytest.mark.parametrize("env", [{}, {"FORCE_COLOR": "1", "TTY_COMPATIBLE": "1", "CI": "true"}])
 def test_a_pipe_is_silent(env: dict[str, str]) -> None:
-    assert drawn(terminal=False, **env) == "" and drawn(", progress=True", terminal=False, **env) == ""
+    for options in ("", ", progress=True"):
+        code = SCRIPT.format(tests=str(Path(__file__).parent), options=options)
+        done = Forked(code, env={**os.environ, "TERM": "xterm-256color", **env}).done()
+        assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
 
 def test_progress_must_be_a_switch() -> None:
@@ -506,6 +476,6 @@ def test_progress_must_be_a_switch() -> None:
 
 
 def test_a_clean_compile_warns_of_nothing() -> None:
-    with warnings.catch_warnings(), dspy.context(lm=model(Engine())):
+    with warnings.catch_warnings(), dspy.context(lm=fixed().lm("m")):
         warnings.simplefilter("error", cuesmith.CompileWarning)
         IterativeAPE(exact, steps=0, initial=1).compile(dspy.Predict("review -> label"), trainset=examples())

@@ -7,8 +7,6 @@ import copy
 import json
 import os
 import re
-import subprocess
-import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -24,6 +22,7 @@ pytest.importorskip("trl")
 
 from e2e_support import Provider, ToyEngine, exact, number, toy_compile, toy_lm, toy_reply  # noqa: E402
 from policy_support import word_policy  # noqa: E402
+from processes_support import Forked  # noqa: E402
 
 from cuesmith.modules.decoding import GREEDY, POLICY, Decoding, Rewrite  # noqa: E402
 from cuesmith.modules.policy import LocalPolicy  # noqa: E402
@@ -31,6 +30,7 @@ from cuesmith.modules.prompter import Prompted, Prompter, given  # noqa: E402
 from cuesmith.modules.sampling import draw  # noqa: E402
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models  # noqa: E402
 from cuesmith.teleprompters.runtime.candidate import Candidate  # noqa: E402
+from cuesmith.testing.fakes import completion, sent_of  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -47,7 +47,7 @@ def reply(system: str, user: str, drawn: int | None = None) -> str:
     return f"[[ ## answer ## ]]\n{text}\n\n[[ ## completed ## ]]"
 
 
-def lm(hook: Callable[[int], None] | None = None, **options: object) -> dspy.LM:
+def lm(hook: Callable[[int], object] = lambda nth: None, **options: object) -> dspy.LM:
     """A toy LM that rewrites and answers."""
     return toy_lm(ToyEngine(reply=reply, hook=hook), "prompter", **options)
 
@@ -151,13 +151,8 @@ def test_samples_are_drawn_concurrently_in_the_callers_context() -> None:
 def answer(body: Any) -> Any:
     """What a provider of the toy rewriter answers, a tenth of a second later."""
     time.sleep(0.1)
-    messages = body["messages"]
-    text = reply(str(messages[0]["content"]), str(messages[-1]["content"]))
-    choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-    usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-    return 200, {}, {
-        "id": "1", "object": "chat.completion", "created": 1, "model": "toy", "choices": [choice], "usage": usage
-    }  # fmt: skip
+    sent = sent_of(body)
+    return completion(reply(sent.system, sent.user))
 
 
 def test_the_first_error_of_a_sample_is_raised_and_ends_it() -> None:
@@ -358,10 +353,7 @@ print(json.dumps(dict(
     rewriting_demos=[dict(d) for d in rewriting.demos] if rewriting else None,
 )))
 """
-    done = subprocess.run(
-        [sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=120,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    done = Forked(code, path, env={**os.environ, "OMP_NUM_THREADS": "1"}).done()
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return found

@@ -20,7 +20,7 @@ from dspy.adapters import utils
 from dspy.adapters.xml_adapter import XMLAdapter
 from hypothesis import given
 from hypothesis import strategies as st
-from replies_support import Engine, written
+from replies_support import Told, written
 from typing_extensions import TypedDict
 
 from cuesmith.programs.evaluation import evaluate
@@ -213,7 +213,7 @@ def test_types_are_read_once_in_an_evaluation_from_many_threads(monkeypatch: pyt
         return pydantic.TypeAdapter(kind, **options)
 
     monkeypatch.setattr(_dspy, "TypeAdapter", counted)
-    engine = Engine(written("[1]"))
+    engine = Told(written("[1]"))
     program = dspy.Predict("question: str, at: int -> answer: list[int]")
     examples = [dspy.Example(question=str(i), at=i, answer=[1]).with_inputs("question", "at") for i in range(40)]
     lm = dspy.LM("prompts/counted", engine=engine, cache=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -171,11 +172,11 @@ def test_an_outage_stops_the_run_and_it_resumes(tmp_path: Path, monkeypatch: pyt
         lm = provider.lm()
         first = toy_compile(lm, run_dir=tmp_path, max_in_flight=8).compilation
         assert first.stopped_by == "outage"
-        before = provider.answered.total()
+        before = len(provider.answered)
         provider.intercept = lambda nth, body: None
         with provider:
             second = toy_compile(lm, run_dir=tmp_path, max_in_flight=8)
-        task = [m for m, n in provider.answered.items() if n > 1 and "`variation`" not in m]
+        task = [sent for sent, n in Counter(provider.answered).items() if n > 1 and "`variation`" not in sent.text]
         assert second.compilation.stopped_by is None and before >= 49
         assert len(task) <= 8, "only replies lost with the connection may be asked for again"
     with Provider() as healthy:

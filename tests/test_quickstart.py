@@ -8,14 +8,13 @@ import json
 import math
 import re
 import signal
-import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import dspy
 import pytest
-from dspy.lm15 import AuthError, Message, Request, Response, Usage
+from dspy.lm15 import AuthError
 from gguf_support import write_model
 from rich.console import Console
 
@@ -45,62 +44,34 @@ from cuesmith.teleprompters.runtime.events import EffectDone, Retried, RunStarte
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
 from cuesmith.teleprompters.runtime.progress import Progress
 from cuesmith.teleprompters.runtime.statistics import Gain
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import Reply, chat
 
 SETTINGS = Settings(task="max", compilers=("iterative-ape",), test_size=30)
 SHORT = replace(SETTINGS, test_size=12, budget_calls=450)
 
 
-class Obedient:
-    """Answers right if the instructions say anything of numbers or demonstrations are given, else wrongly."""
-
-    def __init__(self) -> None:
-        self.calls = 0
-
-    def complete(self, request: Request) -> Response:
-        """Answer in the format of dspy's chat adapter."""
-        self.calls += 1
-        question = str(request.messages[-1].text).split("[[ ## question ## ]]\n", 1)[1].split("\n\n", 1)[0]
-        prompt = str(request.system)
-        solved = FAMILIES["max"].solve(question)
-        told = any(text in prompt for text in FAMILIES["max"].instructions) or len(request.messages) > 1
-        answer = solved.answer if told and solved else "none"
-        text = f"[[ ## reasoning ## ]]\nSo.\n\n[[ ## answer ## ]]\n{answer}\n\n[[ ## completed ## ]]"
-        usage = Usage(input_tokens=10, output_tokens=5, total_tokens=15)
-        return Response(
-            id="1", model=request.model, message=Message.assistant(text), finish_reason="stop", usage=usage
-        )
-
-    def __deepcopy__(self, memo: object) -> Obedient:
-        return self
+def obedient(sent: Sent) -> str:
+    """Answer right if the instructions say anything of numbers or demonstrations are given, else wrongly."""
+    solved = FAMILIES["max"].solve(str(sent.asked.inputs["question"]))
+    told = any(text in sent.system for text in FAMILIES["max"].instructions) or len(sent.turns) > 1
+    return chat({"reasoning": "So.", "answer": solved.answer if told and solved else "none"})
 
 
-class Impatient(Obedient):
-    """Has its user press Ctrl-C, once, when the student has been scored."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._pressed = threading.Lock()
-
-    def complete(self, request: Request) -> Response:
-        """Answer."""
-        if self.calls > 150 and self._pressed.acquire(blocking=False):
-            signal.raise_signal(signal.SIGINT)
-        return super().complete(request)
+def impatient(sent: Sent) -> str:
+    """Have its user press Ctrl-C, once, when the student has been scored."""
+    if sent.nth == 152:
+        signal.raise_signal(signal.SIGINT)
+    return obedient(sent)
 
 
-class Refusing:
-    """A provider whose key is wrong."""
-
-    def complete(self, request: Request) -> Response:
-        """Refuse."""
-        raise AuthError("the key is [bold]wrong[/bold]")
-
-    def __deepcopy__(self, memo: object) -> Refusing:
-        return self
+def refusing(sent: Sent) -> str:
+    """Be a provider whose key is wrong."""
+    raise AuthError("the key is [bold]wrong[/bold]")
 
 
-def target() -> dspy.LM:
-    return dspy.LM("test/quickstart-target", engine=Obedient(), cache=False)
+def target(reply: Reply = obedient) -> dspy.LM:
+    return Engine(reply).lm("quickstart-target")
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +116,14 @@ def test_the_result_as_text(result: Result) -> None:
 
 
 def test_a_wrong_key_is_one_clear_line() -> None:
-    lm = dspy.LM("test/quickstart-refusing", engine=Refusing(), cache=False)
+    lm = target(refusing)
     with pytest.raises(RunFailed, match="auth") as caught:
         run(SETTINGS, read_task(SETTINGS), lm, SimulatedOptimizer())
     assert "\n" not in str(caught.value)
 
 
 def test_a_run_directory_resumes_and_refuses_another_run(tmp_path: Path) -> None:
-    settings, engine = replace(SHORT, run_dir=tmp_path / "run"), Obedient()
+    settings, engine = replace(SHORT, run_dir=tmp_path / "run"), Engine(obedient)
     lm = dspy.LM("test/quickstart-resumed", engine=engine, cache=False)
     first = run(settings, read_task(settings), lm, SimulatedOptimizer()).rows[0]
     made = engine.calls
@@ -165,7 +136,7 @@ def test_a_run_directory_resumes_and_refuses_another_run(tmp_path: Path) -> None
 
 
 def test_a_dollar_cap_on_a_model_without_a_price_is_refused_before_any_call() -> None:
-    engine = Obedient()
+    engine = Engine(obedient)
     lm = dspy.LM("test/quickstart-unpriced", engine=engine, cache=False)
     settings = replace(SETTINGS, budget_usd=1.0)
     with pytest.raises(BadInput, match="usd"):
@@ -230,7 +201,7 @@ def test_told_columns_of_data_are_read_and_printed(tmp_path: Path) -> None:
 def test_ctrl_c_keeps_the_best_so_far(tmp_path: Path) -> None:
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background a shell ignores it
     settings = replace(SETTINGS, save=tmp_path / "best.json")
-    lm = dspy.LM("test/quickstart-impatient", engine=Impatient(), cache=False)
+    lm = target(impatient)
     try:
         with pytest.raises(Interrupted, match=r"the best so far is .*best\.json; --run-dir keeps") as caught:
             run(settings, read_task(settings), lm, SimulatedOptimizer())
@@ -313,7 +284,7 @@ def test_minutes_follow_from_the_bounds_the_budget_and_the_pace(local: Settings)
 
 
 def test_only_what_is_free_is_measured(local: Settings) -> None:
-    optimizer = dspy.LM("test/quickstart-unasked", engine=Refusing(), cache=False)
+    optimizer = target(refusing)
     settings = replace(local, optimizer_lm="test/quickstart-unasked")
     pace = measure(settings, read_task(settings), models(local)[0], optimizer)
     assert pace.request is None and pace.run is not None

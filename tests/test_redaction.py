@@ -10,20 +10,19 @@ import os
 import threading
 import urllib.parse
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import dspy
 import pydantic
 import pytest
 from dspy import lm15
-from e2e_support import ToyEngine, result_of, toy_compile, toy_lm, toy_reply
+from e2e_support import ToyEngine, error_body, result_of, toy_compile, toy_lm, toy_reply
 
 from cuesmith.teleprompters.runtime.events import Stopped
 from cuesmith.teleprompters.runtime.outcomes import Scored, Step
 from cuesmith.teleprompters.runtime.redaction import Redactor, redacted
 from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.testing.fakes import Answer, Server, completion, sent_of
 
 SECRET = "Zq7-Vb3+kP9/wL2xR5"
 """Nothing in it has a known shape, and URLs, JSON and base64 write it in other ways."""
@@ -291,22 +290,22 @@ def test_learning_from_many_threads() -> None:
 # A provider that repeats all that it is sent, in its errors and in its replies.
 
 
-@dataclass
-class Echo:
+class Echo(Server):
     """A chat server on the loopback interface that says what headers, address and body it was sent.
 
-    Attributes:
+    Args:
         fault: "replies" repeats it in every reply, "errors" in some errors, the last of which ends the run.
-        port: Where it listens.
+
+    Attributes:
         sent: All that it was sent.
     """
 
-    fault: str
-    port: int = 0
-    sent: list[str] = field(default_factory=list)
+    def __init__(self, fault: str) -> None:
+        super().__init__(lambda sent: toy_reply(sent.system, sent.user))
+        self.fault, self.sent = fault, list[str]()
 
-    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> tuple[int, object]:
-        """Return the status and the body of the answer to a request."""
+    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> Answer:
+        """Answer a request."""
         extra = {name: value for name, value in body.items() if name not in ("messages", "model")}
         authorization = headers.get("Authorization", "")
         heard = f"You sent {path} {urllib.parse.unquote(path)} {dict(headers)} {json.dumps(extra)}"
@@ -315,45 +314,17 @@ class Echo:
         self.sent.append(heard)
         status = 401 if len(self.sent) > 16 else {2: 503, 4: 400}.get(len(self.sent) % 5)
         if self.fault == "errors" and status is not None:
-            return status, {"error": {"message": heard, "type": "error", "code": "error"}}
-        messages = body["messages"]
-        assert isinstance(messages, list)
-        text = toy_reply(str(messages[0]["content"]), str(messages[-1]["content"]))
+            return status, {}, error_body(heard)
+        text = str(self.reply(sent_of(body)))
         if self.fault == "replies":
             text = text.replace("Repeat the word.", f"Repeat the word. {heard}").replace("\nno\n", f"\nno {heard}\n")
-        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
-        usage = {"prompt_tokens": 1, "completion_tokens": 1, "total_tokens": 2}
-        head = {"id": "1", "object": "chat.completion", "created": 1, "model": "m"}
-        return 200, {**head, "choices": [choice], "usage": usage}
+        return completion(text)
 
 
 @pytest.fixture
 def echo(request: pytest.FixtureRequest) -> Iterator[Echo]:
-    heard = Echo(request.param)
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            status, reply = heard.answer(self.path, dict(self.headers), body)
-            data = json.dumps(reply).encode()
-            self.send_response(status)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *args: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
-    heard.port = server.server_port
-    threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True).start()
-    yield heard
-    server.shutdown()
-    server.server_close()
+    with Echo(request.param) as heard:
+        yield heard
 
 
 KEY = "Zq7Vb3-kP9wL2xR5"

@@ -33,10 +33,17 @@ from cuesmith.teleprompters.runtime.wire import CannotSend, Link
 SMALL: dict[str, Any] = {"n_val": 24, "width": 2, "steps": 2}
 
 
+def processes() -> ProcessPoolExecutor:
+    """Return two processes that are forks of one with all imported."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["litellm", "cuesmith.teleprompters.runtime.remote_worker"])
+    return ProcessPoolExecutor(2, mp_context=context)
+
+
 @pytest.fixture(scope="module")
 def pool() -> Iterator[ProcessPoolExecutor]:
-    """Two processes of a pool, with all imported."""
-    with ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as executor:
+    """Two processes for all tests that do not end them."""
+    with processes() as executor:
         yield executor
 
 
@@ -317,7 +324,9 @@ def test_nothing_is_left_of_a_run(pool: ProcessPoolExecutor) -> None:
         counts = []
         for _ in range(4):
             evaluate(dspy.Predict("question -> answer"), words(8), exact, executor=pool)
-            time.sleep(1.0)
+            until = time.monotonic() + 1.0
+            while time.monotonic() < until and (not counts or left() > counts[0]):
+                time.sleep(0.02)
             counts.append(left())
     assert counts[-1][0] <= counts[0][0] and counts[-1][1] <= counts[0][1] + 2
 
@@ -514,7 +523,7 @@ class Deadly(dspy.Module):  # type: ignore[misc]
 def test_a_pool_that_breaks_stops_the_run_and_it_can_go_on(tmp_path: Path) -> None:
     """`ProcessPoolExecutor` does not outlive a dead process; what was paid for is in the journal."""
     killed = threading.Event()
-    with Provider(latency=0.01) as provider, ProcessPoolExecutor(2, mp_context=get_context("forkserver")) as pool:
+    with Provider(latency=0.01) as provider, processes() as pool:
 
         def kill(nth: int, body: Mapping[str, object]) -> None:
             if nth == 60 and not killed.is_set():

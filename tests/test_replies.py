@@ -10,7 +10,7 @@ from typing import Any
 import dspy
 import pytest
 from dspy.lm15 import InvalidRequestError
-from replies_support import Engine, written
+from replies_support import Told, written
 
 from cuesmith.signatures import WriteSteps
 from cuesmith.teleprompters import IterativeAPE
@@ -57,10 +57,10 @@ def test_instructions_are_found_whatever_an_adapter_does_to_their_lines() -> Non
     assert not reaches("Do it.", "Do that.")
 
 
-def compiled(optimizer: Engine, model: str = "test/optimizer", sampled_at: float | None = None, **lm: Any
+def compiled(optimizer: Told, model: str = "test/optimizer", sampled_at: float | None = None, **lm: Any
              ) -> tuple[Compilation, list[Malformed]]:
     """Compile a student that is right only with `GOOD`."""
-    target = Engine(lambda system, asked, number: "[[ ## answer ## ]]\n" + (
+    target = Told(lambda system, asked, number: "[[ ## answer ## ]]\n" + (
         re.findall(r"say (\w+)", asked)[-1] if "BETTER" in system else "none"))
     events: list[Event] = []
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
@@ -88,7 +88,7 @@ def compiled(optimizer: Engine, model: str = "test/optimizer", sampled_at: float
     (lambda s, u, n: "Here is some prose.", "unreadable"),
 ])
 def test_a_reply_of_no_use_is_a_lost_draw(reply: Callable[[str, str, int], Any], kind: str) -> None:
-    found, lost = compiled(Engine(reply))
+    found, lost = compiled(Told(reply))
     assert found.stopped_by is None and found.best.candidate == found.baseline.candidate
     assert len(found.candidates) == 1 and lost and {event.kind for event in lost} == {kind}
 
@@ -99,7 +99,7 @@ def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
     def reply(system: str, asked: str, number: int) -> str:
         return before.format(draft=written("DRAFT")(system, asked, number)) + written(GOOD)(system, asked, number)
 
-    found, lost = compiled(Engine(reply))
+    found, lost = compiled(Told(reply))
     assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
 
 
@@ -123,17 +123,17 @@ def test_json_behind_thinking_is_read() -> None:
         names = re.findall(r"`(\w+)`", asked.partition("fields: ")[2])
         return f"<think>hm, {{}}</think>{json.dumps(dict.fromkeys(names, GOOD))}" if names else "no such format"
 
-    found, lost = compiled(Engine(reply))
+    found, lost = compiled(Told(reply))
     assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
 
 
-def refusing(numbers: Sequence[int]) -> Engine:
+def refusing(numbers: Sequence[int]) -> Told:
     def reply(system: str, asked: str, number: int) -> str:
         if number in numbers:
             raise InvalidRequestError("content_filter: the prompt was filtered")
         return written(GOOD)(system, asked, number)
 
-    return Engine(reply)
+    return Told(reply)
 
 
 def test_a_refused_request_costs_its_draw() -> None:
@@ -144,7 +144,7 @@ def test_a_refused_request_costs_its_draw() -> None:
 
 def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
-    target, optimizer = Engine(lambda s, u, n: "[[ ## answer ## ]]\nnone"), refusing(range(1000))
+    target, optimizer = Told(lambda s, u, n: "[[ ## answer ## ]]\nnone"), refusing(range(1000))
     compiler = IterativeAPE(
         lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, initial=30,
         optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), max_in_flight=1)
@@ -155,7 +155,7 @@ def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
 
 @pytest.mark.parametrize(("options", "sent"), [({}, None), ({"temperature": 0.0}, 1.0), ({"temperature": 0.7}, 0.7)])
 def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, Any], sent: float | None) -> None:
-    engine = Engine(written(GOOD))
+    engine = Told(written(GOOD))
     compiled(engine, **options)
     assert {request.config.temperature for request in engine.requests} == {sent}
 
@@ -166,7 +166,7 @@ def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, Any], sent
 def test_a_searchs_temperature_is_sent_unless_the_model_has_its_own_or_takes_none(
     model: str, options: dict[str, Any], sent: float | None
 ) -> None:
-    engine = Engine(written(GOOD))
+    engine = Told(written(GOOD))
     found, _ = compiled(engine, model, 0.4, **options)
     assert found.best.candidate.prompts["self"].instructions == GOOD
     assert {request.config.temperature for request in engine.requests} == {sent}
@@ -174,7 +174,7 @@ def test_a_searchs_temperature_is_sent_unless_the_model_has_its_own_or_takes_non
 
 @pytest.mark.parametrize("adapter", [dspy.XMLAdapter(), dspy.JSONAdapter()])
 def test_the_users_adapter_is_for_the_users_program(adapter: dspy.Adapter) -> None:
-    engine = Engine(written(GOOD))
+    engine = Told(written(GOOD))
     with dspy.context(adapter=adapter):
         compiled(engine)
     assert all("[[ ## instruction ## ]]" in str(r.messages[-1].text) or "variation" in str(r.messages[-1].text)
@@ -200,12 +200,12 @@ class Rebuilt(dspy.Module):  # type: ignore[misc]
 @pytest.mark.parametrize(("how", "unseen"), [("sound", set()), ("uncalled", {"never"}), ("replaced", {"say", "never"})])
 def test_instructions_that_reach_no_prompt_are_found_out(how: str, unseen: set[str], tmp_path: Any) -> None:
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
-    target = Engine(lambda system, asked, number: "[[ ## answer ## ]]\nx\n[[ ## hint ## ]]\ny")
+    target = Told(lambda system, asked, number: "[[ ## answer ## ]]\nx\n[[ ## hint ## ]]\ny")
     notes = []
     for _ in range(2):  # the second time from the journal
         compiler = IterativeAPE(
             lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=1,
-            optimizer_lm=dspy.LM("test/optimizer", engine=Engine(
+            optimizer_lm=dspy.LM("test/optimizer", engine=Told(
                 lambda s, u, n: written(f"{GOOD} {n}")(s, u, n)), cache=False), initial=2)
         with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
             found = compiler.compile(Rebuilt(how), trainset=data, run_dir=tmp_path).compilation

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 import signal
 import time
@@ -12,7 +11,8 @@ from pathlib import Path
 
 import dspy
 import pytest
-from e2e_support import Nursery, ToyEngine, result_of, toy_compile, toy_lm
+from e2e_support import COMPILE, ToyEngine, result_of, toy_compile, toy_lm
+from processes_support import Forked
 
 from cuesmith import Budget
 from cuesmith.teleprompters.runtime.journal import FILE, JournalError, read
@@ -20,23 +20,23 @@ from cuesmith.teleprompters.runtime.journal import FILE, JournalError, read
 IN_FLIGHT = 8
 
 
-def run_to_end(nursery: Nursery, run_dir: Path, log: Path) -> dict[str, object]:
+def run_to_end(run_dir: Path, log: Path) -> dict[str, object]:
     """Compile in a child process; return its result."""
     result = log.with_suffix(".json")
-    assert nursery.wait(nursery.start(run_dir, log, result, "--max-in-flight", IN_FLIGHT)) == 0
+    assert Forked(COMPILE, run_dir, log, result, "--max-in-flight", IN_FLIGHT).done().returncode == 0
     found: dict[str, object] = json.loads(result.read_text())
     return found
 
 
-def run_and_kill(nursery: Nursery, run_dir: Path, log: Path, after: int) -> bool:
+def run_and_kill(run_dir: Path, log: Path, after: int) -> bool:
     """Start a child, kill -9 it when `after` further calls have completed; returns whether it was still at work."""
     goal, start = lines(log) + after, time.monotonic()
-    child = nursery.start(run_dir, log, log.with_suffix(".killed"), "--max-in-flight", IN_FLIGHT)
+    child = Forked(COMPILE, run_dir, log, log.with_suffix(".killed"), "--max-in-flight", IN_FLIGHT)
     while lines(log) < goal and time.monotonic() < start + 20:
         time.sleep(0.0005)
     time.sleep(random.uniform(0, 0.004))
-    os.kill(child, signal.SIGKILL)
-    return nursery.wait(child) == -signal.SIGKILL
+    child.send_signal(signal.SIGKILL)
+    return child.done().returncode == -signal.SIGKILL
 
 
 def lines(log: Path) -> int:
@@ -53,18 +53,17 @@ def journalled(run_dir: Path) -> int:
 def kill_and_resume(tmp_path: Path, kills: int) -> None:
     """The check itself; prints what it counted (`pytest -s`)."""
     run_dir, log = tmp_path / "killed", tmp_path / "killed.log"
-    with Nursery() as nursery:
-        expected = run_to_end(nursery, tmp_path / "whole", tmp_path / "whole.log")
-        calls = lines(tmp_path / "whole.log")
-        assert calls == journalled(tmp_path / "whole") and not repeated(tmp_path / "whole.log")
-        left, unsaved = calls, []
-        for kill in range(kills):
-            share = max(1, left // (kills - kill + 1))
-            assert run_and_kill(nursery, run_dir, log, random.randint(1, max(1, 2 * share - 1))), "it ended too early"
-            done = len({line.split()[0] for line in log.read_text().splitlines()})
-            unsaved.append(done - journalled(run_dir))
-            left = calls - journalled(run_dir)
-        assert run_to_end(nursery, run_dir, log) == expected
+    expected = run_to_end(tmp_path / "whole", tmp_path / "whole.log")
+    calls = lines(tmp_path / "whole.log")
+    assert calls == journalled(tmp_path / "whole") and not repeated(tmp_path / "whole.log")
+    left, unsaved = calls, []
+    for kill in range(kills):
+        share = max(1, left // (kills - kill + 1))
+        assert run_and_kill(run_dir, log, random.randint(1, max(1, 2 * share - 1))), "it ended too early"
+        done = len({line.split()[0] for line in log.read_text().splitlines()})
+        unsaved.append(done - journalled(run_dir))
+        left = calls - journalled(run_dir)
+    assert run_to_end(run_dir, log) == expected
     again = repeated(log)
     print(f"\n{kills} kills of a compile of {calls} calls: repeated {again.total()}; lost at each kill {unsaved}")
     # A reply on its way from the engine to the journal when the process dies has completed for no one: it must be
@@ -134,15 +133,14 @@ def test_a_directory_of_another_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_directory_in_use_is_refused(tmp_path: Path) -> None:
-    with Nursery() as nursery:
-        log = tmp_path / "log"
-        child = nursery.start(tmp_path / "run", log, tmp_path / "json", "--latency", 0.2)
-        while lines(log) == 0:
-            time.sleep(0.01)
-        with pytest.raises(JournalError, match="another process"):
-            toy_compile(toy_lm(ToyEngine()), run_dir=tmp_path / "run")
-        os.kill(child, signal.SIGKILL)
-        nursery.wait(child)
+    log = tmp_path / "log"
+    child = Forked(COMPILE, tmp_path / "run", log, tmp_path / "json", "--latency", 0.2)
+    while lines(log) == 0:
+        time.sleep(0.01)
+    with pytest.raises(JournalError, match="another process"):
+        toy_compile(toy_lm(ToyEngine()), run_dir=tmp_path / "run")
+    child.send_signal(signal.SIGKILL)
+    child.done()
 
 
 def test_a_damaged_journal_is_refused_in_words(tmp_path: Path) -> None:

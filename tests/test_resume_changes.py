@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import os
 import shutil
-import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -21,6 +19,7 @@ from typing import Any
 import dspy
 import pytest
 from e2e_support import ToyEngine, ToySearch, exact, toy_lm, words
+from processes_support import Forked
 
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.journal import JournalError
@@ -484,12 +483,8 @@ def test_another_process_with_another_hash_seed_resumes_without_a_call(first: Pa
         "from test_resume_changes import compiled\n"
         "engine = ToyEngine(); compiled(task_of_user, Path(sys.argv[1]), engine); print(engine.calls)"
     )
-    path = os.pathsep.join([str(tmp_path), str(Path(__file__).parent), *sys.path])
-    seed = "2" if os.environ.get("PYTHONHASHSEED") == "1" else "1"
-    environment = {**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": path}
     shutil.copytree(first, tmp_path / "run")
-    command = [sys.executable, "-c", code, str(tmp_path / "run")]
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    ran = Forked(code, tmp_path / "run", cwd=tmp_path).done()
     assert ran.stdout.strip() == "0", ran.stderr[-2000:]
 
 
@@ -580,7 +575,7 @@ def test_a_models_class_and_an_engines_class_count_and_no_counter(tmp_path: Path
                     return super().aforward(*args, **kwargs)
 
         engine = Engine()
-        engine.calls = counted
+        engine.most = counted
         return Model("cuesmith-test/own", engine=engine, cache=False)
 
     task = type("Task", (), {"metric": staticmethod(exact), "program": staticmethod(plain)})

@@ -102,13 +102,13 @@ def test_what_is_measured_before_is_measured_on_examples_of_its_own() -> None:
     """The score and the steps are tried on test examples only, which ABO never sees."""
     asked: list[str] = []
     on, engine = toy(0.2, steps=1.0)
-    inner = engine._reply
+    inner = engine.says
 
     def reply(system: str, user: str, drawn: int | None) -> str:
         asked.append(user)
         return inner(system, user, drawn)
 
-    engine._reply = reply
+    engine.says = reply
     task = words()
     result(on, [task])
     mine = [f"say {e.answer}\n" for e in task.test[:10]]

@@ -445,11 +445,6 @@ def test_the_private_parts_of_trl_are_those_we_know() -> None:
         assert hasattr(transformers.Trainer, name)
 
 
-def test_the_settings_need_no_torch() -> None:
-    code = "import sys; from cuesmith.teleprompters.alignment import training; print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout.strip() == "False"
-
-
 # A process that trains, and whose reward calls are on record; `python test_training.py FOLDER`.
 
 

@@ -15,7 +15,7 @@ import pydantic
 import pytest
 from dspy.predict.react_v2 import ReActV2
 from dspy.predict.rlm import RLM
-from replies_support import Engine, written
+from replies_support import Told, written
 
 from cuesmith.teleprompters import ABO, Compiler, IterativeAPE
 from cuesmith.teleprompters.peers.copro import COPRO
@@ -225,7 +225,7 @@ def right(example: dspy.Example, prediction: dspy.Prediction, trace: object = No
     return bool(example.answer == prediction.answer)
 
 
-def options(optimizer: Engine) -> dict[str, Any]:
+def options(optimizer: Told) -> dict[str, Any]:
     return {"optimizer_lm": dspy.LM("test/optimizer", engine=optimizer, cache=False)}
 
 
@@ -233,16 +233,16 @@ def options(optimizer: Engine) -> dict[str, Any]:
     lambda o: IterativeAPE(right, steps=1, width=1, branch=1, initial=1, **options(o)),
     lambda o: ABO(right, steps=1, width=1, branch=1, initial=1, **options(o)),
     lambda o: COPRO(right, breadth=2, depth=1, **options(o))], ids=["IterativeAPE", "ABO", "COPRO"])
-def test_every_prompt_of_an_agent_has_its_tools(make: Callable[[Engine], Compiler]) -> None:
+def test_every_prompt_of_an_agent_has_its_tools(make: Callable[[Told], Compiler]) -> None:
     def optimize(system: str, asked: str, number: int) -> str:
         wanted = re.findall(r"`\[\[ ## (\w+) ## \]\]`( \(must be formatted as a valid Python list)?", asked)
         return "\n".join(f"[[ ## {n} ## ]]\n" + ('["Read BETTER.", "Answer."]' if kind else f"BETTER {number}.")
                          for n, kind in wanted if n != "completed")
 
-    target, data = Engine(agent), [
+    target, data = Told(agent), [
         dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
-        compiled = make(Engine(optimize)).compile(dspy.ReAct(TASK, tools=[look_up]), trainset=data, valset=data)
+        compiled = make(Told(optimize)).compile(dspy.ReAct(TASK, tools=[look_up]), trainset=data, valset=data)
     steps = [str(r.system) for r in target.requests if "next_tool_name" in str(r.messages[-1].text)]
     assert any("BETTER" in text for text in steps)
     assert all("Look a word up in the glossary." in text and "interleave next_thought" in text for text in steps)
@@ -292,7 +292,7 @@ def test_demonstrations_of_a_step_inside_a_program_keep_their_types() -> None:
         return "\n".join(f"[[ ## {n} ## ]]\n" + ('["Read it.", "Say it."]' if kind else "Do it.")
                          for n, kind in wanted if n != "completed")
 
-    model, optimizer = Engine(target), Engine(work)
+    model, optimizer = Told(target), Told(work)
     data = [dspy.Example(question=f"say w{k}", when=WHEN, answer=f"w{k}").with_inputs("question", "when")
             for k in range(24)]
     with dspy.context(lm=dspy.LM("test/target", engine=model, cache=False)):
@@ -342,8 +342,8 @@ def test_what_the_task_says_itself_is_no_copy(text: str) -> None:
 @pytest.mark.parametrize(("longest", "used"), [(None, True), (60_000, True), (5_000, False)])
 def test_a_long_prompt_can_be_rewritten(longest: int | None, used: bool) -> None:
     rules = "\n".join(f"Rule {k}: in case {k} apply the handling of the manual's page {k}." for k in range(550))
-    target = Engine(lambda s, u, n: f"[[ ## answer ## ]]\n{re.findall(r'say (w.)', u)[-1] if 'BETTER' in s else 'no'}")
-    optimizer = Engine(lambda s, u, n: written(f"BETTER {n}.\n{rules}")(s, u, n))
+    target = Told(lambda s, u, n: f"[[ ## answer ## ]]\n{re.findall(r'say (w.)', u)[-1] if 'BETTER' in s else 'no'}")
+    optimizer = Told(lambda s, u, n: written(f"BETTER {n}.\n{rules}")(s, u, n))
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
     compiler = IterativeAPE(right, steps=1, width=1, branch=2, initial=2, longest=longest, **options(optimizer))
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
@@ -354,8 +354,8 @@ def test_a_long_prompt_can_be_rewritten(longest: int | None, used: bool) -> None
 
 @pytest.mark.parametrize(("most", "used"), [(2, False), (3, True)])
 def test_steps_that_are_too_many_are_refused_and_never_cut(most: int, used: bool) -> None:
-    optimizer = Engine(lambda s, u, n: '[[ ## task ## ]]\nt\n[[ ## steps ## ]]\n["Read.", "Write BETTER.", "Say."]')
-    target = Engine(lambda s, u, n: "[[ ## answer ## ]]\nno")
+    optimizer = Told(lambda s, u, n: '[[ ## task ## ]]\nt\n[[ ## steps ## ]]\n["Read.", "Write BETTER.", "Say."]')
+    target = Told(lambda s, u, n: "[[ ## answer ## ]]\nno")
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
     compiler = ABO(right, max_steps=most, steps=0, initial=1, demonstrations=False, **options(optimizer))
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):

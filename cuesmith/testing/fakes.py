@@ -52,12 +52,19 @@ class Sent:
         turns: The texts of the other messages; the last one asks.
         draw: The number of the draw, where the model runs in this process.
         request: The request itself, where the model runs in this process.
+        nth: The number of the request among those of its model, from 1, where the model runs in this process.
     """
 
     system: str
     turns: tuple[str, ...]
     draw: int | None = None
     request: Request | None = field(default=None, compare=False, repr=False)
+    nth: int = field(default=0, compare=False)
+
+    @property
+    def user(self) -> str:
+        """The last message."""
+        return self.turns[-1]
 
     @property
     def text(self) -> str:
@@ -67,10 +74,13 @@ class Sent:
     @property
     def asked(self) -> Asked:
         """What it was asked for."""
-        return Asked.parse(self.turns[-1])
+        return Asked.parse(self.user)
 
 
 Reply: TypeAlias = Callable[[Sent], "str | Response"]
+
+Answer: TypeAlias = tuple[int, Mapping[str, str], object]
+"""Status, headers and body of what a server answers."""
 
 
 class Engine:
@@ -80,7 +90,12 @@ class Engine:
         reply: Answers; what it raises is the model's failure.
         latency: Seconds that an answer takes at least.
         jitter: Seconds that come on top at most, at random.
+
+    Attributes:
+        tokens: Input and output tokens of a call.
     """
+
+    tokens: tuple[int, int] = INPUT_TOKENS, OUTPUT_TOKENS
 
     def __init__(self, reply: Reply, *, latency: float = 0.0, jitter: float = 0.0) -> None:
         self.sent: list[Sent] = []
@@ -109,8 +124,8 @@ class Engine:
     def complete(self, request: Request) -> Response:
         """Answer one request (dspy's engine protocol)."""
         turns = tuple(str(message.text or "") for message in request.messages)
-        sent = Sent(str(request.system or ""), turns, current_draw.get(), request)
         with self._lock:
+            sent = Sent(str(request.system or ""), turns, current_draw.get(), request, len(self.sent) + 1)
             self.sent.append(sent)
             self._now += 1
             self.most = max(self.most, self._now)
@@ -125,9 +140,8 @@ class Engine:
             self.answered.append(sent)
         if isinstance(reply, Response):
             return reply
-        usage = Usage(
-            input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, total_tokens=INPUT_TOKENS + OUTPUT_TOKENS
-        )
+        given, made = self.tokens
+        usage = Usage(input_tokens=given, output_tokens=made, total_tokens=given + made)
         message = Message.assistant(reply)
         return Response(id="1", model=request.model, message=message, finish_reason="stop", usage=usage)
 
@@ -140,6 +154,24 @@ class Engine:
         return dspy.LM(f"conformance/{name}", engine=self, cache=False)
 
 
+def sent_of(body: Mapping[str, object]) -> Sent:
+    """Return the body of a chat request to a server as what it says."""
+    messages = body["messages"]
+    assert isinstance(messages, list)
+    texts = [str(message["content"]) for message in messages]
+    return Sent(texts[0], tuple(texts[1:])) if len(texts) > 1 else Sent("", tuple(texts))
+
+
+def completion(
+    content: object, finish: str = "stop", *, tokens: tuple[int, int] = (INPUT_TOKENS, OUTPUT_TOKENS)
+) -> Answer:
+    """Return a server's answer to a chat request, with its reason to end and its input and output tokens."""
+    choice = {"index": 0, "message": {"role": "assistant", "content": content}, "finish_reason": finish}
+    usage = {"prompt_tokens": tokens[0], "completion_tokens": tokens[1], "total_tokens": sum(tokens)}
+    said = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice], "usage": usage}
+    return 200, {}, said
+
+
 class Server:
     """An OpenAI-compatible chat server on the loopback interface; use it as a context manager.
 
@@ -147,13 +179,20 @@ class Server:
         reply: Answers.
         limit: Answers given before it fails; None for no end.
         failure: How it fails: "down" drops all connections and listens no longer, "refuse" says 401.
+        port: Where it listens; 0 picks one.
+
+    Attributes:
+        tokens: Input and output tokens of a call.
     """
 
-    def __init__(self, reply: Reply, *, limit: int | None = None, failure: Literal["down", "refuse"] = "down") -> None:
-        self.reply, self.limit, self.failure = reply, limit, failure
+    tokens: tuple[int, int] = INPUT_TOKENS, OUTPUT_TOKENS
+
+    def __init__(
+        self, reply: Reply, *, limit: int | None = None, failure: Literal["down", "refuse"] = "down", port: int = 0
+    ) -> None:
+        self.reply, self.limit, self.failure, self.port = reply, limit, failure, port
         self.answered: list[Sent] = []
         self.refused = 0
-        self._port = 0
         self._lock = threading.Lock()
         self._server: ThreadingHTTPServer | None = None
 
@@ -161,42 +200,38 @@ class Server:
         """Return a `dspy.LM` that reaches this server."""
         return dspy.LM(f"openai/{name}", api_base=self.base, api_key=KEY, cache=False)
 
-    def answer(self, body: Mapping[str, object]) -> tuple[int, object] | None:
-        """Return status and body of the answer to one request; None to hang up."""
-        messages = body["messages"]
-        assert isinstance(messages, list)
-        texts = [str(message["content"]) for message in messages]
-        sent = Sent(texts[0], tuple(texts[1:])) if len(texts) > 1 else Sent("", tuple(texts))
+    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> Answer | None:
+        """Return status, headers and body of the answer to one request; None to hang up."""
+        sent = sent_of(body)
         with self._lock:
             if self.limit is not None and len(self.answered) >= self.limit:
                 self.refused += 1
                 error = {"message": f"Incorrect API key provided: {KEY}.", "type": "e", "code": "invalid_api_key"}
-                return (401, {"error": error}) if self.failure == "refuse" else None
+                return (401, {}, {"error": error}) if self.failure == "refuse" else None
             self.answered.append(sent)
-        message = {"role": "assistant", "content": self.reply(sent)}
-        usage = {"prompt_tokens": INPUT_TOKENS, "completion_tokens": OUTPUT_TOKENS,
-                 "total_tokens": INPUT_TOKENS + OUTPUT_TOKENS}
-        return 200, {"id": "1", "object": "chat.completion", "created": 1, "model": body.get("model"), "usage": usage,
-                     "choices": [{"index": 0, "message": message, "finish_reason": "stop"}]}
+        return completion(self.reply(sent), tokens=self.tokens)
 
     def respond(self, http: BaseHTTPRequestHandler, body: Mapping[str, object]) -> None:
         """Answer one request over its connection."""
-        answer = self.answer(body) if self._server is not None else None
-        if answer is None:
+        answer = self.answer(http.path, dict(http.headers), body) if self._server is not None else None
+        if answer is None:  # also on a connection that was kept alive when the server went down
             http.close_connection = True
             self.stop()
             return
-        data = json.dumps(answer[1]).encode()
-        http.send_response(answer[0])
-        http.send_header("Content-Type", "application/json")
-        http.send_header("Content-Length", str(len(data)))
-        http.end_headers()
-        http.wfile.write(data)
+        data = json.dumps(answer[2]).encode()
+        try:
+            http.send_response(answer[0])
+            for name, value in {"Content-Type": "application/json", **answer[1], "Content-Length": len(data)}.items():
+                http.send_header(name, str(value))
+            http.end_headers()
+            http.wfile.write(data)
+        except OSError:  # the client has given up
+            http.close_connection = True
 
     @property
     def base(self) -> str:
         """Its `api_base`."""
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http://127.0.0.1:{self.port}/v1"
 
     def __enter__(self) -> Self:
         """Start serving; a stopped server comes back on the same port."""
@@ -216,8 +251,8 @@ class Server:
             allow_reuse_address = True
             daemon_threads = True
 
-        self._server = Listener(("127.0.0.1", self._port), Handler)
-        self._port = self._server.server_port
+        self._server = Listener(("127.0.0.1", self.port), Handler)
+        self.port = self._server.server_port
         threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
         return self
 
