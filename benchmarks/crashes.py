@@ -50,7 +50,7 @@ from rich.table import Table
 
 import cuesmith
 from cuesmith.modules.sampling import draw
-from cuesmith.testing.fakes import KEY, Engine, Sent, Server, examples, plain, ruled
+from cuesmith.testing.fakes import KEY, Answer, Engine, Sent, Server, examples, plain, ruled
 
 # --- kills -------------------------------------------------------------------------------------------------
 
@@ -160,14 +160,10 @@ def kills(given: argparse.Namespace, compilers: Sequence[str]) -> int:
 class Choosy(Server):
     """A provider whose models answer by their name, options, address and the form of the request."""
 
-    def respond(self, http: Http, body: Mapping[str, object]) -> None:
-        """Answer."""
-        super().respond(http, {**body, "path": http.path})
-
-    def answer(self, body: Mapping[str, object]) -> tuple[int, object] | None:
+    def answer(self, path: str, headers: Mapping[str, str], body: Mapping[str, object]) -> Answer | None:
         """Answer one request."""
-        named = ("model", "temperature", "max_tokens", "max_completion_tokens", "path")
-        options = repr([body.get(name) for name in named])
+        named = ("model", "temperature", "max_tokens", "max_completion_tokens")
+        options = repr([*(body.get(name) for name in named), path])
 
         def right(sent: Sent) -> bool:
             told = hashlib.md5(repr((options, sent.asked.as_json, sent.system, sent.turns[-1])).encode()).digest()
@@ -175,7 +171,7 @@ class Choosy(Server):
 
         plainly = Rule()
         self.reply = lambda sent: ruled(sent, right) if "answer" in sent.asked.outputs else plainly(sent)
-        return super().answer(body)
+        return super().answer(path, headers, body)
 
 
 GRADES = {"wrong": 0.2}

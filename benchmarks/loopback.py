@@ -344,13 +344,13 @@ class FaultyServer(Server):
         key = hashlib.md5(json.dumps([role, body["messages"]]).encode()).hexdigest()
         self._write(role=role, key=key, fault=befallen)
         self.rule.fails.now = befallen
-        answer = self.answer(body)
-        assert answer is not None and isinstance(answer[1], dict)
+        answer = self.answer(http.path, dict(http.headers), body)
+        assert answer is not None and isinstance(answer[2], dict)
         try:
             if befallen:
-                self.fault.does(http, answer[1])
+                self.fault.does(http, answer[2])
             else:
-                send(http, *(answer[0], json.dumps(answer[1]).encode()))
+                send(http, *(answer[0], json.dumps(answer[2]).encode()))
                 self._write(answered=key, role=role)
         except OSError:  # the client has given up
             http.close_connection = True

@@ -33,7 +33,7 @@ CHEAP = ("iterative-ape", "opro")
 SAMPLE = 24
 
 
-def answering(rule: Callable[[str, str], str], hook: Callable[[int], None] | None = None) -> ToyEngine:
+def answering(rule: Callable[[str, str], str], hook: Callable[[int], object] = lambda nth: None) -> ToyEngine:
     """A model that answers by a rule of (its instructions, the word that is asked for)."""
 
     def reply(system: str, user: str, drawn: int | None) -> str:

@@ -228,18 +228,18 @@ def _told(system: str, text: str, number: int) -> str:
 @pytest.mark.parametrize("form", ["unified", "frontier", "native"])
 @pytest.mark.parametrize("name", OURS[:-1])
 def test_answers_that_are_few_texts_are_named_without_the_optimizers_help(name: str, form: str) -> None:
-    optimizer = Optimizer()
+    optimizer = Engine(simulated())
     options: dict[str, Any] = {"selection": "full"} if (name, form) == ("apo", "native") else {}
-    with dspy.context(lm=dspy.LM("test/desk", engine=Engine(_told), cache=False)):
+    with dspy.context(lm=Told(_told).lm("desk")):
         compiled = compile_by_name(
             dspy.Predict("mail -> urgency"), name, metric=right, trainset=LABELLED, progress=False, search=form,
             steps=1, width=1, branch=1, initial=1, minibatch=8, budget=Budget(calls=400),
-            optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), **options)  # fmt: skip
+            optimizer_lm=optimizer.lm("optimizer"), **options)  # fmt: skip
     native = form == "native"
     assert (NAMED in compiled.signature.instructions) is not native
     selected = compiled.compilation.best.select
     assert selected is not None and selected.mean == (0.0 if native else 1.0)
-    assert all(("; in the examples always one of 'high', 'low'" in text) is not native for text in optimizer.texts)
+    assert all(("; in the examples always one of 'high', 'low'" in sent.user) is not native for sent in optimizer.sent)
 
 
 @pytest.mark.parametrize("labels", [

@@ -268,8 +268,8 @@ def test_a_metric_that_takes_its_gold_is_called_once_and_nothing_is_said() -> No
 
 @pytest.mark.parametrize("returned", [None, "yes", ("right", 1.0), [1.0], float("nan"), {"feedback": "none"}])
 def test_a_metric_that_gives_right_answers_no_score_is_refused_before_the_first_call(returned: object) -> None:
-    engine = Engine()
-    with dspy.context(lm=model(engine)), pytest.raises(ValueError, match=r"metric returned .* of example 0"):
+    engine = fixed()
+    with dspy.context(lm=engine.lm("m")), pytest.raises(ValueError, match=r"metric returned .* of example 0"):
         IterativeAPE(lambda e, p, t=None: returned).compile(dspy.Predict("review -> label"), trainset=examples())
     assert engine.calls == 0
     given = iter(["no score", 1.0, 1.0])
@@ -278,8 +278,8 @@ def test_a_metric_that_gives_right_answers_no_score_is_refused_before_the_first_
 
 @pytest.mark.parametrize("kind", [dspy.Predict, dspy.ChainOfThought])
 def test_a_metric_that_reads_a_label_which_the_program_never_answers_is_refused(kind: Any) -> None:
-    engine, program = Engine(), kind("review -> mood")
-    with dspy.context(lm=model(engine)), pytest.raises(ValueError, match=r"reads 'label' .* does not answer: .*'mood'"):
+    engine, program = fixed(), kind("review -> mood")
+    with dspy.context(lm=engine.lm("m")), pytest.raises(ValueError, match=r"reads 'label' .* not answer: .*'mood'"):
         IterativeAPE(exact).compile(program, trainset=examples())
     assert engine.calls == 0
     assert gold(lambda e, p, t=None: p.get("mood") == e.label, program=program) != (), "only said to score 0"

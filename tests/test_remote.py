@@ -321,7 +321,7 @@ def test_nothing_is_left_of_a_run(pool: ProcessPoolExecutor) -> None:
         return sum(t.name.startswith("cuesmith") for t in threading.enumerate()), len(os.listdir("/proc/self/fd"))
 
     with Provider() as provider, dspy.context(lm=provider.lm()):
-        counts = []
+        counts: list[tuple[int, int]] = []
         for _ in range(4):
             evaluate(dspy.Predict("question -> answer"), words(8), exact, executor=pool)
             until = time.monotonic() + 1.0
