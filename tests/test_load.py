@@ -1031,3 +1031,14 @@ def test_big_bench_prefers_the_score_that_the_task_prefers(tmp_path: Path) -> No
         data = {"preferred_score": preferred, "append_choices_to_input": False, "examples": rows}
         task = load(write(tmp_path / "task.json", data))
         assert answer in {e.answer for e in everything(task)}
+
+
+def test_rows_that_ask_the_same_are_told(tmp_path: Path) -> None:
+    rows = [{"question": f"Who is {k}?", "answer": f"Nobody {k}"} for k in range(20)]
+    path = tmp_path / "twice.jsonl"
+    path.write_text("\n".join(json.dumps(row) for row in (*rows, *rows[:5])))
+    with pytest.warns(UserWarning, match=r"left out 5 of 25 rows, which ask what an earlier one asks$"):
+        load(path)
+    path.write_text("\n".join(json.dumps(row) for row in (*rows, {**rows[0], "answer": "Somebody"})))
+    with pytest.warns(UserWarning, match=r"left out 1 of 21 rows.*; 1 of the questions have different answers"):
+        load(path)

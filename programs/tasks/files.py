@@ -96,6 +96,7 @@ def load(
     wanted = metric if isinstance(metric, str) else None
     form = formed(str(path), records, columns, wanted, with_classes=not ready)
     items = form.items
+    _tell_repeats(str(path), items)
     if callable(metric):
         return _divided(table, form.signature, metric, items, sizes, seed)
     name, answered = wanted or form.metric, tuple(form.outputs)
@@ -158,6 +159,18 @@ def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
                   f"{record.where.removeprefix(f'{path}: ')}", stacklevel=3)
     without = {id(record) for record, _ in missing}
     return {part: [row for row in rows if id(row) not in without] for part, rows in parts.items()}
+
+
+def _tell_repeats(path: str, items: Sequence[Item]) -> None:
+    """Warn of rows that ask what another one asks: only the first of them is taken."""
+    asked: dict[str, set[str]] = {}
+    for item in items:
+        asked.setdefault(item.content, set()).add(repr(item.example.labels().toDict()))
+    if len(asked) == len(items):
+        return
+    told = f"{path}: left out {len(items) - len(asked)} of {len(items)} rows, which ask what an earlier one asks"
+    torn = sum(len(answers) > 1 for answers in asked.values())
+    warnings.warn(f"{told}; {torn} of the questions have different answers" if torn else told, stacklevel=3)
 
 
 def _with_values(columns: Columns, parts: Parts) -> Columns:
