@@ -318,6 +318,7 @@ WRONG = [
     ("compare app.py:program --data max.jsonl --compilers abo,magic", "no compiler is called 'magic': there are abo"),
     ("compare app.py:program --data max.jsonl --compilers abo,abo", "--compilers: abo is given twice"),
     ("compare app.py:program --data max.jsonl --compilers abo --seeds 0,x", "'x' is not a whole number"),
+    ("compare app.py:program --data max.jsonl --compilers abo --seeds 1,0,0", "--seeds: 0 is given twice"),
     ("check app.py:program", "--data is missing"),
     ("resume none", "none: no such folder"),
     ("resume empty", "empty: no run of the command line in it"),

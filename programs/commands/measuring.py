@@ -101,8 +101,8 @@ class CompareOptions(WorkOptions):
         only_one(lm=self.lm, lms=self.lms, local=self.local)
         for name in ("compilers", "lms", "seeds"):
             values = getattr(self, name) or ()
-            if twice := next((value for value in values if values.count(value) > 1), None):
-                raise BadInput(f"--{name}: {twice} is given twice")
+            if twice := [value for value in values if values.count(value) > 1]:
+                raise BadInput(f"--{name}: {twice[0]} is given twice")
         check_options(self.option)
         super().__post_init__()
 
