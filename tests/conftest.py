@@ -26,6 +26,20 @@ settings.register_profile("fuzz", _PATIENT)
 settings.load_profile(os.environ.get("CUESMITH_HYPOTHESIS", "repeatable"))
 
 
+LONG = ("test_clusters", "test_packaging", "test_pages", "test_door", "test_remote", "test_import", "test_conformance")
+"""Modules of a minute: one that began last would have the other processes wait for it."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Have tests begin in the order of their collection, and not those of large modules first."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put long modules first."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 def pytest_collection_finish() -> None:
     """Look for garbage from now on, but not among what stays to the end."""
     gc.collect()

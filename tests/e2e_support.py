@@ -222,6 +222,22 @@ def error_body(message: str, code: str = "error") -> dict[str, object]:
     return {"error": {"message": message, "type": code, "code": code, "param": None}}
 
 
+class Saying(dspy.Module):  # type: ignore[misc]
+    """One predictor, `say`; what extends it has a `forward` of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.say = dspy.Predict("question -> answer")
+
+
+class OnlyAsync(Saying):
+    """A program for async code only."""
+
+    async def aforward(self, question: str) -> dspy.Prediction:
+        """Answer."""
+        return await self.say.acall(question=question)
+
+
 def toy_compile(
     lm: dspy.LM,
     *,

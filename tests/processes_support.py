@@ -96,7 +96,7 @@ class Forked:
         assert ended is not None
         return ended
 
-    def communicate(self, timeout: float = 120) -> tuple[str, str]:
+    def communicate(self, timeout: float = 600) -> tuple[str, str]:
         """Wait for its end, and kill it where that takes more than `timeout` seconds; returns all that it wrote."""
         late = threading.Timer(timeout, self.send_signal, [signal.SIGKILL])
         late.start()

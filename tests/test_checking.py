@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import dspy
 import pytest
-from e2e_support import KEY, Provider, ToyEngine, exact, number, toy_lm, words
+from e2e_support import KEY, Provider, Saying, ToyEngine, exact, number, toy_lm, words
 
 import cuesmith
 from cuesmith import Budget, EmbeddedLM, Interrupted, SimulatedOptimizer
@@ -160,15 +160,11 @@ def test_a_prompt_that_helps_is_headroom() -> None:
 
 
 def test_a_program_that_raises_is_to_be_mended_first() -> None:
-    class Fragile(dspy.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.step = dspy.Predict("question -> answer")
-
+    class Fragile(Saying):
         def forward(self, question: str) -> dspy.Prediction:
             if number(question) % 3:
                 raise KeyError("entry")
-            return self.step(question=question)
+            return self.say(question=question)
 
     found = checked(lambda system, word: word, program=Fragile())
     assert found.finding == "program" and "Mend the program first" in found.verdict

@@ -13,7 +13,7 @@ from typing import Any
 
 import dspy
 import pytest
-from e2e_support import Provider, exact, result_of, toy_compile, words
+from e2e_support import Provider, Saying, exact, result_of, toy_compile, words
 from test_remote import Deadly, paid_twice
 
 from cuesmith import Budget, RayExecutor
@@ -58,7 +58,7 @@ def test_the_result_is_the_one_of_this_process(cluster: Any) -> None:
     assert result_of(far) == result_of(near)
 
 
-class Telling(dspy.Module):  # type: ignore[misc]
+class Telling(Saying):
     """Writes down which process runs it.
 
     Args:
@@ -67,13 +67,13 @@ class Telling(dspy.Module):  # type: ignore[misc]
 
     def __init__(self, folder: Path) -> None:
         super().__init__()
-        self.inner, self.folder = dspy.Predict("question -> answer"), folder
+        self.folder = folder
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer."""
         with (self.folder / str(os.getpid())).open("a") as file:
             file.write(f"{question}\n")
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def kill_one(folder: Path, after: int) -> None:

@@ -141,13 +141,13 @@ def test_a_run_that_was_interrupted_goes_on(
 ) -> None:
     folder = f"cut-{command}-{status}"
     process = Forked(MAIN, command, "question -> answer", "--cot", "--task", "max", "--run-dir", folder, cwd=place)
-    journal, patience = place / folder / "journal.jsonl", time.monotonic() + 60
+    journal, patience = place / folder / "journal.jsonl", time.monotonic() + 600
     while not journal.is_file() or journal.stat().st_size < 20_000:
         assert time.monotonic() < patience and process.poll() is None
         time.sleep(0.02)
     assert line_of(place / folder).state == "running"
     process.send_signal(number)
-    _, err = process.communicate(timeout=60)
+    _, err = process.communicate()
     assert process.returncode == status and err.count("\n") == 1
     assert err.startswith(f"cuesmith: {said}") and f"to go on: cuesmith resume {folder}" in err
     assert line_of(place / folder).state == "interrupted"

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from dspy.lm15 import Response
 from dspy.utils.callback import BaseCallback
-from e2e_support import ToyEngine, ToySearch, exact, toy_compile, toy_lm, toy_reply, words
+from e2e_support import OnlyAsync, Saying, ToyEngine, ToySearch, exact, toy_compile, toy_lm, toy_reply, words
 from pydantic import BaseModel
 
 import cuesmith
@@ -42,17 +42,6 @@ class Two(dspy.Module):  # type: ignore[misc]
     def forward(self, question: str) -> dspy.Prediction:
         self.first(question=question)
         return self.second(question=question)
-
-
-class OnlyAsync(dspy.Module):  # type: ignore[misc]
-    """A program without a sync `forward`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.say = dspy.Predict("question -> answer")
-
-    async def aforward(self, question: str) -> dspy.Prediction:
-        return await self.say.acall(question=question)
 
 
 def reasoned(system: str, user: str, drawn: int | None) -> str:
@@ -322,11 +311,10 @@ def _always(bad: object) -> Callable[..., object]:
 
 
 def test_a_program_that_raises_on_some_outputs_fails_there() -> None:
-    class Strict(dspy.Module):  # type: ignore[misc]
+    class Strict(Saying):
         def __init__(self, least: int) -> None:
             super().__init__()
             self.least = least
-            self.say = dspy.Predict("question -> answer")
 
         def forward(self, question: str) -> dspy.Prediction:
             if int(question[4:]) < self.least:

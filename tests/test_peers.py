@@ -25,7 +25,19 @@ from pathlib import Path
 import dspy
 import pytest
 from dspy.lm15 import Response, ServerError
-from e2e_support import Answer, Provider, ToyEngine, error_body, exact, number, result_of, toy_lm, toy_reply, words
+from e2e_support import (
+    Answer,
+    OnlyAsync,
+    Provider,
+    ToyEngine,
+    error_body,
+    exact,
+    number,
+    result_of,
+    toy_lm,
+    toy_reply,
+    words,
+)
 
 from cuesmith import Budget, EmbeddedLM, SimulatedOptimizer
 from cuesmith.programs.tasks import generate
@@ -422,17 +434,6 @@ def test_a_missing_package_is_named(kind: type[Peer], package: str, monkeypatch:
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"{kind.__name__} needs {package}: pip install '[a-z]+\[[a-z]+\]'"):
         kind(exact)
-
-
-class OnlyAsync(dspy.Module):  # type: ignore[misc]
-    """A program without a sync `forward`."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.say = dspy.Predict("question -> answer")
-
-    async def aforward(self, question: str) -> dspy.Prediction:
-        return await self.say.acall(question=question)
 
 
 class Two(dspy.Module):  # type: ignore[misc]

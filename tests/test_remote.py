@@ -19,7 +19,19 @@ from typing import Any
 import cloudpickle
 import dspy
 import pytest
-from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, exact, result_of, toy_compile, toy_lm, words
+from e2e_support import (
+    KEY,
+    Answer,
+    Provider,
+    Saying,
+    ToyEngine,
+    error_body,
+    exact,
+    result_of,
+    toy_compile,
+    toy_lm,
+    words,
+)
 
 from cuesmith import Budget, Remote
 from cuesmith.programs.evaluation import evaluate
@@ -164,17 +176,13 @@ class Awaited(dspy.Module):  # type: ignore[misc]
         return found[0]
 
 
-class Threaded(dspy.Module):  # type: ignore[misc]
+class Threaded(Saying):
     """Calls its predictor from threads of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer in two threads."""
         with ThreadPoolExecutor(2) as threads:
-            found = list(threads.map(lambda text: self.inner(question=text), [question, f"{question}!"]))
+            found = list(threads.map(lambda text: self.say(question=text), [question, f"{question}!"]))
         return found[0]
 
 
@@ -200,18 +208,14 @@ def test_programs_of_all_kinds(pool: ProcessPoolExecutor, kind: type[dspy.Module
     assert 0 < near.score < 1 and [unordered(o) for o in far.outcomes] == [unordered(o) for o in near.outcomes]
 
 
-class Broken(dspy.Module):  # type: ignore[misc]
+class Broken(Saying):
     """Raises on some examples."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer, or raise."""
         if question.endswith("3"):
             raise LookupError("no such thing")
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def strange(example: dspy.Example, prediction: dspy.Prediction) -> float:
@@ -228,18 +232,14 @@ def test_errors_are_the_same(pool: ProcessPoolExecutor) -> None:
     assert isinstance(far.outcomes[3], ParseFailure) and far.outcomes[3].raised
 
 
-class Hanging(dspy.Module):  # type: ignore[misc]
+class Hanging(Saying):
     """Never ends on one example."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer, or hang."""
         while question.endswith("w1"):
             time.sleep(0.01)
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def test_a_program_that_hangs_is_given_up_and_its_thread_replaced(pool: ProcessPoolExecutor) -> None:
@@ -258,17 +258,13 @@ def remote_scores(student: dspy.Module, where: object, timeout: float | None = N
     return score_program(student, words(6), exact, executor=where, timeout=timeout).outcomes
 
 
-class Slow(dspy.Module):  # type: ignore[misc]
+class Slow(Saying):
     """Takes long on one example, and ends then."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.inner = dspy.Predict("question -> answer")
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer, late."""
         time.sleep(2.0 if question.endswith("w1") else 0.2)
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def test_a_program_that_is_late_and_ends_after_all_ends_nothing_else(pool: ProcessPoolExecutor) -> None:
@@ -287,7 +283,7 @@ def test_threads_wait_as_long_as_their_worker_has_work(
         assert provider.most == 8
 
 
-class Past(dspy.Module):  # type: ignore[misc]
+class Past(Saying):
     """Calls LiteLLM past dspy before it asks.
 
     Args:
@@ -296,7 +292,7 @@ class Past(dspy.Module):  # type: ignore[misc]
 
     def __init__(self, address: str) -> None:
         super().__init__()
-        self.inner, self.address = dspy.Predict("question -> answer"), address
+        self.address = address
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer."""
@@ -304,7 +300,7 @@ class Past(dspy.Module):  # type: ignore[misc]
 
         messages = [{"role": "user", "content": question}]
         litellm.completion("openai/past", messages=messages, api_base=self.address, api_key="local")
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def test_calls_past_dspy_are_capped_and_counted(pool: ProcessPoolExecutor) -> None:
@@ -506,18 +502,18 @@ def test_workers_that_cannot_begin_stop_the_run() -> None:
     assert provider.calls == 0
 
 
-class Deadly(dspy.Module):  # type: ignore[misc]
+class Deadly(Saying):
     """Ends its process on one example."""
 
     def __init__(self, home: int) -> None:
         super().__init__()
-        self.inner, self.home = dspy.Predict("question -> answer"), home
+        self.home = home
 
     def forward(self, question: str) -> dspy.Prediction:
         """Answer, or die."""
         if question.endswith("w1") and os.getpid() != self.home:
             os.kill(os.getpid(), signal.SIGKILL)
-        return self.inner(question=question)
+        return self.say(question=question)
 
 
 def test_a_pool_that_breaks_stops_the_run_and_it_can_go_on(tmp_path: Path) -> None:

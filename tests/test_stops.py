@@ -16,7 +16,7 @@ from typing import Any
 
 import dspy
 import pytest
-from e2e_support import Answer, Provider, ToyEngine, exact, toy_compile, toy_lm, words
+from e2e_support import Answer, OnlyAsync, Provider, Saying, ToyEngine, exact, toy_compile, toy_lm, words
 from processes_support import Forked
 
 import cuesmith
@@ -140,24 +140,12 @@ def test_a_cut_reply_is_told_from_a_wrong_one() -> None:
     assert [(o.score, o.cut) for o in scores.outcomes if isinstance(o, Scored)] == [(0.0, 1)] * 2
 
 
-class OnlyAwaited(dspy.Module):  # type: ignore[misc]
-    """A program for async code only."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.say = dspy.Predict("question -> answer")
-
-    async def aforward(self, question: str) -> dspy.Prediction:
-        """Answer."""
-        return await self.say.acall(question=question)
-
-
 @pytest.mark.parametrize("in_flight", [1, 4, 64])
 def test_a_program_for_async_code_ends_at_a_cap(in_flight: int) -> None:
     with Provider() as provider:
         began = time.monotonic()
         found: Compilation = toy_compile(
-            provider.lm(), student=OnlyAwaited(), max_in_flight=in_flight, budget=Budget(calls=40)
+            provider.lm(), student=OnlyAsync(), max_in_flight=in_flight, budget=Budget(calls=40)
         ).compilation
         assert provider.calls == found.spent.total.calls <= 40 and found.stopped_by == "calls"
     assert time.monotonic() - began < 30
@@ -323,10 +311,9 @@ def test_what_a_client_tries_again_by_itself_counts(role: str, monkeypatch: pyte
     with Provider(intercept) as provider:
         options = {"api_base": f"http://127.0.0.1:{provider.port}/v1", "api_key": "sk-0123456789"}
 
-        class Twice(dspy.Module):  # type: ignore[misc]
+        class Twice(Saying):
             def __init__(self) -> None:
                 super().__init__()
-                self.say = dspy.Predict("question -> answer")
                 self.embed = dspy.Embedder("openai/inner", caching=False, **options)
 
             def forward(self, question: str) -> dspy.Prediction:
@@ -386,11 +373,7 @@ def test_a_failure_in_a_thread_from_before_the_run_is_no_zero(monkeypatch: pytes
         error = {"error": {"message": "down", "type": "server_error", "code": "x"}}
         return (500, {}, error) if re.search(r"say v[0-5]\b", asks) else None
 
-    class Swallowing(dspy.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.say = dspy.Predict("question -> answer")
-
+    class Swallowing(Saying):
         def forward(self, question: str) -> dspy.Prediction:
             try:
                 return OLD.apply(self.say, kwds={"question": question})
@@ -406,11 +389,7 @@ def test_a_failure_in_a_thread_from_before_the_run_is_no_zero(monkeypatch: pytes
 
 
 def test_a_cap_leaves_threads_from_before_the_run_alive() -> None:
-    class Pooled(dspy.Module):  # type: ignore[misc]
-        def __init__(self) -> None:
-            super().__init__()
-            self.say = dspy.Predict("question -> answer")
-
+    class Pooled(Saying):
         def forward(self, question: str) -> dspy.Prediction:
             return OLD.apply(self.say, kwds={"question": question})
 
