@@ -230,7 +230,7 @@ def refuses(system: str, user: str, drawn: int | None) -> str:
 def test_a_frozen_model_behind_a_provider() -> None:
     engine = ToyEngine(reply=refuses)
     target = configurations.RemoteTarget(toy_lm(engine, "frozen", num_retries=0))
-    assert target.answer(["one", "a museum", "three"], seed=1) == ["ONE None", None, "THREE None"]  # no system message
+    assert target.answer(["one", "a museum", "three"], seed=1) == ["ONE", None, "THREE"]  # no system message
     assert engine.calls == 3
 
 

@@ -213,7 +213,8 @@ class Server:
 
     def respond(self, http: BaseHTTPRequestHandler, body: Mapping[str, object]) -> None:
         """Answer one request over its connection."""
-        answer = self.answer(http.path, dict(http.headers), body) if self._server is not None else None
+        headers = {name.title(): value for name, value in http.headers.items()}
+        answer = self.answer(http.path, headers, body) if self._server is not None else None
         if answer is None:  # also on a connection that was kept alive when the server went down
             http.close_connection = True
             self.stop()
