@@ -293,11 +293,12 @@ class _Running:
     def _compiled(self, one: _Compile) -> ContestEntry:
         """Compile and score; what fails is an entry that says why."""
         label, model, seed = one
-        chosen, begun, used = self.named[label], time.monotonic(), Spent()
+        chosen, begun = self.named[label], time.monotonic()
+        used: Spent | None = None
 
         def look(event: Event) -> None:
             nonlocal used
-            used = event.spent if isinstance(event, SpentChanged) else used
+            used = event.spent if isinstance(event, SpentChanged) else used or Spent()
 
         given = {
             "optimizer_lm": self.writer,
@@ -319,8 +320,9 @@ class _Running:
                 )
         except Exception as error:  # compilers are other people's code too: the others go on
             used = error.spent if isinstance(error, CompileError) else used
-            self.used += used.total
-            return ContestEntry(*one, used=used.total, seconds=time.monotonic() - begun, error=self._told(error))
+            total = None if used is None else used.total
+            self.used += total or Usage()
+            return ContestEntry(*one, used=total, seconds=time.monotonic() - begun, error=self._told(error))
         made = compiled.compilation
         self.used += made.spent.total
         seconds = time.monotonic() - begun
@@ -345,7 +347,8 @@ class _Running:
             else:
                 scores, used = self._scored(one.model, best, budget)
         except (CompileError, JournalError, ValueError) as error:
-            self.used += error.spent.total if isinstance(error, CompileError) else Usage()
+            if isinstance(error, CompileError) and best.prompter:  # else most of it is the student's, paid before
+                self.used += error.spent.total
             return replace(entry, error=f"no held-out score: {self._told(error)}")
         self.used += used
         if not scores.n:
