@@ -148,7 +148,7 @@ def test_a_signature_of_ones_own_is_a_program(here: Path) -> None:
 
 
 def test_a_state_leaves_the_program_of_the_module_as_it_is(here: Path) -> None:
-    from app import program
+    from app import program  # type: ignore[import-not-found]
 
     other = program.deepcopy()
     other.signature = other.signature.with_instructions("Other words.")
@@ -172,7 +172,7 @@ def test_a_state_leaves_the_program_of_the_module_as_it_is(here: Path) -> None:
 def test_a_program_that_cannot_be_made_is_one_line(
     here: Path, capsys: pytest.CaptureFixture[str], words: tuple[str, ...], problem: str
 ) -> None:
-    from app import Two, program  # type: ignore[import-not-found]
+    from app import Two, program
 
     program.save("one.json")
     Two().save("two.json")
