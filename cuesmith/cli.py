@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from cyclopts import Group
 
 import cuesmith
-from cuesmith.programs.arguments import application, call, complain, meant
+from cuesmith.programs.arguments import application, call, complain, escaped_where_unknown, meant
 
 COMMANDS: dict[str, dict[str, str]] = {
     "Compile": {
@@ -51,6 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Raises:
         SystemExit: With status 2, after one line on standard error, if the call is wrong.
     """
+    escaped_where_unknown(sys.stdout, sys.stderr)
     given = list(sys.argv[1:] if arguments is None else arguments)
     names = [name for commands in COMMANDS.values() for name in commands]
     if not given:

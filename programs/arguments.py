@@ -6,7 +6,10 @@ docstrings. Nothing here loads dspy.
 
 from __future__ import annotations
 
+import codecs
 import difflib
+import io
+import json
 import math
 import os
 import sys
@@ -177,6 +180,26 @@ def application(**options: Any) -> App:
     quiet = Parameter(negative=(), show_default=False)
     return App(default_parameter=quiet, result_action="return_value", help_format="markdown",
                suppress_keyboard_interrupt=False, **options)  # fmt: skip
+
+
+def escaped_where_unknown(*streams: object) -> None:
+    """Have streams of an encoding that lacks a character write its escape: no result is lost to a terminal.
+
+    The escapes are those of JSON, so that what is printed as JSON stays so.
+    """
+    codecs.register_error(_ESCAPE, _escaped)
+    for stream in streams:
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=_ESCAPE)
+
+
+_ESCAPE = "cuesmith-escape"
+
+
+def _escaped(error: UnicodeError) -> tuple[str, int]:
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    return json.dumps(error.object[error.start : error.end])[1:-1], error.end
 
 
 def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:

@@ -121,3 +121,14 @@ def test_a_run_that_cannot_go_on_is_one_line_and_status_1(tmp_path: Path) -> Non
     done = Forked(MAIN, *QUICK[:3], *refused, cwd=tmp_path, env=unknown).done()
     assert done.returncode == 1, done.stderr
     assert done.stderr.splitlines()[-1].startswith("cuesmith: error: ") and "Traceback" not in done.stderr
+
+
+def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
+    (tmp_path / "app.py").write_text(
+        'import dspy\nprogram = dspy.Predict(dspy.Signature("a -> b", "Größe, 漢字 🎈"))\n', "utf-8")
+    for form in ("messages", "markdown"):
+        words = ("export", "app.py:program", "--format", form)
+        done = cuesmith_command(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")
+        assert done.returncode == 0 and "\\u6f22\\u5b57 \\ud83c\\udf88" in done.stdout, done.stderr
+        if form == "messages":
+            assert "Größe, 漢字 🎈" in json.loads(done.stdout)[0]["content"]

@@ -70,6 +70,9 @@ def test_a_check_is_shown_as_what_it_is(here: Path, capsys: pytest.CaptureFixtur
     assert status == 2 and "is no compile; cuesmith show checked prints what was found" in err
     (here / "checked" / "result.json").write_text("[]")
     assert called(capsys, "show", "checked")[0] == 2
+    (here / "checked" / "result.json").unlink()
+    status, _, err = called(capsys, "show", "checked")
+    assert status == 2 and "holds no compile, but the scores of a check" in err
 
 
 def test_no_command_takes_the_folder_of_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

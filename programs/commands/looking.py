@@ -14,6 +14,7 @@ from cuesmith.programs.commands.compiling import CompileOptions
 from cuesmith.programs.commands.measuring import CompareOptions
 from cuesmith.programs.commands.run_folders import (
     FILE,
+    HELD_OUT,
     JOURNAL,
     PROGRAM,
     RECORD,
@@ -169,9 +170,13 @@ def _read(folder: Path) -> "RunReport":
     from cuesmith.teleprompters.runtime.run_report import RunReport
 
     try:
-        return RunReport.read(folder)
+        report = RunReport.read(folder)
     except ValueError as error:
         raise BadInput(str(error)) from None
+    if report.compiler in ("check", HELD_OUT):  # what they made is no program, and no gain was looked for
+        made = "comparison" if report.compiler == HELD_OUT else "check"
+        raise BadInput(f"{folder}: holds no compile, but the scores of a {made}")
+    return report
 
 
 def _inside(folder: Path) -> str:
