@@ -1,7 +1,7 @@
 """Does a prompt that reads differently act differently? What each refinement changed in words and in answers.
 
-`changes` reads it from a finished run and calls no model. `noise_flips` and `neighbourhood` score anew through a
-function they are given: the share of answers that change by themselves, and whether a better or worse refinement is
+`changes` reads it from a finished run and calls no model. `noise_flips` scores anew through a function that it is
+given: the share of answers that change by themselves. `neighbourhood_of` tells from scores whether a refinement is
 better or worse for what it says ("right idea") or for how it says it ("wrong wording").
 
 Source: 2402.02101 compares both kinds of change; definitions in the project's notes, section 4.3; ours.
@@ -10,7 +10,7 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,19 +21,18 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Curve, Section
-from cuesmith.programs.diagnosis.inference import Correlation, spearman
+from cuesmith.programs.diagnosis.inference import Correlation, drawn_shares, spearman
 from cuesmith.programs.diagnosis.record import Record, answer, passed
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
 __all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
-           "neighbourhood", "neighbourhood_of", "neighbours", "noise_flips", "section_of"]
+           "neighbourhood_of", "noise_flips", "section_of"]
 
 FEW = 10
 """A refinement that is compared on fewer examples says little about itself. Ours."""
 
-RESAMPLES = 2_000
 PARAPHRASES = 8
 """Neighbours of a prompt. Source: the project's notes."""
 
@@ -49,9 +48,6 @@ class Score(Protocol):
 Row = Sequence[Outcome | None]
 """What became of a prompt on each example; None where it was not run."""
 Floats = NDArray[np.float64]
-
-Paraphrase = Callable[[str, int], Sequence[str]]
-"""(text, how many) -> as many texts that say the same in other words."""
 
 
 @dataclass(frozen=True)
@@ -141,11 +137,14 @@ def _association(found: Sequence[Change]) -> Correlation:
 
 def text_of_prompts(candidate: Candidate) -> str:
     """Return all that a compiler may change of a program as one text: instructions and demonstrations."""
-    parts = []
+    return "\n".join(texts_of_prompts(candidate))
+
+
+def texts_of_prompts(candidate: Candidate) -> Iterator[str]:
+    """Yield instructions and values of demonstrations, predictor by predictor."""
     for _, prompt in candidate:
-        parts.append(prompt.instructions)
-        parts += [str(text) for demo in prompt.demos for _, text in demo.values]
-    return "\n".join(parts)
+        yield prompt.instructions
+        yield from (str(text) for demo in prompt.demos for _, text in demo.values)
 
 
 def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
@@ -252,42 +251,6 @@ class Neighbourhood:
     n: int
 
 
-def neighbourhood(
-    score: Score,
-    parent: Sequence[Candidate],
-    refined: Candidate,
-    child: Sequence[Candidate],
-    examples: Sequence[dspy.Example],
-    fresh: Sequence[dspy.Example],
-    *,
-    seed: int = 0,
-) -> Neighbourhood:
-    """Test whether a refinement has the right idea and the wrong wording.
-
-    A validity clearly above 0 together with a large shortfall says so. The best paraphrase is chosen on `examples`
-    and compared on `fresh` ones: the best of several is lucky on the examples it was chosen by.
-
-    Args:
-        score: Runs a prompt; in all (r + r + 1) N + 2 M runs.
-        parent: Paraphrases of p, as `neighbours` makes them.
-        refined: p' itself.
-        child: Paraphrases of p'.
-        examples: N examples that all prompts are scored on.
-        fresh: M other examples.
-        seed: Seeds the bootstrap.
-
-    Raises:
-        ValueError: If a neighbourhood is empty, or no example has a score for every prompt.
-    """
-    if not parent or not child:
-        raise ValueError("both neighbourhoods need at least one paraphrase")
-    rows = [score(c, examples, 0) for c in (*parent, *child, refined)]
-    before, after, own = rows[: len(parent)], rows[len(parent) : -1], rows[-1]
-    best = child[best_paraphrase(before, own, after)]
-    again = (score(refined, fresh, 0), score(best, fresh, 0))
-    return neighbourhood_of(before, own, after, again, seed=seed)
-
-
 def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -> int:
     """Return which paraphrase of p' has the best mean, on the examples that every prompt has a score on.
 
@@ -297,7 +260,7 @@ def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -
         child: What became of each paraphrase of p'.
 
     Raises:
-        ValueError: As `neighbourhood`.
+        ValueError: If a neighbourhood is empty, or no example has a score for every prompt.
     """
     return int(_complete(parent, refined, child)[1].mean(axis=1).argmax())
 
@@ -305,7 +268,10 @@ def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -
 def neighbourhood_of(
     parent: Sequence[Row], refined: Row, child: Sequence[Row], fresh: tuple[Row, Row], *, seed: int = 0
 ) -> Neighbourhood:
-    """Judge as `neighbourhood` does, from outcomes that are there already.
+    """Test whether a refinement p -> p' has the right idea and the wrong wording.
+
+    A validity clearly above 0 together with a large shortfall says so. The best paraphrase is chosen on the examples
+    and compared on fresh ones: the best of several is lucky on the examples it was chosen by.
 
     Args:
         parent: What became of each paraphrase of p, one outcome an example.
@@ -315,7 +281,7 @@ def neighbourhood_of(
         seed: Seeds the bootstrap.
 
     Raises:
-        ValueError: As `neighbourhood`.
+        ValueError: As `best_paraphrase`.
     """
     of_parent, of_child, refined_row = _complete(parent, refined, child)
     means, own = of_child.mean(axis=1), float(refined_row.mean())
@@ -354,36 +320,11 @@ def _bootstrap(first: Floats, second: Floats, seed: int) -> Estimate95:
     """
     rng = np.random.default_rng(seed)
     n = first.shape[1]
-    columns = _drawn(rng, n)
-    a, b = (((_drawn(rng, len(side)) @ side) * columns).sum(axis=1) for side in (first, second))
+    columns = drawn_shares(rng, n)
+    a, b = (((drawn_shares(rng, len(side)) @ side) * columns).sum(axis=1) for side in (first, second))
     drawn = b - a
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Estimate95(float(second.mean() - first.mean()), float(low), float(high), n)
-
-
-def _drawn(rng: np.random.Generator, n: int) -> Floats:
-    """How often each of n is drawn in n draws with replacement, as shares; one row a resample."""
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return np.asarray(counts / n, dtype=np.float64)
-
-
-def neighbours(candidate: Candidate, paraphrase: Paraphrase, count: int = PARAPHRASES) -> list[Candidate]:
-    """Return candidates that say the same in other words; demonstrations stay as they are.
-
-    Args:
-        candidate: What to rephrase: the instructions of every predictor.
-        paraphrase: Writes the texts; one that gives too few makes fewer neighbours.
-        count: How many are wanted.
-    """
-    written = {name: list(paraphrase(prompt.instructions, count)) for name, prompt in candidate}
-    made = []
-    for texts in zip(*written.values(), strict=False):
-        other = candidate
-        for name, text in zip(written, texts, strict=True):
-            other = other.replace(name, instructions=text, origin=Origin("paraphrase", (candidate.id,)))
-        if other != candidate and other not in made:
-            made.append(other)
-    return made
 
 
 def section_of(found: Changes | NoiseFlips | Neighbourhood) -> Section:

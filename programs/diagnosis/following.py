@@ -13,11 +13,11 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
@@ -27,12 +27,14 @@ from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, te
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
-__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "decided", "following",
-           "majority", "pairs_of", "rules_of", "section_of"]
+__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "following",
+           "pairs_of", "rules_of", "section_of"]
 
 Judge = Callable[[str, str], bool | None]
 """(rule, response) -> whether the response follows it; None if that cannot be told or the rule does not apply."""
 
+SHORT = 80
+"""Characters of a rule in the report."""
 _LISTED = re.compile(r"^\s*(?:step\s*)?(\d{1,2})\s*[.):]\s+(\S.*)$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -354,49 +356,14 @@ def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
     )
 
 
-def majority(judge: Judge, votes: int = 3) -> Judge:
-    """Return a judge that asks another one several times; a tie, or no vote at all, is None.
-
-    Args:
-        judge: Should be able to answer differently, as a model at temperature 1.
-        votes: How often it is asked. Source of 3: the project's notes.
-
-    Raises:
-        ValueError: If `votes` is not positive.
-    """
-    if votes < 1:
-        raise ValueError(f"votes must be at least 1, got {votes}")
-
-    def decide(rule: str, response: str) -> bool | None:
-        return decided(Counter(judge(rule, response) for _ in range(votes)))
-
-    return decide
-
-
-def decided(votes: Mapping[bool | None, int]) -> bool | None:
-    """Return what the majority of the votes says; None for a tie, and where there is none."""
-    yes, no = votes.get(True, 0), votes.get(False, 0)
-    return None if yes == no else yes > no
-
-
 def section_of(found: Following) -> Section:
     """Put a result into words and figures."""
-    short = [_short(rule.text) for rule in found.rules]
-    return words.section_of("diagnosis/following", found, _curves(found), short)
+    lines = [" ".join(rule.text.split()) for rule in found.rules]
+    short = [line if len(line) <= SHORT else f"{line[: SHORT - 3]}..." for line in lines]
+    return words.section_of("diagnosis/following", found, tuple(_curves(found)), short)
 
 
-def _short(text: str, longest: int = 80) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _curves(found: Following) -> tuple[Curve, ...]:
-    axes = ("position of the rule", "followed (%)")
-
-    def line(name: str, shares: Sequence[Estimate95]) -> Curve:
-        rows = [percent(share) if share.n else (None, None, None) for share in shares]
-        values, lows, highs = ([row[k] for row in rows] for k in range(3))
-        return Curve(name, [float(k) for k in range(1, len(rows) + 1)], values, *axes, low=lows, high=highs)
-
-    pooled = (line("all prompts of the run", found.by_position),) if found.by_position else ()
-    return (line("this prompt", found.by_rule), *pooled)
+def _curves(found: Following) -> Iterator[Curve]:
+    for name, shares in (("this prompt", found.by_rule), ("all prompts of the run", found.by_position)):
+        if shares:
+            yield percent_curve(name, list(enumerate(shares, 1)), "position of the rule", "followed (%)")

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, paired_gain, t975
 
 __all__ = [
-    "PERMUTATIONS", "Correlation", "Difference", "binomial_tail", "detectable_rho", "drawn_shares",
+    "PERMUTATIONS", "Correlation", "Difference", "binomial_tail", "centred_ranks", "detectable_rho", "drawn_shares",
     "expanded_interval", "fisher_exact", "holm", "interval95", "jackknife", "kappa", "permutation_test", "permuted",
     "ratio", "resampled_means", "resamples", "spearman", "trend_of", "two_way_interval", "two_way_sign_flip",
     "unpaired",
@@ -156,7 +156,7 @@ def spearman(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Correl
     """
     if len(x) != len(y):
         raise ValueError(f"x and y must be paired, got {len(x)} and {len(y)} values")
-    n, first, second = len(x), _ranks(x), _ranks(y)
+    n, first, second = len(x), centred_ranks(x), centred_ranks(y)
     if n < 3 or not first.any() or not second.any():
         return Correlation(math.nan, math.nan, math.nan, 1.0, n)
     scale = math.sqrt(float(first @ first) * float(second @ second))
@@ -181,8 +181,8 @@ def detectable_rho(n: int, *, tests: int = 1) -> float:
     return math.tanh((normal.inv_cdf(1 - 0.025 / tests) + normal.inv_cdf(_POWER)) * math.sqrt(1.06 / (n - 3)))
 
 
-def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Mid-ranks, less their mean."""
+def centred_ranks(values: Sequence[float] | Floats) -> Floats:
+    """Return mid-ranks, less their mean."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts - 1) / 2
     ranks: NDArray[np.float64] = middle[inverse.ravel()]
@@ -384,9 +384,7 @@ def trend_of(blocks: Sequence[Sequence[tuple[float, float]]], *, seed: int = 0) 
 
 def _unit(values: Sequence[float]) -> Floats:
     """Mid-ranks less their mean, of length 1; zeros if nothing varies."""
-    table = np.asarray(values)[:, None]
-    ranks: Floats = ((table > table.T).sum(axis=1) + ((table == table.T).sum(axis=1) + 1) / 2).astype(np.float64)
-    ranks -= ranks.mean()
+    ranks = centred_ranks(values)
     length = float(np.linalg.norm(ranks))
     return ranks / length if length else ranks
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,10 +14,8 @@ from cuesmith.programs.diagnosis.asking import (
     Error,
     Evidence,
     Inquiry,
-    OptimizerRequest,
     TooLittle,
-    ask_all,
-    inquirer,
+    asked,
     requests_of,
 )
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
@@ -25,7 +23,7 @@ from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.lm_judges import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed
-from cuesmith.programs.diagnosis.repetition import Repetition, repetition
+from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
 from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
@@ -67,19 +65,15 @@ class LivePlan:
     study: ShownConditions | None
 
     @property
-    def repeated(self) -> list[OptimizerRequest]:
+    def repeated(self) -> list[Sequence[Evidence]]:
         """What is asked for the repetition."""
-        return requests_of([[batch for batch in self.batches for _ in range(DRAWS)], self.others])
-
-    @property
-    def studied(self) -> list[OptimizerRequest]:
-        """What is asked for the validity; the other task's batches are asked about once for both."""
-        return [] if self.study is None else requests_of(self.study.parts)
+        return [[batch for batch in self.batches for _ in range(DRAWS)], self.others]
 
     @property
     def requests(self) -> int:
-        """How many requests of the optimizer model it takes."""
-        return len({request.key for request in (*self.repeated, *self.studied)})
+        """How many requests of the optimizer model it takes; the other task's batches are asked about once for both."""
+        studied = [] if self.study is None else self.study.parts
+        return len({request.key for parts in (self.repeated, studied) for request in requests_of(parts)})
 
     @property
     def judgements(self) -> int:
@@ -152,8 +146,7 @@ def live(
     repeated = _tried(lambda: _repetition(planned, inquiry, similarity, seed))
     valid: Validity | str = _ONE_KIND
     if (study := planned.study) is not None:
-        inquiry.ask(planned.studied)
-        feedback = study.answered(ask_all(inquirer(inquiry), study.shown()))
+        feedback = study.answered(asked(inquiry, study.parts))
         judging = _judging(study, feedback, inquiry) if judge else None
         valid = _tried(lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
     return Live(
@@ -178,12 +171,11 @@ def _tried(measure: Callable[[], T]) -> T | str:
         return f"Too little was answered: {error}."
 
 
-def _repetition(
-    planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int
-) -> Repetition:
-    inquiry.ask(planned.repeated)
-    return repetition(
-        inquirer(inquiry), planned.batches, planned.others, draws=DRAWS, similarity=similarity, seed=seed)
+def _repetition(planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int) -> Repetition:
+    replies, first = asked(inquiry, planned.repeated), DRAWS * len(planned.batches)
+    said = [[text for text in replies[k : k + DRAWS] if text] for k in range(0, first, DRAWS)]
+    others = [text for text in replies[first:] if text]
+    return repetition_of(said, others, similarity=similarity, seed=seed, missing=replies.count(None))
 
 
 def _judging(study: ShownConditions, feedback: Feedback, inquiry: Inquiry) -> Judging | None:

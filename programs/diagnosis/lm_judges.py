@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, OptimizerRequest
-from cuesmith.programs.diagnosis.following import decided
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
 
@@ -70,7 +69,8 @@ class RuleJudge:
         """
         self.prefetch([(rule, response)])
         said = self._said((rule, response))
-        return decided(Counter(said)) if self._settled(said) else None
+        yes, no = said.count(True), said.count(False)
+        return None if yes == no or not self._settled(said) else yes > no
 
     def prefetch(self, pairs: Sequence[Pair]) -> None:
         """Judge pairs, many at once.

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
+from cuesmith.programs.diagnosis.asking import TooLittle
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, average_linkage
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import interval95, resamples
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Repetition", "Theme", "repetition", "repetition_of", "section_of"]
+__all__ = ["Repetition", "Theme", "repetition_of", "section_of"]
 
 Floats = NDArray[np.float64]
 
@@ -70,55 +70,6 @@ class Repetition:
     distinct: float
     entropy: float
     missing: int
-
-
-def repetition(
-    ask: Ask,
-    batches: Sequence[Evidence],
-    others: Sequence[Evidence],
-    *,
-    draws: int = 3,
-    similarity: Similarity | None = None,
-    threshold: float | None = None,
-    seed: int = 0,
-) -> Repetition:
-    """Measure how far feedback repeats itself; `draws` requests a batch and one for each of `others`.
-
-    Args:
-        ask: Asks the optimizer model.
-        batches: Different batches of errors of one prompt; 20 are a good number.
-        others: Batches of errors of another task's prompt, for the floor.
-        draws: How often each batch is asked about; the ceiling needs at least 2.
-        similarity: How texts are compared; `TfIdf()` by default.
-        threshold: Of the themes; by default half-way between floor and ceiling.
-        seed: Seeds the bootstrap.
-
-    Raises:
-        TooLittle: As `repetition_of`.
-        ValueError: If `draws` is below 2.
-    """
-    replies = ask_all(ask, _shown(batches, others, draws))
-    return _measured(replies, len(batches), draws, similarity, threshold, seed)
-
-
-def _shown(batches: Sequence[Evidence], others: Sequence[Evidence], draws: int) -> list[Evidence]:
-    if draws < 2:
-        raise ValueError(f"a batch must be asked about at least twice, got draws={draws}")
-    return [batch for batch in batches for _ in range(draws)] + list(others)
-
-
-def _measured(
-    replies: Sequence[str | None],
-    batches: int,
-    draws: int,
-    similarity: Similarity | None,
-    threshold: float | None,
-    seed: int,
-) -> Repetition:
-    said = [[text for text in replies[k * draws : (k + 1) * draws] if text] for k in range(batches)]
-    other = [text for text in replies[batches * draws :] if text]
-    missing = len(replies) - sum(map(len, said)) - len(other)
-    return repetition_of(said, other, similarity=similarity, threshold=threshold, seed=seed, missing=missing)
 
 
 def repetition_of(

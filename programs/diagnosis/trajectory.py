@@ -6,27 +6,25 @@ Source: definitions in the project's notes on 2402.02101, section 4.5; intervals
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.change import texts_of_prompts
+from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, unpaired
 from cuesmith.programs.diagnosis.record import KnownExample, Record
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS
+from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 __all__ = ["BestAfter", "Copied", "Trajectory", "section_of", "trajectory"]
 
 CHARACTERS_PER_TOKEN = 4
 """A rough rule for English; no tokenizer of the target is known here."""
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -189,19 +187,9 @@ def _accepted(record: Record) -> Estimate95:
 
 def _duplicates(candidates: Sequence[Candidate]) -> Estimate95:
     """Prompts are the same if their words are, behind the same prompter: case and punctuation do not count."""
-    words = [(c.prompter, *(tuple(_words(text)) for text in _texts(c))) for c in candidates]
+    words = [(c.prompter, *(tuple(words_in(text)) for text in texts_of_prompts(c))) for c in candidates]
     counts = Counter(words)
     return estimate95([float(counts[one] > 1) for one in words])
-
-
-def _texts(candidate: Candidate) -> Iterator[str]:
-    for _, prompt in candidate:
-        yield prompt.instructions
-        yield from (str(text) for demo in prompt.demos for _, text in demo.values)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
 
 
 def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExample]) -> Copied:
@@ -215,9 +203,9 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
         baseline: The student.
         train: The examples that the optimizer may have seen.
     """
-    own = [_words(p.instructions) for _, p in baseline]
-    written = [_words(p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0]) for _, p in candidate]
-    inputs = [_words(example.text) for example in train]
+    own = [p.instructions for _, p in baseline]
+    written = [p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0] for _, p in candidate]
+    inputs = [example.text for example in train]
     found, length = Copied(0, "", 0), 1
     while runs := _shared(written, inputs, own, length):
         run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
@@ -225,23 +213,19 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
     return found
 
 
-def _shared(written: Sequence[list[str]], inputs: Sequence[list[str]], own: Sequence[list[str]], length: int
+def _shared(written: Sequence[str], inputs: Sequence[str], own: Sequence[str], length: int
             ) -> dict[tuple[str, ...], int]:
     """Return the runs of so many words that are in the instructions and in some input, and in how many.
 
     Runs that are the student's, or common, are kept while they are short of a copy: a longer one may hold them.
     """
-    ours = {run for words in written for run in _runs(words, length)}
-    counts = Counter(run for words in inputs for run in set(_runs(words, length)) & ours)
+    ours = {run for text in written for run in runs_in(text, length)}
+    counts = Counter(run for text in inputs for run in ours.intersection(runs_in(text, length)))
     if length < COPIED_WORDS:
         return dict(counts)
-    student = {run for words in own for run in _runs(words, length)}
+    student = {run for text in own for run in runs_in(text, length)}
     common = max(2, len(inputs) / COMMON)
     return {run: n for run, n in counts.items() if n < common and run not in student}
-
-
-def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 def section_of(found: Trajectory) -> Section:
@@ -254,9 +238,7 @@ def _curves(points: Sequence[BestAfter]) -> tuple[Curve, ...]:
     if not points:
         return ()
     steps = [float(p.step) for p in points]
-    search = Curve(
-        "search score", steps, [100 * p.search.mean for p in points], "step", "score (points)",
-        [100 * p.search.low for p in points], [100 * p.search.high for p in points])
+    search = percent_curve("search score", [(p.step, p.search) for p in points], "step", "score (points)")
     fresh = [None if p.fresh is None else 100 * p.fresh.mean for p in points]
     size = Curve("prompt length", steps, [float(p.characters) for p in points], "step", "characters")
     if not any(score is not None for score in fresh):

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence, TooLittle, ask_all
+from cuesmith.programs.diagnosis.asking import Error, Evidence, TooLittle
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import binomial_tail, interval95, permutation_test, resamples
@@ -40,7 +40,7 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 __all__ = [
     "Feedback", "Identified", "Judge", "Judging", "PriorBias", "Sensitivity", "ShownConditions", "Validity",
-    "detectable", "measured_power", "power", "section_of", "validity", "validity_of",
+    "detectable", "measured_power", "power", "section_of", "validity_of",
 ]  # fmt: skip
 
 ENOUGH = 20
@@ -274,30 +274,6 @@ class Judging:
     descriptions: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     names_cause: Callable[[str], bool] | None = None
     finds_cause: Callable[[str], bool] = lambda text: not abstains(text)
-
-
-def validity(
-    ask: Ask,
-    study: ShownConditions,
-    *,
-    judging: Judging | None = None,
-    similarity: Similarity | None = None,
-    seed: int = 0,
-) -> Validity:
-    """Ask everything of a study and measure; `study.requests` requests.
-
-    Args:
-        ask: Asks the optimizer model.
-        study: What to show it.
-        judging: Rules and judges.
-        similarity: How texts are compared; `TfIdf()` by default.
-        seed: Seeds permutations and bootstrap.
-
-    Raises:
-        TooLittle: As `validity_of`.
-    """
-    feedback = study.answered(ask_all(ask, study.shown()))
-    return validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
 
 
 def validity_of(

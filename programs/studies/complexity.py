@@ -19,7 +19,7 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.figures import Section, percent_curve
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
 from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95, ratio, resamples, spearman, trend_of
 from cuesmith.programs.diagnosis.record import passed
@@ -480,17 +480,12 @@ class _Base:
 
 def sections(found: Complexity) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
-    steps = (_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], "followed (%)"),
-             _curve("all prompts", list(enumerate(found.positions, 1)), "followed (%)", "position of the step"))
-    right = _curve("right answers", [(one.steps, one.accuracy) for one in found.levels], "right answers (%)")
+    asked, followed = "steps asked for", "followed (%)"
+    steps = (percent_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], asked, followed),
+             percent_curve("all prompts", list(enumerate(found.positions, 1)), "position of the step", followed))
+    right = percent_curve("right answers", [(one.steps, one.accuracy) for one in found.levels], asked,
+                          "right answers (%)")
     return sections_of("studies/complexity", found, steps if found.levels else (), (right,), FORMS, ENOUGH)
-
-
-def _curve(name: str, points: Sequence[tuple[int, Estimate95]], y_label: str, x_label: str = "steps asked for"
-           ) -> Curve:
-    rows = [[v if np.isfinite(v) else None for v in percent(share)] for _, share in points]
-    values, lows, highs = ([row[k] for row in rows] for k in range(3))
-    return Curve(name, [float(x) for x, _ in points], values, x_label, y_label, low=lows, high=highs)
 
 
 def limits(found: Complexity, names: Sequence[str]) -> tuple[str, ...]:

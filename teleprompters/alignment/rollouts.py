@@ -36,7 +36,8 @@ from cuesmith.teleprompters.alignment._trl import (
     add_fused_lm_head,
 )
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
-from cuesmith.teleprompters.alignment.training import RewardFunction, TrainingStep
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training import RewardFunction
 
 WEIGHTS = "trained.safetensors"
 Batch = dict[str, Any]
@@ -70,7 +71,7 @@ class RolloutSetting:
     reference: PreTrainedModel | None
     checkpoints: Checkpoints | None
     about: dict[str, object]
-    on_step: Callable[[TrainingStep], bool | None] | None
+    on_step: Callable[[TrainingStepDone], bool | None] | None
 
 
 class RewardFailedElsewhere(RuntimeError):
@@ -121,7 +122,7 @@ class Rollouts(Trainer):  # type: ignore[misc]
         self._step_started = time.monotonic()
         self._summary = (math.nan, math.nan, 0)
         self.stopped = False
-        self.last: TrainingStep | None = None
+        self.last: TrainingStepDone | None = None
         without_printing(self)
         self.add_callback(_Steps(self))
 
@@ -249,13 +250,14 @@ class Rollouts(Trainer):  # type: ignore[misc]
         self._losses.append(loss)
         return loss
 
-    def summarise(self, step: int) -> TrainingStep:
+    def summarise(self, step: int) -> TrainingStepDone:
         """Return what happened in the step that just ended; the same on all processes."""
         loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "mean") / self._setting.updates
         self._losses.clear()
         self._metrics["train"].clear()
         reward, kl, missing = self._summary
-        self.last = TrainingStep(step, reward, kl, float(loss), missing, time.monotonic() - self._step_started)
+        seconds, of = time.monotonic() - self._step_started, self.args.max_steps // self._setting.updates
+        self.last = TrainingStepDone(step, of, reward, kl, float(loss), missing, seconds)
         return self.last
 
     # checkpoints
@@ -335,7 +337,7 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
         return control
 
 
-def agree(trainer: Rollouts, step: TrainingStep, setting: RolloutSetting) -> bool:
+def agree(trainer: Rollouts, step: TrainingStepDone, setting: RolloutSetting) -> bool:
     """Ask `on_step` on the main process whether to stop, and tell the others."""
     answer = [False]
     if setting.on_step is not None and trainer.accelerator.is_main_process:

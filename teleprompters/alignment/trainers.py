@@ -17,6 +17,7 @@ from cuesmith.modules.policy import LocalPolicy
 from cuesmith.teleprompters.alignment._trl import GRPOConfig, RLOOConfig
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
 from cuesmith.teleprompters.alignment.ppo import PPO
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.rollouts import (
     GRPO,
     RLOO,
@@ -28,7 +29,6 @@ from cuesmith.teleprompters.alignment.rollouts import (
 from cuesmith.teleprompters.alignment.training import (
     RewardFunction,
     Training,
-    TrainingStep,
     check_resumable,
     identity,
 )
@@ -40,7 +40,7 @@ def train(
     reward: RewardFunction,
     config: Training,
     directory: Path | None,
-    on_step: Callable[[TrainingStep], bool | None] | None,
+    on_step: Callable[[TrainingStepDone], bool | None] | None,
 ) -> LocalPolicy:
     """See `training.train`."""
     prompt_ids = [policy.prompt_ids(text) for text in inputs]
@@ -98,7 +98,9 @@ def _run(
 def _has_ended(updates: int, about: Any, config: Training, setting: RolloutSetting) -> bool:
     if updates >= config.steps * config.updates_per_batch:
         return True
-    return bool(about["stopped"] and setting.on_step is not None and setting.on_step(TrainingStep(**about["last"])))
+    if not about["stopped"] or setting.on_step is None:
+        return False
+    return bool(setting.on_step(TrainingStepDone(**{"of": config.steps, **about["last"]})))
 
 
 def _trainer(config: Training, model: PreTrainedModel, pupil: LocalPolicy, args: Any) -> Rollouts:

@@ -30,6 +30,7 @@ import dspy
 from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.policy import LocalPolicy, require_train
 from cuesmith.modules.prompter import Prompter
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
 
 if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.checkpoints import Checkpoint
@@ -131,27 +132,6 @@ class Training:
 
 
 
-@dataclass(frozen=True)
-class TrainingStep:
-    """What happened in one step.
-
-    Attributes:
-        step: Counts from 1.
-        reward: Mean over the rows that have one; NaN if none has.
-        kl: Mean log(rho / rho_sft) of the batch's rewrites, in nats, before the step's updates.
-        loss: Mean over the step's updates.
-        missing: Rows without a reward.
-        seconds: Wall-clock time.
-    """
-
-    step: int
-    reward: float
-    kl: float
-    loss: float
-    missing: int
-    seconds: float
-
-
 def train(
     policy: LocalPolicy,
     inputs: Sequence[str],
@@ -159,7 +139,7 @@ def train(
     config: Training,
     *,
     directory: Path | None = None,
-    on_step: Callable[[TrainingStep], bool | None] | None = None,
+    on_step: Callable[[TrainingStepDone], bool | None] | None = None,
 ) -> LocalPolicy:
     """Train a copy of `policy`, which is rho_sft, and return it (2501.03486 eq. 9).
 
