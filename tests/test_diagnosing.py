@@ -243,10 +243,10 @@ def test_a_providers_failure_is_raised_without_the_key() -> None:
 
 LINES = [
     ('{"rule": "r", "response": "t", "followed": true}\n\n{"rule": "r", "response": "", "followed": false}', ""),
-    ("", "no labelled pairs"), ("nonsense", "line 1: not JSON"), ('[1]', "line 1: not an object"),
-    ('\n{"rule": "r", "followed": true}', "line 2: 'rule' and 'response'"),
-    ('{"rule": " ", "response": "t", "followed": true}', "line 1: 'rule'"),
-    ('{"rule": "r", "response": "t", "followed": "yes"}', "must be true or false"), ("\xff", "not UTF-8"),
+    ("", "no labelled pairs"), ("nonsense", "line 1: Invalid JSON"), ('[1]', "line 1: Input should be an object"),
+    ('\n{"rule": "r", "followed": true}', "line 2: response: Field required"),
+    ('{"rule": " ", "response": "t", "followed": true}', "line 1: rule: String should match"),
+    ('{"rule": "r", "response": "t", "followed": "yes"}', "followed: Input should be a valid"), ("\xff", "not UTF-8"),
 ]  # fmt: skip
 
 

@@ -177,7 +177,7 @@ def test_training_examples_are_not_counted(tmp_path: Path) -> None:
 
 def test_a_prompt_without_steps_has_nothing_to_follow(tmp_path: Path) -> None:
     record = finished(tmp_path, skipping(lambda question: []), PROMPT)
-    assert following(record, record.baseline) == ()
+    assert following(dataclasses.replace(record, best=record.baseline)) == ()
 
 
 def test_a_free_list_is_left_to_the_judge(tmp_path: Path) -> None:

@@ -28,8 +28,6 @@ from cuesmith.programs.studies.complexity import (
     Formed,
     StepsAsked,
     analyse,
-    conduct,
-    forecast,
     gap,
     limit_of,
     sections,
@@ -76,7 +74,7 @@ def bench(target: Target, **options: object) -> tuple[Bench, ToyEngine]:
 
 
 def studied(target: Target, n: int = 3, tasks: Sequence[Task] = (), **options: object) -> Complexity:
-    found = conduct(bench(target, **options)[0], tasks or [words()], n).result
+    found = STUDY.conduct(bench(target, **options)[0], tasks or [words()], n).result
     assert isinstance(found, Complexity)
     return found
 
@@ -203,10 +201,10 @@ def test_the_same_result_at_any_concurrency() -> None:
 @pytest.mark.slow
 def test_what_is_spent_is_within_the_forecast() -> None:
     tasks = [words("a"), words("b")]
-    most = forecast(tasks, 3)
+    most = STUDY.forecast(tasks, 3)
     for target in (leaving_out(lambda k, n: False), lambda system, n, word: "??"):
         on, engine = bench(target)
-        found = conduct(on, tasks, 3)
+        found = STUDY.conduct(on, tasks, 3)
         whole(found.sections, found.limits)
         assert on.spent.total.calls <= most.calls and on.spent.by_role["optimizer"].calls <= 2 * most.optimizer_calls
         assert engine.calls <= 2 * most.program_runs
@@ -216,7 +214,7 @@ def test_what_is_spent_is_within_the_forecast() -> None:
 @pytest.mark.parametrize("calls", [1, 20, 40, 60, 150, 400])
 def test_a_budget_leaves_what_was_seen(calls: int) -> None:
     on, engine = bench(leaving_out(lambda k, n: k == 3), budget=Budget(calls=calls))
-    found = conduct(on, [words("a"), words("b")], 3)
+    found = STUDY.conduct(on, [words("a"), words("b")], 3)
     assert engine.calls <= calls and on.stopped_by == "calls"
     whole(found.sections, found.limits)
     result = found.result
@@ -229,7 +227,7 @@ def test_a_budget_leaves_what_was_seen(calls: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_call() -> None:
-    cases = [([], 3, "at least"), ([words()], STUDY.fewest - 1, "at least")]
+    cases = [([], 3, "one task or more, got 0"), ([words()], STUDY.fewest - 1, "at least")]
     study_support.refuses(STUDY, cases, forecast=True)
 
 

@@ -15,8 +15,9 @@ import itertools
 import json
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, MutableSequence, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import dspy
 
@@ -39,8 +40,11 @@ from cuesmith.teleprompters.search.examples import Failure
 from cuesmith.teleprompters.search.scene import texts_of
 
 __all__ = [
-    "Error", "Evidence", "Inquiry", "OptimizerRequest", "TooLittle", "asked", "numbered", "reasons", "requests_of",
+    "Error", "Evidence", "Inquiry", "OptimizerRequest", "TooLittle", "asked", "measured", "numbered", "reasons",
+    "requests_of",
 ]  # fmt: skip
+
+T = TypeVar("T")
 
 
 # --- within a budget -------------------------------------------------------------------------------------
@@ -233,6 +237,14 @@ class Evidence:
 
 class TooLittle(ValueError):
     """What was answered is not enough to measure anything by."""
+
+
+def measured(measure: Callable[[], T]) -> tuple[T | None, str]:
+    """Return the result, or None and why there is none: `TooLittle`, in a sentence."""
+    try:
+        return measure(), ""
+    except TooLittle as error:
+        return None, f"Too little was answered: {error}."
 
 
 def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[OptimizerRequest]:

@@ -83,7 +83,7 @@ class Agreement:
     undecided: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Following:
     """How a prompt was followed.
 
@@ -110,14 +110,14 @@ class Following:
     rules: tuple[Rule, ...]
     rate: Estimate95
     by_rule: tuple[Estimate95, ...]
-    by_position: tuple[Estimate95, ...]
+    by_position: tuple[Estimate95, ...] = ()
     full: Estimate95
     value: Difference
     p_value: float
     first_failure: Mapping[int, int]
     checked: int
-    judged: bool
-    agreement: Agreement | None
+    judged: bool = False
+    agreement: Agreement | None = None
     put: int = 0
     unclear: int = 0
 
@@ -174,18 +174,16 @@ def _by_rule(rules: Sequence[Rule], response: Response) -> tuple[bool | None, ..
 
 def following(
     record: Record,
-    candidate: Candidate | None = None,
     *,
     judge: Judge | None = None,
     hand: Sequence[tuple[str, str, bool]] = (),
     threshold: float = 1.0,
     sample: int | None = None,
 ) -> tuple[Following, ...]:
-    """Check the journalled responses to a prompt, on all examples that are not training examples.
+    """Check the journalled responses to the returned prompts, on all examples that are not training examples.
 
     Args:
         record: The run.
-        candidate: Whose prompts; by default the returned one's.
         judge: For what rules cannot tell.
         hand: Hand-labelled (rule, response, followed) triples, to measure the judge by; 20 are a start.
         threshold: A score from which on an answer counts as right.
@@ -195,39 +193,32 @@ def following(
     Returns:
         One result for each predictor whose prompt has rules and whose responses could be checked.
     """
-    chosen = record.best if candidate is None else candidate
     measured = agreement(judge, hand) if judge is not None and hand else None
     found = []
-    for name, prompt in chosen:
+    for name, prompt in record.best:
         counted: Counter[bool | None] = Counter()
         rules, asked = rules_of(prompt.instructions), None if judge is None else _counting(judge, counted)
-        responses = _sampled(_responses(record, chosen, name, threshold), sample)
+        responses = _sampled(_responses(record, record.best, name, threshold), sample)
         checks = [check(rules, response, asked) for response in responses]
         if any(one is not None for row in checks for one in row):
-            pooled = () if sample else _by_position(record, name, chosen, checks, judge, threshold)
-            one = _following((chosen.id, name), rules, responses, checks, pooled, judge is not None, measured)
-            found.append(replace(one, put=counted.total(), unclear=counted[None]))
+            one = _following((record.best.id, name), rules, checks, [response.correct for response in responses])
+            pooled = () if sample else _by_position(record, name, checks, judge, threshold)
+            found.append(replace(one, by_position=pooled, judged=judge is not None, agreement=measured,
+                                 put=counted.total(), unclear=counted[None]))
     return tuple(found)
 
 
-def pairs_of(
-    record: Record, candidate: Candidate | None = None, *, threshold: float = 1.0, sample: int | None = None
-) -> list[tuple[str, str]]:
+def pairs_of(record: Record, *, threshold: float = 1.0, sample: int | None = None) -> list[tuple[str, str]]:
     """Return the pairs of a rule and a response that `following` puts to a judge, each once, in its order.
 
     Args:
         record: The run.
-        candidate: As in `following`.
         threshold: As in `following`.
         sample: As in `following`.
     """
     pairs: dict[tuple[str, str], None] = {}
-
-    def judge(rule: str, response: str) -> bool | None:
-        pairs[rule, response] = None
-        return None
-
-    following(record, candidate, judge=judge, threshold=threshold, sample=sample)
+    following(record, judge=lambda rule, response: pairs.setdefault((rule, response)), threshold=threshold,
+              sample=sample)
     return list(pairs)
 
 
@@ -280,33 +271,26 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
 
 
 def _following(
-    who: tuple[str, str],
-    rules: tuple[Rule, ...],
-    responses: Sequence[Response],
-    checks: Sequence[tuple[bool | None, ...]],
-    pooled: tuple[Estimate95, ...],
-    judged: bool,
-    measured: Agreement | None,
-) -> Following:
-    known = [(one, [c for c in row if c is not None]) for one, row in zip(responses, checks, strict=True)]
-    known = [(one, row) for one, row in known if row]
-    full = [(all(row), one.correct) for one, row in known]
-    right = {followed: [float(c) for f, c in full if f is followed and c is not None] for followed in (False, True)}
+    who: tuple[str, str], rules: tuple[Rule, ...], checks: Sequence[tuple[bool | None, ...]],
+    correct: Sequence[bool | None],
+) -> Following:  # fmt: skip
+    """What the checks of one prompt's responses say, and whether their answers were right."""
+    known = [([c for c in row if c is not None], right) for row, right in zip(checks, correct, strict=True)]
+    known = [(row, right) for row, right in known if row]
+    scores = {full: [float(right) for row, right in known if all(row) is full and right is not None]
+              for full in (False, True)}
     first = Counter(row.index(False) + 1 for row in checks if False in row)
     return Following(
         candidate=who[0],
         predictor=who[1],
         rules=rules,
-        rate=ratio([sum(row) for _, row in known], [len(row) for _, row in known]),
+        rate=ratio([sum(row) for row, _ in known], [len(row) for row, _ in known]),
         by_rule=tuple(_share(column) for column in zip(*checks, strict=True)),
-        by_position=pooled,
-        full=estimate95([float(followed) for followed, _ in full]),
-        value=unpaired(right[False], right[True]),
-        p_value=_fisher(right[True], right[False]),
+        full=estimate95([float(all(row)) for row, _ in known]),
+        value=unpaired(scores[False], scores[True]),
+        p_value=_fisher(scores[True], scores[False]),
         first_failure=dict(sorted(first.items())),
         checked=len(known),
-        judged=judged,
-        agreement=measured,
     )
 
 
@@ -322,18 +306,13 @@ def _fisher(followed: Sequence[float], not_followed: Sequence[float]) -> float:
 
 
 def _by_position(
-    record: Record,
-    name: str,
-    chosen: Candidate,
-    own: Sequence[tuple[bool | None, ...]],
-    judge: Judge | None,
-    threshold: float,
+    record: Record, name: str, own: Sequence[tuple[bool | None, ...]], judge: Judge | None, threshold: float
 ) -> tuple[Estimate95, ...]:
-    """Pool the checks of all prompts of the run by position; those of `chosen` are made already."""
+    """Pool the checks of all prompts of the run by position; those of the returned one are made already."""
     rows = list(own)
     for candidate in record.candidates.values():
         rules = rules_of(candidate.prompts[name].instructions) if name in candidate.prompts else ()
-        if candidate != chosen and rules:
+        if candidate != record.best and rules:
             rows += [check(rules, one, judge) for one in _responses(record, candidate, name, threshold)]
     longest = max(map(len, rows), default=0)
     return tuple(_share([row[k] for row in rows if k < len(row)]) for k in range(longest))

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import dspy
 
@@ -14,8 +13,8 @@ from cuesmith.programs.diagnosis.asking import (
     Error,
     Evidence,
     Inquiry,
-    TooLittle,
     asked,
+    measured,
     requests_of,
 )
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
@@ -33,8 +32,6 @@ from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 
 __all__ = ["Live", "LivePlan", "live", "plan", "sections_of"]
-
-T = TypeVar("T")
 
 DRAWS = 3
 """Requests for each batch of errors, for the ceiling of the repetition."""
@@ -143,32 +140,20 @@ def live(
     Raises:
         SimilarityError: If the embedder cannot be used.
     """
-    repeated = _tried(lambda: _repetition(planned, inquiry, similarity, seed))
-    valid: Validity | str = _ONE_KIND
+    repeated, no_repetition = measured(lambda: _repetition(planned, inquiry, similarity, seed))
+    valid, no_validity = None, _ONE_KIND
     if (study := planned.study) is not None:
         feedback = study.answered(asked(inquiry, study.parts))
         judging = _judging(study, feedback, inquiry) if judge else None
-        valid = _tried(lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
-    return Live(
-        None if isinstance(repeated, str) else repeated,
-        None if isinstance(valid, str) else valid,
-        repeated if isinstance(repeated, str) else "",
-        valid if isinstance(valid, str) else "",
-    )
+        valid, no_validity = measured(
+            lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
+    return Live(repeated, valid, no_repetition, no_validity)
 
 
 _ONE_KIND = (
     "The errors of the run have no two kinds, so that their distribution cannot be controlled and nothing can be said "
     "of whether feedback follows it. Run on more examples."
 )
-
-
-def _tried(measure: Callable[[], T]) -> T | str:
-    """Return the result, or why there is none."""
-    try:
-        return measure()
-    except TooLittle as error:
-        return f"Too little was answered: {error}."
 
 
 def _repetition(planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int) -> Repetition:

@@ -24,8 +24,7 @@ from cuesmith.programs.diagnosis.following import Response, check, rules_of
 from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95, ratio, resamples, spearman, trend_of
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, check_amount, labels_of
+from cuesmith.programs.studies.bench import Bench, Findings, Study, labels_of
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import FORM_DEMANDS, HARMLESS_STEPS, joined_steps
@@ -44,8 +43,7 @@ from cuesmith.teleprompters.search.setting import UNIFIED
 
 __all__ = [
     "ENOUGH", "EXAMPLES", "FORMS", "STUDY", "Complexity", "FormDemand", "Formed", "Level", "Limit",
-    "StepsAsked", "Trend", "analyse", "checks_of", "conduct", "forecast", "gap", "limit_of", "sections",
-    "versions", "write_steps",
+    "StepsAsked", "Trend", "analyse", "checks_of", "gap", "limit_of", "sections", "versions", "write_steps",
 ]  # fmt: skip
 
 EXAMPLES = 12
@@ -62,8 +60,6 @@ _MEETS: Mapping[str, Callable[[str], bool | None]] = {
 FORMS = {kind: (demand, _MEETS[kind]) for kind, demand in FORM_DEMANDS.items()}
 """Kind -> what is demanded, and whether an answer meets it; None where that cannot be told (no letters)."""
 Floats = NDArray[np.float64]
-Origins = tuple[str, int]
-"""(task, number of the optimizer's procedure): what prompts of different length have in common."""
 
 
 # --- what was seen -----------------------------------------------------------------------------------------
@@ -91,6 +87,11 @@ class StepsAsked:
     def followed(self) -> int:
         """Steps followed, over all replies."""
         return sum(map(sum, self.checks))
+
+    @property
+    def wanted(self) -> int:
+        """Steps asked for, over all replies."""
+        return self.steps * len(self.checks)
 
 
 @dataclass(frozen=True)
@@ -224,7 +225,10 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
     asked = sorted(asked, key=lambda one: (one.task, one.base, one.steps))
     prompts = [one for one in asked if one.steps]
     levels = [[one for one in prompts if one.steps == k] for k in sorted({one.steps for one in prompts})]
-    trends = [_trend(prompts, share, seed) for share in (_compliance, _accuracy)]
+    shares: Sequence[Callable[[StepsAsked], float]] = (
+        lambda one: one.followed / one.wanted, lambda one: sum(one.right) / len(one.right))
+    trends = [trend_of([[(float(one.steps), share(one)) for one in block] for block in _blocks(prompts)], seed=seed)
+              for share in shares]
     corrected = holm([p_value for _, p_value in trends])
     compliance, accuracy = (Trend(rho, p, q) for (rho, p), q in zip(trends, corrected, strict=True))
     longest = max((one.steps for one in prompts), default=0)
@@ -234,7 +238,7 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
         compliance=compliance,
         accuracy=accuracy,
         limit=_limit(prompts, seed),
-        positions=tuple(_at([one for one in prompts if one.steps > k], k) for k in range(longest)),
+        positions=tuple(_at(k, [one.checks for one in prompts if one.steps > k]) for k in range(longest)),
         forms=_forms(formed, seed),
         tasks={name: _followed([one for one in prompts if one.task == name]).mean
                for name in dict.fromkeys(one.task for one in prompts)},
@@ -244,47 +248,35 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
 
 
 def _followed(prompts: Sequence[StepsAsked]) -> Estimate95:
-    return ratio([one.followed for one in prompts], [one.steps * len(one.checks) for one in prompts])
+    return ratio([one.followed for one in prompts], [one.wanted for one in prompts])
 
 
 def _right(prompts: Sequence[StepsAsked]) -> Estimate95:
     return ratio([sum(one.right) for one in prompts], [len(one.right) for one in prompts])
 
 
-def _at(prompts: Sequence[StepsAsked], k: int) -> Estimate95:
-    return ratio([sum(row[k] for row in one.checks) for one in prompts], [len(one.checks) for one in prompts])
+def _at(k: int, checks: Sequence[tuple[tuple[bool, ...], ...]]) -> Estimate95:
+    return ratio([sum(row[k] for row in rows) for rows in checks], [len(rows) for rows in checks])
 
 
-def _compliance(one: StepsAsked) -> float:
-    return one.followed / (one.steps * len(one.checks))
-
-
-def _accuracy(one: StepsAsked) -> float:
-    return sum(one.right) / len(one.right)
-
-
-def _trend(prompts: Sequence[StepsAsked], share: Callable[[StepsAsked], float], seed: int) -> tuple[Estimate95, float]:
-    blocks = _blocks(prompts)
-    return trend_of([[(float(one.steps), share(one)) for one in block] for block in blocks.values()], seed=seed)
-
-
-def _blocks(prompts: Sequence[StepsAsked]) -> dict[Origins, list[StepsAsked]]:
-    blocks: dict[Origins, list[StepsAsked]] = {}
+def _blocks(prompts: Sequence[StepsAsked]) -> list[list[StepsAsked]]:
+    """The prompts of each procedure, which have all in common but their length."""
+    blocks: dict[tuple[str, int], list[StepsAsked]] = {}
     for one in prompts:
         blocks.setdefault((one.task, one.base), []).append(one)
-    return blocks
+    return list(blocks.values())
 
 
 def _limit(prompts: Sequence[StepsAsked], seed: int) -> Limit:
     levels = sorted({one.steps for one in prompts})
-    blocks = list(_blocks(prompts).values())
+    blocks = _blocks(prompts)
     if not blocks:
         return Limit(Estimate95(np.nan, np.nan, np.nan, 0), False)
     parts, wholes = np.zeros((2, len(blocks), len(levels)))
     for i, block in enumerate(blocks):
         for one in block:
             parts[i, levels.index(one.steps)] = one.followed
-            wholes[i, levels.index(one.steps)] = one.steps * len(one.checks)
+            wholes[i, levels.index(one.steps)] = one.wanted
     value = float(limit_of(levels, parts.sum(axis=0)[None], wholes.sum(axis=0)[None])[0])
     weights = resamples(len(blocks), np.random.default_rng(seed)) if len(blocks) > 2 else np.ones((0, len(blocks)))
     drawn = limit_of(levels, weights @ parts, weights @ wholes)
@@ -498,13 +490,7 @@ def limits(found: Complexity, names: Sequence[str]) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Run the study; see the module.
-
-    Raises:
-        ValueError: If there is no task, or `n` is too small.
-    """
-    check_amount(tasks, n, fewest=STUDY.fewest, unit="procedures a task")
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     seen, weights = _Seen(), [_program_runs(task, n) for task in tasks]
     labels = labels_of(tasks)
     for k, (task, label) in enumerate(zip(tasks, labels, strict=True)):
@@ -520,14 +506,8 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     return Findings(found, sections(found), limits(found, labels))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds of the study's calls: per task `n` procedures, and all their prompts. A reply that cannot be
-    used is asked for once more.
-
-    Raises:
-        ValueError: As `conduct`.
-    """
-    check_amount(tasks, n, fewest=STUDY.fewest, unit="procedures a task")
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """Per task `n` procedures, and all their prompts. A reply that cannot be used is asked for once more."""
     asked, runs = n * len(tasks), sum(_program_runs(task, n) for task in tasks)
     return Forecast(asked, runs, 2 * (asked + runs))
 
@@ -539,13 +519,12 @@ def _program_runs(task: Task, n: int) -> int:
 
 STUDY = Study(
     name="complexity",
-    question=STUDIES["complexity"],
     families=("sum", "navigate", "objects", "reverse"),
     sizes=Sizes(32, 96, 1),
     n=4,
     unit="procedures a task that the optimizer writes; each becomes a prompt of every length",
     fewest=3,
-    conduct=conduct,
-    forecast=forecast,
+    run=_conduct,
+    bounds=_forecast,
     several=True,
 )

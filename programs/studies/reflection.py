@@ -36,8 +36,7 @@ from cuesmith.programs.diagnosis.inference import holm, interval95, permuted, re
 from cuesmith.programs.diagnosis.likeness import Alike, alike
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_errors
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
+from cuesmith.programs.studies.bench import Bench, Findings, Study
 from cuesmith.programs.studies.observed import Observed, observed, swapped
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import EditInstruction, VaryInstructions
@@ -49,8 +48,7 @@ from cuesmith.teleprompters.search.scene import text_field
 
 __all__ = [
     "ARMS", "OWN", "PLACEBO", "REWORDING", "SECONDARY", "SEEN", "STUDY", "UNIFORM", "Arm", "ArmDifference",
-    "Collected", "Refinement", "ReflectionExperiment", "ReflectionResult", "analysed", "conduct", "forecast",
-    "sections",
+    "Collected", "Refinement", "ReflectionExperiment", "ReflectionResult", "analysed", "sections",
 ]  # fmt: skip
 
 OWN, UNIFORM, PLACEBO, REWORDING, SEEN = (
@@ -379,21 +377,15 @@ def limits(found: ReflectionResult) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Conduct the study on one task, with n refinements an arm.
-
-    Raises:
-        ValueError: Before any call, if it is not one task with training examples enough.
-    """
-    task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=FEWEST)
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     experiment = ReflectionExperiment(n)
-    bench.conduct(STUDY.name, task, experiment)
+    bench.conduct(STUDY.name, tasks[0], experiment)
     result = analysed(experiment.kept, n, similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), limits(result))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds: three reflections, four edits and a rewording a number, each of the five then scored."""
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """Three reflections, four edits and a rewording a number, each of the five then scored."""
     asks = (3 + 4 + 1) * n * len(tasks)
     runs = sum(len(task.train) + (1 + len(ARMS) * n) * len(task.validation) for task in tasks)
     return Forecast(asks, runs, asks + runs)
@@ -401,12 +393,12 @@ def forecast(tasks: Sequence[Task], n: int) -> Forecast:
 
 STUDY = Study(
     name="reflection",
-    question=STUDIES["reflection"],
     families=("objects",),
     sizes=Sizes(train=60, validation=60, test=1),
     n=12,
     unit="refinements an arm",
     fewest=4,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"train": FEWEST},
+    run=_conduct,
+    bounds=_forecast,
 )
