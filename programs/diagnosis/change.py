@@ -10,7 +10,7 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -125,7 +125,7 @@ def changes(record: Record, similarity: Similarity | None = None, *, threshold: 
         unknown=len(pairs) - len(found),
         association=_association(found),
         later=_association(later),
-        improved=estimate95([float(one.gain.difference > 0) for one in found]),
+        improved=estimate95(one.gain.difference > 0 for one in found),
         flips=estimate95([one.flips.mean for one in found if one.flips.n]),
         significant=sum(one.gain.p_value * len(found) < 0.05 for one in found),
     )
@@ -148,7 +148,7 @@ def texts_of_prompts(candidate: Candidate) -> Iterator[str]:
 
 
 def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
-    before, after = (_selected(record, c) for c in (parent, child))
+    before, after = (_row(record, c) for c in (parent, child))
     old, new = (_right(record, c, row, threshold) for c, row in ((parent, before), (child, after)))
     gain = paired_gain(old, new)
     if not gain.n:
@@ -159,44 +159,32 @@ def _change(record: Record, parent: Candidate, child: Candidate, distance: float
         child=child.id,
         move=child.origin.move,
         distance=distance,
-        flips=flips([before.get(e.id) for e in record.select], [after.get(e.id) for e in record.select]),
+        flips=flips(before, after),
         fixed=sum(a < b for a, b in both),
         broken=sum(a > b for a, b in both),
         gain=gain,
     )
 
 
-def _selected(record: Record, candidate: Candidate) -> dict[str, Outcome]:
+def _row(record: Record, candidate: Candidate) -> Row:
     known = record.outcomes.get(candidate.id, {})
-    return {e.id: known[e.id] for e in record.select if e.id in known}
+    return [known.get(example.id) for example in record.select]
 
 
-def _right(
-    record: Record, candidate: Candidate, outcomes: Mapping[str, Outcome], threshold: float
-) -> list[float | None]:
+def _right(record: Record, candidate: Candidate, row: Row, threshold: float) -> list[bool | None]:
     """Whether each selection example was answered rightly, by its score where there is no outcome.
 
     The journal of a hosted optimizer has none: its programs are run by dspy, which tells scores alone.
     """
     scores = record.scores_of(candidate) or (None,) * len(record.select)
-    by_score = [None if score is None else score >= threshold for score in scores]
-    right = [passed(outcomes[e.id], threshold) if e.id in outcomes else told
-             for e, told in zip(record.select, by_score, strict=True)]
-    return [_as_score(one) for one in right]
-
-
-def _as_score(right: bool | None) -> float | None:
-    return None if right is None else float(right)
+    return [passed(one, threshold) if one is not None else None if score is None else score >= threshold
+            for one, score in zip(row, scores, strict=True)]
 
 
 def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
     """Return the share of the examples whose parsed answer differs, over those where both answers are known."""
-    pairs = [(_answer(a), _answer(b)) for a, b in zip(before, after, strict=True)]
-    return estimate95([float(a != b) for a, b in pairs if a is not None and b is not None])
-
-
-def _answer(outcome: Outcome | None) -> str | None:
-    return None if outcome is None else answer(outcome)
+    pairs = [(answer(a), answer(b)) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    return estimate95(a != b for a, b in pairs if a is not None and b is not None)
 
 
 @dataclass(frozen=True)
@@ -223,7 +211,7 @@ def noise_flips(score: Score, candidate: Candidate, examples: Sequence[dspy.Exam
         threshold: A score from which on an answer counts as right.
     """
     first, second = (score(candidate, examples, draw) for draw in (0, 1))
-    old, new = ([_as_score(passed(one, threshold)) for one in outcomes] for outcomes in (first, second))
+    old, new = ([passed(one, threshold) for one in outcomes] for outcomes in (first, second))
     return NoiseFlips(flips(first, second), paired_gain(old, new))
 
 

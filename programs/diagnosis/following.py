@@ -277,7 +277,7 @@ def _following(
     """What the checks of one prompt's responses say, and whether their answers were right."""
     known = [([c for c in row if c is not None], right) for row, right in zip(checks, correct, strict=True)]
     known = [(row, right) for row, right in known if row]
-    scores = {full: [float(right) for row, right in known if all(row) is full and right is not None]
+    scores = {full: [right for row, right in known if all(row) is full and right is not None]
               for full in (False, True)}
     first = Counter(row.index(False) + 1 for row in checks if False in row)
     return Following(
@@ -285,8 +285,8 @@ def _following(
         predictor=who[1],
         rules=rules,
         rate=ratio([sum(row) for row, _ in known], [len(row) for row, _ in known]),
-        by_rule=tuple(_share(column) for column in zip(*checks, strict=True)),
-        full=estimate95([float(all(row)) for row, _ in known]),
+        by_rule=tuple(estimate95(column) for column in zip(*checks, strict=True)),
+        full=estimate95(all(row) for row, _ in known),
         value=unpaired(scores[False], scores[True]),
         p_value=_fisher(scores[True], scores[False]),
         first_failure=dict(sorted(first.items())),
@@ -294,14 +294,10 @@ def _following(
     )
 
 
-def _share(checks: Sequence[bool | None]) -> Estimate95:
-    return estimate95([None if one is None else float(one) for one in checks])
-
-
-def _fisher(followed: Sequence[float], not_followed: Sequence[float]) -> float:
+def _fisher(followed: Sequence[bool], not_followed: Sequence[bool]) -> float:
     if not followed or not not_followed:
         return 1.0
-    a, c = int(sum(followed)), int(sum(not_followed))
+    a, c = sum(followed), sum(not_followed)
     return fisher_exact(a, len(followed) - a, c, len(not_followed) - c)
 
 
@@ -315,7 +311,7 @@ def _by_position(
         if candidate != record.best and rules:
             rows += [check(rules, one, judge) for one in _responses(record, candidate, name, threshold)]
     longest = max(map(len, rows), default=0)
-    return tuple(_share([row[k] for row in rows if k < len(row)]) for k in range(longest))
+    return tuple(estimate95([row[k] for row in rows if k < len(row)]) for k in range(longest))
 
 
 def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
@@ -329,7 +325,7 @@ def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
     decided = [(said, label) for said, label in pairs if said is not None]
     counts = Counter(decided)
     return Agreement(
-        share=estimate95([float(said == label) for said, label in decided]),
+        share=estimate95(said == label for said, label in decided),
         kappa=kappa(counts[True, True], counts[True, False], counts[False, True], counts[False, False]),
         undecided=len(pairs) - len(decided),
     )

@@ -97,7 +97,8 @@ def unpaired(first: Sequence[float | None], second: Sequence[float | None]) -> D
         first: One score an example; None is missing.
         second: The other group's.
     """
-    groups = [np.array([v for v in group if v is not None and not math.isnan(v)]) for group in (first, second)]
+    groups = [np.array([v for v in group if v is not None and not math.isnan(v)], dtype=float)
+              for group in (first, second)]
     n = sum(map(len, groups))
     if not all(map(len, groups)):
         return Difference(math.nan, math.nan, math.nan, n)

@@ -182,14 +182,14 @@ def _accepted(record: Record) -> Estimate95:
         if not kept:  # no step tells of the choice that was made: dspy's optimizers
             return estimate95([])
         kept.add(record.best.id)  # chosen, though a stop may have come before its step was recorded
-    return estimate95([float(child in kept) for child in children])
+    return estimate95(child in kept for child in children)
 
 
 def _duplicates(candidates: Sequence[Candidate]) -> Estimate95:
     """Prompts are the same if their words are, behind the same prompter: case and punctuation do not count."""
     words = [(c.prompter, *(tuple(words_in(text)) for text in texts_of_prompts(c))) for c in candidates]
     counts = Counter(words)
-    return estimate95([float(counts[one] > 1) for one in words])
+    return estimate95(counts[one] > 1 for one in words)
 
 
 def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExample]) -> Copied:
