@@ -81,13 +81,6 @@ def test_general_advice_cannot_be_placed_between_its_anchors() -> None:
     assert "general advice" in section.summary and section.figures[0].value is None
 
 
-def test_the_threshold_of_themes_can_be_set() -> None:
-    feedback, others = study([k % 4 for k in range(12)], 3), foreign(5, 3)
-    assert len(repetition_of(feedback, others, threshold=-1.0).themes) == 1
-    everything = repetition_of(feedback, others, threshold=1.1)
-    assert len(everything.themes) == 12 and everything.distinct == 1.0 and everything.entropy == pytest.approx(1.0)
-
-
 @pytest.mark.parametrize("counts", [(3, 3), (5, 1, 1), (4,), (1, 1, 1)])
 def test_entropy_against_scipy(counts: tuple[int, ...]) -> None:
     assert entropy(counts) == pytest.approx(float(stats.entropy(counts)) / math.log(sum(counts)))
@@ -95,7 +88,7 @@ def test_entropy_against_scipy(counts: tuple[int, ...]) -> None:
 
 
 def test_a_bootstrap_sample_has_as_many_units() -> None:
-    drawn = resamples(7, np.random.default_rng(0), 2000)
+    drawn = resamples(7, np.random.default_rng(0))
     assert drawn.shape == (2000, 7) and set(drawn.sum(axis=1)) == {7.0}
     assert drawn.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)
     assert drawn.var() == pytest.approx(6 / 7, abs=0.05)

@@ -174,7 +174,8 @@ def test_the_embedded_model_gains_the_same_at_any_concurrency_and_within_the_for
         assert on.spent.by_role["target"].calls <= 2 * most.program_runs
         assert on.spent.by_role["optimizer"].calls <= 2 * most.optimizer_calls
     assert page.plain(found[0]) == page.plain(found[1])
-    assert found[0].gains["sum"] > 0.5
+    gains = {one.observed.task: one.observed.gain for one in found[0].tasks}
+    assert gains["sum"] is not None and gains["sum"].difference > 0.5
 
 
 @pytest.mark.slow
@@ -254,7 +255,7 @@ def test_missing_measures_leave_their_task_out_of_their_correlation() -> None:
     found = analyse(seen)
     sizes = {one.name: one.gain.n for one in found.predictors}
     assert sizes["words"] == 7 and sizes["student"] == 6 and sizes["entropy"] == 0
-    assert found.mean.n == 7 and found.tasks[-1].observed.task == "gone" and "gone" not in found.gains
+    assert found.mean.n == 7 and found.tasks[-1].observed.task == "gone"
     whole(sections(found))
     assert analyse(seen[: FEWEST_TASKS - 1]).predictors == () != analyse(seen[:FEWEST_TASKS]).predictors
     assert [one.name for one in found.predictors] == list(PREDICTORS)

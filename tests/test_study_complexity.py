@@ -28,7 +28,6 @@ from cuesmith.programs.studies.complexity import (
     Formed,
     StepsAsked,
     analyse,
-    gap,
     limit_of,
     sections,
     versions,
@@ -323,12 +322,3 @@ def test_nothing_seen_says_so() -> None:
     assert found.prompts == 0 and math.isnan(found.limit.steps.mean)
     whole(sections(found))
     assert all("ended" in section.summary for section in sections(found))
-
-
-def test_the_gap_between_following_and_gain() -> None:
-    rates = {"a": 0.2, "b": 0.4, "c": 0.6, "d": 0.8, "e": 1.0}
-    found = analyse([asked(name, 0, 4, rate) for name, rate in rates.items()], [])
-    gains = {name: 1 - rate for name, rate in rates.items()} | {"other": 0.1}
-    assert gap(found, gains).rho == pytest.approx(-1.0) and gap(found, gains).n == 5
-    assert gap(found, gains).p_value == pytest.approx(2 / 120)
-    assert math.isnan(gap(found, {"a": 1.0}).rho)

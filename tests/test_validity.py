@@ -285,10 +285,10 @@ def test_the_placebo_expects_what_is_not_right() -> None:
 
 
 def test_another_task_shows_errors_of_its_own() -> None:
-    batches = another_task(n=6, size=4)
-    assert len(batches) == 6 and batches == another_task(n=6, size=4)
+    batches = another_task("navigate", n=6)
+    assert len(batches) == 6 and batches == another_task("navigate", n=6)
     for batch in batches:
-        assert len({error.shown() for error in batch.errors}) == 4
+        assert len({error.shown() for error in batch.errors}) == 5
         assert all(error.response != error.gold["answer"] for error in batch.errors)
 
 

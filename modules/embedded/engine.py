@@ -326,16 +326,15 @@ class NanoEngine:
     _shared: ClassVar[dict[Path, NanoEngine]] = {}
     _loading: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, weights: Weights, tokenizer: ChatTokenizer, *, prefix_bytes: int = 64 << 20) -> None:
+    def __init__(self, weights: Weights, tokenizer: ChatTokenizer) -> None:
         """Create an engine; `load` is the usual way.
 
         Args:
             weights: The model.
             tokenizer: Its tokenizer.
-            prefix_bytes: Most bytes of keys and values kept for prompt prefixes (about 4.2 KB a token).
         """
         self.weights, self.tokenizer = weights, tokenizer
-        self.prefixes = PrefixCache(prefix_bytes)
+        self.prefixes = PrefixCache(64 << 20)  # about 4.2 KB a token
         self.stops = frozenset([tokenizer.end, *tokenizer.roles.values()])
         self._encode_prefix = lru_cache(maxsize=256)(self._encode_messages)
 

@@ -118,26 +118,25 @@ def count_wins(verdicts: Sequence[Verdict | None]) -> Wins:
     return Wins(wins, ties, losses, verdicts.count(None), rate, sign_test(wins, losses))
 
 
-def reward_verdicts(
-    rewards: Sequence[float | None], baseline: Sequence[float | None], *, tolerance: float = 1e-6
-) -> list[Verdict | None]:
+def reward_verdicts(rewards: Sequence[float | None], baseline: Sequence[float | None]) -> list[Verdict | None]:
     """Judge by the reward itself: the higher one wins.
+
+    Rewards no further apart than 1e-6 are a tie: batches of other sizes round differently.
 
     Args:
         rewards: Of one configuration, one a prompt.
         baseline: Of the other, in the same order.
-        tolerance: Rewards no further apart are a tie; batches of other sizes round differently.
 
     Raises:
         ValueError: If the two differ in length.
     """
-    return [_verdict(a, b, tolerance) for a, b in zip(rewards, baseline, strict=True)]
+    return [_verdict(a, b) for a, b in zip(rewards, baseline, strict=True)]
 
 
-def _verdict(reward: float | None, baseline: float | None, tolerance: float) -> Verdict | None:
+def _verdict(reward: float | None, baseline: float | None) -> Verdict | None:
     if reward is None or baseline is None:
         return None
-    if abs(reward - baseline) <= tolerance:
+    if abs(reward - baseline) <= 1e-6:
         return "tie"
     return "win" if reward > baseline else "loss"
 

@@ -39,12 +39,10 @@ from cuesmith.teleprompters.search.context import ProgramContext
 from cuesmith.teleprompters.search.examples import Failure
 from cuesmith.teleprompters.search.scene import texts_of
 
-__all__ = [
-    "Error", "Evidence", "Inquiry", "OptimizerRequest", "TooLittle", "asked", "measured", "numbered", "reasons",
-    "requests_of",
-]  # fmt: skip
-
 T = TypeVar("T")
+
+TIMEOUT = 600.0
+"""Seconds a request may take before it counts as unusable. Ours."""
 
 
 # --- within a budget -------------------------------------------------------------------------------------
@@ -76,9 +74,7 @@ class Inquiry:
     Args:
         lm: The model.
         budget: Caps over all that is asked here.
-        seed: Other seeds are other draws.
         max_in_flight: Requests at once.
-        timeout: Seconds a request may take before it counts as unusable; None waits for ever.
 
     Attributes:
         answered: Requests with a usable reply.
@@ -88,19 +84,10 @@ class Inquiry:
         ValueError: If a cap in dollars cannot be held with this model.
     """
 
-    def __init__(
-        self,
-        lm: dspy.BaseLM,
-        *,
-        budget: Budget | None = None,
-        seed: int = 0,
-        max_in_flight: int = 8,
-        timeout: float | None = 600.0,
-    ) -> None:
+    def __init__(self, lm: dspy.BaseLM, *, budget: Budget | None = None, max_in_flight: int = 8) -> None:
         check_prices(budget or Budget(), [lm])
-        self.lm, self.seed = lm, seed
+        self.lm, self._lock = lm, threading.Lock()
         self.answered = self.unusable = 0
-        self._timeout, self._lock = timeout, threading.Lock()
         self._first_unusable = ""
         self._known: dict[str, dspy.Prediction | None] = {}
         throttle, ledger = Throttle(max_in_flight), Ledger(budget or Budget())
@@ -152,8 +139,8 @@ class Inquiry:
             return [self._known.get(request.key) for request in requests]
 
     async def _ask(self, requests: Mapping[str, OptimizerRequest]) -> dict[str, dspy.Prediction | None]:
-        pool = Pool(self._gate, self._timeout)
-        asker = Asker(self.lm, pool, Stream(()), self.seed)
+        pool = Pool(self._gate, TIMEOUT)
+        asker = Asker(self.lm, pool, Stream(()), 0)
         try:
             replies = await asyncio.gather(*(_reply(asker, request) for request in requests.values()))
         finally:

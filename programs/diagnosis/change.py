@@ -27,9 +27,6 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
 
-__all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
-           "neighbourhood_of", "noise_flips", "section_of"]
-
 FEW = 10
 """A refinement that is compared on fewer examples says little about itself. Ours."""
 

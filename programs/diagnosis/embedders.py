@@ -12,9 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedded", "Similarity", "SimilarityError", "TfIdf", "average_linkage", "compared", "similarity_named",
-           "words_of"]
-
 LOCAL = "st:"
 """Before the name of a sentence-transformers model, or the folder of one."""
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]

@@ -27,9 +27,6 @@ from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, te
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
-__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "following",
-           "pairs_of", "rules_of", "section_of"]
-
 Judge = Callable[[str, str], bool | None]
 """(rule, response) -> whether the response follows it; None if that cannot be told or the rule does not apply."""
 

@@ -19,13 +19,6 @@ from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, paired_gain, t975
 
-__all__ = [
-    "PERMUTATIONS", "Correlation", "Difference", "binomial_tail", "centred_ranks", "detectable_rho", "drawn_shares",
-    "expanded_interval", "fisher_exact", "holm", "interval95", "jackknife", "kappa", "permutation_test", "permuted",
-    "ratio", "resampled_means", "resamples", "spearman", "trend_of", "two_way_interval", "two_way_sign_flip",
-    "unpaired",
-]  # fmt: skip
-
 _EXACT = 8
 """Up to so many pairs all orders are tried (8! = 40,320)."""
 _SHUFFLES = 10_000
@@ -391,18 +384,17 @@ def _unit(values: Sequence[float]) -> Floats:
 
 
 def permutation_test(
-    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator, count: int = PERMUTATIONS
+    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator
 ) -> tuple[float, bool]:
     """Test whether texts of one label are more alike than texts of different ones.
 
-    All assignments of the labels where they are at most 20,000, else `count` random ones, to which the observed one is
+    All assignments of the labels where they are at most 20,000, else 1,999 random ones, to which the observed one is
     added. Source: Fisher 1935; Phipson and Smyth 2010 for the addition.
 
     Args:
         matrix: Similarities.
         labels: A label a text: 0, 1, 2, ...
         rng: Draws the random permutations.
-        count: How many.
 
     Returns:
         The one-sided p-value of within minus between, and whether it is exact.
@@ -412,13 +404,13 @@ def permutation_test(
     if exact := total <= _ASSIGNMENTS_TRIED:
         tried: Iterator[NDArray[np.intp]] = _assignments(sizes)
     else:
-        tried = (rng.permutation(labels) for _ in range(count))
+        tried = (rng.permutation(labels) for _ in range(PERMUTATIONS))
     least = _alike(matrix, labels[None])[0]
     least -= _TOLERANCE * max(1.0, abs(least))  # rounding must not decide what is as extreme
     extreme = 0
     while chunk := list(itertools.islice(tried, _CHUNK)):
         extreme += int((_alike(matrix, np.array(chunk)) >= least).sum())
-    return (extreme / total, True) if exact else ((extreme + 1) / (count + 1), False)
+    return (extreme / total, True) if exact else ((extreme + 1) / (PERMUTATIONS + 1), False)
 
 
 def _alike(matrix: Floats, labels: NDArray[np.intp]) -> Floats:
@@ -446,9 +438,9 @@ def _assignments(sizes: Sequence[int]) -> Iterator[NDArray[np.intp]]:
 # --- resamples -------------------------------------------------------------------------------------------
 
 
-def resamples(n: int, rng: np.random.Generator, count: int = RESAMPLES) -> Floats:
-    """Return how often each of `n` units is in each of `count` bootstrap samples: one row a sample."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
+def resamples(n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each of `n` units is in each of 1,000 bootstrap samples: one row a sample."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def interval95(value: float, resampled: Floats, n: int) -> Estimate95:

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis.inference import PERMUTATIONS, centred_ranks, jackknife, permutation_test
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["EXACT", "ORDERS", "Alike", "Mantel", "RankMantel", "alike", "mantel", "rank_mantel"]
-
 _SWAPPED = 14
 """Pairs up to which all swaps are tried (2 ** 14)."""
 _TOLERANCE = 1e-9

@@ -24,14 +24,12 @@ from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
-from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, Validity, validity_of
+from cuesmith.programs.diagnosis.validity import ENOUGH, Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
-
-__all__ = ["Live", "LivePlan", "live", "plan", "sections_of"]
 
 DRAWS = 3
 """Requests for each batch of errors, for the ceiling of the repetition."""
@@ -95,14 +93,12 @@ class Live:
     no_validity: str = ""
 
 
-def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) -> LivePlan:
+def plan(record: Record, *, threshold: float = 1.0) -> LivePlan:
     """Choose what to show, from a finished run; calls nothing.
 
     Args:
         record: The run.
-        n: Batches a condition.
         threshold: A score below which an answer counts as an error.
-        seed: Chooses the batches.
 
     Raises:
         ValueError: If no prompt of the run has errors enough for two different batches.
@@ -114,20 +110,18 @@ def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) 
     if len(errors) <= BATCH:
         raise ValueError(f"the run observed at most {len(errors)} errors of one prompt; more than {BATCH} are needed")
     instructions = chosen.prompts[_predictor(record)].instructions
-    rng = random.Random(f"live:{seed}")
-    batches = tuple(Evidence(instructions, tuple(rng.sample(errors, BATCH))) for _ in range(n))
-    others = tuple(_others(record, n, seed))
+    rng = random.Random("live:0")
+    batches = tuple(Evidence(instructions, tuple(rng.sample(errors, BATCH))) for _ in range(ENOUGH))
+    others = tuple(_others(record))
     rights = [error for error, right in seen[chosen.id] if right]
     try:
-        study = ShownConditions.of(instructions, errors, rights=rights, others=others, n=n, seed=seed)
+        study = ShownConditions.of(instructions, errors, rights=rights, others=others)
     except ValueError:
         study = None
     return LivePlan(chosen, instructions, tuple(errors), batches, others, study)
 
 
-def live(
-    planned: LivePlan, inquiry: Inquiry, *, judge: bool = False, similarity: Similarity | None = None, seed: int = 0
-) -> Live:
+def live(planned: LivePlan, inquiry: Inquiry, *, judge: bool = False, similarity: Similarity | None = None) -> Live:
     """Ask a model and measure. A stop leaves what can be measured by what was answered.
 
     Args:
@@ -135,18 +129,16 @@ def live(
         inquiry: Asks the optimizer model.
         judge: Whether the model also judges under which condition each feedback was given.
         similarity: How texts are compared; `TfIdf()` by default.
-        seed: Of permutations and bootstrap.
 
     Raises:
         SimilarityError: If the embedder cannot be used.
     """
-    repeated, no_repetition = measured(lambda: _repetition(planned, inquiry, similarity, seed))
+    repeated, no_repetition = measured(lambda: _repetition(planned, inquiry, similarity))
     valid, no_validity = None, _ONE_KIND
     if (study := planned.study) is not None:
         feedback = study.answered(asked(inquiry, study.parts))
         judging = _judging(study, feedback, inquiry) if judge else None
-        valid, no_validity = measured(
-            lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
+        valid, no_validity = measured(lambda: validity_of(feedback, judging=judging, similarity=similarity))
     return Live(repeated, valid, no_repetition, no_validity)
 
 
@@ -156,11 +148,11 @@ _ONE_KIND = (
 )
 
 
-def _repetition(planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int) -> Repetition:
+def _repetition(planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None) -> Repetition:
     replies, first = asked(inquiry, planned.repeated), DRAWS * len(planned.batches)
     said = [[text for text in replies[k : k + DRAWS] if text] for k in range(0, first, DRAWS)]
     others = [text for text in replies[first:] if text]
-    return repetition_of(said, others, similarity=similarity, seed=seed, missing=replies.count(None))
+    return repetition_of(said, others, similarity=similarity, missing=replies.count(None))
 
 
 def _judging(study: ShownConditions, feedback: Feedback, inquiry: Inquiry) -> Judging | None:
@@ -212,10 +204,10 @@ def _shown(record: Record, outcome: Outcome, inputs: object) -> tuple[dict[str, 
     return (dict(calls[-1].inputs), render_fields(calls[-1].outputs)) if calls else (given, "")
 
 
-def _others(record: Record, n: int, seed: int) -> list[Evidence]:
+def _others(record: Record) -> list[Evidence]:
     """Batches of errors of a task that is not the run's own: right answers of a generated task, shuffled."""
     own = "\n".join(example.text for example in record.train[:20])
-    tasks = [generate(name, seed=seed) for name in STRANGERS]
+    tasks = [generate(name) for name in STRANGERS]
     asked = ["\n".join(render_fields(e.inputs().toDict()) for e in task.train[:20]) for task in tasks]
     alike = TfIdf().matrix([own, *asked])[0, 1:]
     task = tasks[int(alike.argmin())]
@@ -224,4 +216,4 @@ def _others(record: Record, n: int, seed: int) -> list[Evidence]:
     for example in task.train:
         gold = {name: value for name, value in example.labels().items() if name in signature.output_fields}
         rights.append(Error(example.inputs().toDict(), render_fields(gold), gold))
-    return shuffled(str(signature.instructions), rights, n=n, seed=seed)
+    return shuffled(str(signature.instructions), rights, n=ENOUGH)

@@ -20,8 +20,6 @@ from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, Optimiz
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
 
-__all__ = ["HAND", "VOTES", "ConditionJudge", "JudgeFailed", "LabelsError", "RuleJudge", "describe", "labels_of"]
-
 VOTES = 3
 """Draws for each pair of a rule and a response. Source: the project's notes."""
 _VOTE: dict[object, bool] = {"yes": True, "no": False}
@@ -218,7 +216,7 @@ class ConditionJudge:
 
     def _order(self, feedback: str, conditions: Mapping[str, str]) -> dict[str, str]:
         names = list(conditions)
-        random.Random(f"{self._inquiry.seed}:{feedback}").shuffle(names)
+        random.Random(f"0:{feedback}").shuffle(names)
         return dict(zip(_LETTERS, names, strict=False))
 
 

@@ -23,8 +23,6 @@ from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import interval95, resamples
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Repetition", "Theme", "repetition_of", "section_of"]
-
 Floats = NDArray[np.float64]
 
 
@@ -54,7 +52,7 @@ class Repetition:
             is not above the floor with 95 % confidence: then `generic` is True.
         generic: Whether feedback on this task cannot be told from feedback on another.
         themes: Groups of the batches' first texts, the largest first.
-        threshold: Least mean similarity of two groups that count as one theme.
+        threshold: Least mean similarity of two groups that count as one theme: half-way between floor and ceiling.
         distinct: Themes per text, in (0, 1].
         entropy: Entropy of the themes' shares over the largest possible, in [0, 1]; nan for a single text.
         missing: Requests that no usable feedback came of.
@@ -77,7 +75,6 @@ def repetition_of(
     others: Sequence[str],
     *,
     similarity: Similarity | None = None,
-    threshold: float | None = None,
     seed: int = 0,
     missing: int = 0,
 ) -> Repetition:
@@ -90,7 +87,6 @@ def repetition_of(
         feedback: For each batch of errors what was said of it; batches without any do not count.
         others: What was said of another task's errors, one text a batch.
         similarity: How texts are compared; `TfIdf()` by default.
-        threshold: Of the themes; by default half-way between floor and ceiling.
         seed: Seeds the bootstrap.
         missing: Requests that no feedback came of, for the record.
 
@@ -116,7 +112,7 @@ def repetition_of(
     )
     room = interval95(anchors[1] - anchors[2], resampled[1] - resampled[2], len(groups))
     generic = not room.low > 0.0
-    cut = (floor.mean + ceiling.mean) / 2 if threshold is None else threshold
+    cut = (floor.mean + ceiling.mean) / 2
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     themes = _themes([texts[k] for k in first], matrix[np.ix_(first, first)], cut)
     return Repetition(

@@ -9,7 +9,6 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.change import texts_of_prompts
@@ -20,8 +19,6 @@ from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-
-__all__ = ["BestAfter", "Copied", "Trajectory", "section_of", "trajectory"]
 
 CHARACTERS_PER_TOKEN = 4
 """A rough rule for English; no tokenizer of the target is known here."""
@@ -100,16 +97,10 @@ class Trajectory:
     copied: Copied
 
 
-def trajectory(record: Record, fresh: Mapping[str, Sequence[float | None]] = MappingProxyType({})) -> Trajectory:
-    """Read a search's course from the record of its run.
-
-    Args:
-        record: The run.
-        fresh: Candidate id -> scores on fresh examples, for candidates that were scored anew. What the run itself
-            scored, the baseline and the best, needs none.
-    """
+def trajectory(record: Record) -> Trajectory:
+    """Read a search's course from the record of its run."""
     best, start = record.best, record.baseline
-    known = {start.id: record.fresh_baseline, best.id: record.fresh_best, **fresh}
+    known = {start.id: record.fresh_baseline, best.id: record.fresh_best}
     search, on_fresh = estimate95(record.scores_of(best)), _estimate(known[best.id])
     score = on_fresh if on_fresh is not None else search
     basis = _estimate(known[start.id]) if on_fresh is not None else estimate95(record.scores_of(start))

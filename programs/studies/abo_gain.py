@@ -36,11 +36,6 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, paired_gain, t975
 
-__all__ = [
-    "FEWEST_TASKS", "PREDICTORS", "STUDY", "AboGain", "Before", "ObservedTask", "Predictor", "TaskGain",
-    "analyse", "known", "sections",
-]  # fmt: skip
-
 FEWEST_TASKS = 6
 """With fewer, no correlation can reach 5 % after the correction for as many as are tested (2 / 5! > 0.05 / 14)."""
 PREDICTORS: Mapping[str, str] = {
@@ -163,11 +158,6 @@ class AboGain:
     tests: int
     detectable: float
     detectable_corrected: float
-
-    @property
-    def gains(self) -> dict[str, float]:
-        """Task -> gain, of the tasks where it was measured."""
-        return {one.observed.task: one.observed.gain.difference for one in self.tasks if one.observed.gain}
 
 
 def analyse(observed: Sequence[ObservedTask], *, seed: int = 0) -> AboGain:

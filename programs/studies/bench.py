@@ -34,10 +34,6 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split
 
-__all__ = [
-    "Bench", "Experiment", "Findings", "Study", "by_example", "labels_of",
-]  # fmt: skip
-
 Experiment = Callable[[Run], Awaitable[None]]
 """Asks and scores, and keeps what it finds as it goes: a stop (`RunStopped`) unwinds it; what it has kept counts."""
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis.figures import Section, percent_curve
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
-from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95, ratio, resamples, spearman, trend_of
+from cuesmith.programs.diagnosis.inference import holm, interval95, ratio, resamples, trend_of
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies.bench import Bench, Findings, Study, labels_of
@@ -40,11 +40,6 @@ from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.examples import Casebook, read_failure
 from cuesmith.teleprompters.search.scene import text_field
 from cuesmith.teleprompters.search.setting import UNIFIED
-
-__all__ = [
-    "ENOUGH", "EXAMPLES", "FORMS", "STUDY", "Complexity", "FormDemand", "Formed", "Level", "Limit",
-    "StepsAsked", "Trend", "analyse", "checks_of", "gap", "limit_of", "sections", "versions", "write_steps",
-]  # fmt: skip
 
 EXAMPLES = 12
 """Examples a prompt is tried on. Ours."""
@@ -309,17 +304,6 @@ def _forms(formed: Sequence[Formed], seed: int) -> tuple[FormDemand, ...]:
         found.append(FormDemand(kind, asked, without, paired_gain(*means, seed=seed), 1.0))
     corrected = holm([one.gain.p_value for one in found])
     return tuple(replace(one, holm=q) for one, q in zip(found, corrected, strict=True))
-
-
-def gap(found: Complexity, gains: Mapping[str, float]) -> Correlation:
-    """Correlate how far each task's steps are followed with what ABO gained on it.
-
-    Args:
-        found: Of this study.
-        gains: Task -> gain, as the study `abo-gain` has it; tasks that are missing on either side are left out.
-    """
-    names = sorted(set(found.tasks) & set(gains))
-    return spearman([found.tasks[name] for name in names], [gains[name] for name in names])
 
 
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)

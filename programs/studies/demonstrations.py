@@ -37,11 +37,6 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.examples import read_failure
 
-__all__ = [
-    "EFFECTS", "FAMILIES", "FEWEST_REFINEMENTS", "STUDY", "THRESHOLD", "Cell", "Demonstrations",
-    "FactorEffect", "Factorial", "Followed", "analyse", "sections",
-]  # fmt: skip
-
 EFFECTS = ("instruction alone", "demonstrations added to the instruction", "demonstrations alone", "both together",
            "interaction")
 FAMILIES = ((0, 1), (2, 3, 4))

@@ -47,10 +47,6 @@ from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
 
-__all__ = [
-    "DRAWS", "MIXED", "STUDY", "ErrorsResult", "ShownErrors", "Surface", "analysed", "plan", "sections",
-]  # fmt: skip
-
 DRAWS = 3
 """Requests for each mixed batch and for each exchanged one: for the ceiling of the repetition, and against noise."""
 _STRANGERS = ("navigate", "objects")
@@ -141,7 +137,7 @@ def _readable(found: Observed) -> list[Shown]:
 
 
 def _others(mixed: Sequence[Evidence], n: int, seed: int) -> list[Evidence]:
-    strangers = [another_task(family=family, n=n, seed=seed) for family in _STRANGERS]
+    strangers = [another_task(family, n=n, seed=seed) for family in _STRANGERS]
     likeness = TfIdf().matrix([" ".join(map(batch_text, part[:4])) for part in (mixed, *strangers)])[0, 1:]
     return strangers[int(likeness.argmin())]
 

@@ -47,11 +47,6 @@ from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, pa
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.scene import text_field
 
-__all__ = [
-    "ARMS", "OWN", "PLACEBO", "REWORDING", "SECONDARY", "SEEN", "STUDY", "UNIFORM", "Arm", "ArmDifference",
-    "Collected", "Refinement", "ReflectionResult", "analysed", "sections",
-]  # fmt: skip
-
 OWN, UNIFORM, PLACEBO, REWORDING, SEEN = (
     "own errors", "no errors", "wrong errors", "rewording", "own errors, shown to the edit too")
 ARMS = (OWN, UNIFORM, PLACEBO, REWORDING, SEEN)

@@ -45,11 +45,6 @@ from cuesmith.teleprompters.search.examples import Failure, Material, begin
 from cuesmith.teleprompters.search.scene import Scene, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import Setting
 
-__all__ = [
-    "FEWEST_EXAMPLES", "STUDY", "TESTS", "Nearest", "PromptPair", "Sample", "SimilarityResult",
-    "StudiedPrompt", "analyse", "nearest", "sections",
-]  # fmt: skip
-
 FEWEST_EXAMPLES = 10
 TESTS = 4
 Floats = NDArray[np.float64]

@@ -132,7 +132,6 @@ class Training:
         return float(self.kl_coefficient * (self.kl_start / self.kl_coefficient) ** (1 - done))
 
 
-
 def train(
     policy: LocalPolicy,
     inputs: Sequence[str],

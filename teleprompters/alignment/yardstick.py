@@ -44,8 +44,6 @@ from cuesmith.teleprompters.runtime.statistics import (
     t975,  # pyright: ignore[reportPrivateUsage]
 )
 
-__all__ = ["attainable", "policy_kl", "realised"]
-
 Array = NDArray[np.float64]
 
 _PARTS = 4
