@@ -43,11 +43,11 @@ from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.simulated.evidence import tokens_of
 from cuesmith.modules.simulated.points import NOUNS
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.asking import Ask, Error, Evidence
+from cuesmith.programs.diagnosis.asking import Error, Evidence, numbered
 from cuesmith.programs.diagnosis.embedders import TfIdf, words_of
 from cuesmith.programs.diagnosis.planted import Planted, names_any
-from cuesmith.programs.diagnosis.repetition import Repetition, repetition
-from cuesmith.programs.diagnosis.validity import Judging, ShownConditions, Validity, validity
+from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
+from cuesmith.programs.diagnosis.validity import Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CriticizeInstruction
 
@@ -60,15 +60,10 @@ SETTINGS = ((1.0, 0.0), (0.7, 0.0), (0.5, 0.0), (0.0, 0.0), (0.0, 0.3), (0.5, 0.
 """(prior_bias, noise) of the rows."""
 
 
-def asker(engine: SimulatedOptimizerEngine) -> Ask:
-    """Ask the engine directly, each draw a fresh start, as `lm_asker` does."""
-
-    def ask(evidence: Evidence, draws: int) -> list[str]:
-        asked = _asked(evidence)
-        replies = (engine.answer(asked, 1024 * k)["reasons"] for k in range(draws))
-        return [str(reasons[0]) for reasons in replies if isinstance(reasons, list) and reasons]
-
-    return ask
+def said(engine: SimulatedOptimizerEngine, shown: Sequence[Evidence]) -> list[str | None]:
+    """Ask the engine directly for a reason an entry, each draw a fresh start, as `said_by` of the tests does."""
+    replies = [engine.answer(_asked(one), 1024 * k)["reasons"] for one, k in zip(shown, numbered(shown), strict=True)]
+    return [str(reasons[0]) if isinstance(reasons, list) and reasons else None for reasons in replies]
 
 
 def _asked(evidence: Evidence) -> Asked:
@@ -141,14 +136,14 @@ def run_one(setting: tuple[float, float], seed: int) -> One:
     """Run one study; the engine's seed is the study's."""
     engine = SimulatedOptimizerEngine(prior_bias=setting[0], noise=setting[1], seed=seed)
     study, look = study_of(seed), LOOKS[seed % len(LOOKS)]
-    found = validity(asker(engine), study, judging=Judging(names_cause=planted(seed).names), seed=seed)
-    counts: Counter[str] = Counter()
-    sources = []
-    for evidence in study.planted:
-        sources.append(engine.truth(_asked(evidence), 1024 * counts[evidence.key]).source)
-        counts[evidence.key] += 1
+    feedback = study.answered(said(engine, study.shown()))
+    found = validity_of(feedback, judging=Judging(names_cause=planted(seed).names), seed=seed)
+    sources = [engine.truth(_asked(one), 1024 * k).source
+               for one, k in zip(study.planted, numbered(study.planted), strict=True)]
     others = batches(LOOKS[(seed + 1) % len(LOOKS)], seed + 1, 20)
-    repeated = repetition(asker(engine), batches(look, seed, 20), others, seed=seed)
+    replies = said(engine, [*(batch for batch in batches(look, seed, 20) for _ in range(3)), *others])
+    texts = [[text for text in replies[k : k + 3] if text] for k in range(0, 60, 3)]
+    repeated = repetition_of(texts, [text for text in replies[60:] if text], seed=seed)
     return One(found, float(np.mean([source == "evidence" for source in sources])), repeated)
 
 
@@ -233,13 +228,12 @@ class Plain:
 
 def feedback_by_cause(n: int) -> tuple[list[str], list[str]]:
     """Feedback on each task of all looks, with the task."""
-    ask = asker(SimulatedOptimizerEngine(seed=1))
-    texts, causes = [], []
+    engine, texts, causes = SimulatedOptimizerEngine(seed=1), list[str](), list[str]()
     for name in itertools.chain(*LOOKS):
         errors = errors_of(name, 1)
-        for k in range(n):
-            texts += ask(Evidence(VAGUE, tuple(errors[(k + j) % len(errors)] for j in range(5))), 1)
-            causes.append(name)
+        shown = [Evidence(VAGUE, tuple(errors[(k + j) % len(errors)] for j in range(5))) for k in range(n)]
+        texts += [text for one in shown for text in said(engine, [one]) if text]
+        causes += [name] * n
     return texts, causes
 
 

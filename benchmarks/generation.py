@@ -127,6 +127,7 @@ class Embedded:
 
     def __init__(self, engine: NanoEngine) -> None:
         """Serve an engine."""
+        engine.stops = frozenset()  # exactly as many tokens as the workload says
         self._engine, self._batcher = engine, Batcher(engine)
         self._random = np.random.default_rng(0)
         self._pool = ThreadPoolExecutor(CALLERS)
@@ -137,7 +138,7 @@ class Embedded:
         prefix = self._random.integers(4, vocab, work.prefix)
         tails = self._random.integers(4, vocab, (calls, work.prompt - work.prefix))
         prompts = [Prompt(self._engine.weights.context([*prefix, *tail]), work.prefix) for tail in tails]
-        return [Generation(prompt, work.new, fixed_length=True) for prompt in prompts]
+        return [Generation(prompt, work.new) for prompt in prompts]
 
     def rate(self, work: Workload, calls: int, callers: int) -> float:
         """Calls a second of `calls` calls by `callers` threads, each waiting for its answer before its next call."""
@@ -254,7 +255,7 @@ def engines(rounds: int) -> None:
         feed = {name: value.numpy() for name, value in zip(names, inputs, strict=True)}
         best = [float("inf")] * 3
         for _ in range(rounds):
-            with torch.inference_mode(), single_blas_thread():
+            with torch.inference_mode(), single_blas_thread:
                 runs: Sequence[Callable[[], object]] = (
                     _decoder(engine, rows).step,
                     partial(step, *inputs),

@@ -40,7 +40,8 @@ import numpy.typing as npt
 import torch
 
 from cuesmith.modules.policy import LocalPolicy
-from cuesmith.teleprompters.alignment.training import Trainer, Training, TrainingStep, train
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training import Trainer, Training, train
 
 # Of two words: after an input of one, a rewrite that begins with the same word looks to the model as if it had not
 # begun (equal keys, equal values), and there are optima that it cannot represent.
@@ -282,7 +283,7 @@ def ours(trainer: Trainer, size: Size, steps: int) -> float:
     """Return the steps/s of one of our trainers."""
     ends: list[float] = []
 
-    def note(_: TrainingStep) -> None:
+    def note(_: TrainingStepDone) -> None:
         ends.append(time.monotonic())
 
     config = Training(

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import dspy
 
@@ -69,6 +69,20 @@ class InProcessLM(dspy.LM):  # type: ignore[misc, unused-ignore]
         """As `dspy.LM`."""
         with calling(kwargs.get("rollout_id", self.kwargs.get("rollout_id"))):
             return await super().acall(*args, **kwargs)
+
+    def restored(self, state: dict[str, Any]) -> Self:
+        """Return itself with the settings of a saved one, less its class, its engine and how it was made.
+
+        Args:
+            state: What `dump_state` said, without what the constructor has been given; it is changed.
+        """
+        lm: Any = self
+        lm.num_retries = state.pop("num_retries", lm.num_retries)
+        for name in ("_lm_class", "model", "model_type", "async_engine", "finetuning_model", "launch_kwargs",
+                     "train_kwargs", "use_developer_role"):  # fmt: skip
+            state.pop(name, None)
+        lm.kwargs = {**lm.kwargs, **state}
+        return self
 
     def update_history(self, entry: dict[str, Any]) -> None:
         """Record a call, at the price of 0 USD that dspy cannot know."""

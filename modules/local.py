@@ -476,9 +476,4 @@ class LocalLM(InProcessLM):
         state = dict(state)
         engine = state.pop("engine", {}).get("state", {})
         lm = cls(cache=state.pop("cache", False), **engine)
-        lm.num_retries = state.pop("num_retries", lm.num_retries)
-        for name in ("_lm_class", "model", "model_type", "async_engine", "finetuning_model", "launch_kwargs",
-                     "train_kwargs", "use_developer_role"):  # fmt: skip
-            state.pop(name, None)
-        lm.kwargs = {**lm.kwargs, **state}
-        return lm
+        return lm.restored(state)

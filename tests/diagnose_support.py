@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextvars import copy_context
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.programs import diagnose
 from cuesmith.programs.arguments import call_alone
-from cuesmith.programs.diagnosis.asking import Ask, Evidence
+from cuesmith.programs.diagnosis.asking import Evidence, numbered
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CriticizeInstruction
 from cuesmith.teleprompters.registry import compile
@@ -46,21 +47,18 @@ def abo_run(directory: Path) -> Path:
     return directory
 
 
-def lm_asker(lm: dspy.BaseLM) -> Ask:
-    """Make an asker of a plain LM, past the kernel."""
+def said_by(lm: dspy.BaseLM, shown: Sequence[Evidence]) -> list[str | None]:
+    """Ask a plain LM for a reason an entry, past the kernel."""
     warm = (lm.kwargs.get("temperature") or 0) > 0
 
-    def one(evidence: Evidence, number: int) -> list[str]:
+    def one(evidence: Evidence, number: int) -> str | None:
         config = {"rollout_id": number + 1} | ({} if warm else {"temperature": 1.0})
         current_draw.set(number * DRAWS_PER_ASK)  # a multiple of it is a fresh start for models in this process
         try:
             with dspy.context(lm=lm, trace=[]):
                 found = dspy.Predict(CriticizeInstruction)(**evidence.request(), config=config)
-                return texts_of(found.reasons)[:1]
+                return next(iter(texts_of(found.reasons)), None)
         except AdapterParseError:
-            return []
+            return None
 
-    def ask(evidence: Evidence, draws: int) -> list[str]:
-        return [text for number in range(draws) for text in copy_context().run(one, evidence, number)]
-
-    return ask
+    return [copy_context().run(one, evidence, number) for evidence, number in zip(shown, numbered(shown), strict=True)]

@@ -70,7 +70,7 @@ def test_verdicts_of_rewards_are_counted_with_ties_and_missing_ones() -> None:
     wins = count_wins(verdicts)
     assert (wins.wins, wins.ties, wins.losses, wins.missing) == (1, 1, 1, 2)
     interval = stats.binomtest(1, 2).proportion_ci(method="wilson")
-    assert wins.rate.low == pytest.approx(interval.low) and wins.rate.high == pytest.approx(interval.high)
+    assert wins.win_rate.low == pytest.approx(interval.low) and wins.win_rate.high == pytest.approx(interval.high)
     with pytest.raises(ValueError):
         reward_verdicts([1.0], [])
 
@@ -117,15 +117,15 @@ def test_equal_length_gain_is_the_intercept() -> None:
     gains = 0.5 + 0.02 * lengths + rng.normal(0, 1, 80) * (0.5 + np.abs(lengths) / 30)
     found = equal_length_gain([*gains.tolist(), None, 1.0], [*lengths.tolist(), 2.0, None])
     line = stats.linregress(lengths, gains)
-    assert found is not None and found.intercept.n == 80 and not found.extrapolated
-    assert found.intercept.mean == pytest.approx(line.intercept) and found.slope == pytest.approx(line.slope)
+    assert found is not None and found.gain.n == 80 and not found.extrapolated
+    assert found.gain.mean == pytest.approx(line.intercept) and found.slope == pytest.approx(line.slope)
     design = np.column_stack([np.ones(80), lengths])
     hat = design @ np.linalg.inv(design.T @ design) @ design.T
     scaled = np.diag(((gains - hat @ gains) / (1 - np.diag(hat))) ** 2)  # HC3 written out
     bread = np.linalg.inv(design.T @ design)
     error = math.sqrt((bread @ design.T @ scaled @ design @ bread)[0, 0])
     half = stats.t.ppf(0.975, 78) * error
-    assert found.intercept.high - found.intercept.mean == pytest.approx(half)
+    assert found.gain.high - found.gain.mean == pytest.approx(half)
 
 
 def test_equal_length_gain_covers_where_length_alone_is_paid() -> None:
@@ -135,7 +135,7 @@ def test_equal_length_gain_covers_where_length_alone_is_paid() -> None:
         gains = 0.03 * lengths + rng.normal(0, 0.3 + np.abs(lengths) / 50)
         found = equal_length_gain(gains.tolist(), lengths.tolist())
         assert found is not None
-        covered += found.intercept.low <= 0 <= found.intercept.high
+        covered += found.gain.low <= 0 <= found.gain.high
     assert 0.92 <= covered / 500 <= 0.98
 
 
@@ -204,7 +204,7 @@ def test_words_follow_the_figures() -> None:
     assert "The training itself raises" in said and "Align-Pro reaches 50 %" in said
     assert "won 59, tied 0, lost 0" in said and "1 of Align-Pro" in said and "no independent judge" in said
     assert result[ALIGN_PRO].missing == 1 and result[ALIGN_PRO].reward.n == 59
-    against = result[UNTRAINED].against_alone
+    against = result[UNTRAINED].against_frozen_alone
     assert against is not None and not against.gain.significant
     assert any("language model" in text for text in limits(result, toy=True))
 
@@ -229,8 +229,8 @@ def refuses(system: str, user: str, drawn: int | None) -> str:
 
 def test_a_frozen_model_behind_a_provider() -> None:
     engine = ToyEngine(reply=refuses)
-    target = configurations.RemoteTarget(toy_lm(engine, "frozen", num_retries=0))
-    assert target.answer(["one", "a museum", "three"], seed=1) == ["ONE", None, "THREE"]  # no system message
+    answer = configurations.remote(toy_lm(engine, "frozen", num_retries=0))
+    assert answer(["one", "a museum", "three"], 1) == ["ONE", None, "THREE"]  # no system message
     assert engine.calls == 3
 
 
@@ -383,8 +383,8 @@ def test_a_remote_frozen_model_has_no_oracle_and_outages_are_missing() -> None:
     assert step.missing < 24 and step.reward > 1
     found = findings(result, test)
     assert found[ALONE].missing == lost and "No RLHF oracle" in " ".join(meaning(found))
-    against = found[ALIGN_PRO].against_alone
-    assert against is not None and against.gain.n <= 20 - lost and against.wins.missing >= lost
+    against = found[ALIGN_PRO].against_frozen_alone
+    assert against is not None and against.gain.n <= 20 - lost and against.verdicts.missing >= lost
 
 
 def parse(*arguments: str) -> align_study.AlignStudyOptions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import random
 from collections.abc import Callable, Sequence
 
 import dspy
@@ -13,13 +12,12 @@ from e2e_support import ToyEngine, number, toy_compile, toy_lm
 from scipy import stats
 
 from cuesmith.programs.diagnosis.change import (
+    Row,
     Score,
     best_paraphrase,
     changes,
     flips,
-    neighbourhood,
     neighbourhood_of,
-    neighbours,
     noise_flips,
     section_of,
     text_of_prompts,
@@ -157,10 +155,12 @@ def paraphrases(text: str, count: int) -> list[str]:
 
 
 def hood(skill: Callable[[str], float], seed: int = 0, n: int = 100, r: int = 8, tag: str = ""):  # type: ignore[no-untyped-def]
-    old, new = candidate(f"old{tag}"), candidate(f"new{tag}")
-    return neighbourhood(
-        scorer(skill), neighbours(old, paraphrases, r), new, neighbours(new, paraphrases, r), EXAMPLES[:n],
-        EXAMPLES[n:], seed=seed)
+    score, new = scorer(skill), candidate(f"new{tag}")
+    around = [[candidate(text) for text in paraphrases(f"{word}{tag}", r)] for word in ("old", "new")]
+    first, second = ([score(c, EXAMPLES[:n], 0) for c in side] for side in around)
+    own = score(new, EXAMPLES[:n], 0)
+    best = around[1][best_paraphrase(first, own, second)]
+    return neighbourhood_of(first, own, second, (score(new, EXAMPLES[n:], 0), score(best, EXAMPLES[n:], 0)), seed=seed)
 
 
 def test_right_idea_wrong_wording() -> None:
@@ -215,39 +215,17 @@ def test_the_bootstrap_over_examples_as_scipy() -> None:
 
 
 def test_what_cannot_be_tested_is_refused() -> None:
-    score = scorer(lambda text: 0.5)
-    with pytest.raises(ValueError, match="at least one paraphrase"):
-        neighbourhood(score, [], candidate("new"), [candidate("b")], EXAMPLES, EXAMPLES)
-
-    def down(candidate: Candidate, examples: Sequence[dspy.Example], draw: int) -> list[Outcome]:
-        return [ProviderFailure("down") for _ in examples]
-
-    with pytest.raises(ValueError, match="no example"):
-        neighbourhood(down, [candidate("a")], candidate("new"), [candidate("b")], EXAMPLES, EXAMPLES)
-
-
-def test_outcomes_that_are_there_already_are_judged_alike() -> None:
-    score, old, new = scorer(lambda text: 0.6 if "new" in text else 0.4), candidate("old"), candidate("new")
-    around = [neighbours(one, paraphrases, 4) for one in (old, new)]
-    first, second = ([score(c, EXAMPLES[:100], 0) for c in side] for side in around)
-    own = score(new, EXAMPLES[:100], 0)
-    best = around[1][best_paraphrase(first, own, second)]
-    fresh = (score(new, EXAMPLES[100:], 0), score(best, EXAMPLES[100:], 0))
-    asked = neighbourhood(score, around[0], new, around[1], EXAMPLES[:100], EXAMPLES[100:], seed=3)
-    assert neighbourhood_of(first, own, second, fresh, seed=3) == asked
+    score, texts = scorer(lambda text: 0.6 if "new" in text else 0.4), [paraphrases(word, 4) for word in ("old", "new")]
+    first, second = ([score(candidate(text), EXAMPLES[:100], 0) for text in side] for side in texts)
+    own = score(candidate("new"), EXAMPLES[:100], 0)
+    fresh = (own, second[0])
     torn = [[None, *row[1:]] for row in first]  # an example that was not run counts for nobody
-    assert neighbourhood_of(torn, own, second, ([None, *fresh[0][1:]], fresh[1]), seed=3).n == 99
-    with pytest.raises(ValueError, match="no example"):
-        best_paraphrase([[None] * 100], own, second)
-    with pytest.raises(ValueError, match="at least one paraphrase"):
-        best_paraphrase(first, own, [])
-
-
-def test_neighbours_differ_from_what_they_rephrase() -> None:
-    rng = random.Random(0)
-    made = neighbours(candidate("a"), lambda text, count: [rng.choice([text, "b", "c"]) for _ in range(count)], 20)
-    assert [c.prompts["p"].instructions for c in made] in (["b", "c"], ["c", "b"])
-    assert {c.origin.parents for c in made} == {(candidate("a").id,)}
-    two = Candidate({"a": Prompt("x"), "b": Prompt("y")})
-    assert [[p.instructions for _, p in c] for c in neighbours(two, lambda t, n: [f"{t}{i}" for i in range(n)], 2)] == [
-        ["x0", "y0"], ["x1", "y1"]]
+    assert neighbourhood_of(torn, own, second, ([None, *own[1:]], second[0]), seed=3).n == 99
+    down = [[ProviderFailure("down") for _ in own]]
+    none, cases = "at least one paraphrase", list[tuple[Sequence[Row], Sequence[Row], str]]()
+    cases += [(first, [], none), ([], second, none), ([[None] * 100], second, "no example")]
+    for before, after, problem in (*cases, (down, second, "no example")):
+        with pytest.raises(ValueError, match=problem):
+            best_paraphrase(before, own, after)
+        with pytest.raises(ValueError, match=problem):
+            neighbourhood_of(before, own, after, fresh)

@@ -21,11 +21,11 @@ ESCAPE = "\x1b"
 MAIN = "import sys; from cuesmith import cli; sys.exit(cli.main())"
 
 
-def cuesmith_command(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+def cuesmith_command(*arguments: str, cwd: Path, **env: str) -> subprocess.CompletedProcess[str]:
     """Run the command in a fresh process, without the offline variables of the test run."""
     inherited = {k: v for k, v in os.environ.items() if not k.startswith(("LITELLM_", "HF_", "OPENAI_"))}
     command = [sys.executable, "-m", "cuesmith.cli", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=cwd, env=inherited | env)
 
 
 def test_version(tmp_path: Path) -> None:

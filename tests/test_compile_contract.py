@@ -297,7 +297,7 @@ def test_a_bad_score_is_missing_and_never_zero(bad: object) -> None:
         scores = score_program(dspy.Predict("question -> answer"), words(6), metric)
     assert scores.values == (1.0, None, 1.0, 1.0, None, 1.0)
     assert scores.mean == 1.0 and scores.missing == 2
-    with pytest.raises((CompileError, ValueError), match="the metric (failed on all|returned)"):
+    with pytest.raises((CompileError, ValueError), match=r"the metric (failed on all|returned)"):
         small(toy_lm(ToyEngine()), metric=_always(bad))
 
 

@@ -12,7 +12,7 @@ from nano import corpus, phrasing
 from nano.corpus import Field, Spec
 
 from cuesmith.modules.embedded.families import FAMILIES, is_held_out
-from cuesmith.modules.embedded.tokenizer import default_tokenizer, repair
+from cuesmith.modules.embedded.tokenizer import Tokenizer, repair
 
 TYPES: dict[str, tuple[Any, str, Any]] = {
     "str": (str, "cat dog", "cat dog"), "int": (int, "12", 12), "bool": (bool, "True", True),
@@ -119,7 +119,7 @@ TEXTS = [
 @pytest.mark.parametrize("text", TEXTS)
 def test_tokenizer_returns_the_text(text: str) -> None:
     """Any text comes back unchanged and never contains a role mark."""
-    tokenizer = default_tokenizer()
+    tokenizer = Tokenizer()
     ids = tokenizer.encode(text)
     assert tokenizer.decode(ids) == text
     assert not {*tokenizer.roles.values(), tokenizer.end} & set(ids)
@@ -127,7 +127,7 @@ def test_tokenizer_returns_the_text(text: str) -> None:
 
 def test_tokenizer_on_the_corpus() -> None:
     """Generated chats come back unchanged; numbers are one token; a word has the same tokens anywhere."""
-    tokenizer, rng = default_tokenizer(), random.Random(1)
+    tokenizer, rng = Tokenizer(), random.Random(1)
     for _ in range(100):
         for turn in corpus.draw(rng).turns:
             assert tokenizer.decode(tokenizer.encode(turn.text)) == turn.text

@@ -14,7 +14,7 @@ from pathlib import Path
 import dspy
 import numpy as np
 import pytest
-from diagnose_support import abo_run, lm_asker, run, toy_run
+from diagnose_support import abo_run, run, said_by, toy_run
 from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
@@ -27,8 +27,7 @@ from cuesmith.programs.diagnosis.asking import (
     Evidence,
     Inquiry,
     OptimizerRequest,
-    ask_all,
-    inquirer,
+    asked,
     requests_of,
 )
 from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
@@ -132,9 +131,9 @@ def test_conditions_are_identified_as_far_as_feedback_follows_the_errors() -> No
     told = describe(study.conditions)
     found = {}
     for bias in (0.0, 0.5, 1.0):
-        asked = ask_all(inquirer(Inquiry(SimulatedOptimizer(prior_bias=bias))), study.shown())
+        said = asked(Inquiry(SimulatedOptimizer(prior_bias=bias)), study.parts)
         judge = ConditionJudge(Inquiry(SimulatedOptimizer()))
-        found[bias] = validity_of(study.answered(asked), judging=Judging(judge, told)).identified
+        found[bias] = validity_of(study.answered(said), judging=Judging(judge, told)).identified
     assert all(one.judged and one.undecided == 0 and one.chance == pytest.approx(1 / 3) for one in found.values())
     assert found[0.0].accuracy.mean == 1.0 and found[0.0].p_value < 1e-20
     assert found[0.5].accuracy.mean == pytest.approx(0.5 + 0.5 / 3, abs=0.15) and found[0.5].p_value < 0.001
@@ -143,7 +142,7 @@ def test_conditions_are_identified_as_far_as_feedback_follows_the_errors() -> No
 
 def test_a_judge_that_goes_by_place_hits_by_chance_only() -> None:
     study, told = ShownConditions(families()), describe(families())
-    feedback = study.answered(ask_all(inquirer(Inquiry(SimulatedOptimizer())), study.shown()))
+    feedback = study.answered(asked(Inquiry(SimulatedOptimizer()), study.parts))
     for first in (SimulatedOptimizer(prior_bias=1.0), toy_lm(ToyEngine(reply=lambda s, u, d: reply(condition="B")))):
         found = validity_of(feedback, judging=Judging(ConditionJudge(Inquiry(first)), told)).identified
         assert found.accuracy.low < 1 / 3 < found.accuracy.high and found.accuracy.n == 60
@@ -243,10 +242,10 @@ def test_a_providers_failure_is_raised_without_the_key() -> None:
 
 LINES = [
     ('{"rule": "r", "response": "t", "followed": true}\n\n{"rule": "r", "response": "", "followed": false}', ""),
-    ("", "no labelled pairs"), ("nonsense", "line 1: not JSON"), ('[1]', "line 1: not an object"),
-    ('\n{"rule": "r", "followed": true}', "line 2: 'rule' and 'response'"),
-    ('{"rule": " ", "response": "t", "followed": true}', "line 1: 'rule'"),
-    ('{"rule": "r", "response": "t", "followed": "yes"}', "must be true or false"), ("\xff", "not UTF-8"),
+    ("", "no labelled pairs"), ("nonsense", "line 1: Invalid JSON"), ('[1]', "line 1: Input should be an object"),
+    ('\n{"rule": "r", "followed": true}', "line 2: response: Field required"),
+    ('{"rule": " ", "response": "t", "followed": true}', "line 1: rule: String should match"),
+    ('{"rule": "r", "response": "t", "followed": "yes"}', "followed: Input should be a valid"), ("\xff", "not UTF-8"),
 ]  # fmt: skip
 
 
@@ -317,12 +316,14 @@ def test_a_list_that_is_cut_short_leaves_every_part_its_share() -> None:
 
 
 def test_an_inquiry_is_asked_as_a_plain_model_is() -> None:
-    one, other = inquirer(Inquiry(SimulatedOptimizer())), lm_asker(SimulatedOptimizer())
     for evidence in (families()["sum"][0], Evidence("Answer.")):
-        assert min(len(set(ask(evidence, 12))) for ask in (one, other)) >= 8  # draws of their own, not one repeated
-        assert one(evidence, 12)[:5] == one(evidence, 5)
-    silent = inquirer(Inquiry(toy_lm(ToyEngine(reply=lambda system, user, drawn_: reply(reasons=["  "])))))
-    assert silent(Evidence("Answer."), 2) == []
+        inquiry = Inquiry(SimulatedOptimizer())
+        few, many = (asked(inquiry, [[evidence] * count]) for count in (5, 12))
+        # Draws of their own, not one repeated.
+        assert min(len(set(said)) for said in (many, said_by(SimulatedOptimizer(), [evidence] * 12))) >= 8
+        assert many[:5] == few and inquiry.answered == 12
+    silent = Inquiry(toy_lm(ToyEngine(reply=lambda system, user, drawn_: reply(reasons=["  "]))))
+    assert asked(silent, [[Evidence("Answer.")] * 2]) == [None, None]
 
 
 # --- the command -------------------------------------------------------------------------------------------

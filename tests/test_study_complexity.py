@@ -28,9 +28,6 @@ from cuesmith.programs.studies.complexity import (
     Formed,
     StepsAsked,
     analyse,
-    conduct,
-    forecast,
-    gap,
     limit_of,
     sections,
     versions,
@@ -76,7 +73,7 @@ def bench(target: Target, **options: object) -> tuple[Bench, ToyEngine]:
 
 
 def studied(target: Target, n: int = 3, tasks: Sequence[Task] = (), **options: object) -> Complexity:
-    found = conduct(bench(target, **options)[0], tasks or [words()], n).result
+    found = STUDY.conduct(bench(target, **options)[0], tasks or [words()], n).result
     assert isinstance(found, Complexity)
     return found
 
@@ -203,10 +200,10 @@ def test_the_same_result_at_any_concurrency() -> None:
 @pytest.mark.slow
 def test_what_is_spent_is_within_the_forecast() -> None:
     tasks = [words("a"), words("b")]
-    most = forecast(tasks, 3)
+    most = STUDY.forecast(tasks, 3)
     for target in (leaving_out(lambda k, n: False), lambda system, n, word: "??"):
         on, engine = bench(target)
-        found = conduct(on, tasks, 3)
+        found = STUDY.conduct(on, tasks, 3)
         whole(found.sections, found.limits)
         assert on.spent.total.calls <= most.calls and on.spent.by_role["optimizer"].calls <= 2 * most.optimizer_calls
         assert engine.calls <= 2 * most.program_runs
@@ -216,7 +213,7 @@ def test_what_is_spent_is_within_the_forecast() -> None:
 @pytest.mark.parametrize("calls", [1, 20, 40, 60, 150, 400])
 def test_a_budget_leaves_what_was_seen(calls: int) -> None:
     on, engine = bench(leaving_out(lambda k, n: k == 3), budget=Budget(calls=calls))
-    found = conduct(on, [words("a"), words("b")], 3)
+    found = STUDY.conduct(on, [words("a"), words("b")], 3)
     assert engine.calls <= calls and on.stopped_by == "calls"
     whole(found.sections, found.limits)
     result = found.result
@@ -229,7 +226,7 @@ def test_a_budget_leaves_what_was_seen(calls: int) -> None:
 
 
 def test_what_does_not_fit_is_refused_before_a_call() -> None:
-    cases = [([], 3, "at least"), ([words()], STUDY.fewest - 1, "at least")]
+    cases = [([], 3, "one task or more, got 0"), ([words()], STUDY.fewest - 1, "at least")]
     study_support.refuses(STUDY, cases, forecast=True)
 
 
@@ -325,12 +322,3 @@ def test_nothing_seen_says_so() -> None:
     assert found.prompts == 0 and math.isnan(found.limit.steps.mean)
     whole(sections(found))
     assert all("ended" in section.summary for section in sections(found))
-
-
-def test_the_gap_between_following_and_gain() -> None:
-    rates = {"a": 0.2, "b": 0.4, "c": 0.6, "d": 0.8, "e": 1.0}
-    found = analyse([asked(name, 0, 4, rate) for name, rate in rates.items()], [])
-    gains = {name: 1 - rate for name, rate in rates.items()} | {"other": 0.1}
-    assert gap(found, gains).rho == pytest.approx(-1.0) and gap(found, gains).n == 5
-    assert gap(found, gains).p_value == pytest.approx(2 / 120)
-    assert math.isnan(gap(found, {"a": 1.0}).rho)

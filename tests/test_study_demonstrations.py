@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import dspy
 import numpy as np
@@ -188,13 +189,17 @@ def test_examples_without_all_scores_are_left_out() -> None:
 SMALL = Sizes(train=12, validation=6, test=24)
 
 
+SOME = replace(STUDY, fewest=2)
+"""The study for fewer refinements than its tests make sense with."""
+
+
 def task() -> Task:
     return generate("first", sizes=SMALL, seed=0)
 
 
 def conducted(n: int = 3, budget: Budget | None = None, *, flight: int = 32) -> tuple[Findings, Bench]:
     bench = Bench(EmbeddedLM(), SimulatedOptimizer(seed=0), budget=budget, max_in_flight=flight)
-    return STUDY.conduct(bench, [task()], n), bench
+    return SOME.conduct(bench, [task()], n), bench
 
 
 @pytest.fixture(scope="module")
@@ -208,7 +213,7 @@ def test_a_whole_study(whole: tuple[Findings, Bench]) -> None:
     assert isinstance(result, Demonstrations)
     assert result.refinements == 3 and result.examples == 24 and len(set(result.instructions)) == 3
     assert bench.stopped_by is None and len(findings.sections) == 2
-    bound, roles = STUDY.forecast([task()], 3), bench.spent.by_role
+    bound, roles = SOME.forecast([task()], 3), bench.spent.by_role
     assert roles["optimizer"].calls <= bound.optimizer_calls and roles["target"].calls <= bound.program_runs
     assert bound.calls == bound.optimizer_calls + bound.program_runs
     page.as_json({}, findings.sections, {"demonstrations": result})
@@ -231,21 +236,21 @@ def test_a_budget_leaves_words_or_a_part(calls: int) -> None:
 
 
 def test_half_of_the_budget_still_gives_fresh_scores() -> None:
-    result = conducted(budget=Budget(calls=STUDY.forecast([task()], 3).calls // 2))[0].result
+    result = conducted(budget=Budget(calls=SOME.forecast([task()], 3).calls // 2))[0].result
     assert isinstance(result, Demonstrations) and result.examples >= 10 and result.refinements >= 1 and result.cells
 
 
 def test_an_optimizer_without_steps() -> None:
     engine = ToyEngine(reply=lambda system, user, drawn: "no such thing")
     bench = Bench(EmbeddedLM(), dspy.LM("toy/optimizer", engine=engine, cache=False))
-    findings = STUDY.conduct(bench, [task()], 2)
+    findings = SOME.conduct(bench, [task()], 2)
     assert "no steps" in findings.sections[0].summary and bench.stopped_by is None
 
 
 def test_what_does_not_fit_is_refused_before_any_call() -> None:
     bench = Bench(EmbeddedLM(), SimulatedOptimizer())
     with pytest.raises(ValueError, match="one task"):
-        STUDY.conduct(bench, [task(), task()], 3)
+        SOME.conduct(bench, [task(), task()], 3)
     with pytest.raises(ValueError, match="20 test examples"):
-        STUDY.conduct(bench, [generate("first", sizes=Sizes(12, 6, 10))], 3)
+        SOME.conduct(bench, [generate("first", sizes=Sizes(12, 6, 10))], 3)
     assert bench.spent.total.calls == 0

@@ -27,13 +27,8 @@ from gguf_support import write_model  # noqa: E402
 
 from cuesmith.modules.policy import LocalPolicy  # noqa: E402
 from cuesmith.teleprompters.alignment.checkpoints import KEPT, MANIFEST, Checkpoints  # noqa: E402
-from cuesmith.teleprompters.alignment.training import (  # noqa: E402
-    Trainer,
-    Training,
-    TrainingStep,
-    train,
-    warm_start,
-)
+from cuesmith.teleprompters.alignment.record import TrainingStepDone  # noqa: E402
+from cuesmith.teleprompters.alignment.training import Trainer, Training, train, warm_start  # noqa: E402
 
 WORDS = ("<end>", *"abcdef")
 INPUTS = ("a", "b", "c")
@@ -124,7 +119,7 @@ def test_a_missing_reward_is_not_zero(trainer: Trainer) -> None:
     """All rewards are negative, so that rewrites without one would win if they got 0."""
     table = {"d": -1.0, "c": -3.0, "b": -3.0}
     config = replace(SMALL, trainer=trainer, steps=15, learning_rate=6e-3, max_new_tokens=1, kl_coefficient=0.05)
-    seen: list[TrainingStep] = []
+    seen: list[TrainingStepDone] = []
     policy = tiny_policy()
     trained = train(
         policy, INPUTS, lambda _, rewrites: [table.get(x) for x in rewrites],
@@ -182,7 +177,7 @@ def test_rows_without_a_reward_do_not_train(trainer: Trainer, monkeypatch: pytes
 
 def test_no_reward_at_all_changes_nothing() -> None:
     policy = tiny_policy()
-    steps: list[TrainingStep] = []
+    steps: list[TrainingStepDone] = []
     trained = train(policy, INPUTS, lambda i, x: [None] * len(x), replace(SMALL, steps=1), on_step=steps.append)
     assert same(trained, policy)
     assert steps[0].missing == 12 and math.isnan(steps[0].reward)
@@ -208,8 +203,8 @@ def test_a_stopped_training_goes_on_to_the_same_weights(trainer: Trainer, tmp_pa
     config = replace(SMALL, trainer=trainer, gradient_accumulation=2)
     seen: list[int] = []
 
-    def until(last: int) -> Callable[[TrainingStep], bool]:
-        def on_step(step: TrainingStep) -> bool:
+    def until(last: int) -> Callable[[TrainingStepDone], bool]:
+        def on_step(step: TrainingStepDone) -> bool:
             seen.append(step.step)
             return step.step == last
 
@@ -289,7 +284,7 @@ def test_the_policy_comes_back_clean(tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_lora(trainer: Trainer, tmp_path: Path) -> None:
     policy = tiny_policy()
-    steps: list[TrainingStep] = []
+    steps: list[TrainingStepDone] = []
     config = replace(SMALL, trainer=trainer, lora_rank=2, learning_rate=2e-2, updates_per_batch=1, steps=4)
     whole = train(policy, INPUTS, rewards, config, on_step=steps.append)
     assert steps[0].kl == pytest.approx(0, abs=1e-6) and abs(steps[-1].kl) > 1e-3
@@ -380,7 +375,7 @@ def test_a_damaged_checkpoint_costs_steps_only(tmp_path: Path) -> None:
     whole = train(tiny_policy(), INPUTS, rewards, SMALL, directory=tmp_path)
     newest = max(tmp_path.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1]))
     (newest / "optimizer.pt").write_bytes(b"")
-    steps: list[TrainingStep] = []
+    steps: list[TrainingStepDone] = []
     resumed = train(tiny_policy(), INPUTS, rewards, SMALL, directory=tmp_path, on_step=steps.append)
     assert same(resumed, whole) and [step.step for step in steps] == [5, 6]
 

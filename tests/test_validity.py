@@ -16,7 +16,7 @@ from types import ModuleType
 import dspy
 import numpy as np
 import pytest
-from diagnose_support import lm_asker
+from diagnose_support import said_by
 from e2e_support import ToyEngine as Toy
 from e2e_support import ToySearch, exact, toy_lm, words
 from hypothesis import given, settings
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
-from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, ask_all, inquirer, reasons
+from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, asked, reasons
 from cuesmith.programs.diagnosis.embedders import TfIdf
 from cuesmith.programs.diagnosis.inference import binomial_tail, permutation_test
 from cuesmith.programs.diagnosis.planted import (
@@ -45,7 +45,6 @@ from cuesmith.programs.diagnosis.validity import (
     measured_power,
     power,
     section_of,
-    validity,
     validity_of,
 )
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -286,10 +285,10 @@ def test_the_placebo_expects_what_is_not_right() -> None:
 
 
 def test_another_task_shows_errors_of_its_own() -> None:
-    batches = another_task(n=6, size=4)
-    assert len(batches) == 6 and batches == another_task(n=6, size=4)
+    batches = another_task("navigate", n=6)
+    assert len(batches) == 6 and batches == another_task("navigate", n=6)
     for batch in batches:
-        assert len({error.shown() for error in batch.errors}) == 4
+        assert len({error.shown() for error in batch.errors}) == 5
         assert all(error.response != error.gold["answer"] for error in batch.errors)
 
 
@@ -328,17 +327,16 @@ def evidence(seed: int = 0) -> Evidence:
 
 @pytest.mark.parametrize("bias", [0.0, 0.5, 1.0])
 def test_the_benchmark_asks_for_the_same_texts_as_dspy_does(bias: float) -> None:
-    direct = bench.asker(SimulatedOptimizerEngine(prior_bias=bias, seed=3))
-    through = lm_asker(SimulatedOptimizer(prior_bias=bias, seed=3))
-    for shown in (evidence(), evidence(1), Evidence(bench.VAGUE), *bench.study_of(4).shuffled[:2]):
-        assert through(shown, 3) == direct(shown, 3)
+    shown = [evidence(), evidence(1), Evidence(bench.VAGUE), *bench.study_of(4).shuffled[:2]] * 3
+    direct = bench.said(SimulatedOptimizerEngine(prior_bias=bias, seed=3), shown)
+    assert said_by(SimulatedOptimizer(prior_bias=bias, seed=3), shown) == direct
 
 
 def test_replies_that_cannot_be_used_are_missing() -> None:
-    silent = inquirer(Inquiry(toy_lm(Toy(reply=lambda system, user, drawn: "no idea"))))
+    silent = Toy(reply=lambda system, user, drawn: "no idea")
     blank = Toy(reply=lambda s, u, d: '[[ ## reasons ## ]]\n["  "]\n\n[[ ## completed ## ]]')
-    empty = inquirer(Inquiry(toy_lm(blank)))
-    assert silent(evidence(), 2) == [] and empty(evidence(), 2) == []
+    for engine in (silent, blank):
+        assert asked(Inquiry(toy_lm(engine)), [[evidence()] * 2]) == [None, None]
 
 
 def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
@@ -368,18 +366,12 @@ def test_a_run_asks_the_same_as_its_journal_remembers() -> None:
     assert len(texts) == 5 and texts[:2] == texts[3:] and len(set(texts)) == 3 and None not in texts
 
 
-def test_validity_asks_everything_once() -> None:
+def test_a_study_is_as_large_as_it_says() -> None:
     study = ShownConditions.of("Answer.", errors(12), rights=errors(12), n=3, others=[Evidence("Other.")] * 2)
-    counted: list[int] = []
-
-    def ask(shown: Evidence, draws: int) -> list[str]:
-        counted.append(draws)
-        return [f"reason {len(shown.errors)} {k}" for k in range(draws)]
-
-    found = validity(ask, study)
-    assert sum(counted) == study.requests == 3 * (len(study.conditions) + 2) + 2 and found.missing == 0
+    shown = study.shown()
+    found = validity_of(study.answered([f"reason {len(one.errors)} {k}" for k, one in enumerate(shown)]))
+    assert len(shown) == study.requests == 3 * (len(study.conditions) + 2) + 2 and found.missing == 0
     assert set(found.counts.values()) == {3} and not found.enough
-    assert validity_of(study.answered(ask_all(ask, study.shown()))) == found
 
 
 # --- known truth -------------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from scipy import special
 from cuesmith.teleprompters.alignment import yardstick
 from cuesmith.teleprompters.alignment.finite import Instance
 from cuesmith.teleprompters.alignment.gains import Attainable, Realised, Sampled
-from cuesmith.teleprompters.alignment.yardstick import attainable, lemma_weights, policy_kl, realised
+from cuesmith.teleprompters.alignment.yardstick import attainable, policy_kl, realised
 
 LN3 = math.log(3)
 
@@ -89,8 +89,6 @@ def test_missing_rewards_are_left_out_and_never_0() -> None:
     first, second = attainable(whole, 0.3), attainable(holed, 0.3)
     assert second.skipped == 1 and [value.index for value in second.inputs] == [0, 2]
     assert replace(second, skipped=0, inputs=first.inputs) == first
-    weights = lemma_weights(holed, 0.3)
-    assert weights[1] == () and {rewrite.text for rewrite in weights[0]} == {"a", "b"}
 
 
 def test_same_seed_same_numbers() -> None:
@@ -105,7 +103,7 @@ def test_wrong_arguments_are_refused() -> None:
         with pytest.raises(ValueError, match="kl_coefficient"):
             attainable(samples, bad)
     with pytest.raises(ValueError, match="noise_variance"):
-        lemma_weights(samples, 0.1, noise_variance=-1.0)
+        attainable(samples, 0.1, noise_variance=-1.0)
     with pytest.raises(ValueError, match="no reward in the samples of 1 inputs"):
         attainable([[Sampled("a", (None,))]], 0.1)
     best = attainable(samples, 0.1, noise_variance=0.0)
@@ -123,8 +121,6 @@ def test_extreme_lambdas_stay_finite(kl_coefficient: float) -> None:
     assert best.gain is not None and best.kl is not None
     for estimate in (best.gain, best.gain_lower, best.gain_upper, best.kl, best.kl_upper, best.baseline):
         assert all(map(math.isfinite, (estimate.mean, estimate.low, estimate.high)))
-    for rewrites in lemma_weights(samples, kl_coefficient):
-        assert sum(rewrite.weight for rewrite in rewrites) == pytest.approx(1.0)
 
 
 def simulated(
@@ -189,31 +185,6 @@ def test_pooled_noise_is_part_of_the_interval() -> None:
     spread = float(np.std([estimate.mean for estimate in central], ddof=1))
     said = float(np.mean([(estimate.high - estimate.low) / (2 * 2.02) for estimate in central]))
     assert 0.7 < said / spread < 1.5
-
-
-def test_weights_are_lemma_1_and_noise_draws_them_together() -> None:
-    samples = [[Sampled("a", (0.0, 0.0))] * 3 + [Sampled("b", (1.0, 1.0))]] * 2
-    exact = lemma_weights(samples, 1 / LN3, shrink=False)[0]
-    assert [rewrite.text for rewrite in exact] == ["a", "b"]
-    assert [rewrite.weight for rewrite in exact] == pytest.approx([0.5, 0.5])
-    assert (exact[0].draws, exact[0].rewards, exact[0].reward) == (3, 6, 0.0)
-    assert lemma_weights(samples, 1 / LN3)[0] == exact  # no noise was seen
-    noisy = lemma_weights(samples, 1 / LN3, noise_variance=0.3)[0]
-    assert 0.5 < noisy[0].weight < 0.75
-
-
-def test_drawn_together_the_weights_are_worth_more() -> None:
-    instance = population(400, 20, 0.2)
-    rng = np.random.default_rng(4)
-    samples = draw(instance, instance.reference, np.arange(400), 12, 2, rng)
-    chance, worth = instance.rewrite_rewards(), {True: 0.0, False: 0.0}
-    for shrink in worth:
-        for x, rewrites in enumerate(lemma_weights(samples, 0.2, shrink=shrink)):
-            weights = np.array([rewrite.weight for rewrite in rewrites])
-            share = np.array([rewrite.draws for rewrite in rewrites]) / 12
-            values = np.array([chance[x, int(rewrite.text)] for rewrite in rewrites])
-            worth[shrink] += float(weights @ values - 0.2 * special.rel_entr(weights, share).sum()) / 400
-    assert worth[True] > worth[False] + 0.01
 
 
 def trained(instance: Instance, share_of_tilt: float) -> np.ndarray:

@@ -539,7 +539,7 @@ class CompilerConformance:
     def test_a_metric_that_fails_always_is_one_clear_error(self, bad: object) -> None:
         """There is nothing to compile by; what is no score is refused before the first call."""
         optimizer = Engine(simulated())
-        with pytest.raises((CompileError, ValueError), match="the metric (failed on all|returned)"):
+        with pytest.raises((CompileError, ValueError), match=r"the metric (failed on all|returned)"):
             self.run(metric=_spoiled(bad, lambda question: True), optimizer=optimizer)
         assert optimizer.calls == 0
 

@@ -15,17 +15,11 @@ import threading
 import time
 import weakref
 from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import Future
-from dataclasses import dataclass
 
 from cuesmith.modules.embedded.blas import single_blas_thread
 from cuesmith.modules.embedded.engine import Completion, Decoder, Generation, NanoEngine
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    job: Generation
-    future: Future[Completion]
 
 
 class Batcher:
@@ -52,7 +46,8 @@ class Batcher:
 
     def _reset(self) -> None:
         self._ready = threading.Condition()
-        self._queue: deque[_Call] = deque()
+        self._queue: deque[tuple[Generation, Future[Completion]]] = deque()
+        self._rows: dict[int, Future[Completion]] = {}
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -62,16 +57,16 @@ class Batcher:
         Raises:
             RuntimeError: If the batcher is closed.
         """
-        call = _Call(job, Future())
+        future: Future[Completion] = Future()
         with self._ready:
             if self._closed:
                 raise RuntimeError("the embedded model has been closed")
-            self._queue.append(call)
+            self._queue.append((job, future))
             if self._thread is None:
-                self._thread = threading.Thread(target=_Worker(self).run, name="cuesmith-nano", daemon=True)
+                self._thread = threading.Thread(target=self._work, name="cuesmith-nano", daemon=True)
                 self._thread.start()
             self._ready.notify()
-        return call.future
+        return future
 
     def complete(self, job: Generation) -> Completion:
         """Decode a generation together with whatever else is waiting."""
@@ -94,127 +89,75 @@ class Batcher:
         if thread is not None and thread is not threading.current_thread():
             thread.join(timeout)
 
-    def take(self, most: int, *, wait: bool, expect: int) -> list[_Call] | None:
-        """Take queued calls (for the worker).
+    # the worker's side
 
-        Args:
-            most: Most calls to take.
-            wait: Wait for a first call, and then up to `WINDOW` for `expect` of them.
-            expect: How many calls are worth waiting for.
-
-        Returns:
-            The calls, possibly none; None once the batcher is closed.
-        """
+    def _work(self) -> None:
+        self._decoder, expect = Decoder(self.engine), 1
+        while self._wait(expect):
+            expect = self._serve()
         with self._ready:
-            if wait:
-                self._ready.wait_for(lambda: self._queue or self._closed)
-                deadline = time.monotonic() + self.WINDOW
-                while len(self._queue) < expect and not self._closed and (left := deadline - time.monotonic()) > 0:
-                    self._ready.wait(left)
-            if self._closed:
-                return None
-            calls = [self._queue.popleft() for _ in range(min(most, len(self._queue)))]
-        return [call for call in calls if call.future.set_running_or_notify_cancel()]
-
-    @property
-    def waiting(self) -> int:
-        """Calls in the queue."""
-        return len(self._queue)
-
-    def abandon(self) -> list[_Call]:
-        """Take all queued calls of a closed batcher."""
-        with self._ready:
-            calls = [call for call in self._queue if call.future.set_running_or_notify_cancel()]
+            left = [future for _, future in self._queue if future.set_running_or_notify_cancel()]
             self._queue.clear()
-        return calls
+        self._fail(RuntimeError("the embedded model has been closed"), left)
 
+    def _wait(self, expect: int) -> bool:
+        """Wait for a first call, and then up to `WINDOW` for `expect` of them; False once closed."""
+        with self._ready:
+            self._ready.wait_for(lambda: self._queue or self._closed)
+            deadline = time.monotonic() + self.WINDOW
+            while len(self._queue) < expect and not self._closed and (left := deadline - time.monotonic()) > 0:
+                self._ready.wait(left)
+            return not self._closed
 
-class _Worker:
-    """The thread's side of a batcher."""
+    def _serve(self) -> int:
+        """Serve one busy period, until no row is left; return the most rows that ran at once."""
+        with single_blas_thread:
+            peak, waited = self._admit(), 0
+            while self._decoder.active and not self._closed:
+                self._settle(self._decoder.step)
+                active, waiting = self._decoder.active, len(self._queue)
+                waited = waited + 1 if waiting else 0
+                if waiting and (waiting >= active * self.JOIN_SHARE or waited >= self.JOIN_STEPS):
+                    peak, waited = max(peak, self._admit()), 0
+        return peak
 
-    def __init__(self, batcher: Batcher) -> None:
-        self._batcher, self._engine = batcher, batcher.engine
-        self._decoder = Decoder(self._engine)
-        self._calls: dict[int, _Call] = {}
-        self._peak, self._waited = 1, 0
+    def _admit(self) -> int:
+        """Take what waits into the batch, as far as there is room; return how many rows it has then."""
+        jobs, room = list[Generation](), self.engine.MAX_ROWS - self._decoder.active
+        with self._ready:
+            calls = [self._queue.popleft() for _ in range(min(room, len(self._queue)))]
+        for job, future in calls:
+            if future.set_running_or_notify_cancel():
+                self._rows[id(job)] = future
+                jobs.append(job)
+        if jobs:
+            self._settle(lambda: self._decoder.admit(jobs))
+        return self._decoder.active
 
-    def run(self) -> None:
-        while self._serve():
-            pass
-        error = RuntimeError("the embedded model has been closed")
-        for call in [*self._calls.values(), *self._batcher.abandon()]:
-            call.future.set_exception(error)
-
-    def _serve(self) -> bool:
-        """Serve one busy period, from the first call until no row is left; False once closed."""
-        expect, self._peak = self._peak, 1
-        calls = self._batcher.take(self._engine.MAX_ROWS, wait=True, expect=expect)
-        if calls is None:
-            return False
-        with single_blas_thread():
-            self._admit(calls)
-            while self._decoder.active:
-                self._step()
-                newcomers = self._newcomers()
-                if newcomers is None:
-                    return False
-                self._admit(newcomers)
-        return True
-
-    def _newcomers(self) -> list[_Call] | None:
-        """Calls to admit between two steps; None once closed."""
-        active, waiting = self._decoder.active, self._batcher.waiting
-        self._waited = self._waited + 1 if waiting else 0
-        enough = waiting >= active * self._batcher.JOIN_SHARE or self._waited >= self._batcher.JOIN_STEPS
-        free = self._engine.MAX_ROWS - active
-        most = free if waiting and enough else 0
-        if most:
-            self._waited = 0
-        return self._batcher.take(most, wait=False, expect=0)
-
-    def _admit(self, calls: list[_Call]) -> None:
-        if not calls:
-            return
-        self._calls.update((id(call.job), call) for call in calls)
+    def _settle(self, work: Callable[[], list[Generation]]) -> None:
+        """Do the decoder's work and hand out what has ended."""
         try:
-            self._finish(self._decoder.admit([call.job for call in calls]))
-        except Exception as error:
-            self._fail(error)
-        self._peak = max(self._peak, self._decoder.active)
-
-    def _step(self) -> None:
-        try:
-            self._finish(self._decoder.step())
+            for job in work():
+                completion = self.engine.completion(job)
+                self._rows.pop(id(job)).set_result(completion)
         except Exception as error:
             self._fail(error)
 
-    def _finish(self, jobs: list[Generation]) -> None:
-        for job in jobs:
-            call = self._calls.pop(id(job))
-            try:
-                call.future.set_result(self._engine.completion(job))
-            except Exception as error:
-                call.future.set_exception(error)
-
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: Exception, left: Iterable[Future[Completion]] = ()) -> None:
         """An error in a batch leaves no row in a known state: all of them get it, later calls start afresh."""
-        self._decoder = Decoder(self._engine)
-        calls, self._calls = list(self._calls.values()), {}
-        for call in calls:
-            call.future.set_exception(error)
+        self._decoder = Decoder(self.engine)
+        futures, self._rows = [*self._rows.values(), *left], {}
+        for future in futures:
+            future.set_exception(error)
 
 
 _live: weakref.WeakSet[Batcher] = weakref.WeakSet()
 _shared: dict[int, Batcher] = {}
-_creating = threading.Lock()
 
 
 def shared_batcher(engine: NanoEngine) -> Batcher:
     """The process's batcher of an engine."""
-    with _creating:
-        if id(engine) not in _shared:
-            _shared[id(engine)] = Batcher(engine)
-        return _shared[id(engine)]
+    return _shared.get(id(engine)) or _shared.setdefault(id(engine), Batcher(engine))
 
 
 @atexit.register
@@ -225,8 +168,6 @@ def _close_all() -> None:
 
 def _after_fork() -> None:
     """The child has no worker, and locks may have been held by threads that do not exist in it."""
-    global _creating
-    _creating = threading.Lock()
     for batcher in list(_live):
         batcher.engine.prefixes.forget_threads()
         batcher._reset()

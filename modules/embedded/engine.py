@@ -56,13 +56,6 @@ FinishReason: TypeAlias = Literal["stop", "length"]
 class ContextLengthError(ValueError):
     """A prompt and the tokens asked for do not fit the model's context."""
 
-    def __init__(self, prompt_tokens: int, max_new_tokens: int, limit: int) -> None:
-        """Describe the request that does not fit (all sizes in tokens)."""
-        super().__init__(
-            f"{prompt_tokens} prompt tokens + {max_new_tokens} new tokens exceed the context of {limit} tokens"
-        )
-        self.prompt_tokens, self.max_new_tokens, self.limit = prompt_tokens, max_new_tokens, limit
-
 
 @dataclass(frozen=True, slots=True)
 class Completion:
@@ -136,7 +129,6 @@ class Generation:
         max_new_tokens: Most tokens to generate, at least 1.
         temperature: 0 takes the most likely token; above, tokens are drawn.
         seed: Seed of the draws; the same prompt, temperature and seed draw the same tokens in any batch.
-        fixed_length: Generate exactly ``max_new_tokens`` and ignore the stop token (for benchmarks).
         tokens: Ids generated so far, the stop token excluded.
         cached: Prompt tokens whose keys and values came from the prefix cache.
         finish_reason: Why it ended; None while it runs.
@@ -146,7 +138,6 @@ class Generation:
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
-    fixed_length: bool = False
     tokens: list[int] = field(default_factory=list)
     cached: int = 0
     finish_reason: FinishReason | None = None
@@ -160,7 +151,7 @@ class Generation:
 
     def accept(self, token: int, stops: Container[int]) -> bool:
         """Add a token; True when the generation is complete."""
-        if token in stops and not self.fixed_length:
+        if token in stops:
             self.finish_reason = "stop"
             return True
         self.tokens.append(token)
@@ -335,16 +326,15 @@ class NanoEngine:
     _shared: ClassVar[dict[Path, NanoEngine]] = {}
     _loading: ClassVar[threading.Lock] = threading.Lock()
 
-    def __init__(self, weights: Weights, tokenizer: ChatTokenizer, *, prefix_bytes: int = 64 << 20) -> None:
+    def __init__(self, weights: Weights, tokenizer: ChatTokenizer) -> None:
         """Create an engine; `load` is the usual way.
 
         Args:
             weights: The model.
             tokenizer: Its tokenizer.
-            prefix_bytes: Most bytes of keys and values kept for prompt prefixes (about 4.2 KB a token).
         """
         self.weights, self.tokenizer = weights, tokenizer
-        self.prefixes = PrefixCache(prefix_bytes)
+        self.prefixes = PrefixCache(64 << 20)  # about 4.2 KB a token
         self.stops = frozenset([tokenizer.end, *tokenizer.roles.values()])
         self._encode_prefix = lru_cache(maxsize=256)(self._encode_messages)
 
@@ -376,7 +366,6 @@ class NanoEngine:
         max_new_tokens: int = 256,
         temperature: float = 0.0,
         seed: int = 0,
-        fixed_length: bool = False,
     ) -> Generation:
         """Encode a chat and check that it fits.
 
@@ -385,7 +374,6 @@ class NanoEngine:
             max_new_tokens: Most tokens to generate.
             temperature: 0 for the most likely tokens.
             seed: Seed of the draws at a temperature above 0.
-            fixed_length: Ignore the stop token and generate exactly ``max_new_tokens``.
 
         Raises:
             ContextLengthError: If prompt and new tokens exceed the model's context.
@@ -397,8 +385,9 @@ class NanoEngine:
             raise ValueError(f"need max_new_tokens >= 1, 0 <= temperature; got {max_new_tokens}, {temperature}")
         prompt = self.encode(chat)
         if len(prompt) + max_new_tokens > self.weights.limit:
-            raise ContextLengthError(len(prompt), max_new_tokens, self.weights.limit)
-        return Generation(prompt, max_new_tokens, temperature, seed, fixed_length)
+            raise ContextLengthError(f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the context of "
+                                     f"{self.weights.limit} tokens")
+        return Generation(prompt, max_new_tokens, temperature, seed)
 
     def encode(self, chat: Chat) -> Prompt:
         """The input of a chat, ending where the assistant's answer begins."""
@@ -465,7 +454,7 @@ class NanoEngine:
     def run(self, jobs: Sequence[Generation]) -> None:
         """Decode prepared generations to their ends."""
         decoder, waiting = Decoder(self), list(jobs)
-        with single_blas_thread():
+        with single_blas_thread:
             while waiting or decoder.active:
                 free = self.MAX_ROWS - decoder.active
                 if waiting and free >= min(self.MAX_ROWS // 4, len(waiting)):

@@ -9,6 +9,7 @@ The module is pure standard library.
 
 from __future__ import annotations
 
+import itertools
 import json
 import random
 import re
@@ -16,12 +17,16 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias, TypeVar
 
 WORDS: tuple[str, ...] = tuple(Path(__file__).with_name("words.txt").read_text(encoding="utf-8").split())
 """Common English words of technical prose, 3 to 9 letters, most frequent first."""
 
 _TABLES: dict[str, Any] = json.loads(Path(__file__).with_name("families.json").read_text(encoding="utf-8"))
+T = TypeVar("T")
+Work: TypeAlias = tuple[str, ...]
+Thing: TypeAlias = tuple[str, str, int]
+"""Phrase, noun, number."""
 HELD_OUT_SHARE = 10
 """One input in this many is held out of training, chosen by a hash of its text."""
 
@@ -31,12 +36,15 @@ class Solution:
     """A worked answer.
 
     Attributes:
-        answer: The canonical answer text, such as ``12``, ``True`` or ``cat dog``.
         work: One text per step of the family's ``steps``: what "Step k:" should say.
     """
 
-    answer: str
     work: tuple[str, ...]
+
+    @property
+    def answer(self) -> str:
+        """The canonical answer text, such as ``12``, ``True`` or ``cat dog``: what the last step gives."""
+        return self.work[-1]
 
 
 @dataclass(frozen=True)
@@ -130,30 +138,9 @@ def _numbered(things: list[str]) -> str:
     return ", ".join(f"{k} {thing}" for k, thing in enumerate(things, 1))
 
 
-def _solve_first(question: str) -> Solution | None:
-    if (words := _words(question)) is None:
-        return None
-    return Solution(words[0], (" ".join(words), words[0]))
-
-
-def _solve_last(question: str) -> Solution | None:
-    if (words := _words(question)) is None:
-        return None
-    return Solution(words[-1], (" ".join(words), words[-1]))
-
-
-def _solve_reverse(question: str) -> Solution | None:
-    if (words := _words(question)) is None:
-        return None
-    answer = " ".join(reversed(words))
+def _reversed(words: list[str]) -> Work:
     backwards = [f"{k} {word}" for k, word in enumerate(words, 1)][::-1]
-    return Solution(answer, (_numbered(words), ", ".join(backwards), answer))
-
-
-def _solve_count(question: str) -> Solution | None:
-    if (words := _words(question)) is None:
-        return None
-    return Solution(str(len(words)), (_numbered(words), str(len(words))))
+    return _numbered(words), ", ".join(backwards), " ".join(reversed(words))
 
 
 # --- numbers -----------------------------------------------------------------------------------------------
@@ -168,27 +155,20 @@ def _numbers(question: str) -> list[int] | None:
     return [int(part) for part in parts] if parts and all(re.fullmatch(r"-?\d+", p) for p in parts) else None
 
 
-def _solve_sum(question: str) -> Solution | None:
-    if (numbers := _numbers(question)) is None:
-        return None
+def _sum(numbers: list[int]) -> Work:
     total, sums = numbers[0], []
     for number in numbers[1:]:
         sums.append(f"{total} + {number} = {total + number}")
         total += number
-    return Solution(str(total), (" ".join(map(str, numbers)), ", ".join(sums) or str(total), str(total)))
+    return " ".join(map(str, numbers)), ", ".join(sums) or str(total), str(total)
 
 
-def _extreme(pick: Callable[[int, int], int]) -> Callable[[str], Solution | None]:
-    def solve(question: str) -> Solution | None:
-        if (numbers := _numbers(question)) is None:
-            return None
-        best = [numbers[0]]
-        for number in numbers[1:]:
-            best.append(pick(best[-1], number))
-        texts = [" ".join(map(str, values)) for values in (numbers, best)]
-        return Solution(str(best[-1]), (*texts, str(best[-1])))
+def _extreme(pick: Callable[[int, int], int]) -> Callable[[list[int]], Work]:
+    def work(numbers: list[int]) -> Work:
+        best = list(itertools.accumulate(numbers, pick))
+        return *(" ".join(map(str, values)) for values in (numbers, best)), str(best[-1])
 
-    return solve
+    return work
 
 
 # --- things ------------------------------------------------------------------------------------------------
@@ -237,8 +217,8 @@ def _things_question(rng: random.Random) -> str:
     return _sentence([_quantity(rng, noun) for noun in nouns])
 
 
-def _things(question: str) -> list[tuple[str, str, int]] | None:
-    """The quantities of a sentence as (phrase, noun, number)."""
+def _things(question: str) -> list[Thing] | None:
+    """The quantities of a sentence."""
     match = re.fullmatch(r"I have (.+?)\.?", question.split("?")[0].strip())
     if match is None:
         return None
@@ -251,36 +231,18 @@ def _things(question: str) -> list[tuple[str, str, int]] | None:
     return things
 
 
-def _totals(things: list[tuple[str, str, int]]) -> tuple[str, int]:
-    total, texts = 0, []
-    for _, noun, number in things:
-        total += number
-        texts.append(f"{noun} {total}")
-    return ", ".join(texts) or "none 0", total
+def _totals(things: list[Thing]) -> Work:
+    sums = list(itertools.accumulate(number for _, _, number in things))
+    texts = [f"{noun} {total}" for (_, noun, _), total in zip(things, sums, strict=True)]
+    return ", ".join(texts) or "none 0", str(sums[-1] if sums else 0)
 
 
-def _solve_objects(question: str) -> Solution | None:
-    if (things := _things(question)) is None:
-        return None
-    work, total = _totals(things)
-    return Solution(str(total), (work, str(total)))
-
-
-def _solve_items(question: str) -> Solution | None:
-    if (things := _things(question)) is None:
-        return None
-    return Solution(str(len(things)), (_numbered([noun for _, noun, _ in things]), str(len(things))))
-
-
-def _kind(members: frozenset[str]) -> Callable[[str], Solution | None]:
-    def solve(question: str) -> Solution | None:
-        if (things := _things(question)) is None:
-            return None
+def _kind(members: frozenset[str]) -> Callable[[list[Thing]], Work]:
+    def work(things: list[Thing]) -> Work:
         kept = [thing for thing in things if thing[1] in members]
-        work, total = _totals(kept)
-        return Solution(str(total), (", ".join(phrase for phrase, _, _ in kept) or "none", work, str(total)))
+        return ", ".join(phrase for phrase, _, _ in kept) or "none", *_totals(kept)
 
-    return solve
+    return work
 
 
 # --- walks -------------------------------------------------------------------------------------------------
@@ -392,26 +354,16 @@ def _walk(question: str) -> list[str] | None:
     return sentences if sentences and known else None
 
 
-def _walk_work(sentences: list[str]) -> tuple[str, str]:
+def _position(sentences: list[str]) -> Work:
     """The numbered moves ("1 north 3 : 0 3, 2 east 0 : 0 3") and the final position."""
     trace = _trace(sentences)
     rows = [f"{k} {heading} {steps} : {x} {y}" for k, (steps, heading, x, y) in enumerate(trace, 1)]
     return ", ".join(rows), f"{trace[-1][2]} {trace[-1][3]}"
 
 
-def _solve_navigate(question: str) -> Solution | None:
-    if (sentences := _walk(question)) is None:
-        return None
-    rows, end = _walk_work(sentences)
-    answer = str(end == "0 0")
-    return Solution(answer, (rows, end, answer))
-
-
-def _solve_position(question: str) -> Solution | None:
-    if (sentences := _walk(question)) is None:
-        return None
-    rows, end = _walk_work(sentences)
-    return Solution(end, (rows, end))
+def _navigate(sentences: list[str]) -> Work:
+    work = _position(sentences)
+    return *work, str(work[-1] == "0 0")
 
 
 # --- logic -------------------------------------------------------------------------------------------------
@@ -426,58 +378,64 @@ def _logic_question(rng: random.Random) -> str:
             return text
 
 
-def _evaluate(text: str) -> tuple[str, str, str]:
+def _evaluate(text: str) -> Work:
     """The expression without "not", then without "and", then its value."""
     plain = text.replace("not True", "#").replace("not False", "True").replace("#", "False")
     groups = [str("False" not in group) for group in plain.split(" or ")]
     return plain, " or ".join(groups), str("True" in groups)
 
 
-def _solve_bool(question: str) -> Solution | None:
-    text = question.strip(" .")
-    term = r"(?:not )?(?:True|False)"
-    if not re.fullmatch(rf"{term}(?: (?:and|or) {term})*", text):
-        return None
-    work = _evaluate(text)
-    return Solution(work[-1], work)
+def _logic(question: str) -> str | None:
+    text, term = question.strip(" ."), r"(?:not )?(?:True|False)"
+    return text if re.fullmatch(rf"{term}(?: (?:and|or) {term})*", text) else None
 
 
-def _solve_trues(question: str) -> Solution | None:
-    if (solved := _solve_bool(question)) is None:
-        return None
-    values = re.findall(r"True|False", solved.work[0])
-    count, rows = 0, []
-    for value in values:
-        count += value == "True"
-        rows.append(f"{value} {count}")
-    return Solution(str(count), (solved.work[0], ", ".join(rows), str(count)))
+def _trues(text: str) -> Work:
+    plain = _evaluate(text)[0]
+    values = re.findall(r"True|False", plain)
+    counts = itertools.accumulate(int(value == "True") for value in values)
+    rows = [f"{value} {count}" for value, count in zip(values, counts, strict=True)]
+    return plain, ", ".join(rows), str(values.count("True"))
 
 
 # --- the table ---------------------------------------------------------------------------------------------
 
 
-def _family(name: str, look: str, kind: type, sampler: Callable[[random.Random], str],
-            solver: Callable[[str], Solution | None]) -> Family:
+def _family(
+    name: str,
+    look: str,
+    kind: type,
+    sampler: Callable[[random.Random], str],
+    parse: Callable[[str], T | None],
+    work: Callable[[T], Work],
+) -> Family:
+    """A family by how a question is read (None for another form) and how what was read is worked on."""
     own = _TABLES["families"][name]
-    return Family(name, look, kind, tuple(own["instructions"]), tuple(own["steps"]), sampler, solver)
+
+    def solve(question: str) -> Solution | None:
+        read = parse(question)
+        return None if read is None else Solution(work(read))
+
+    return Family(name, look, kind, tuple(own["instructions"]), tuple(own["steps"]), sampler, solve)
 
 
 _ALL = (
-    _family("first", "words", str, word_list, _solve_first),
-    _family("last", "words", str, word_list, _solve_last),
-    _family("reverse", "words", str, word_list, _solve_reverse),
-    _family("count", "words", int, word_list, _solve_count),
-    _family("sum", "numbers", int, _number_list, _solve_sum),
-    _family("max", "numbers", int, _number_list, _extreme(max)),
-    _family("min", "numbers", int, _number_list, _extreme(min)),
-    _family("objects", "things", int, _things_question, _solve_objects),
-    _family("items", "things", int, _things_question, _solve_items),
-    _family("animals", "things", int, _things_question, _kind(_IS_ANIMAL)),
-    _family("fruits", "things", int, _things_question, _kind(_IS_FRUIT)),
-    _family("navigate", "walk", bool, _walk_question, _solve_navigate),
-    _family("position", "walk", str, _walk_question, _solve_position),
-    _family("bool", "logic", bool, _logic_question, _solve_bool),
-    _family("trues", "logic", int, _logic_question, _solve_trues),
-)
+    _family("first", "words", str, word_list, _words, lambda words: (" ".join(words), words[0])),
+    _family("last", "words", str, word_list, _words, lambda words: (" ".join(words), words[-1])),
+    _family("reverse", "words", str, word_list, _words, _reversed),
+    _family("count", "words", int, word_list, _words, lambda words: (_numbered(words), str(len(words)))),
+    _family("sum", "numbers", int, _number_list, _numbers, _sum),
+    _family("max", "numbers", int, _number_list, _numbers, _extreme(max)),
+    _family("min", "numbers", int, _number_list, _numbers, _extreme(min)),
+    _family("objects", "things", int, _things_question, _things, _totals),
+    _family("items", "things", int, _things_question, _things,
+            lambda things: (_numbered([noun for _, noun, _ in things]), str(len(things)))),
+    _family("animals", "things", int, _things_question, _things, _kind(_IS_ANIMAL)),
+    _family("fruits", "things", int, _things_question, _things, _kind(_IS_FRUIT)),
+    _family("navigate", "walk", bool, _walk_question, _walk, _navigate),
+    _family("position", "walk", str, _walk_question, _walk, _position),
+    _family("bool", "logic", bool, _logic_question, _logic, _evaluate),
+    _family("trues", "logic", int, _logic_question, _logic, _trues),
+)  # fmt: skip
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}
 """All task families by name; their wordings stand in `families.json`."""

@@ -17,7 +17,7 @@ import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any, Protocol, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from dspy import lm15
 
@@ -220,32 +220,12 @@ class EmbeddedLM(InProcessLM):
             async_engine=AsyncEmbeddedEngine(path),
         )
 
-    def dump_state(self) -> dict[str, Any]:
-        """What a saved program keeps of the LM."""
-        state: dict[str, Any] = super().dump_state()
-        return state
-
     @classmethod
     def load_state(cls, state: dict[str, Any], *, allow_custom_lm_class: bool = False) -> EmbeddedLM:
         """The LM of a saved program."""
         state = dict(state)
         lm = cls(cache=state.pop("cache", False), path=state.pop("engine", {}).get("state", {}).get("path"))
-        lm.num_retries = state.pop("num_retries", lm.num_retries)
-        for name in ("_lm_class", "model", "model_type", "async_engine", *_TRAINING):
-            state.pop(name, None)
-        lm.kwargs = {**lm.kwargs, **state}
-        return lm
-
-
-_TRAINING = ("finetuning_model", "launch_kwargs", "train_kwargs", "use_developer_role")
-
-
-class _Handler(Protocol):
-    """The part of LiteLLM's `CustomLLM` that is called here."""
-
-    def completion(self, *args: Any, **kwargs: Any) -> Any: ...
-
-    async def acompletion(self, *args: Any, **kwargs: Any) -> Any: ...
+        return lm.restored(state)
 
 
 _registering = threading.Lock()
@@ -266,7 +246,7 @@ def register() -> None:
         litellm.register_model({MODEL: {**price, **facts}})
         litellm.custom_provider_map = [
             *litellm.custom_provider_map,
-            {"provider": PROVIDER, "custom_handler": cast(Any, _make_handler())},
+            {"provider": PROVIDER, "custom_handler": _make_handler()},
         ]
 
 
@@ -280,7 +260,7 @@ def _requests(kwargs: dict[str, Any]) -> list[lm15.Request]:
     return [request] * int(n)
 
 
-def _make_handler() -> _Handler:
+def _make_handler() -> Any:
     """The LiteLLM handler; made here because its base class needs LiteLLM."""
     from litellm.exceptions import ContextWindowExceededError
     from litellm.llms.custom_llm import CustomLLM, CustomLLMError
@@ -319,7 +299,7 @@ def _make_handler() -> _Handler:
                 chunk = _chunk(await async_engine.complete(_requests(kwargs)[0]))
             yield chunk
 
-    return cast(_Handler, NanoHandler())
+    return NanoHandler()
 
 
 def _litellm_response(responses: Sequence[lm15.Response]) -> ModelResponse:

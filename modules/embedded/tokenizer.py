@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from functools import cache
 from pathlib import Path
 
 import tokenizers
@@ -84,12 +83,6 @@ class Tokenizer:
         """The text of tokens: role marks left out, field headers repaired."""
         text = b"".join(self._bytes[key] for key in ids).decode("utf-8", errors="replace")
         return repair(_unmark(text))
-
-
-@cache
-def default_tokenizer() -> Tokenizer:
-    """The embedded model's tokenizer."""
-    return Tokenizer()
 
 
 def byte_characters() -> dict[int, str]:

@@ -14,7 +14,9 @@ from cuesmith.modules.simulated.wordings import (
     LAST_FRAMES,
     PRIOR_REASONS,
     PRIOR_STEPS,
+    TABLES,
     VAGUE_STEPS,
+    filled,
     framed,
     lowered,
     norm,
@@ -131,27 +133,10 @@ def locate_deviation(author: Author, source: Source) -> Values:
 
 
 def _reason(author: Author, steps: Sequence[str], found: _Found) -> str:
-    number = found.place + 1
     wanted, written = " ".join(found.wanted.split()), " ".join(found.written.split())
-    ways: dict[Deviation, tuple[str, ...]] = {
-        "skipped": (
-            f'There is no work for step {number}, "{steps[found.place]}"',
-            f"The response leaves step {number} out",
-        ),
-        "misapplied": (
-            f'Step {number} should give "{wanted}", but the response has "{written}"',
-            f'The response writes "{written}" for step {number} instead of "{wanted}"',
-        ),
-        "insufficient": (
-            f'Step {number}, "{steps[found.place]}", is not enough; something like "{wanted}" is needed',
-            f'What is missing at step {number} is "{wanted}"; the response could only write "{written}"',
-        ),
-        "format": (
-            f'The content is right, but the answer is not given in the form "{wanted}"',
-            f'Step {number} has to end in exactly "{wanted}"',
-        ),
-    }
-    return author.pick("reason", ways[found.kind]) + "."
+    ways = filled(TABLES["deviations"][found.kind], number=found.place + 1, step=steps[found.place], wanted=wanted,
+                  written=written)
+    return author.pick("reason", ways)
 
 
 # --- revisions -------------------------------------------------------------------------------------------
@@ -166,7 +151,9 @@ def revise_step(author: Author, source: Source) -> Values:
     if not steps:
         return {"move": "add", "new_steps": [author.pick("prior revision", PRIOR_STEPS)]}
     if source == "prior":
-        return _moved("edit", [author.pick("prior revision", _unhelpful(steps[place]))])
+        step = steps[place]
+        unhelpful = filled(TABLES["unhelpful_edits"], step=step, low=lowered(step))  # that sound like help
+        return _moved("edit", [author.pick("prior revision", unhelpful)])
     if source == "noise":
         return _moved("edit", [author.pick("vague", VAGUE_STEPS)])
     if not author.tasks:
@@ -176,11 +163,6 @@ def revise_step(author: Author, source: Source) -> Values:
 
 def _moved(move: Move, texts: Sequence[str]) -> Values:
     return {"move": move, "new_steps": list(texts)}
-
-
-def _unhelpful(step: str) -> list[str]:
-    """Edits of a step that sound like one."""
-    return [f"{step} Be careful.", f"Carefully {lowered(step)}", f"{step} Pay attention to detail."]
 
 
 def _repaired(author: Author, steps: list[str], place: int, kind: str) -> Values:
@@ -217,7 +199,4 @@ def _clearer(family: Family, step: str, *, last: bool) -> list[str]:
 def _fallback_step(author: Author) -> str:
     words, _ = surface(author.asked.texts("failures"))
     about = f" about {', '.join(words)}" if words else ""
-    return author.pick("fallback revision", (
-        f"Write out what the input says{about}.", f"List every detail{about} that the next step needs.",
-        f"Note the parts of the input{about}, one by one.",
-    ))  # fmt: skip
+    return author.pick("fallback revision", filled(TABLES["fallback_revisions"], about=about))

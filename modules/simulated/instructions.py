@@ -15,9 +15,11 @@ from cuesmith.modules.simulated.wordings import (
     REWORDINGS,
     SYNONYMS,
     VAGUE_BY_LOOK,
+    filled,
     framed,
     instructions_of,
     norm,
+    phrases,
     siblings,
 )
 from cuesmith.signatures import parse_steps
@@ -88,12 +90,7 @@ def fallback_options(examples: Sequence[str]) -> dict[str, float]:
     """Every instruction that the surface of the examples allows, with weights."""
     words, form = surface(examples)
     about = f"The inputs are about things like {', '.join(words)}. " if words else ""
-    ways = (
-        f"{about}Work out what is asked and reply with {form}.",
-        f"{about}Find the rule that the inputs follow and give {form} as the answer.",
-        f"{about}Look closely at every part of the input, then answer with {form}.",
-        f"Answer with {form}. {about}Use everything that the input says.",
-    )
+    ways = filled(phrases("fallback_instructions"), about=about, form=form)
     return dict.fromkeys((framed(frame, way).strip() for frame in FRAMES for way in ways), 1.0)
 
 

@@ -11,8 +11,6 @@ import dspy
 from cuesmith import signatures
 from cuesmith.modules.simulated.wordings import PRIOR_ADVICE
 
-__all__ = ["Asked", "FieldValue"]
-
 FieldValue = str | int | float | bool | list[str] | list[int] | dict[str, str] | list[dict[str, str]]
 """What a field of a request can hold."""
 

@@ -14,7 +14,7 @@ from cuesmith.modules.simulated.instructions import (
     surface,
     wording_of,
 )
-from cuesmith.modules.simulated.wordings import PRIOR_LAST, PRIOR_STEPS, VAGUE_STEPS, step_variants
+from cuesmith.modules.simulated.wordings import PRIOR_LAST, PRIOR_STEPS, VAGUE_STEPS, filled, phrases, step_variants
 
 MAX_STEPS = 8
 """Steps that are written at most, if a request does not say."""
@@ -59,10 +59,7 @@ def _fallback_steps(author: Author) -> Values:
     examples = author.asked.texts("examples")
     words, form = surface(examples)
     about = f" such as {', '.join(words)}" if words else ""
-    first = author.pick("fallback steps", (
-        f"Write down every part of the input that matters{about}.", f"List what the input mentions{about}.",
-        f"Copy the important parts of the input{about}.", f"Note each thing the input says{about}.",
-    ))  # fmt: skip
+    first = author.pick("fallback steps", filled(phrases("fallback_steps"), about=about))
     steps = [first, "Write what follows from each of these, one at a time.", f"Give the final answer as {form}."]
     return {"task": fallback_instruction(author, examples), "steps": steps}
 

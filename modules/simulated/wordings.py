@@ -3,6 +3,7 @@
 import itertools
 import json
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,11 @@ def lowered(text: str) -> str:
 def framed(frame: str, text: str) -> str:
     """The text in a frame: at its "{}", or with a small first letter at its "{low}"."""
     return frame.replace("{low}", lowered(text)).replace("{}", text)
+
+
+def filled(frames: Sequence[str], **values: object) -> list[str]:
+    """The frames with the values at their names."""
+    return [frame.format(**values) for frame in frames]
 
 
 @lru_cache(maxsize=64)

@@ -14,11 +14,10 @@ Source: 2501.03486, section "Experimental Evaluations"; the second configuration
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 import dspy
 
@@ -26,7 +25,8 @@ from cuesmith.modules.decoding import PAPER, Decoding
 from cuesmith.modules.judges import PairwiseJudge
 from cuesmith.modules.policy import LocalPolicy
 from cuesmith.programs.alignment.measures import Verdict
-from cuesmith.teleprompters.alignment.training import Training, TrainingStep, train
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training import Training, train
 from cuesmith.teleprompters.runtime.score_program import score_program
 
 ALONE, UNTRAINED, ALIGN_PRO, ORACLE = "frozen alone", "untrained prompter", "Align-Pro", "RLHF oracle"
@@ -35,49 +35,31 @@ Reward: TypeAlias = Callable[[Sequence[str], Sequence[str]], Sequence[float]]
 """(prompts, responses) -> rewards; a `cuesmith.modules.judges.RewardModel` is one."""
 
 
-class Target(Protocol):
-    """What answers questions and is not changed by that."""
-
-    def answer(self, questions: Sequence[str], *, seed: int) -> list[str | None]:
-        """Answer each question once; None where there was no answer to be had."""
-        ...
+Answer: TypeAlias = Callable[[Sequence[str], int], list[str | None]]
+"""(questions, seed) -> the answer to each, None where there was none to be had: a frozen model."""
 
 
-@dataclass(frozen=True)
-class LocalTarget:
-    """A local model as the frozen one.
+def local(policy: LocalPolicy, decoding: Decoding) -> Answer:
+    """Return a local model as the frozen one.
 
-    Attributes:
+    Args:
         policy: The model.
         decoding: How its answers are drawn.
     """
-
-    policy: LocalPolicy
-    decoding: Decoding
-
-    def answer(self, questions: Sequence[str], *, seed: int) -> list[str | None]:
-        """Answer each question once."""
-        return [draws[0].text for draws in self.policy.sample(questions, 1, self.decoding, seed=seed)]
+    return lambda questions, seed: [draws[0].text for draws in policy.sample(questions, 1, decoding, seed=seed)]
 
 
-class RemoteTarget:
-    """A dspy language model as the frozen one: it reads the question and nothing else, with its own settings.
+def remote(lm: dspy.BaseLM) -> Answer:
+    """Return a dspy language model as the frozen one: it reads the question and nothing else, with its own settings.
+
+    Another seed makes other draws of the same question. What it returns raises `RunStopped` if the provider refuses
+    calls for good.
 
     Args:
         lm: The model.
-        max_in_flight: Calls at once.
     """
 
-    def __init__(self, lm: dspy.BaseLM, *, max_in_flight: int = 32) -> None:
-        self._lm = lm
-        self._max_in_flight = max_in_flight
-
-    def answer(self, questions: Sequence[str], *, seed: int) -> list[str | None]:
-        """Answer each question once; another seed makes other draws of the same question.
-
-        Raises:
-            RunStopped: If the provider refuses calls for good.
-        """
+    def answer(questions: Sequence[str], seed: int) -> list[str | None]:
         found: dict[int, str] = {}
 
         def keep(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
@@ -85,9 +67,10 @@ class RemoteTarget:
             return 1.0
 
         examples = [dspy.Example(question=q, number=n).with_inputs("question") for n, q in enumerate(questions)]
-        lm = self._lm.copy(rollout_id=seed) if seed else self._lm
-        score_program(_Ask(), examples, keep, lm=lm, max_in_flight=self._max_in_flight)
+        score_program(_Ask(), examples, keep, lm=lm.copy(rollout_id=seed) if seed else lm)
         return [found.get(number) for number in range(len(questions))]
+
+    return answer
 
 
 class _Ask(dspy.Module):  # type: ignore[misc]
@@ -171,7 +154,7 @@ class Evaluated:
     rewards: tuple[float | None, ...] = field(repr=False)
     verdicts: tuple[Verdict | None, ...] | None = field(default=None, repr=False)
     inconsistent: int = 0
-    curve: tuple[TrainingStep, ...] = field(default=(), repr=False)
+    curve: tuple[TrainingStepDone, ...] = field(default=(), repr=False)
 
     @property
     def lengths(self) -> list[float | None]:
@@ -208,23 +191,25 @@ def conduct(parts: StudyParts, plan: StudyPlan, *, stage: Callable[[str], None] 
     Raises:
         RunStopped: If a provider refuses calls for good.
     """
-    local = isinstance(parts.frozen, LocalPolicy)
-    target = LocalTarget(parts.frozen, plan.response_decoding) if local else RemoteTarget(parts.frozen)
-    prompter, curve = _train_prompter(parts, plan, target, stage)
+    frozen = parts.frozen
+    answer = local(frozen, plan.response_decoding) if isinstance(frozen, LocalPolicy) else remote(frozen)
+    prompter, curve = _trained("prompter", parts.prompter, parts, plan, stage, answer)
     stage("evaluating the prompters on the test prompts")
     found = [
-        _evaluate(ALONE, parts, plan, target, None),
-        _evaluate(UNTRAINED, parts, plan, target, parts.prompter),
-        _evaluate(ALIGN_PRO, parts, plan, target, prompter, curve),
+        _evaluate(ALONE, parts, plan, answer, None),
+        _evaluate(UNTRAINED, parts, plan, answer, parts.prompter),
+        _evaluate(ALIGN_PRO, parts, plan, answer, prompter, curve),
     ]
     oracle = None
-    if isinstance(parts.frozen, LocalPolicy):
-        oracle, curve = _train_oracle(parts, plan, parts.frozen, stage)
+    if isinstance(frozen, LocalPolicy):
+        oracle, curve = _trained("oracle", frozen, parts, plan, stage)
         stage("evaluating the oracle on the test prompts")
-        found.append(_evaluate(ORACLE, parts, plan, LocalTarget(oracle, plan.response_decoding), None, curve))
+        found.append(_evaluate(ORACLE, parts, plan, local(oracle, plan.response_decoding), None, curve))
     if parts.judge is not None:
         stage("judging")
-        found = [found[0], *(_judged(one, found[0], parts.test, parts.judge) for one in found[1:])]
+        for k, one in enumerate(found[1:], 1):
+            verdicts, inconsistent = judge_pairs(parts.test, one.responses, found[0].responses, parts.judge)
+            found[k] = replace(one, verdicts=tuple(verdicts), inconsistent=inconsistent)
     return AlignStudy({one.name: one for one in found}, prompter, oracle)
 
 
@@ -236,91 +221,57 @@ def rewards_of(reward: Reward, prompts: Sequence[str], responses: Sequence[str |
     return [by_number.get(number) for number in range(len(responses))]
 
 
-def _train_prompter(
-    parts: StudyParts, plan: StudyPlan, target: Target, stage: Callable[[str], None]
-) -> tuple[LocalPolicy, tuple[TrainingStep, ...]]:
-    def reward(rows: Sequence[int], rewrites: Sequence[str]) -> list[float | None]:
+def _trained(
+    what: str,
+    policy: LocalPolicy,
+    parts: StudyParts,
+    plan: StudyPlan,
+    stage: Callable[[str], None],
+    answer: Answer | None = None,
+) -> tuple[LocalPolicy, tuple[TrainingStepDone, ...]]:
+    """Train a policy by the reward of its texts, or of what `answer` makes of them as rewrites; tell of each step."""
+    training, steps = plan.oracle_training if answer is None else plan.prompter_training, list[TrainingStepDone]()
+
+    def reward(rows: Sequence[int], texts: Sequence[str]) -> list[float | None]:
         prompts = [parts.train[row] for row in rows]
-        questions = _or_original(rewrites, prompts)
+        if answer is None:
+            return rewards_of(parts.reward, prompts, texts)
         # Every batch gets draws of its own: one lucky answer to a rewrite must not be paid again and again. They
         # follow from the batch, not from a counter, so that a resumed training gets the same ones.
-        answers = target.answer(questions, seed=_seed_of(plan.seed, rows, rewrites))
-        return rewards_of(parts.reward, prompts, answers)
+        content = repr((plan.seed, rows, texts)).encode()
+        seed = int.from_bytes(hashlib.blake2b(content, digest_size=6).digest(), "big")
+        return rewards_of(parts.reward, prompts, answer(_or_original(texts, prompts), seed))
 
-    with _watched("the prompter", plan.prompter_training, stage) as (steps, on_step):
-        trained = train(
-            parts.prompter,
-            parts.train,
-            reward,
-            plan.prompter_training,
-            directory=plan.directory and plan.directory / "prompter",
-            on_step=on_step,
-        )
-    return trained, tuple(steps)
-
-
-def _train_oracle(
-    parts: StudyParts, plan: StudyPlan, frozen: LocalPolicy, stage: Callable[[str], None]
-) -> tuple[LocalPolicy, tuple[TrainingStep, ...]]:
-    def reward(rows: Sequence[int], responses: Sequence[str]) -> list[float | None]:
-        return rewards_of(parts.reward, [parts.train[row] for row in rows], responses)
-
-    with _watched("the oracle", plan.oracle_training, stage) as (steps, on_step):
-        trained = train(
-            frozen,
-            parts.train,
-            reward,
-            plan.oracle_training,
-            directory=plan.directory and plan.directory / "oracle",
-            on_step=on_step,
-        )
-    return trained, tuple(steps)
-
-
-@contextmanager
-def _watched(
-    what: str, training: Training, stage: Callable[[str], None]
-) -> Iterator[tuple[list[TrainingStep], Callable[[TrainingStep], None]]]:
-    """Gather the steps of a training, and tell of each."""
-    steps: list[TrainingStep] = []
-
-    def on_step(step: TrainingStep) -> None:
+    def on_step(step: TrainingStepDone) -> None:
         steps.append(step)
-        stage(f"training {what}: step {step.step} of {training.steps}, reward {step.reward:.2f}, KL {step.kl:.2f}")
+        stage(f"training the {what}: step {step.step} of {step.of}, reward {step.reward:.2f}, KL {step.kl:.2f}")
 
-    stage(f"training {what}")
-    yield steps, on_step
+    stage(f"training the {what}")
+    directory = plan.directory and plan.directory / what
+    made = train(policy, parts.train, reward, training, directory=directory, on_step=on_step)
+    return made, tuple(steps)
 
 
 def _evaluate(
     name: str,
     parts: StudyParts,
     plan: StudyPlan,
-    target: Target,
+    answer: Answer,
     prompter: LocalPolicy | None,
-    curve: tuple[TrainingStep, ...] = (),
+    curve: tuple[TrainingStepDone, ...] = (),
 ) -> Evaluated:
     questions: Sequence[str] = parts.test
     if prompter is not None:
         draws = prompter.sample(parts.test, 1, plan.prompter_decoding, seed=plan.seed)
         questions = _or_original([rewrites[0].text for rewrites in draws], parts.test)
-    responses = target.answer(questions, seed=plan.seed)
+    responses = answer(questions, plan.seed)
     rewards = rewards_of(parts.reward, parts.test, responses)
     return Evaluated(name, tuple(questions), tuple(responses), tuple(rewards), curve=curve)
-
-
-def _seed_of(*content: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(content).encode(), digest_size=6).digest(), "big")
 
 
 def _or_original(rewrites: Sequence[str], prompts: Sequence[str]) -> list[str]:
     """An empty rewrite stands for the prompt itself."""
     return [rewrite.strip() or prompt for rewrite, prompt in zip(rewrites, prompts, strict=True)]
-
-
-def _judged(one: Evaluated, baseline: Evaluated, prompts: Sequence[str], judge: dspy.BaseLM) -> Evaluated:
-    verdicts, inconsistent = judge_pairs(prompts, one.responses, baseline.responses, judge)
-    return replace(one, verdicts=tuple(verdicts), inconsistent=inconsistent)
 
 
 def judge_pairs(

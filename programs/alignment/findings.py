@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from rich.table import Table
 
@@ -21,6 +21,7 @@ from cuesmith.programs.alignment.measures import (
     reward_verdicts,
     variance95,
 )
+from cuesmith.programs.diagnosis.page import probability
 from cuesmith.programs.diagnosis.words import paragraphs_of
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
@@ -34,13 +35,13 @@ class Against:
 
     Attributes:
         gain: In mean reward, in pairs.
-        wins: By the judge.
-        equal_length: The gain at equal length; None where the lengths say nothing.
+        verdicts: Of the judge.
+        at_equal_length: What is left of the gain; None where the lengths say nothing.
     """
 
     gain: Gain
-    wins: Wins
-    equal_length: EqualLength | None
+    verdicts: Wins
+    at_equal_length: EqualLength | None
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,10 @@ class Figures:
         variance: Of the reward over prompts.
         length: Mean length of the answers, in characters.
         missing: Prompts without a reward.
-        rewritten: Share of the prompts that the prompter changed; nan without a prompter.
-        inconsistent: Pairs on which the judge contradicted itself.
-        against_alone: Against the frozen model alone; None for that itself.
-        rule: Mean quality of the answers by the rule behind the toy's preferences; None but for the toy.
+        rewritten: Share of the prompts that the prompter changed; None without a prompter.
+        inconsistent_verdicts: Pairs on which the judge contradicted itself.
+        against_frozen_alone: None for the frozen model alone.
+        quality_by_rule: Mean quality of the answers by the rule behind the toy's preferences; None but for the toy.
     """
 
     name: str
@@ -64,10 +65,10 @@ class Figures:
     variance: Estimate95
     length: Estimate95
     missing: int
-    rewritten: float
-    inconsistent: int
-    against_alone: Against | None
-    rule: Estimate95 | None
+    rewritten: float | None
+    inconsistent_verdicts: int
+    against_frozen_alone: Against | None
+    quality_by_rule: Estimate95 | None
 
 
 @dataclass(frozen=True)
@@ -75,16 +76,19 @@ class AlignFindings:
     """All figures of a study.
 
     Attributes:
-        configurations: One for each, the frozen model alone first.
-        training: Align-Pro against the untrained prompter, by the reward: what the training itself gave.
-        oracle: Align-Pro against the RLHF oracle, by the reward; None without an oracle.
         judge: Who compared the answers.
+        configurations: One for each, the frozen model alone first.
+        align_pro_against_untrained: By the reward: what the training itself gave.
+        align_pro_against_oracle: Against the RLHF oracle, by the reward; None without an oracle.
+        share_of_oracle_gain: Align-Pro's gain over the frozen model alone as a share of the oracle's; None without an
+            oracle, or where the oracle's own gain is not significantly above 0.
     """
 
-    configurations: tuple[Figures, ...]
-    training: Against
-    oracle: Against | None
     judge: str
+    configurations: tuple[Figures, ...]
+    align_pro_against_untrained: Against
+    align_pro_against_oracle: Against | None
+    share_of_oracle_gain: float | None
 
     def __getitem__(self, name: str) -> Figures:
         """Return a configuration's figures by its name.
@@ -114,13 +118,19 @@ def findings(
         rule: True quality of an answer to a prompt, where it is known, as in the toy.
     """
     found = study.configurations
-    oracle = against(found[ALIGN_PRO], found[ORACLE], by_judge=False) if ORACLE in found else None
+    ours, oracle = found[ALIGN_PRO], found.get(ORACLE)
     return AlignFindings(
-        tuple(_figures(one, found[ALONE], prompts, rule) for one in found.values()),
-        against(found[ALIGN_PRO], found[UNTRAINED], by_judge=False),
-        oracle,
         judge or REWARD_AS_JUDGE,
+        tuple(_figures(one, found[ALONE], prompts, rule) for one in found.values()),
+        against(ours, found[UNTRAINED], by_judge=False),
+        against(ours, oracle, by_judge=False) if oracle else None,
+        _share(ours, oracle, found[ALONE]) if oracle else None,
     )
+
+
+def _share(ours: Evaluated, oracle: Evaluated, alone: Evaluated) -> float | None:
+    own, its = (paired_gain(alone.rewards, one.rewards) for one in (ours, oracle))
+    return own.difference / its.difference if its.significant and its.low > 0 else None
 
 
 def against(one: Evaluated, baseline: Evaluated, *, by_judge: bool = True) -> Against:
@@ -143,24 +153,18 @@ def _figures(
     one: Evaluated, alone: Evaluated, prompts: tuple[str, ...], rule: Callable[[str, str], float] | None
 ) -> Figures:
     changed = [question != prompt for question, prompt in zip(one.questions, prompts, strict=True)]
-    prompted = one.name in (UNTRAINED, ALIGN_PRO)
+    answered = [(prompt, text) for prompt, text in zip(prompts, one.responses, strict=True) if text is not None]
     return Figures(
         one.name,
         estimate95(one.rewards),
         variance95(one.rewards),
         estimate95(one.lengths),
         one.rewards.count(None),
-        sum(changed) / len(changed) if prompted else math.nan,
+        sum(changed) / len(changed) if one.name in (UNTRAINED, ALIGN_PRO) else None,
         one.inconsistent,
         None if one is alone else against(one, alone),
-        None if rule is None else estimate95(_by_rule(rule, prompts, one.responses)),
+        None if rule is None else estimate95(rule(prompt, text) for prompt, text in answered),
     )
-
-
-def _by_rule(
-    rule: Callable[[str, str], float], prompts: tuple[str, ...], responses: tuple[str | None, ...]
-) -> list[float]:
-    return [rule(prompt, text) for prompt, text in zip(prompts, responses, strict=True) if text is not None]
 
 
 def _differences(values: Sequence[float | None], others: Sequence[float | None]) -> list[float | None]:
@@ -168,59 +172,21 @@ def _differences(values: Sequence[float | None], others: Sequence[float | None])
 
 
 def to_json(found: AlignFindings) -> dict[str, Json]:
-    """The findings as JSON data; null stands for what there is none of."""
-    return {
-        "judge": found.judge,
-        "configurations": [_figures_json(figures) for figures in found.configurations],
-        "align_pro_against_untrained": _against_json(found.training),
-        "align_pro_against_oracle": None if found.oracle is None else _against_json(found.oracle),
-        "share_of_oracle_gain": share_of_oracle(found),
-    }
+    """Return the findings as JSON data, by the names of their attributes; null stands for what there is none of."""
+    return {name: _plain(value) for name, value in vars(found).items()}
 
 
-def _figures_json(figures: Figures) -> dict[str, Json]:
-    against_alone = None if figures.against_alone is None else _against_json(figures.against_alone)
-    return {
-        "name": figures.name,
-        "reward": report.estimate_json(figures.reward),
-        "variance": report.estimate_json(figures.variance),
-        "length": report.estimate_json(figures.length),
-        "missing": figures.missing,
-        "rewritten": None if math.isnan(figures.rewritten) else figures.rewritten,
-        "inconsistent_verdicts": figures.inconsistent,
-        "against_frozen_alone": against_alone,
-        "quality_by_rule": None if figures.rule is None else report.estimate_json(figures.rule),
-    }
-
-
-def _against_json(one: Against) -> dict[str, Json]:
-    wins, equal = one.wins, one.equal_length
-    counted: dict[str, Json] = {
-        "wins": wins.wins,
-        "ties": wins.ties,
-        "losses": wins.losses,
-        "missing": wins.missing,
-        "win_rate": report.estimate_json(wins.rate),
-        "sign_test_p": wins.p_value,
-    }
-    at_equal: Json = None
-    if equal is not None:
-        rest = {name: value for name, value in asdict(equal).items() if name != "intercept"}
-        at_equal = {"gain": report.estimate_json(equal.intercept), **rest}
-    return {"gain": report.gain_json(one.gain), "verdicts": counted, "at_equal_length": at_equal}
-
-
-def share_of_oracle(found: AlignFindings) -> float | None:
-    """Return Align-Pro's gain over the frozen model alone as a share of the oracle's.
-
-    Returns:
-        The share; None without an oracle, or where the oracle's own gain is not significantly above 0.
-    """
-    if found.oracle is None:
-        return None
-    ours, its = found[ALIGN_PRO].against_alone, found[ORACLE].against_alone
-    assert ours is not None and its is not None
-    return ours.gain.difference / its.gain.difference if its.gain.significant and its.gain.low > 0 else None
+def _plain(value: object) -> Json:
+    match value:
+        case Estimate95():
+            return report.estimate_json(value)
+        case Gain():
+            return report.gain_json(value)
+        case tuple():
+            return [_plain(one) for one in value]
+        case None | int() | float() | str():
+            return value
+    return {name: _plain(one) for name, one in vars(value).items()}
 
 
 def tables(found: AlignFindings) -> list[Table]:
@@ -231,13 +197,15 @@ def tables(found: AlignFindings) -> list[Table]:
     for figures in found.configurations:
         length = f"{figures.length.mean:.0f}"
         each.add_row(figures.name, figure(figures.reward), figure(figures.variance), length)
-        one = figures.against_alone
+        one = figures.against_frozen_alone
         if one is None:
             continue
-        equal = "-" if one.equal_length is None else figure(one.equal_length.intercept, signed=True)
-        gains.add_row(figures.name, describe_gain(one.gain), p_value(one.gain.p_value), equal)
-        counts = f"{one.wins.wins}/{one.wins.ties}/{one.wins.losses}"
-        wins.add_row(figures.name, counts, report.describe_estimate(one.wins.rate), p_value(one.wins.p_value))
+        equal, counts = one.at_equal_length, one.verdicts
+        left = "-" if equal is None else figure(equal.gain, signed=True)
+        gains.add_row(figures.name, describe_gain(one.gain), probability(one.gain.p_value), left)
+        score = f"{counts.wins}/{counts.ties}/{counts.losses}"
+        share = report.describe_estimate(counts.win_rate)
+        wins.add_row(figures.name, score, share, probability(counts.sign_test_p))
     return [each, gains, wins]
 
 
@@ -262,18 +230,11 @@ def describe_gain(gain: Gain) -> str:
     return figure(Estimate95(gain.difference, gain.low, gain.high, gain.n), signed=True)
 
 
-def p_value(p: float) -> str:
-    """A p-value: ``<0.001``."""
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def meaning(found: AlignFindings) -> tuple[str, ...]:
     """Say in plain words what the figures mean, a sentence or two each."""
-    ours = found[ALIGN_PRO].against_alone
-    assert ours is not None
-    share = None if found.oracle is None else share_of_oracle(found)
-    forms = figure, describe_gain, p_value
-    return paragraphs_of("alignment/findings", found, ours, share, _variances(found), *forms, part="meaning")
+    ours = found[ALIGN_PRO].against_frozen_alone
+    forms = figure, describe_gain, probability
+    return paragraphs_of("alignment/findings", found, ours, _variances(found), *forms, part="meaning")
 
 
 def _variances(found: AlignFindings) -> tuple[str, Estimate95, Estimate95] | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, t975
 
@@ -34,16 +33,16 @@ class Wins:
         ties: Prompts on which neither is.
         losses: Prompts on which it is worse.
         missing: Prompts without a verdict.
-        rate: Share of wins among wins and losses, with Wilson's 95 % interval.
-        p_value: Two-sided sign test; ties say nothing and are left out, and are reported beside it.
+        win_rate: Share of wins among wins and losses, with Wilson's 95 % interval.
+        sign_test_p: Two-sided sign test; ties say nothing and are left out, and are reported beside it.
     """
 
     wins: int
     ties: int
     losses: int
     missing: int
-    rate: Estimate95
-    p_value: float
+    win_rate: Estimate95
+    sign_test_p: float
 
 
 @dataclass(frozen=True)
@@ -51,14 +50,14 @@ class EqualLength:
     """The gain in reward that is left at equal length of the answers.
 
     Attributes:
-        intercept: The expected difference of rewards where the lengths do not differ, with its 95 % interval.
+        gain: The expected difference of rewards where the lengths do not differ, with its 95 % interval.
         slope: Change of that difference for each unit of length.
         mean_length_difference: In units of length.
         extrapolated: Whether 9 in 10 length differences or more lie on one side of 0, so that the intercept rests on
             few answers, or none, of equal length.
     """
 
-    intercept: Estimate95
+    gain: Estimate95
     slope: float
     mean_length_difference: float
     extrapolated: bool
@@ -78,7 +77,7 @@ def variance95(values: Iterable[float | None]) -> Estimate95:
         The sample variance (n - 1 in the denominator) with its interval. The interval is nan below 5 values and where
         all are equal.
     """
-    scores = _known(values)
+    scores = np.array([v for v in values if v is not None and not math.isnan(v)], dtype=float)
     n = len(scores)
     if n < 2:
         return Estimate95(math.nan, math.nan, math.nan, n)
@@ -86,7 +85,8 @@ def variance95(values: Iterable[float | None]) -> Estimate95:
     squares = float(((scores - scores.mean()) ** 2).sum())
     if n < 5 or squares <= 0.0:
         return Estimate95(variance, math.nan, math.nan, n)
-    around = _trimmed_mean(scores, 1 / (2 * math.sqrt(n - 4)))
+    cut = int(1 / (2 * math.sqrt(n - 4)) * n)
+    around = float(np.sort(scores)[cut : n - cut].mean())
     kurtosis = n * float(((scores - around) ** 4).sum()) / squares**2
     error = n / (n - _Z) * math.sqrt(max(0.0, kurtosis - (n - 3) / n) / (n - 1))
     centre = n / (n - _Z) * variance
@@ -118,26 +118,25 @@ def count_wins(verdicts: Sequence[Verdict | None]) -> Wins:
     return Wins(wins, ties, losses, verdicts.count(None), rate, sign_test(wins, losses))
 
 
-def reward_verdicts(
-    rewards: Sequence[float | None], baseline: Sequence[float | None], *, tolerance: float = 1e-6
-) -> list[Verdict | None]:
+def reward_verdicts(rewards: Sequence[float | None], baseline: Sequence[float | None]) -> list[Verdict | None]:
     """Judge by the reward itself: the higher one wins.
+
+    Rewards no further apart than 1e-6 are a tie: batches of other sizes round differently.
 
     Args:
         rewards: Of one configuration, one a prompt.
         baseline: Of the other, in the same order.
-        tolerance: Rewards no further apart are a tie; batches of other sizes round differently.
 
     Raises:
         ValueError: If the two differ in length.
     """
-    return [_verdict(a, b, tolerance) for a, b in zip(rewards, baseline, strict=True)]
+    return [_verdict(a, b) for a, b in zip(rewards, baseline, strict=True)]
 
 
-def _verdict(reward: float | None, baseline: float | None, tolerance: float) -> Verdict | None:
+def _verdict(reward: float | None, baseline: float | None) -> Verdict | None:
     if reward is None or baseline is None:
         return None
-    if abs(reward - baseline) <= tolerance:
+    if abs(reward - baseline) <= 1e-6:
         return "tie"
     return "win" if reward > baseline else "loss"
 
@@ -181,11 +180,3 @@ def equal_length_gain(gains: Sequence[float | None], length_differences: Sequenc
     )
 
 
-def _known(values: Iterable[float | None]) -> NDArray[np.float64]:
-    return np.array([v for v in values if v is not None and not math.isnan(v)], dtype=float)
-
-
-def _trimmed_mean(values: NDArray[np.float64], share: float) -> float:
-    cut = int(share * len(values))
-    kept = np.sort(values)[cut : len(values) - cut]
-    return float(kept.mean())

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -131,12 +131,8 @@ class Language:
 
     def preferences(self, seed: int, count: int) -> list[Preference]:
         """Pairs of answers to vague questions, the better one by `quality`, one in twenty the wrong way round."""
-        rng = random.Random(f"preferences:{seed}")
-        pairs = self._pairs(rng)
-        return [next(pairs) for _ in range(count)]
-
-    def _pairs(self, rng: random.Random) -> Iterator[Preference]:
-        while True:
+        rng, pairs = random.Random(f"preferences:{seed}"), list[Preference]()
+        while len(pairs) < count:
             thing = rng.choice(THINGS)
             question = self.vague(rng, thing)
             scored = sorted((self.quality(question, text), text) for text in (self._reply(rng, thing) for _ in "ab"))
@@ -145,7 +141,8 @@ class Language:
                 continue
             if rng.random() < 0.05:
                 worse, better = better, worse
-            yield Preference(question, better, worse, high - low)
+            pairs.append(Preference(question, better, worse, high - low))
+        return pairs
 
     def _reply(self, rng: random.Random, thing: str) -> str:
         """An answer of any quality: facts, facts said twice, a phrase, another thing's facts, wrong facts."""
@@ -191,18 +188,18 @@ class ToySizes:
 
 def frozen(language: Language, seed: int, sizes: ToySizes) -> LocalPolicy:
     """Make the toy's frozen model: it knows the facts, and answers a precise question precisely."""
-    from cuesmith.teleprompters.alignment.training import warm_start
-
-    pairs = language.frozen_pairs(seed, sizes.pairs)
-    return warm_start(untrained(seed + 1, sizes), pairs, steps=sizes.frozen_steps, learning_rate=3e-3, seed=seed)
+    return _taught(language.frozen_pairs(seed, sizes.pairs), sizes.frozen_steps, untrained(seed + 1, sizes), seed)
 
 
 def prompter(language: Language, seed: int, sizes: ToySizes) -> LocalPolicy:
     """Make the toy's untrained prompter: it mostly repeats the question, and sometimes asks precisely."""
+    return _taught(language.prompter_pairs(seed, sizes.pairs), sizes.prompter_steps, untrained(seed + 2, sizes), seed)
+
+
+def _taught(pairs: Sequence[tuple[str, str]], steps: int, pupil: LocalPolicy, seed: int) -> LocalPolicy:
     from cuesmith.teleprompters.alignment.training import warm_start
 
-    pairs = language.prompter_pairs(seed, sizes.pairs)
-    return warm_start(untrained(seed + 2, sizes), pairs, steps=sizes.prompter_steps, learning_rate=3e-3, seed=seed)
+    return warm_start(pupil, pairs, steps=steps, learning_rate=3e-3, seed=seed)
 
 
 def untrained(seed: int, sizes: ToySizes) -> LocalPolicy:

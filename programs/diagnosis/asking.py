@@ -4,8 +4,8 @@ An `Inquiry` is the kernel's `ask` without a program to compile. What a compile'
 that are checked before a call is sent, retries with backoff, a circuit breaker, and keys that reach no text. A stop
 loses nothing: what was answered before it counts.
 
-The instruments see a model only through an *asker*: a function of what is shown (`Evidence`) and a number of draws. So
-they work on a run, on a plain LM, on a simulated optimizer and on recorded answers alike. Source: ours.
+The instruments see what was answered, and no model: so they work on a run, on a plain LM, on a simulated optimizer and
+on recorded answers alike. Source: ours.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ import asyncio
 import itertools
 import json
 import threading
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, MutableSequence, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import dspy
 
@@ -38,10 +39,10 @@ from cuesmith.teleprompters.search.context import ProgramContext
 from cuesmith.teleprompters.search.examples import Failure
 from cuesmith.teleprompters.search.scene import texts_of
 
-__all__ = [
-    "Ask", "Error", "Evidence", "Inquiry", "OptimizerRequest", "TooLittle", "ask_all", "inquirer", "reasons",
-    "requests_of",
-]  # fmt: skip
+T = TypeVar("T")
+
+TIMEOUT = 600.0
+"""Seconds a request may take before it counts as unusable. Ours."""
 
 
 # --- within a budget -------------------------------------------------------------------------------------
@@ -73,9 +74,7 @@ class Inquiry:
     Args:
         lm: The model.
         budget: Caps over all that is asked here.
-        seed: Other seeds are other draws.
         max_in_flight: Requests at once.
-        timeout: Seconds a request may take before it counts as unusable; None waits for ever.
 
     Attributes:
         answered: Requests with a usable reply.
@@ -85,19 +84,10 @@ class Inquiry:
         ValueError: If a cap in dollars cannot be held with this model.
     """
 
-    def __init__(
-        self,
-        lm: dspy.BaseLM,
-        *,
-        budget: Budget | None = None,
-        seed: int = 0,
-        max_in_flight: int = 8,
-        timeout: float | None = 600.0,
-    ) -> None:
+    def __init__(self, lm: dspy.BaseLM, *, budget: Budget | None = None, max_in_flight: int = 8) -> None:
         check_prices(budget or Budget(), [lm])
-        self.lm, self.seed = lm, seed
+        self.lm, self._lock = lm, threading.Lock()
         self.answered = self.unusable = 0
-        self._timeout, self._lock = timeout, threading.Lock()
         self._first_unusable = ""
         self._known: dict[str, dspy.Prediction | None] = {}
         throttle, ledger = Throttle(max_in_flight), Ledger(budget or Budget())
@@ -149,8 +139,8 @@ class Inquiry:
             return [self._known.get(request.key) for request in requests]
 
     async def _ask(self, requests: Mapping[str, OptimizerRequest]) -> dict[str, dspy.Prediction | None]:
-        pool = Pool(self._gate, self._timeout)
-        asker = Asker(self.lm, pool, Stream(()), self.seed)
+        pool = Pool(self._gate, TIMEOUT)
+        asker = Asker(self.lm, pool, Stream(()), 0)
         try:
             replies = await asyncio.gather(*(_reply(asker, request) for request in requests.values()))
         finally:
@@ -236,18 +226,12 @@ class TooLittle(ValueError):
     """What was answered is not enough to measure anything by."""
 
 
-Ask = Callable[[Evidence, int], list[str]]
-"""(what is shown, draws) -> at most that many feedback texts, drawn independently of each other."""
-
-
-def inquirer(inquiry: Inquiry) -> Ask:
-    """Make an asker of an inquiry: within its budget, and nothing twice."""
-
-    def ask(evidence: Evidence, draws: int) -> list[str]:
-        replies = inquiry.ask([_criticism(evidence, number) for number in range(draws)])
-        return [text for reply in replies if reply is not None for text in _reason(reply)]
-
-    return ask
+def measured(measure: Callable[[], T]) -> tuple[T | None, str]:
+    """Return the result, or None and why there is none: `TooLittle`, in a sentence."""
+    try:
+        return measure(), ""
+    except TooLittle as error:
+        return None, f"Too little was answered: {error}."
 
 
 def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[OptimizerRequest]:
@@ -261,10 +245,10 @@ def requests_of(parts: Sequence[Sequence[Evidence]]) -> list[OptimizerRequest]:
     """
     places = [((k + 0.5) / len(part), evidence) for part in parts for k, evidence in enumerate(part)]
     ordered = [evidence for _, evidence in sorted(places, key=lambda entry: entry[0])]
-    return [_criticism(evidence, number) for evidence, number in zip(ordered, _numbered(ordered), strict=True)]
+    return [_criticism(evidence, number) for evidence, number in zip(ordered, numbered(ordered), strict=True)]
 
 
-def _numbered(shown: Sequence[Evidence]) -> list[int]:
+def numbered(shown: Sequence[Evidence]) -> list[int]:
     """Number the entries that show the same, each kind from 0 on: the numbers of their draws."""
     counters = defaultdict[str, Iterator[int]](itertools.count)
     return [next(counters[evidence.key]) for evidence in shown]
@@ -274,24 +258,26 @@ def _criticism(evidence: Evidence, number: int) -> OptimizerRequest:
     return OptimizerRequest(CriticizeInstruction, evidence.request(), number)
 
 
-def ask_all(ask: Ask, shown: Sequence[Evidence]) -> list[str | None]:
-    """Ask for one feedback text an entry. Entries that show the same get different draws.
+def asked(inquiry: Inquiry, parts: Sequence[Sequence[Evidence]]) -> list[str | None]:
+    """Ask for one reason an entry, within the inquiry's budget, and nothing twice.
 
     Args:
-        ask: The asker.
-        shown: What to show, in any order.
+        inquiry: Asks.
+        parts: What to show, see `requests_of`.
 
     Returns:
-        The texts, in the order of `shown`; None where the model gave none.
+        A reason for each entry, part after part; None where the model gave none.
     """
-    counts = Counter(evidence.key for evidence in shown)
-    left = {key: iter(ask(evidence, counts[key])) for key, evidence in {one.key: one for one in shown}.items()}
-    return [next(left[evidence.key], None) for evidence in shown]
+    inquiry.ask(requests_of(parts))
+    shown = list(itertools.chain(*parts))
+    draws = zip(shown, numbered(shown), strict=True)
+    replies = inquiry.ask([_criticism(evidence, number) for evidence, number in draws])
+    return [None if reply is None else _reason(reply) for reply in replies]
 
 
 async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],
                   salt: str = "diagnosis") -> None:
-    """Ask for one reason an entry, everything at once, as `ask_all` does; keep each as it comes.
+    """Ask for one reason an entry, everything at once, as `asked` does; keep each as it comes.
 
     Entries that show the same get different draws. A stop leaves what had come until then.
 
@@ -305,17 +291,17 @@ async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str
     Raises:
         RunStopped: As `Run.ask`.
     """
-    draws = _numbered(shown)
+    draws = numbered(shown)
     context = ProgramContext.of(run).shown(run.baseline.names[-1])
 
     async def one(place: int) -> None:
         request = {**shown[place].request(), "context": context}
         replies = await run.ask(CriticizeInstruction, request, salt=f"{salt}, draw {draws[place]}")
-        into[place] = next((text for reply in replies for text in _reason(reply)), None)
+        into[place] = next((text for reply in replies if (text := _reason(reply))), None)
 
     await asyncio.gather(*map(one, order))
 
 
-def _reason(reply: dspy.Prediction) -> list[str]:
+def _reason(reply: dspy.Prediction) -> str | None:
     """The first reason of a reply, if it has one."""
-    return texts_of(reply.get("reasons"))[:1]
+    return next(iter(texts_of(reply.get("reasons"))), None)

@@ -1,7 +1,7 @@
 """Does a prompt that reads differently act differently? What each refinement changed in words and in answers.
 
-`changes` reads it from a finished run and calls no model. `noise_flips` and `neighbourhood` score anew through a
-function they are given: the share of answers that change by themselves, and whether a better or worse refinement is
+`changes` reads it from a finished run and calls no model. `noise_flips` scores anew through a function that it is
+given: the share of answers that change by themselves. `neighbourhood_of` tells from scores whether a refinement is
 better or worse for what it says ("right idea") or for how it says it ("wrong wording").
 
 Source: 2402.02101 compares both kinds of change; definitions in the project's notes, section 4.3; ours.
@@ -10,7 +10,7 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,19 +21,15 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Curve, Section
-from cuesmith.programs.diagnosis.inference import Correlation, spearman
+from cuesmith.programs.diagnosis.inference import Correlation, drawn_shares, spearman
 from cuesmith.programs.diagnosis.record import Record, answer, passed
-from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
-
-__all__ = ["Change", "Changes", "Neighbourhood", "NoiseFlips", "Row", "Score", "best_paraphrase", "changes", "flips",
-           "neighbourhood", "neighbourhood_of", "neighbours", "noise_flips", "section_of"]
 
 FEW = 10
 """A refinement that is compared on fewer examples says little about itself. Ours."""
 
-RESAMPLES = 2_000
 PARAPHRASES = 8
 """Neighbours of a prompt. Source: the project's notes."""
 
@@ -49,9 +45,6 @@ class Score(Protocol):
 Row = Sequence[Outcome | None]
 """What became of a prompt on each example; None where it was not run."""
 Floats = NDArray[np.float64]
-
-Paraphrase = Callable[[str, int], Sequence[str]]
-"""(text, how many) -> as many texts that say the same in other words."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +122,7 @@ def changes(record: Record, similarity: Similarity | None = None, *, threshold: 
         unknown=len(pairs) - len(found),
         association=_association(found),
         later=_association(later),
-        improved=estimate95([float(one.gain.difference > 0) for one in found]),
+        improved=estimate95(one.gain.difference > 0 for one in found),
         flips=estimate95([one.flips.mean for one in found if one.flips.n]),
         significant=sum(one.gain.p_value * len(found) < 0.05 for one in found),
     )
@@ -141,15 +134,18 @@ def _association(found: Sequence[Change]) -> Correlation:
 
 def text_of_prompts(candidate: Candidate) -> str:
     """Return all that a compiler may change of a program as one text: instructions and demonstrations."""
-    parts = []
+    return "\n".join(texts_of_prompts(candidate))
+
+
+def texts_of_prompts(candidate: Candidate) -> Iterator[str]:
+    """Yield instructions and values of demonstrations, predictor by predictor."""
     for _, prompt in candidate:
-        parts.append(prompt.instructions)
-        parts += [str(text) for demo in prompt.demos for _, text in demo.values]
-    return "\n".join(parts)
+        yield prompt.instructions
+        yield from (str(text) for demo in prompt.demos for _, text in demo.values)
 
 
 def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
-    before, after = (_selected(record, c) for c in (parent, child))
+    before, after = (_row(record, c) for c in (parent, child))
     old, new = (_right(record, c, row, threshold) for c, row in ((parent, before), (child, after)))
     gain = paired_gain(old, new)
     if not gain.n:
@@ -160,44 +156,32 @@ def _change(record: Record, parent: Candidate, child: Candidate, distance: float
         child=child.id,
         move=child.origin.move,
         distance=distance,
-        flips=flips([before.get(e.id) for e in record.select], [after.get(e.id) for e in record.select]),
+        flips=flips(before, after),
         fixed=sum(a < b for a, b in both),
         broken=sum(a > b for a, b in both),
         gain=gain,
     )
 
 
-def _selected(record: Record, candidate: Candidate) -> dict[str, Outcome]:
+def _row(record: Record, candidate: Candidate) -> Row:
     known = record.outcomes.get(candidate.id, {})
-    return {e.id: known[e.id] for e in record.select if e.id in known}
+    return [known.get(example.id) for example in record.select]
 
 
-def _right(
-    record: Record, candidate: Candidate, outcomes: Mapping[str, Outcome], threshold: float
-) -> list[float | None]:
+def _right(record: Record, candidate: Candidate, row: Row, threshold: float) -> list[bool | None]:
     """Whether each selection example was answered rightly, by its score where there is no outcome.
 
     The journal of a hosted optimizer has none: its programs are run by dspy, which tells scores alone.
     """
     scores = record.scores_of(candidate) or (None,) * len(record.select)
-    by_score = [None if score is None else score >= threshold for score in scores]
-    right = [passed(outcomes[e.id], threshold) if e.id in outcomes else told
-             for e, told in zip(record.select, by_score, strict=True)]
-    return [_as_score(one) for one in right]
-
-
-def _as_score(right: bool | None) -> float | None:
-    return None if right is None else float(right)
+    return [passed(one, threshold) if one is not None else None if score is None else score >= threshold
+            for one, score in zip(row, scores, strict=True)]
 
 
 def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
     """Return the share of the examples whose parsed answer differs, over those where both answers are known."""
-    pairs = [(_answer(a), _answer(b)) for a, b in zip(before, after, strict=True)]
-    return estimate95([float(a != b) for a, b in pairs if a is not None and b is not None])
-
-
-def _answer(outcome: Outcome | None) -> str | None:
-    return None if outcome is None else answer(outcome)
+    pairs = [(answer(a), answer(b)) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    return estimate95(a != b for a, b in pairs if a is not None and b is not None)
 
 
 @dataclass(frozen=True)
@@ -224,7 +208,7 @@ def noise_flips(score: Score, candidate: Candidate, examples: Sequence[dspy.Exam
         threshold: A score from which on an answer counts as right.
     """
     first, second = (score(candidate, examples, draw) for draw in (0, 1))
-    old, new = ([_as_score(passed(one, threshold)) for one in outcomes] for outcomes in (first, second))
+    old, new = ([passed(one, threshold) for one in outcomes] for outcomes in (first, second))
     return NoiseFlips(flips(first, second), paired_gain(old, new))
 
 
@@ -252,42 +236,6 @@ class Neighbourhood:
     n: int
 
 
-def neighbourhood(
-    score: Score,
-    parent: Sequence[Candidate],
-    refined: Candidate,
-    child: Sequence[Candidate],
-    examples: Sequence[dspy.Example],
-    fresh: Sequence[dspy.Example],
-    *,
-    seed: int = 0,
-) -> Neighbourhood:
-    """Test whether a refinement has the right idea and the wrong wording.
-
-    A validity clearly above 0 together with a large shortfall says so. The best paraphrase is chosen on `examples`
-    and compared on `fresh` ones: the best of several is lucky on the examples it was chosen by.
-
-    Args:
-        score: Runs a prompt; in all (r + r + 1) N + 2 M runs.
-        parent: Paraphrases of p, as `neighbours` makes them.
-        refined: p' itself.
-        child: Paraphrases of p'.
-        examples: N examples that all prompts are scored on.
-        fresh: M other examples.
-        seed: Seeds the bootstrap.
-
-    Raises:
-        ValueError: If a neighbourhood is empty, or no example has a score for every prompt.
-    """
-    if not parent or not child:
-        raise ValueError("both neighbourhoods need at least one paraphrase")
-    rows = [score(c, examples, 0) for c in (*parent, *child, refined)]
-    before, after, own = rows[: len(parent)], rows[len(parent) : -1], rows[-1]
-    best = child[best_paraphrase(before, own, after)]
-    again = (score(refined, fresh, 0), score(best, fresh, 0))
-    return neighbourhood_of(before, own, after, again, seed=seed)
-
-
 def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -> int:
     """Return which paraphrase of p' has the best mean, on the examples that every prompt has a score on.
 
@@ -297,7 +245,7 @@ def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -
         child: What became of each paraphrase of p'.
 
     Raises:
-        ValueError: As `neighbourhood`.
+        ValueError: If a neighbourhood is empty, or no example has a score for every prompt.
     """
     return int(_complete(parent, refined, child)[1].mean(axis=1).argmax())
 
@@ -305,7 +253,10 @@ def best_paraphrase(parent: Sequence[Row], refined: Row, child: Sequence[Row]) -
 def neighbourhood_of(
     parent: Sequence[Row], refined: Row, child: Sequence[Row], fresh: tuple[Row, Row], *, seed: int = 0
 ) -> Neighbourhood:
-    """Judge as `neighbourhood` does, from outcomes that are there already.
+    """Test whether a refinement p -> p' has the right idea and the wrong wording.
+
+    A validity clearly above 0 together with a large shortfall says so. The best paraphrase is chosen on the examples
+    and compared on fresh ones: the best of several is lucky on the examples it was chosen by.
 
     Args:
         parent: What became of each paraphrase of p, one outcome an example.
@@ -315,7 +266,7 @@ def neighbourhood_of(
         seed: Seeds the bootstrap.
 
     Raises:
-        ValueError: As `neighbourhood`.
+        ValueError: As `best_paraphrase`.
     """
     of_parent, of_child, refined_row = _complete(parent, refined, child)
     means, own = of_child.mean(axis=1), float(refined_row.mean())
@@ -354,36 +305,11 @@ def _bootstrap(first: Floats, second: Floats, seed: int) -> Estimate95:
     """
     rng = np.random.default_rng(seed)
     n = first.shape[1]
-    columns = _drawn(rng, n)
-    a, b = (((_drawn(rng, len(side)) @ side) * columns).sum(axis=1) for side in (first, second))
+    columns = drawn_shares(rng, n)
+    a, b = (((drawn_shares(rng, len(side)) @ side) * columns).sum(axis=1) for side in (first, second))
     drawn = b - a
     low, high = np.quantile(drawn, (0.025, 0.975))
     return Estimate95(float(second.mean() - first.mean()), float(low), float(high), n)
-
-
-def _drawn(rng: np.random.Generator, n: int) -> Floats:
-    """How often each of n is drawn in n draws with replacement, as shares; one row a resample."""
-    counts = rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES)
-    return np.asarray(counts / n, dtype=np.float64)
-
-
-def neighbours(candidate: Candidate, paraphrase: Paraphrase, count: int = PARAPHRASES) -> list[Candidate]:
-    """Return candidates that say the same in other words; demonstrations stay as they are.
-
-    Args:
-        candidate: What to rephrase: the instructions of every predictor.
-        paraphrase: Writes the texts; one that gives too few makes fewer neighbours.
-        count: How many are wanted.
-    """
-    written = {name: list(paraphrase(prompt.instructions, count)) for name, prompt in candidate}
-    made = []
-    for texts in zip(*written.values(), strict=False):
-        other = candidate
-        for name, text in zip(written, texts, strict=True):
-            other = other.replace(name, instructions=text, origin=Origin("paraphrase", (candidate.id,)))
-        if other != candidate and other not in made:
-            made.append(other)
-    return made
 
 
 def section_of(found: Changes | NoiseFlips | Neighbourhood) -> Section:

@@ -12,9 +12,6 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Embedded", "Similarity", "SimilarityError", "TfIdf", "average_linkage", "compared", "similarity_named",
-           "words_of"]
-
 LOCAL = "st:"
 """Before the name of a sentence-transformers model, or the folder of one."""
 Embedder = Callable[[list[str]], Sequence[Sequence[float]]]
@@ -60,30 +57,39 @@ class TfIdf:
 
 
 class Embedded:
-    """Similarity by an embedder: it also sees that different words can say the same."""
+    """Similarity by an embedder: it also sees that different words can say the same. No text is embedded twice."""
 
-    def __init__(self, embedder: Embedder) -> None:
+    def __init__(self, embedder: Embedder, name: str = "") -> None:
         """Take an embedder.
 
         Args:
             embedder: Texts -> one vector each: a `dspy.Embedder`, `SentenceTransformer.encode` or any function.
+            name: Its name, for error messages.
         """
-        self.embedder = embedder
+        self.embedder, self._who = embedder, f"embedder {name}".strip()
+        self._known: dict[str, NDArray[np.float64]] = {}
 
     def matrix(self, texts: Sequence[str]) -> NDArray[np.float64]:
         """Return the similarities of the vectors.
 
         Raises:
-            SimilarityError: If the embedder does not give one finite vector, other than 0, for each text.
+            SimilarityError: If the embedder fails, or does not give one finite vector, other than 0, for each text.
         """
-        if not texts:
-            return np.zeros((0, 0))
-        vectors = np.asarray(self.embedder(list(texts)), dtype=np.float64)
+        shown = [text if text.strip() else "(empty)" for text in texts]  # providers refuse a text without words
+        if new := [text for text in dict.fromkeys(shown) if text not in self._known]:
+            self._known |= zip(new, self._vectors(new), strict=True)
+        return _cosines(np.array([self._known[text] for text in shown]))
+
+    def _vectors(self, texts: list[str]) -> NDArray[np.float64]:
+        try:
+            vectors = np.asarray(self.embedder(texts), dtype=np.float64)
+        except Exception as error:  # providers' failures are of many kinds
+            raise SimilarityError(f"{self._who}: {_one_line(error)}") from None
         if vectors.ndim != 2 or len(vectors) != len(texts):
-            raise SimilarityError(f"the embedder gave an array of shape {vectors.shape} for {len(texts)} texts")
+            raise SimilarityError(f"{self._who}: gave an array of shape {vectors.shape} for {len(texts)} texts")
         if not np.isfinite(vectors).all() or not vectors.any(axis=1).all():
-            raise SimilarityError("the embedder gave a vector that is 0 or not finite")
-        return _cosines(vectors)
+            raise SimilarityError(f"{self._who}: gave a vector that is 0 or not finite")
+        return vectors
 
 
 class SimilarityError(ValueError):
@@ -99,7 +105,7 @@ def compared(by_words: bool) -> str:
 
 
 def similarity_named(name: str) -> Similarity:
-    """Return the similarity by an embedder of that name. No text is embedded twice.
+    """Return the similarity by an embedder of that name.
 
     Args:
         name: A LiteLLM embedding model, such as "openai/text-embedding-3-small", or "st:" and the name or the folder
@@ -109,31 +115,7 @@ def similarity_named(name: str) -> Similarity:
         SimilarityError: If sentence-transformers is wanted and not installed, or has no such model. That a hosted
             model cannot be reached shows when it is first used.
     """
-    return Embedded(_Remembering(name, _local(name) if name.startswith(LOCAL) else _hosted(name)))
-
-
-class _Remembering:
-    """Asks an embedder once for each text, and says in one line what is wrong with it."""
-
-    def __init__(self, name: str, embedder: Embedder) -> None:
-        self._name, self._embedder = name, embedder
-        self._known: dict[str, Sequence[float]] = {}
-
-    def __call__(self, texts: list[str]) -> Sequence[Sequence[float]]:
-        """Return one vector a text."""
-        shown = [text if text.strip() else "(empty)" for text in texts]  # providers refuse a text without words
-        if new := [text for text in dict.fromkeys(shown) if text not in self._known]:
-            self._known |= zip(new, self._vectors(new), strict=True)
-        return [self._known[text] for text in shown]
-
-    def _vectors(self, texts: list[str]) -> Sequence[Sequence[float]]:
-        try:
-            vectors = self._embedder(texts)
-        except Exception as error:  # providers' failures are of many kinds
-            raise SimilarityError(f"embedder {self._name}: {_one_line(error)}") from None
-        if len(vectors) != len(texts):
-            raise SimilarityError(f"embedder {self._name}: gave {len(vectors)} vectors for {len(texts)} texts")
-        return vectors
+    return Embedded(_local(name) if name.startswith(LOCAL) else _hosted(name), name)
 
 
 def _hosted(name: str) -> Embedder:

@@ -6,12 +6,13 @@ Source: ours. Values only; how they are shown is in page.py.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cuesmith.teleprompters.runtime.charts import Curve
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["Curve", "Figure", "Section", "percent"]
+__all__ = ["Curve", "Figure", "Section", "percent", "percent_curve"]
 
 
 @dataclass(frozen=True)
@@ -67,3 +68,9 @@ class Section:
 def percent(estimate: Estimate95) -> tuple[float, float, float]:
     """Return value, low and high of a figure in percent, or points, from an estimate of a share, or of a score."""
     return 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high
+
+
+def percent_curve(name: str, points: Sequence[tuple[float, Estimate95]], x_label: str, y_label: str) -> Curve:
+    """Return estimates of shares, or of scores, in percent over their positions, with their intervals."""
+    y, low, high = ([percent(estimate)[k] for _, estimate in points] for k in range(3))
+    return Curve(name, [float(x) for x, _ in points], y, x_label, y_label, low, high)

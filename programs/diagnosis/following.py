@@ -13,11 +13,11 @@ from __future__ import annotations
 import random
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
 from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.signatures import parse_steps
@@ -27,12 +27,11 @@ from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields, te
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
-__all__ = ["Agreement", "Following", "Judge", "Response", "Rule", "agreement", "check", "decided", "following",
-           "majority", "pairs_of", "rules_of", "section_of"]
-
 Judge = Callable[[str, str], bool | None]
 """(rule, response) -> whether the response follows it; None if that cannot be told or the rule does not apply."""
 
+SHORT = 80
+"""Characters of a rule in the report."""
 _LISTED = re.compile(r"^\s*(?:step\s*)?(\d{1,2})\s*[.):]\s+(\S.*)$", re.IGNORECASE | re.MULTILINE)
 
 
@@ -81,7 +80,7 @@ class Agreement:
     undecided: int
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Following:
     """How a prompt was followed.
 
@@ -108,14 +107,14 @@ class Following:
     rules: tuple[Rule, ...]
     rate: Estimate95
     by_rule: tuple[Estimate95, ...]
-    by_position: tuple[Estimate95, ...]
+    by_position: tuple[Estimate95, ...] = ()
     full: Estimate95
     value: Difference
     p_value: float
     first_failure: Mapping[int, int]
     checked: int
-    judged: bool
-    agreement: Agreement | None
+    judged: bool = False
+    agreement: Agreement | None = None
     put: int = 0
     unclear: int = 0
 
@@ -172,18 +171,16 @@ def _by_rule(rules: Sequence[Rule], response: Response) -> tuple[bool | None, ..
 
 def following(
     record: Record,
-    candidate: Candidate | None = None,
     *,
     judge: Judge | None = None,
     hand: Sequence[tuple[str, str, bool]] = (),
     threshold: float = 1.0,
     sample: int | None = None,
 ) -> tuple[Following, ...]:
-    """Check the journalled responses to a prompt, on all examples that are not training examples.
+    """Check the journalled responses to the returned prompts, on all examples that are not training examples.
 
     Args:
         record: The run.
-        candidate: Whose prompts; by default the returned one's.
         judge: For what rules cannot tell.
         hand: Hand-labelled (rule, response, followed) triples, to measure the judge by; 20 are a start.
         threshold: A score from which on an answer counts as right.
@@ -193,39 +190,32 @@ def following(
     Returns:
         One result for each predictor whose prompt has rules and whose responses could be checked.
     """
-    chosen = record.best if candidate is None else candidate
     measured = agreement(judge, hand) if judge is not None and hand else None
     found = []
-    for name, prompt in chosen:
+    for name, prompt in record.best:
         counted: Counter[bool | None] = Counter()
         rules, asked = rules_of(prompt.instructions), None if judge is None else _counting(judge, counted)
-        responses = _sampled(_responses(record, chosen, name, threshold), sample)
+        responses = _sampled(_responses(record, record.best, name, threshold), sample)
         checks = [check(rules, response, asked) for response in responses]
         if any(one is not None for row in checks for one in row):
-            pooled = () if sample else _by_position(record, name, chosen, checks, judge, threshold)
-            one = _following((chosen.id, name), rules, responses, checks, pooled, judge is not None, measured)
-            found.append(replace(one, put=counted.total(), unclear=counted[None]))
+            one = _following((record.best.id, name), rules, checks, [response.correct for response in responses])
+            pooled = () if sample else _by_position(record, name, checks, judge, threshold)
+            found.append(replace(one, by_position=pooled, judged=judge is not None, agreement=measured,
+                                 put=counted.total(), unclear=counted[None]))
     return tuple(found)
 
 
-def pairs_of(
-    record: Record, candidate: Candidate | None = None, *, threshold: float = 1.0, sample: int | None = None
-) -> list[tuple[str, str]]:
+def pairs_of(record: Record, *, threshold: float = 1.0, sample: int | None = None) -> list[tuple[str, str]]:
     """Return the pairs of a rule and a response that `following` puts to a judge, each once, in its order.
 
     Args:
         record: The run.
-        candidate: As in `following`.
         threshold: As in `following`.
         sample: As in `following`.
     """
     pairs: dict[tuple[str, str], None] = {}
-
-    def judge(rule: str, response: str) -> bool | None:
-        pairs[rule, response] = None
-        return None
-
-    following(record, candidate, judge=judge, threshold=threshold, sample=sample)
+    following(record, judge=lambda rule, response: pairs.setdefault((rule, response)), threshold=threshold,
+              sample=sample)
     return list(pairs)
 
 
@@ -278,63 +268,47 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
 
 
 def _following(
-    who: tuple[str, str],
-    rules: tuple[Rule, ...],
-    responses: Sequence[Response],
-    checks: Sequence[tuple[bool | None, ...]],
-    pooled: tuple[Estimate95, ...],
-    judged: bool,
-    measured: Agreement | None,
-) -> Following:
-    known = [(one, [c for c in row if c is not None]) for one, row in zip(responses, checks, strict=True)]
-    known = [(one, row) for one, row in known if row]
-    full = [(all(row), one.correct) for one, row in known]
-    right = {followed: [float(c) for f, c in full if f is followed and c is not None] for followed in (False, True)}
+    who: tuple[str, str], rules: tuple[Rule, ...], checks: Sequence[tuple[bool | None, ...]],
+    correct: Sequence[bool | None],
+) -> Following:  # fmt: skip
+    """What the checks of one prompt's responses say, and whether their answers were right."""
+    known = [([c for c in row if c is not None], right) for row, right in zip(checks, correct, strict=True)]
+    known = [(row, right) for row, right in known if row]
+    scores = {full: [right for row, right in known if all(row) is full and right is not None]
+              for full in (False, True)}
     first = Counter(row.index(False) + 1 for row in checks if False in row)
     return Following(
         candidate=who[0],
         predictor=who[1],
         rules=rules,
-        rate=ratio([sum(row) for _, row in known], [len(row) for _, row in known]),
-        by_rule=tuple(_share(column) for column in zip(*checks, strict=True)),
-        by_position=pooled,
-        full=estimate95([float(followed) for followed, _ in full]),
-        value=unpaired(right[False], right[True]),
-        p_value=_fisher(right[True], right[False]),
+        rate=ratio([sum(row) for row, _ in known], [len(row) for row, _ in known]),
+        by_rule=tuple(estimate95(column) for column in zip(*checks, strict=True)),
+        full=estimate95(all(row) for row, _ in known),
+        value=unpaired(scores[False], scores[True]),
+        p_value=_fisher(scores[True], scores[False]),
         first_failure=dict(sorted(first.items())),
         checked=len(known),
-        judged=judged,
-        agreement=measured,
     )
 
 
-def _share(checks: Sequence[bool | None]) -> Estimate95:
-    return estimate95([None if one is None else float(one) for one in checks])
-
-
-def _fisher(followed: Sequence[float], not_followed: Sequence[float]) -> float:
+def _fisher(followed: Sequence[bool], not_followed: Sequence[bool]) -> float:
     if not followed or not not_followed:
         return 1.0
-    a, c = int(sum(followed)), int(sum(not_followed))
+    a, c = sum(followed), sum(not_followed)
     return fisher_exact(a, len(followed) - a, c, len(not_followed) - c)
 
 
 def _by_position(
-    record: Record,
-    name: str,
-    chosen: Candidate,
-    own: Sequence[tuple[bool | None, ...]],
-    judge: Judge | None,
-    threshold: float,
+    record: Record, name: str, own: Sequence[tuple[bool | None, ...]], judge: Judge | None, threshold: float
 ) -> tuple[Estimate95, ...]:
-    """Pool the checks of all prompts of the run by position; those of `chosen` are made already."""
+    """Pool the checks of all prompts of the run by position; those of the returned one are made already."""
     rows = list(own)
     for candidate in record.candidates.values():
         rules = rules_of(candidate.prompts[name].instructions) if name in candidate.prompts else ()
-        if candidate != chosen and rules:
+        if candidate != record.best and rules:
             rows += [check(rules, one, judge) for one in _responses(record, candidate, name, threshold)]
     longest = max(map(len, rows), default=0)
-    return tuple(_share([row[k] for row in rows if k < len(row)]) for k in range(longest))
+    return tuple(estimate95([row[k] for row in rows if k < len(row)]) for k in range(longest))
 
 
 def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
@@ -348,55 +322,20 @@ def agreement(judge: Judge, hand: Sequence[tuple[str, str, bool]]) -> Agreement:
     decided = [(said, label) for said, label in pairs if said is not None]
     counts = Counter(decided)
     return Agreement(
-        share=estimate95([float(said == label) for said, label in decided]),
+        share=estimate95(said == label for said, label in decided),
         kappa=kappa(counts[True, True], counts[True, False], counts[False, True], counts[False, False]),
         undecided=len(pairs) - len(decided),
     )
 
 
-def majority(judge: Judge, votes: int = 3) -> Judge:
-    """Return a judge that asks another one several times; a tie, or no vote at all, is None.
-
-    Args:
-        judge: Should be able to answer differently, as a model at temperature 1.
-        votes: How often it is asked. Source of 3: the project's notes.
-
-    Raises:
-        ValueError: If `votes` is not positive.
-    """
-    if votes < 1:
-        raise ValueError(f"votes must be at least 1, got {votes}")
-
-    def decide(rule: str, response: str) -> bool | None:
-        return decided(Counter(judge(rule, response) for _ in range(votes)))
-
-    return decide
-
-
-def decided(votes: Mapping[bool | None, int]) -> bool | None:
-    """Return what the majority of the votes says; None for a tie, and where there is none."""
-    yes, no = votes.get(True, 0), votes.get(False, 0)
-    return None if yes == no else yes > no
-
-
 def section_of(found: Following) -> Section:
     """Put a result into words and figures."""
-    short = [_short(rule.text) for rule in found.rules]
-    return words.section_of("diagnosis/following", found, _curves(found), short)
+    lines = [" ".join(rule.text.split()) for rule in found.rules]
+    short = [line if len(line) <= SHORT else f"{line[: SHORT - 3]}..." for line in lines]
+    return words.section_of("diagnosis/following", found, tuple(_curves(found)), short)
 
 
-def _short(text: str, longest: int = 80) -> str:
-    line = " ".join(text.split())
-    return line if len(line) <= longest else f"{line[: longest - 3]}..."
-
-
-def _curves(found: Following) -> tuple[Curve, ...]:
-    axes = ("position of the rule", "followed (%)")
-
-    def line(name: str, shares: Sequence[Estimate95]) -> Curve:
-        rows = [percent(share) if share.n else (None, None, None) for share in shares]
-        values, lows, highs = ([row[k] for row in rows] for k in range(3))
-        return Curve(name, [float(k) for k in range(1, len(rows) + 1)], values, *axes, low=lows, high=highs)
-
-    pooled = (line("all prompts of the run", found.by_position),) if found.by_position else ()
-    return (line("this prompt", found.by_rule), *pooled)
+def _curves(found: Following) -> Iterator[Curve]:
+    for name, shares in (("this prompt", found.by_rule), ("all prompts of the run", found.by_position)):
+        if shares:
+            yield percent_curve(name, list(enumerate(shares, 1)), "position of the rule", "followed (%)")

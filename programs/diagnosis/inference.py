@@ -19,13 +19,6 @@ from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, paired_gain, t975
 
-__all__ = [
-    "PERMUTATIONS", "Correlation", "Difference", "binomial_tail", "detectable_rho", "drawn_shares",
-    "expanded_interval", "fisher_exact", "holm", "interval95", "jackknife", "kappa", "permutation_test", "permuted",
-    "ratio", "resampled_means", "resamples", "spearman", "trend_of", "two_way_interval", "two_way_sign_flip",
-    "unpaired",
-]  # fmt: skip
-
 _EXACT = 8
 """Up to so many pairs all orders are tried (8! = 40,320)."""
 _SHUFFLES = 10_000
@@ -97,7 +90,8 @@ def unpaired(first: Sequence[float | None], second: Sequence[float | None]) -> D
         first: One score an example; None is missing.
         second: The other group's.
     """
-    groups = [np.array([v for v in group if v is not None and not math.isnan(v)]) for group in (first, second)]
+    groups = [np.array([v for v in group if v is not None and not math.isnan(v)], dtype=float)
+              for group in (first, second)]
     n = sum(map(len, groups))
     if not all(map(len, groups)):
         return Difference(math.nan, math.nan, math.nan, n)
@@ -156,7 +150,7 @@ def spearman(x: Sequence[float], y: Sequence[float], *, seed: int = 0) -> Correl
     """
     if len(x) != len(y):
         raise ValueError(f"x and y must be paired, got {len(x)} and {len(y)} values")
-    n, first, second = len(x), _ranks(x), _ranks(y)
+    n, first, second = len(x), centred_ranks(x), centred_ranks(y)
     if n < 3 or not first.any() or not second.any():
         return Correlation(math.nan, math.nan, math.nan, 1.0, n)
     scale = math.sqrt(float(first @ first) * float(second @ second))
@@ -181,8 +175,8 @@ def detectable_rho(n: int, *, tests: int = 1) -> float:
     return math.tanh((normal.inv_cdf(1 - 0.025 / tests) + normal.inv_cdf(_POWER)) * math.sqrt(1.06 / (n - 3)))
 
 
-def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
-    """Mid-ranks, less their mean."""
+def centred_ranks(values: Sequence[float] | Floats) -> Floats:
+    """Return mid-ranks, less their mean."""
     _, inverse, counts = np.unique(np.asarray(values, dtype=float), return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts - 1) / 2
     ranks: NDArray[np.float64] = middle[inverse.ravel()]
@@ -384,26 +378,23 @@ def trend_of(blocks: Sequence[Sequence[tuple[float, float]]], *, seed: int = 0) 
 
 def _unit(values: Sequence[float]) -> Floats:
     """Mid-ranks less their mean, of length 1; zeros if nothing varies."""
-    table = np.asarray(values)[:, None]
-    ranks: Floats = ((table > table.T).sum(axis=1) + ((table == table.T).sum(axis=1) + 1) / 2).astype(np.float64)
-    ranks -= ranks.mean()
+    ranks = centred_ranks(values)
     length = float(np.linalg.norm(ranks))
     return ranks / length if length else ranks
 
 
 def permutation_test(
-    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator, count: int = PERMUTATIONS
+    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator
 ) -> tuple[float, bool]:
     """Test whether texts of one label are more alike than texts of different ones.
 
-    All assignments of the labels where they are at most 20,000, else `count` random ones, to which the observed one is
+    All assignments of the labels where they are at most 20,000, else 1,999 random ones, to which the observed one is
     added. Source: Fisher 1935; Phipson and Smyth 2010 for the addition.
 
     Args:
         matrix: Similarities.
         labels: A label a text: 0, 1, 2, ...
         rng: Draws the random permutations.
-        count: How many.
 
     Returns:
         The one-sided p-value of within minus between, and whether it is exact.
@@ -413,13 +404,13 @@ def permutation_test(
     if exact := total <= _ASSIGNMENTS_TRIED:
         tried: Iterator[NDArray[np.intp]] = _assignments(sizes)
     else:
-        tried = (rng.permutation(labels) for _ in range(count))
+        tried = (rng.permutation(labels) for _ in range(PERMUTATIONS))
     least = _alike(matrix, labels[None])[0]
     least -= _TOLERANCE * max(1.0, abs(least))  # rounding must not decide what is as extreme
     extreme = 0
     while chunk := list(itertools.islice(tried, _CHUNK)):
         extreme += int((_alike(matrix, np.array(chunk)) >= least).sum())
-    return (extreme / total, True) if exact else ((extreme + 1) / (count + 1), False)
+    return (extreme / total, True) if exact else ((extreme + 1) / (PERMUTATIONS + 1), False)
 
 
 def _alike(matrix: Floats, labels: NDArray[np.intp]) -> Floats:
@@ -447,9 +438,9 @@ def _assignments(sizes: Sequence[int]) -> Iterator[NDArray[np.intp]]:
 # --- resamples -------------------------------------------------------------------------------------------
 
 
-def resamples(n: int, rng: np.random.Generator, count: int = RESAMPLES) -> Floats:
-    """Return how often each of `n` units is in each of `count` bootstrap samples: one row a sample."""
-    return rng.multinomial(n, np.full(n, 1 / n), size=count).astype(np.float64)
+def resamples(n: int, rng: np.random.Generator) -> Floats:
+    """Return how often each of `n` units is in each of 1,000 bootstrap samples: one row a sample."""
+    return rng.multinomial(n, np.full(n, 1 / n), size=RESAMPLES).astype(np.float64)
 
 
 def interval95(value: float, resampled: Floats, n: int) -> Estimate95:

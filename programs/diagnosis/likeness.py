@@ -15,10 +15,8 @@ from statistics import NormalDist
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.inference import PERMUTATIONS, jackknife, permutation_test
+from cuesmith.programs.diagnosis.inference import PERMUTATIONS, centred_ranks, jackknife, permutation_test
 from cuesmith.teleprompters.runtime.statistics import Estimate95
-
-__all__ = ["EXACT", "ORDERS", "Alike", "Mantel", "RankMantel", "alike", "mantel", "rank_mantel"]
 
 _SWAPPED = 14
 """Pairs up to which all swaps are tried (2 ** 14)."""
@@ -248,9 +246,7 @@ def _ranked(matrix: Floats, strata: Sequence[Sequence[int]]) -> Floats:
     for members in strata:
         rows, columns = (np.asarray(members)[side] for side in np.triu_indices(len(members), 1))
         # Rounding must not decide which of two equal distances is larger.
-        _, place, counts = np.unique(np.round(matrix[rows, columns], 9), return_inverse=True, return_counts=True)
-        ranks = (np.cumsum(counts) - (counts - 1) / 2)[place.ravel()]
-        ranked[rows, columns] = ranks - ranks.mean()
+        ranked[rows, columns] = centred_ranks(np.round(matrix[rows, columns], 9))
     return ranked + ranked.T
 
 

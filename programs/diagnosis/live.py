@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import dspy
 
@@ -14,10 +13,8 @@ from cuesmith.programs.diagnosis.asking import (
     Error,
     Evidence,
     Inquiry,
-    OptimizerRequest,
-    TooLittle,
-    ask_all,
-    inquirer,
+    asked,
+    measured,
     requests_of,
 )
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
@@ -25,18 +22,14 @@ from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.lm_judges import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
 from cuesmith.programs.diagnosis.record import Record, passed
-from cuesmith.programs.diagnosis.repetition import Repetition, repetition
+from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
-from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, Validity, validity_of
+from cuesmith.programs.diagnosis.validity import ENOUGH, Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.evidence import REASONING, render_fields
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored
-
-__all__ = ["Live", "LivePlan", "live", "plan", "sections_of"]
-
-T = TypeVar("T")
 
 DRAWS = 3
 """Requests for each batch of errors, for the ceiling of the repetition."""
@@ -67,19 +60,15 @@ class LivePlan:
     study: ShownConditions | None
 
     @property
-    def repeated(self) -> list[OptimizerRequest]:
+    def repeated(self) -> list[Sequence[Evidence]]:
         """What is asked for the repetition."""
-        return requests_of([[batch for batch in self.batches for _ in range(DRAWS)], self.others])
-
-    @property
-    def studied(self) -> list[OptimizerRequest]:
-        """What is asked for the validity; the other task's batches are asked about once for both."""
-        return [] if self.study is None else requests_of(self.study.parts)
+        return [[batch for batch in self.batches for _ in range(DRAWS)], self.others]
 
     @property
     def requests(self) -> int:
-        """How many requests of the optimizer model it takes."""
-        return len({request.key for request in (*self.repeated, *self.studied)})
+        """How many requests of the optimizer model it takes; the other task's batches are asked about once for both."""
+        studied = [] if self.study is None else self.study.parts
+        return len({request.key for parts in (self.repeated, studied) for request in requests_of(parts)})
 
     @property
     def judgements(self) -> int:
@@ -104,14 +93,12 @@ class Live:
     no_validity: str = ""
 
 
-def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) -> LivePlan:
+def plan(record: Record, *, threshold: float = 1.0) -> LivePlan:
     """Choose what to show, from a finished run; calls nothing.
 
     Args:
         record: The run.
-        n: Batches a condition.
         threshold: A score below which an answer counts as an error.
-        seed: Chooses the batches.
 
     Raises:
         ValueError: If no prompt of the run has errors enough for two different batches.
@@ -123,20 +110,18 @@ def plan(record: Record, *, n: int = 20, threshold: float = 1.0, seed: int = 0) 
     if len(errors) <= BATCH:
         raise ValueError(f"the run observed at most {len(errors)} errors of one prompt; more than {BATCH} are needed")
     instructions = chosen.prompts[_predictor(record)].instructions
-    rng = random.Random(f"live:{seed}")
-    batches = tuple(Evidence(instructions, tuple(rng.sample(errors, BATCH))) for _ in range(n))
-    others = tuple(_others(record, n, seed))
+    rng = random.Random("live:0")
+    batches = tuple(Evidence(instructions, tuple(rng.sample(errors, BATCH))) for _ in range(ENOUGH))
+    others = tuple(_others(record))
     rights = [error for error, right in seen[chosen.id] if right]
     try:
-        study = ShownConditions.of(instructions, errors, rights=rights, others=others, n=n, seed=seed)
+        study = ShownConditions.of(instructions, errors, rights=rights, others=others)
     except ValueError:
         study = None
     return LivePlan(chosen, instructions, tuple(errors), batches, others, study)
 
 
-def live(
-    planned: LivePlan, inquiry: Inquiry, *, judge: bool = False, similarity: Similarity | None = None, seed: int = 0
-) -> Live:
+def live(planned: LivePlan, inquiry: Inquiry, *, judge: bool = False, similarity: Similarity | None = None) -> Live:
     """Ask a model and measure. A stop leaves what can be measured by what was answered.
 
     Args:
@@ -144,24 +129,17 @@ def live(
         inquiry: Asks the optimizer model.
         judge: Whether the model also judges under which condition each feedback was given.
         similarity: How texts are compared; `TfIdf()` by default.
-        seed: Of permutations and bootstrap.
 
     Raises:
         SimilarityError: If the embedder cannot be used.
     """
-    repeated = _tried(lambda: _repetition(planned, inquiry, similarity, seed))
-    valid: Validity | str = _ONE_KIND
+    repeated, no_repetition = measured(lambda: _repetition(planned, inquiry, similarity))
+    valid, no_validity = None, _ONE_KIND
     if (study := planned.study) is not None:
-        inquiry.ask(planned.studied)
-        feedback = study.answered(ask_all(inquirer(inquiry), study.shown()))
+        feedback = study.answered(asked(inquiry, study.parts))
         judging = _judging(study, feedback, inquiry) if judge else None
-        valid = _tried(lambda: validity_of(feedback, judging=judging, similarity=similarity, seed=seed))
-    return Live(
-        None if isinstance(repeated, str) else repeated,
-        None if isinstance(valid, str) else valid,
-        repeated if isinstance(repeated, str) else "",
-        valid if isinstance(valid, str) else "",
-    )
+        valid, no_validity = measured(lambda: validity_of(feedback, judging=judging, similarity=similarity))
+    return Live(repeated, valid, no_repetition, no_validity)
 
 
 _ONE_KIND = (
@@ -170,20 +148,11 @@ _ONE_KIND = (
 )
 
 
-def _tried(measure: Callable[[], T]) -> T | str:
-    """Return the result, or why there is none."""
-    try:
-        return measure()
-    except TooLittle as error:
-        return f"Too little was answered: {error}."
-
-
-def _repetition(
-    planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None, seed: int
-) -> Repetition:
-    inquiry.ask(planned.repeated)
-    return repetition(
-        inquirer(inquiry), planned.batches, planned.others, draws=DRAWS, similarity=similarity, seed=seed)
+def _repetition(planned: LivePlan, inquiry: Inquiry, similarity: Similarity | None) -> Repetition:
+    replies, first = asked(inquiry, planned.repeated), DRAWS * len(planned.batches)
+    said = [[text for text in replies[k : k + DRAWS] if text] for k in range(0, first, DRAWS)]
+    others = [text for text in replies[first:] if text]
+    return repetition_of(said, others, similarity=similarity, missing=replies.count(None))
 
 
 def _judging(study: ShownConditions, feedback: Feedback, inquiry: Inquiry) -> Judging | None:
@@ -235,10 +204,10 @@ def _shown(record: Record, outcome: Outcome, inputs: object) -> tuple[dict[str, 
     return (dict(calls[-1].inputs), render_fields(calls[-1].outputs)) if calls else (given, "")
 
 
-def _others(record: Record, n: int, seed: int) -> list[Evidence]:
+def _others(record: Record) -> list[Evidence]:
     """Batches of errors of a task that is not the run's own: right answers of a generated task, shuffled."""
     own = "\n".join(example.text for example in record.train[:20])
-    tasks = [generate(name, seed=seed) for name in STRANGERS]
+    tasks = [generate(name) for name in STRANGERS]
     asked = ["\n".join(render_fields(e.inputs().toDict()) for e in task.train[:20]) for task in tasks]
     alike = TfIdf().matrix([own, *asked])[0, 1:]
     task = tasks[int(alike.argmin())]
@@ -247,4 +216,4 @@ def _others(record: Record, n: int, seed: int) -> list[Evidence]:
     for example in task.train:
         gold = {name: value for name, value in example.labels().items() if name in signature.output_fields}
         rights.append(Error(example.inputs().toDict(), render_fields(gold), gold))
-    return shuffled(str(signature.instructions), rights, n=n, seed=seed)
+    return shuffled(str(signature.instructions), rights, n=ENOUGH)

@@ -8,18 +8,17 @@ that a person labelled: `HAND`, or the user's own. Source: ours; majority of 3 i
 from __future__ import annotations
 
 import itertools
-import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, StringConstraints, TypeAdapter, ValidationError
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence, Inquiry, OptimizerRequest
-from cuesmith.programs.diagnosis.following import decided
 from cuesmith.signatures import CheckRule, IdentifyCondition
 from cuesmith.teleprompters.runtime.evidence import sound
-
-__all__ = ["HAND", "VOTES", "ConditionJudge", "JudgeFailed", "LabelsError", "RuleJudge", "describe", "labels_of"]
 
 VOTES = 3
 """Draws for each pair of a rule and a response. Source: the project's notes."""
@@ -39,6 +38,19 @@ class JudgeFailed(RuntimeError):
 
 class LabelsError(ValueError):
     """A file of hand labels cannot be read; the message is one line."""
+
+
+class _Label(BaseModel):
+    """A line of such a file."""
+
+    model_config = ConfigDict(strict=True)
+
+    rule: Annotated[str, StringConstraints(pattern=r"\S")]
+    response: str
+    followed: bool
+
+
+_LABEL = TypeAdapter(_Label)
 
 
 # --- rules -------------------------------------------------------------------------------------------------
@@ -70,7 +82,8 @@ class RuleJudge:
         """
         self.prefetch([(rule, response)])
         said = self._said((rule, response))
-        return decided(Counter(said)) if self._settled(said) else None
+        yes, no = said.count(True), said.count(False)
+        return None if yes == no or not self._settled(said) else yes > no
 
     def prefetch(self, pairs: Sequence[Pair]) -> None:
         """Judge pairs, many at once.
@@ -142,17 +155,13 @@ def labels_of(path: str | Path) -> tuple[tuple[str, str, bool], ...]:
 
 def _label(where: str, line: str) -> tuple[str, str, bool]:
     try:
-        item: object = json.loads(line)
-    except (ValueError, RecursionError):
-        raise LabelsError(f"{where}: not JSON") from None
-    if not isinstance(item, dict):
-        raise LabelsError(f"{where}: not an object with rule, response and followed")
-    rule, response, followed = (item.get(name) for name in ("rule", "response", "followed"))
-    if not isinstance(rule, str) or not isinstance(response, str) or not rule.strip():
-        raise LabelsError(f"{where}: 'rule' and 'response' must be texts, and the rule not empty")
-    if not isinstance(followed, bool):
-        raise LabelsError(f"{where}: 'followed' must be true or false")
-    return rule, response, followed
+        label = _LABEL.validate_json(line)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        said = ": ".join([*map(str, first["loc"]), first["msg"]])
+        raise LabelsError(f'{where}: {said}; a line has the texts "rule" and "response", and "followed": true or false'
+                          ) from None
+    return label.rule, label.response, label.followed
 
 
 HAND = labels_of(Path(__file__).with_name("hand.jsonl"))
@@ -207,7 +216,7 @@ class ConditionJudge:
 
     def _order(self, feedback: str, conditions: Mapping[str, str]) -> dict[str, str]:
         names = list(conditions)
-        random.Random(f"{self._inquiry.seed}:{feedback}").shuffle(names)
+        random.Random(f"0:{feedback}").shuffle(names)
         return dict(zip(_LETTERS, names, strict=False))
 
 

@@ -23,8 +23,6 @@ from cuesmith.programs.report import visible
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.charts import environment, pictures
 
-__all__ = ["Quote", "as_json", "html", "plain", "show"]
-
 
 @dataclass(frozen=True)
 class Quote:

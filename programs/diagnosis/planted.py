@@ -13,13 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cuesmith.programs.diagnosis.asking import Error, Evidence
-from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, average_linkage, words_of
+from cuesmith.programs.diagnosis.embedders import TfIdf, average_linkage, words_of
 from cuesmith.programs.tasks import Sizes, generate
-
-__all__ = [
-    "Planted", "abstains", "another_task", "controlled", "drawn", "form_fault", "names_any", "planted_batches",
-    "shuffled", "without_errors",
-]  # fmt: skip
 
 FEWEST = 3
 """Errors that a class or a cluster needs for a condition of its own. Ours."""
@@ -69,21 +64,20 @@ def drawn(
     return [Evidence(instructions, tuple(rng.sample(pool, min(size, len(pool))))) for _ in range(n)]
 
 
-def another_task(*, family: str = "navigate", n: int = 20, size: int = BATCH, seed: int = 0) -> list[Evidence]:
+def another_task(family: str, *, n: int = 20, seed: int = 0) -> list[Evidence]:
     """Draw batches of errors of a generated task, for the floors of those who have no second task of their own.
 
     Args:
         family: A family of `cuesmith.modules.embedded.families` that is not the task under study.
         n: Batches.
-        size: Errors a batch.
         seed: Chooses questions and batches.
 
     Raises:
         TaskError: If there is no such family.
     """
-    examples = generate(family, sizes=Sizes(max(24, 4 * size), 1, 1), seed=seed).train
+    examples = generate(family, sizes=Sizes(24, 1, 1), seed=seed).train
     errors = [Error({"question": e.question}, "answer: unknown", {"answer": e.answer}) for e in examples]
-    return drawn("Answer the question.", errors, n=n, size=size, seed=seed, label="another task")
+    return drawn("Answer the question.", errors, n=n, seed=seed, label="another task")
 
 
 def controlled(
@@ -93,7 +87,6 @@ def controlled(
     n: int = 20,
     size: int = BATCH,
     kind: Callable[[Error], str] | None = None,
-    similarity: Similarity | None = None,
     seed: int = 0,
 ) -> dict[str, list[Evidence]]:
     """Draw batches under controlled error distributions from a pool of observed errors of one prompt.
@@ -108,7 +101,6 @@ def controlled(
         n: Batches a condition.
         size: Errors a batch; fewer where a condition has fewer.
         kind: The class of an error; by default what the right answer is.
-        similarity: Finds the clusters; `TfIdf()` by default.
         seed: Chooses the batches.
 
     Returns:
@@ -119,7 +111,7 @@ def controlled(
     """
     named = kind or (lambda error: error.answer)
     classes = _groups(errors, [named(error) for error in errors])
-    clusters = _groups(errors, _clusters(errors, similarity or TfIdf()))
+    clusters = _groups(errors, _clusters(errors))
     if len(classes) < 2:
         classes = {f"cluster {name}": members for name, members in clusters.items()}
     if len(classes) < 2:
@@ -210,9 +202,9 @@ def _groups(errors: Sequence[Error], names: Sequence[str]) -> Mapping[str, list[
     }
 
 
-def _clusters(errors: Sequence[Error], similarity: Similarity) -> list[str]:
-    """Errors that read alike: groups at the upper quartile of the similarities of the pool."""
-    matrix = similarity.matrix([error.shown() for error in errors])
+def _clusters(errors: Sequence[Error]) -> list[str]:
+    """Errors that read alike, by their words: groups at the upper quartile of the similarities of the pool."""
+    matrix = TfIdf().matrix([error.shown() for error in errors])
     pairs = sorted(float(value) for k, row in enumerate(matrix) for value in row[:k])
     if not pairs:
         return ["0"] * len(errors)

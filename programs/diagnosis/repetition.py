@@ -17,13 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.asking import Ask, Evidence, TooLittle, ask_all
+from cuesmith.programs.diagnosis.asking import TooLittle
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, average_linkage
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.inference import interval95, resamples
 from cuesmith.teleprompters.runtime.statistics import Estimate95
-
-__all__ = ["Repetition", "Theme", "repetition", "repetition_of", "section_of"]
 
 Floats = NDArray[np.float64]
 
@@ -54,7 +52,7 @@ class Repetition:
             is not above the floor with 95 % confidence: then `generic` is True.
         generic: Whether feedback on this task cannot be told from feedback on another.
         themes: Groups of the batches' first texts, the largest first.
-        threshold: Least mean similarity of two groups that count as one theme.
+        threshold: Least mean similarity of two groups that count as one theme: half-way between floor and ceiling.
         distinct: Themes per text, in (0, 1].
         entropy: Entropy of the themes' shares over the largest possible, in [0, 1]; nan for a single text.
         missing: Requests that no usable feedback came of.
@@ -72,61 +70,11 @@ class Repetition:
     missing: int
 
 
-def repetition(
-    ask: Ask,
-    batches: Sequence[Evidence],
-    others: Sequence[Evidence],
-    *,
-    draws: int = 3,
-    similarity: Similarity | None = None,
-    threshold: float | None = None,
-    seed: int = 0,
-) -> Repetition:
-    """Measure how far feedback repeats itself; `draws` requests a batch and one for each of `others`.
-
-    Args:
-        ask: Asks the optimizer model.
-        batches: Different batches of errors of one prompt; 20 are a good number.
-        others: Batches of errors of another task's prompt, for the floor.
-        draws: How often each batch is asked about; the ceiling needs at least 2.
-        similarity: How texts are compared; `TfIdf()` by default.
-        threshold: Of the themes; by default half-way between floor and ceiling.
-        seed: Seeds the bootstrap.
-
-    Raises:
-        TooLittle: As `repetition_of`.
-        ValueError: If `draws` is below 2.
-    """
-    replies = ask_all(ask, _shown(batches, others, draws))
-    return _measured(replies, len(batches), draws, similarity, threshold, seed)
-
-
-def _shown(batches: Sequence[Evidence], others: Sequence[Evidence], draws: int) -> list[Evidence]:
-    if draws < 2:
-        raise ValueError(f"a batch must be asked about at least twice, got draws={draws}")
-    return [batch for batch in batches for _ in range(draws)] + list(others)
-
-
-def _measured(
-    replies: Sequence[str | None],
-    batches: int,
-    draws: int,
-    similarity: Similarity | None,
-    threshold: float | None,
-    seed: int,
-) -> Repetition:
-    said = [[text for text in replies[k * draws : (k + 1) * draws] if text] for k in range(batches)]
-    other = [text for text in replies[batches * draws :] if text]
-    missing = len(replies) - sum(map(len, said)) - len(other)
-    return repetition_of(said, other, similarity=similarity, threshold=threshold, seed=seed, missing=missing)
-
-
 def repetition_of(
     feedback: Sequence[Sequence[str]],
     others: Sequence[str],
     *,
     similarity: Similarity | None = None,
-    threshold: float | None = None,
     seed: int = 0,
     missing: int = 0,
 ) -> Repetition:
@@ -139,7 +87,6 @@ def repetition_of(
         feedback: For each batch of errors what was said of it; batches without any do not count.
         others: What was said of another task's errors, one text a batch.
         similarity: How texts are compared; `TfIdf()` by default.
-        threshold: Of the themes; by default half-way between floor and ceiling.
         seed: Seeds the bootstrap.
         missing: Requests that no feedback came of, for the record.
 
@@ -165,7 +112,7 @@ def repetition_of(
     )
     room = interval95(anchors[1] - anchors[2], resampled[1] - resampled[2], len(groups))
     generic = not room.low > 0.0
-    cut = (floor.mean + ceiling.mean) / 2 if threshold is None else threshold
+    cut = (floor.mean + ceiling.mean) / 2
     first = np.flatnonzero(np.diff(owner, prepend=-1))
     themes = _themes([texts[k] for k in first], matrix[np.ix_(first, first)], cut)
     return Repetition(

@@ -6,27 +6,22 @@ Source: definitions in the project's notes on 2402.02101, section 4.5; intervals
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 from cuesmith.programs.diagnosis import words
-from cuesmith.programs.diagnosis.figures import Curve, Section
+from cuesmith.programs.diagnosis.change import texts_of_prompts
+from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, unpaired
 from cuesmith.programs.diagnosis.record import KnownExample, Record
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS
+from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
-
-__all__ = ["BestAfter", "Copied", "Trajectory", "section_of", "trajectory"]
 
 CHARACTERS_PER_TOKEN = 4
 """A rough rule for English; no tokenizer of the target is known here."""
-
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+")
 
 
 @dataclass(frozen=True)
@@ -102,16 +97,10 @@ class Trajectory:
     copied: Copied
 
 
-def trajectory(record: Record, fresh: Mapping[str, Sequence[float | None]] = MappingProxyType({})) -> Trajectory:
-    """Read a search's course from the record of its run.
-
-    Args:
-        record: The run.
-        fresh: Candidate id -> scores on fresh examples, for candidates that were scored anew. What the run itself
-            scored, the baseline and the best, needs none.
-    """
+def trajectory(record: Record) -> Trajectory:
+    """Read a search's course from the record of its run."""
     best, start = record.best, record.baseline
-    known = {start.id: record.fresh_baseline, best.id: record.fresh_best, **fresh}
+    known = {start.id: record.fresh_baseline, best.id: record.fresh_best}
     search, on_fresh = estimate95(record.scores_of(best)), _estimate(known[best.id])
     score = on_fresh if on_fresh is not None else search
     basis = _estimate(known[start.id]) if on_fresh is not None else estimate95(record.scores_of(start))
@@ -184,24 +173,14 @@ def _accepted(record: Record) -> Estimate95:
         if not kept:  # no step tells of the choice that was made: dspy's optimizers
             return estimate95([])
         kept.add(record.best.id)  # chosen, though a stop may have come before its step was recorded
-    return estimate95([float(child in kept) for child in children])
+    return estimate95(child in kept for child in children)
 
 
 def _duplicates(candidates: Sequence[Candidate]) -> Estimate95:
     """Prompts are the same if their words are, behind the same prompter: case and punctuation do not count."""
-    words = [(c.prompter, *(tuple(_words(text)) for text in _texts(c))) for c in candidates]
+    words = [(c.prompter, *(tuple(words_in(text)) for text in texts_of_prompts(c))) for c in candidates]
     counts = Counter(words)
-    return estimate95([float(counts[one] > 1) for one in words])
-
-
-def _texts(candidate: Candidate) -> Iterator[str]:
-    for _, prompt in candidate:
-        yield prompt.instructions
-        yield from (str(text) for demo in prompt.demos for _, text in demo.values)
-
-
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
+    return estimate95(counts[one] > 1 for one in words)
 
 
 def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExample]) -> Copied:
@@ -215,9 +194,9 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
         baseline: The student.
         train: The examples that the optimizer may have seen.
     """
-    own = [_words(p.instructions) for _, p in baseline]
-    written = [_words(p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0]) for _, p in candidate]
-    inputs = [_words(example.text) for example in train]
+    own = [p.instructions for _, p in baseline]
+    written = [p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0] for _, p in candidate]
+    inputs = [example.text for example in train]
     found, length = Copied(0, "", 0), 1
     while runs := _shared(written, inputs, own, length):
         run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
@@ -225,23 +204,19 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
     return found
 
 
-def _shared(written: Sequence[list[str]], inputs: Sequence[list[str]], own: Sequence[list[str]], length: int
+def _shared(written: Sequence[str], inputs: Sequence[str], own: Sequence[str], length: int
             ) -> dict[tuple[str, ...], int]:
     """Return the runs of so many words that are in the instructions and in some input, and in how many.
 
     Runs that are the student's, or common, are kept while they are short of a copy: a longer one may hold them.
     """
-    ours = {run for words in written for run in _runs(words, length)}
-    counts = Counter(run for words in inputs for run in set(_runs(words, length)) & ours)
+    ours = {run for text in written for run in runs_in(text, length)}
+    counts = Counter(run for text in inputs for run in ours.intersection(runs_in(text, length)))
     if length < COPIED_WORDS:
         return dict(counts)
-    student = {run for words in own for run in _runs(words, length)}
+    student = {run for text in own for run in runs_in(text, length)}
     common = max(2, len(inputs) / COMMON)
     return {run: n for run, n in counts.items() if n < common and run not in student}
-
-
-def _runs(words: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:
-    return (tuple(words[i : i + length]) for i in range(len(words) - length + 1))
 
 
 def section_of(found: Trajectory) -> Section:
@@ -254,9 +229,7 @@ def _curves(points: Sequence[BestAfter]) -> tuple[Curve, ...]:
     if not points:
         return ()
     steps = [float(p.step) for p in points]
-    search = Curve(
-        "search score", steps, [100 * p.search.mean for p in points], "step", "score (points)",
-        [100 * p.search.low for p in points], [100 * p.search.high for p in points])
+    search = percent_curve("search score", [(p.step, p.search) for p in points], "step", "score (points)")
     fresh = [None if p.fresh is None else 100 * p.fresh.mean for p in points]
     size = Curve("prompt length", steps, [float(p.characters) for p in points], "step", "characters")
     if not any(score is not None for score in fresh):

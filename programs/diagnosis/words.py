@@ -26,8 +26,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section
 from cuesmith.teleprompters.runtime.statistics import Estimate95
 
-__all__ = ["paragraphs_of", "section_of", "sections_of"]
-
 
 @dataclass
 class _Report:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from statistics import fmean, stdev
 
 import dspy
@@ -23,8 +23,7 @@ from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import Correlation, binomial_tail, detectable_rho, holm, ratio, spearman
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, check_amount, labels_of
+from cuesmith.programs.studies.bench import Bench, Findings, Study, labels_of
 from cuesmith.programs.studies.complexity import checks_of, write_steps
 from cuesmith.programs.tasks import Sizes, Task, normalise
 from cuesmith.signatures import render_steps
@@ -32,15 +31,10 @@ from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.runtime.candidate import Origin
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
 from cuesmith.teleprompters.runtime.evidence import gold, inputs_of, render_fields
-from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, paired_gain, t975
-
-__all__ = [
-    "FEWEST_TASKS", "PREDICTORS", "STUDY", "AboGain", "Before", "ObservedTask", "Predictor", "TaskGain",
-    "analyse", "conduct", "forecast", "known", "sections",
-]  # fmt: skip
 
 FEWEST_TASKS = 6
 """With fewer, no correlation can reach 5 % after the correction for as many as are tested (2 / 5! > 0.05 / 14)."""
@@ -165,11 +159,6 @@ class AboGain:
     detectable: float
     detectable_corrected: float
 
-    @property
-    def gains(self) -> dict[str, float]:
-        """Task -> gain, of the tasks where it was measured."""
-        return {one.observed.task: one.observed.gain.difference for one in self.tasks if one.observed.gain}
-
 
 def analyse(observed: Sequence[ObservedTask], *, seed: int = 0) -> AboGain:
     """Turn what was observed into the result.
@@ -271,7 +260,8 @@ async def _measure(run: Run, into: dict[str, float]) -> None:
     """Measure the student, and one set of steps without demonstrations, on the run's selection examples."""
     student = (await run.score([run.baseline], run.select))[0]
     if student.n:
-        into |= {"student": student.mean, "unusable": _unusable(student)}
+        unusable = sum(isinstance(one, ParseFailure) for one in student.outcomes)
+        into |= {"student": student.mean, "unusable": unusable / student.n}
     written = await write_steps(run, 0)
     if written is None:
         run.note("The optimizer's steps could not be used: nothing is known of how they are followed.", "dropped")
@@ -286,10 +276,6 @@ async def _measure(run: Run, into: dict[str, float]) -> None:
     gain = paired_gain(student.values, scores.values)
     if gain.n:
         into["steps_gain"] = gain.difference
-
-
-def _unusable(scores: Scores) -> float:
-    return sum(isinstance(one, ParseFailure) for one in scores.outcomes) / scores.n
 
 
 def _observed(task: str, before: Before, compilation: Compilation | None) -> ObservedTask:
@@ -331,13 +317,7 @@ def limits(found: AboGain) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Run the study; see the module.
-
-    Raises:
-        ValueError: If there is no task, a task has too few examples, or `n` is too small.
-    """
-    _check(tasks, n)
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     weights = [plan.calls for task in tasks for plan in _plans(task, n)]
     observed: list[ObservedTask] = []
     for k, (task, label) in enumerate(zip(tasks, labels_of(tasks), strict=True)):
@@ -355,19 +335,13 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
         options: dict[str, object] = {"search": "native", "scoring": n, **SETTING}
         gone = bench.stopped_by not in (None, *CAPS)  # the provider: what was observed until then counts
         compiled = None if gone else bench.compile(f"abo-{label}", own, "abo", share=shares[1], **options)
-        before = Before(**{field.name: into.get(field.name) for field in fields(Before)})
-        observed.append(_observed(label, before, None if compiled is None else compiled.compilation))
+        observed.append(_observed(label, Before(**into), None if compiled is None else compiled.compilation))
     found = analyse(observed, seed=bench.seed)
     return Findings(found, sections(found), limits(found))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds of the study's calls. A reply that cannot be used is asked for once more.
-
-    Raises:
-        ValueError: As `conduct`.
-    """
-    _check(tasks, n)
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """A reply that cannot be used is asked for once more."""
     plans = [plan for task in tasks for plan in _plans(task, n)]
     calls, runs = sum(plan.optimizer_calls for plan in plans), sum(plan.program_runs for plan in plans)
     return Forecast(calls, runs, 2 * (calls + runs))
@@ -392,23 +366,15 @@ def _own(task: Task, n: int) -> Task:
     return replace(task, validation=task.validation[: 2 * n])
 
 
-def _check(tasks: Sequence[Task], n: int) -> None:
-    check_amount(tasks, n, fewest=STUDY.fewest, unit="examples")
-    for task in tasks:
-        if len(task.validation) < 4 or len(task.test) < 2:
-            raise ValueError(f"task {task.name} has too few examples: at least 4 for validation and 2 for test are "
-                             "needed")
-
-
 STUDY = Study(
     name="abo-gain",
-    question=STUDIES["abo-gain"],
     families=tuple(FAMILIES),
     sizes=Sizes(40, 160, 80),
     n=50,
     unit="examples a task for measuring before, as many for selection and as many for the gain",
     fewest=10,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"validation": 4, "test": 2},
+    run=_conduct,
+    bounds=_forecast,
     several=True,
 )

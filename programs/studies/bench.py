@@ -8,14 +8,17 @@ of its own, and the folder of a run can be diagnosed as any other. Source: ours.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+import itertools
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 
 import dspy
 
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
+from cuesmith.programs.studies import STUDIES
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.registry import compile
@@ -30,11 +33,6 @@ from cuesmith.teleprompters.runtime.remarks import OF_A_COMPILE
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS, CompileError, Job, Session
 from cuesmith.teleprompters.runtime.splitting import Split
-
-__all__ = [
-    "Bench", "Experiment", "Findings", "Study", "by_example", "check_amount", "labels_of", "one_task",
-    "task_with",
-]  # fmt: skip
 
 Experiment = Callable[[Run], Awaitable[None]]
 """Asks and scores, and keeps what it finds as it goes: a stop (`RunStopped`) unwinds it; what it has kept counts."""
@@ -61,27 +59,66 @@ class Study:
 
     Attributes:
         name: As the command line has it.
-        question: What it asks, as one sentence.
         families: Generated tasks that it works on by default.
         sizes: Of those tasks' splits.
         n: How large it is by default.
         unit: What `n` counts, as in "refinements an arm".
         fewest: The smallest `n` that its tests make sense with.
-        conduct: (bench, tasks, n) -> what was found; raises ValueError if the tasks do not fit.
-        forecast: (tasks, n) -> upper bounds of its calls.
+        run: (bench, tasks, n) -> what was found.
+        bounds: (tasks, n) -> upper bounds of its calls.
+        needs: Split -> examples of it that each task has at least.
         several: Whether it takes more than one task.
     """
 
     name: str
-    question: str
     families: tuple[str, ...]
     sizes: Sizes
     n: int
     unit: str
     fewest: int
-    conduct: Callable[[Bench, Sequence[Task], int], Findings]
-    forecast: Callable[[Sequence[Task], int], Forecast]
+    run: Callable[[Bench, Sequence[Task], int], Findings]
+    bounds: Callable[[Sequence[Task], int], Forecast]
+    needs: Mapping[str, int] = field(default_factory=lambda: MappingProxyType({}))
     several: bool = False
+
+    @property
+    def question(self) -> str:
+        """What it asks, as one sentence."""
+        return STUDIES[self.name]
+
+    def conduct(self, bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
+        """Run the study; see its module.
+
+        Args:
+            bench: What to work with.
+            tasks: What it is about.
+            n: How large it is, in its unit.
+
+        Raises:
+            ValueError: Before any call, if the tasks or `n` do not fit.
+            CompileError: If the program has no score although no cap was reached.
+        """
+        self._check(tasks, n)
+        return self.run(bench, tasks, n)
+
+    def forecast(self, tasks: Sequence[Task], n: int) -> Forecast:
+        """Return upper bounds of the study's calls.
+
+        Raises:
+            ValueError: As `conduct`.
+        """
+        self._check(tasks, n)
+        return self.bounds(tasks, n)
+
+    def _check(self, tasks: Sequence[Task], n: int) -> None:
+        if not tasks or (len(tasks) > 1 and not self.several):
+            raise ValueError(f"study {self.name} is about one task{' or more' * self.several}, got {len(tasks)}")
+        if n < self.fewest:
+            raise ValueError(f"study {self.name} needs n of at least {self.fewest}, got {n} {self.unit}")
+        for task, (split, least) in itertools.product(tasks, self.needs.items()):
+            if len(getattr(task, split)) < least:
+                raise ValueError(f"study {self.name} needs at least {least} {split} examples, and {task.name} has "
+                                 f"{len(getattr(task, split))}")
 
 
 class Bench:
@@ -240,67 +277,6 @@ async def by_example(run: Run, candidates: Sequence[Candidate], examples: Sequen
     for error in ended:
         if error is not None:
             raise error
-
-
-def one_task(name: str, tasks: Sequence[Task], n: int, *, fewest: int, train: int) -> Task:
-    """Return the task of a study that is about one.
-
-    Args:
-        name: Of the study.
-        tasks: What was given.
-        n: How large the study is to be.
-        fewest: The smallest n.
-        train: Training examples it needs at least.
-
-    Raises:
-        ValueError: If they do not fit the study.
-    """
-    if len(tasks) != 1:
-        raise ValueError(f"study {name} is about one task, got {len(tasks)}")
-    if n < fewest:
-        raise ValueError(f"study {name} needs n of at least {fewest}, got {n}")
-    if len(tasks[0].train) < train:
-        raise ValueError(f"study {name} needs at least {train} training examples to find errors on, "
-                         f"and {tasks[0].name} has {len(tasks[0].train)}")
-    return tasks[0]
-
-
-def task_with(tasks: Sequence[Task], **least: int) -> Task:
-    """Return the task of a study that is about one.
-
-    Args:
-        tasks: What was given.
-        **least: Split -> examples of it that the study needs.
-
-    Raises:
-        ValueError: If they do not fit the study.
-    """
-    if len(tasks) != 1:
-        raise ValueError(f"this study takes one task, got {len(tasks)}")
-    task = tasks[0]
-    for split, needed in least.items():
-        count = len(getattr(task, split))
-        if count < needed:
-            raise ValueError(f"{task.name}: the study needs {needed} {split} examples, the task has {count}")
-    return task
-
-
-def check_amount(tasks: Sequence[Task], n: int, *, fewest: int, unit: str) -> None:
-    """Check the size of a study of one task or more.
-
-    Args:
-        tasks: What was given.
-        n: How large the study is to be.
-        fewest: The smallest n.
-        unit: What `n` counts.
-
-    Raises:
-        ValueError: If there is no task, or `n` is too small.
-    """
-    if not tasks:
-        raise ValueError("the study needs at least one task")
-    if n < fewest:
-        raise ValueError(f"n = {n} {unit} are too few: at least {fewest} are needed")
 
 
 def labels_of(tasks: Sequence[Task]) -> list[str]:

@@ -19,13 +19,12 @@ import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.figures import Curve, Section, percent
+from cuesmith.programs.diagnosis.figures import Section, percent_curve
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
-from cuesmith.programs.diagnosis.inference import Correlation, holm, interval95, ratio, resamples, spearman, trend_of
+from cuesmith.programs.diagnosis.inference import holm, interval95, ratio, resamples, trend_of
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, check_amount, labels_of
+from cuesmith.programs.studies.bench import Bench, Findings, Study, labels_of
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import WriteSteps, canonical_task, render_steps
 from cuesmith.signatures.probes import FORM_DEMANDS, HARMLESS_STEPS, joined_steps
@@ -42,12 +41,6 @@ from cuesmith.teleprompters.search.examples import Casebook, read_failure
 from cuesmith.teleprompters.search.scene import text_field
 from cuesmith.teleprompters.search.setting import UNIFIED
 
-__all__ = [
-    "ENOUGH", "EXAMPLES", "FORMS", "STUDY", "Complexity", "FormDemand", "Formed", "Level", "Limit",
-    "StepsAsked", "Trend", "analyse", "checks_of", "conduct", "forecast", "gap", "limit_of", "sections",
-    "versions", "write_steps",
-]  # fmt: skip
-
 EXAMPLES = 12
 """Examples a prompt is tried on. Ours."""
 ENOUGH = 0.9
@@ -62,8 +55,6 @@ _MEETS: Mapping[str, Callable[[str], bool | None]] = {
 FORMS = {kind: (demand, _MEETS[kind]) for kind, demand in FORM_DEMANDS.items()}
 """Kind -> what is demanded, and whether an answer meets it; None where that cannot be told (no letters)."""
 Floats = NDArray[np.float64]
-Origins = tuple[str, int]
-"""(task, number of the optimizer's procedure): what prompts of different length have in common."""
 
 
 # --- what was seen -----------------------------------------------------------------------------------------
@@ -91,6 +82,11 @@ class StepsAsked:
     def followed(self) -> int:
         """Steps followed, over all replies."""
         return sum(map(sum, self.checks))
+
+    @property
+    def wanted(self) -> int:
+        """Steps asked for, over all replies."""
+        return self.steps * len(self.checks)
 
 
 @dataclass(frozen=True)
@@ -224,7 +220,10 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
     asked = sorted(asked, key=lambda one: (one.task, one.base, one.steps))
     prompts = [one for one in asked if one.steps]
     levels = [[one for one in prompts if one.steps == k] for k in sorted({one.steps for one in prompts})]
-    trends = [_trend(prompts, share, seed) for share in (_compliance, _accuracy)]
+    shares: Sequence[Callable[[StepsAsked], float]] = (
+        lambda one: one.followed / one.wanted, lambda one: sum(one.right) / len(one.right))
+    trends = [trend_of([[(float(one.steps), share(one)) for one in block] for block in _blocks(prompts)], seed=seed)
+              for share in shares]
     corrected = holm([p_value for _, p_value in trends])
     compliance, accuracy = (Trend(rho, p, q) for (rho, p), q in zip(trends, corrected, strict=True))
     longest = max((one.steps for one in prompts), default=0)
@@ -234,7 +233,7 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
         compliance=compliance,
         accuracy=accuracy,
         limit=_limit(prompts, seed),
-        positions=tuple(_at([one for one in prompts if one.steps > k], k) for k in range(longest)),
+        positions=tuple(_at(k, [one.checks for one in prompts if one.steps > k]) for k in range(longest)),
         forms=_forms(formed, seed),
         tasks={name: _followed([one for one in prompts if one.task == name]).mean
                for name in dict.fromkeys(one.task for one in prompts)},
@@ -244,47 +243,35 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
 
 
 def _followed(prompts: Sequence[StepsAsked]) -> Estimate95:
-    return ratio([one.followed for one in prompts], [one.steps * len(one.checks) for one in prompts])
+    return ratio([one.followed for one in prompts], [one.wanted for one in prompts])
 
 
 def _right(prompts: Sequence[StepsAsked]) -> Estimate95:
     return ratio([sum(one.right) for one in prompts], [len(one.right) for one in prompts])
 
 
-def _at(prompts: Sequence[StepsAsked], k: int) -> Estimate95:
-    return ratio([sum(row[k] for row in one.checks) for one in prompts], [len(one.checks) for one in prompts])
+def _at(k: int, checks: Sequence[tuple[tuple[bool, ...], ...]]) -> Estimate95:
+    return ratio([sum(row[k] for row in rows) for rows in checks], [len(rows) for rows in checks])
 
 
-def _compliance(one: StepsAsked) -> float:
-    return one.followed / (one.steps * len(one.checks))
-
-
-def _accuracy(one: StepsAsked) -> float:
-    return sum(one.right) / len(one.right)
-
-
-def _trend(prompts: Sequence[StepsAsked], share: Callable[[StepsAsked], float], seed: int) -> tuple[Estimate95, float]:
-    blocks = _blocks(prompts)
-    return trend_of([[(float(one.steps), share(one)) for one in block] for block in blocks.values()], seed=seed)
-
-
-def _blocks(prompts: Sequence[StepsAsked]) -> dict[Origins, list[StepsAsked]]:
-    blocks: dict[Origins, list[StepsAsked]] = {}
+def _blocks(prompts: Sequence[StepsAsked]) -> list[list[StepsAsked]]:
+    """The prompts of each procedure, which have all in common but their length."""
+    blocks: dict[tuple[str, int], list[StepsAsked]] = {}
     for one in prompts:
         blocks.setdefault((one.task, one.base), []).append(one)
-    return blocks
+    return list(blocks.values())
 
 
 def _limit(prompts: Sequence[StepsAsked], seed: int) -> Limit:
     levels = sorted({one.steps for one in prompts})
-    blocks = list(_blocks(prompts).values())
+    blocks = _blocks(prompts)
     if not blocks:
         return Limit(Estimate95(np.nan, np.nan, np.nan, 0), False)
     parts, wholes = np.zeros((2, len(blocks), len(levels)))
     for i, block in enumerate(blocks):
         for one in block:
             parts[i, levels.index(one.steps)] = one.followed
-            wholes[i, levels.index(one.steps)] = one.steps * len(one.checks)
+            wholes[i, levels.index(one.steps)] = one.wanted
     value = float(limit_of(levels, parts.sum(axis=0)[None], wholes.sum(axis=0)[None])[0])
     weights = resamples(len(blocks), np.random.default_rng(seed)) if len(blocks) > 2 else np.ones((0, len(blocks)))
     drawn = limit_of(levels, weights @ parts, weights @ wholes)
@@ -317,17 +304,6 @@ def _forms(formed: Sequence[Formed], seed: int) -> tuple[FormDemand, ...]:
         found.append(FormDemand(kind, asked, without, paired_gain(*means, seed=seed), 1.0))
     corrected = holm([one.gain.p_value for one in found])
     return tuple(replace(one, holm=q) for one, q in zip(found, corrected, strict=True))
-
-
-def gap(found: Complexity, gains: Mapping[str, float]) -> Correlation:
-    """Correlate how far each task's steps are followed with what ABO gained on it.
-
-    Args:
-        found: Of this study.
-        gains: Task -> gain, as the study `abo-gain` has it; tasks that are missing on either side are left out.
-    """
-    names = sorted(set(found.tasks) & set(gains))
-    return spearman([found.tasks[name] for name in names], [gains[name] for name in names])
 
 
 LEVELS = (1, 2, 3, 4, 5, 6, 8, 10, 12)
@@ -480,17 +456,12 @@ class _Base:
 
 def sections(found: Complexity) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
-    steps = (_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], "followed (%)"),
-             _curve("all prompts", list(enumerate(found.positions, 1)), "followed (%)", "position of the step"))
-    right = _curve("right answers", [(one.steps, one.accuracy) for one in found.levels], "right answers (%)")
+    asked, followed = "steps asked for", "followed (%)"
+    steps = (percent_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], asked, followed),
+             percent_curve("all prompts", list(enumerate(found.positions, 1)), "position of the step", followed))
+    right = percent_curve("right answers", [(one.steps, one.accuracy) for one in found.levels], asked,
+                          "right answers (%)")
     return sections_of("studies/complexity", found, steps if found.levels else (), (right,), FORMS, ENOUGH)
-
-
-def _curve(name: str, points: Sequence[tuple[int, Estimate95]], y_label: str, x_label: str = "steps asked for"
-           ) -> Curve:
-    rows = [[v if np.isfinite(v) else None for v in percent(share)] for _, share in points]
-    values, lows, highs = ([row[k] for row in rows] for k in range(3))
-    return Curve(name, [float(x) for x, _ in points], values, x_label, y_label, low=lows, high=highs)
 
 
 def limits(found: Complexity, names: Sequence[str]) -> tuple[str, ...]:
@@ -503,13 +474,7 @@ def limits(found: Complexity, names: Sequence[str]) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Run the study; see the module.
-
-    Raises:
-        ValueError: If there is no task, or `n` is too small.
-    """
-    check_amount(tasks, n, fewest=STUDY.fewest, unit="procedures a task")
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     seen, weights = _Seen(), [_program_runs(task, n) for task in tasks]
     labels = labels_of(tasks)
     for k, (task, label) in enumerate(zip(tasks, labels, strict=True)):
@@ -525,14 +490,8 @@ def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     return Findings(found, sections(found), limits(found, labels))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds of the study's calls: per task `n` procedures, and all their prompts. A reply that cannot be
-    used is asked for once more.
-
-    Raises:
-        ValueError: As `conduct`.
-    """
-    check_amount(tasks, n, fewest=STUDY.fewest, unit="procedures a task")
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """Per task `n` procedures, and all their prompts. A reply that cannot be used is asked for once more."""
     asked, runs = n * len(tasks), sum(_program_runs(task, n) for task in tasks)
     return Forecast(asked, runs, 2 * (asked + runs))
 
@@ -544,13 +503,12 @@ def _program_runs(task: Task, n: int) -> int:
 
 STUDY = Study(
     name="complexity",
-    question=STUDIES["complexity"],
     families=("sum", "navigate", "objects", "reverse"),
     sizes=Sizes(32, 96, 1),
     n=4,
     unit="procedures a task that the optimizer writes; each becomes a prompt of every length",
     fewest=3,
-    conduct=conduct,
-    forecast=forecast,
+    run=_conduct,
+    bounds=_forecast,
     several=True,
 )

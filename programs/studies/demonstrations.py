@@ -27,8 +27,7 @@ from cuesmith.programs.diagnosis.inference import (
 )
 from cuesmith.programs.diagnosis.record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
+from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
@@ -37,11 +36,6 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.examples import read_failure
-
-__all__ = [
-    "EFFECTS", "FAMILIES", "FEWEST_REFINEMENTS", "STUDY", "THRESHOLD", "Cell", "Demonstrations",
-    "FactorEffect", "Factorial", "Followed", "analyse", "conduct", "forecast", "sections",
-]  # fmt: skip
 
 EFFECTS = ("instruction alone", "demonstrations added to the instruction", "demonstrations alone", "both together",
            "interaction")
@@ -383,18 +377,8 @@ def limits(result: Demonstrations, *, written: int, examples: int, stopped_by: s
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Run the study; see the module.
-
-    Args:
-        bench: What to work with.
-        tasks: One task.
-        n: Refinements at most.
-
-    Raises:
-        ValueError: If the task does not fit.
-    """
-    task, kept = task_with(tasks, test=FEWEST_EXAMPLES), _Kept()
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
+    (task,), kept = tasks, _Kept()
     bench.conduct("demonstrations", task, lambda run: _refine_and_compare(run, task, n, kept))
     return _findings(kept, bench.stopped_by, seed=bench.seed)
 
@@ -407,8 +391,7 @@ def _findings(kept: _Kept, stopped_by: str | None, *, seed: int = 0) -> Findings
     return Findings(result, sections(result), told)
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds of the study's calls."""
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
     asked = runs = 0
     for task in tasks:
         plans = [search.plan(1, len(task.validation), len(task.train)) for _, search in _searches(task, n)]
@@ -419,12 +402,12 @@ def forecast(tasks: Sequence[Task], n: int) -> Forecast:
 
 STUDY = Study(
     name="demonstrations",
-    question=STUDIES["demonstrations"],
     families=("objects",),
     sizes=Sizes(train=40, validation=30, test=100),
     n=10,
     unit="refinements",
     fewest=FEWEST_REFINEMENTS,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"test": FEWEST_EXAMPLES},
+    run=_conduct,
+    bounds=_forecast,
 )

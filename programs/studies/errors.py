@@ -20,13 +20,13 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from cuesmith.programs.diagnosis import repetition, validity
-from cuesmith.programs.diagnosis.asking import Evidence, reasons
+from cuesmith.programs.diagnosis.asking import Evidence, measured, reasons
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
@@ -41,17 +41,11 @@ from cuesmith.programs.diagnosis.planted import (
     without_errors,
 )
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
+from cuesmith.programs.studies.bench import Bench, Findings, Study
 from cuesmith.programs.studies.observed import Observed, Shown, batch_text, exchanged, observed, round_robin
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.run import Run
-
-__all__ = [
-    "DRAWS", "MIXED", "STUDY", "ErrorsExperiment", "ErrorsResult", "ShownErrors", "Surface", "analysed",
-    "conduct", "forecast", "plan", "sections",
-]  # fmt: skip
 
 DRAWS = 3
 """Requests for each mixed batch and for each exchanged one: for the ceiling of the repetition, and against noise."""
@@ -83,34 +77,27 @@ class ShownErrors:
         """The batches from the whole pool."""
         return tuple(self.study.conditions[MIXED])
 
+    @property
+    def parts(self) -> list[Sequence[Evidence]]:
+        """The study's parts, the mixed batches again, and the exchanged ones."""
+        return [*self.study.parts, *[self.mixed] * (DRAWS - 1), *[self.twins] * DRAWS]
+
     def shown(self) -> list[Evidence]:
-        """Return every request, in the order of the replies: the study's, mixed ones again, exchanged ones."""
-        return [*self.study.shown(), *self.mixed * (DRAWS - 1), *self.twins * DRAWS]
+        """Return every request, in the order of the replies: part after part."""
+        return list(itertools.chain(*self.parts))
 
     def order(self) -> list[int]:
         """Return the order in which to ask, so that a stop leaves as much of every part."""
-        study, n = self.study, len(self.mixed)
-        parts = (*study.conditions.values(), study.without, study.shuffled, study.planted, study.others)
-        return round_robin([*map(len, parts), *[n] * (2 * DRAWS - 1)])
+        return round_robin([len(part) for part in self.parts])
 
-    def of_mixed(self, replies: Sequence[str | None]) -> list[list[str]]:
-        """Return what was said of each mixed batch, whichever draw."""
-        before = itertools.takewhile(lambda pair: pair[0] != MIXED, self.study.conditions.items())
-        first = sum(len(part) for _, part in before)
-        return self._said(replies, (first, *self._starts[: DRAWS - 1]))
-
-    def of_twins(self, replies: Sequence[str | None]) -> list[list[str]]:
-        """Return what was said of each mixed batch with answers exchanged, whichever draw."""
-        return self._said(replies, self._starts[DRAWS - 1 :])
-
-    @property
-    def _starts(self) -> range:
-        """Where the draws that are not the study's begin."""
-        n = len(self.mixed)
-        return range(self.study.requests, self.study.requests + (2 * DRAWS - 1) * n, n)
-
-    def _said(self, replies: Sequence[str | None], starts: Sequence[int]) -> list[list[str]]:
-        return [[text for first in starts if (text := replies[first + k])] for k in range(len(self.mixed))]
+    def answered(self, replies: Sequence[str | None]) -> tuple[validity.Feedback, list[list[str]], list[list[str]]]:
+        """Return the study's feedback, and what was said of each mixed batch and of its twin, whichever draw."""
+        n, before = len(self.mixed), itertools.takewhile(lambda name: name != MIXED, self.study.conditions)
+        first = sum(len(self.study.conditions[name]) for name in before)
+        draws = [replies[start : start + n] for start in (first, *range(self.study.requests, len(replies), n))]
+        mixed, twins = ([[text for text in said if text] for said in zip(*side, strict=True)]
+                        for side in (draws[:DRAWS], draws[DRAWS:]))
+        return self.study.answered(replies[: self.study.requests]), mixed, twins
 
 
 def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> ShownErrors | None:
@@ -150,7 +137,7 @@ def _readable(found: Observed) -> list[Shown]:
 
 
 def _others(mixed: Sequence[Evidence], n: int, seed: int) -> list[Evidence]:
-    strangers = [another_task(family=family, n=n, seed=seed) for family in _STRANGERS]
+    strangers = [another_task(family, n=n, seed=seed) for family in _STRANGERS]
     likeness = TfIdf().matrix([" ".join(map(batch_text, part[:4])) for part in (mixed, *strangers)])[0, 1:]
     return strangers[int(likeness.argmin())]
 
@@ -227,10 +214,19 @@ def analysed(found: Observed | None, planned: ShownErrors | None, replies: Seque
     alike_by = similarity or TfIdf()
     valid, repeated, exchange, correlation, surface = None, None, None, None, None
     if planned is not None:
-        valid = _validity(planned, replies, alike_by, seed)
-        repeated = _repetition(planned, replies, alike_by, seed)
-        exchange = _exchange(planned, replies, alike_by, seed)
-        correlation = _mantel(planned, replies, alike_by, seed)
+        feedback, mixed, twins = planned.answered(replies)
+        judging = validity.Judging(names_cause=planned.names_cause)
+        missing = DRAWS * len(mixed) - sum(map(len, mixed)) + len(planned.study.others) - len(feedback.others)
+        valid, _ = measured(
+            lambda: validity.validity_of(feedback, judging=judging, similarity=alike_by, seed=seed))
+        repeated, _ = measured(lambda: repetition.repetition_of(
+            mixed, feedback.others, similarity=alike_by, seed=seed, missing=missing))
+        both = [(own, twin) for own, twin in zip(mixed, twins, strict=True) if own and twin]
+        said = [own for own, _ in both] + [twin for _, twin in both]
+        exchange = alike(_between(said, alike_by), len(both), paired=True, seed=seed)
+        asked = [(batch_text(batch), own) for batch, own in zip(planned.mixed, mixed, strict=True) if own]
+        shown = alike_by.matrix([text for text, _ in asked])
+        correlation = mantel(shown, _between([own for _, own in asked], alike_by), seed=seed)
         surface = _surface(planned)
     tests = {name: test for name, test in (("exchange", exchange), ("mantel", correlation)) if test is not None}
     return ErrorsResult(
@@ -247,41 +243,6 @@ def analysed(found: Observed | None, planned: ShownErrors | None, replies: Seque
         corrected=dict(zip(tests, holm([test.p_value for test in tests.values()]), strict=True)),
         by_words=isinstance(alike_by, TfIdf),
     )
-
-
-def _validity(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int
-              ) -> validity.Validity | None:
-    feedback = planned.study.answered(replies[: planned.study.requests])
-    try:
-        judging = validity.Judging(names_cause=planned.names_cause)
-        return validity.validity_of(feedback, judging=judging, similarity=similarity, seed=seed)
-    except ValueError:
-        return None
-
-
-def _repetition(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int
-                ) -> repetition.Repetition | None:
-    said = planned.of_mixed(replies)
-    others = planned.study.answered(replies[: planned.study.requests]).others
-    missing = DRAWS * len(said) - sum(map(len, said)) + len(planned.study.others) - len(others)
-    try:
-        return repetition.repetition_of(said, others, similarity=similarity, seed=seed, missing=missing)
-    except ValueError:
-        return None
-
-
-def _exchange(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Alike | None:
-    both = zip(planned.of_mixed(replies), planned.of_twins(replies), strict=True)
-    pairs = [(own, twin) for own, twin in both if own and twin]
-    said = [own for own, _ in pairs] + [twin for _, twin in pairs]
-    return alike(_between(said, similarity), len(pairs), paired=True, seed=seed)
-
-
-def _mantel(planned: ShownErrors, replies: Sequence[str | None], similarity: Similarity, seed: int) -> Mantel | None:
-    pairs = zip(planned.mixed, planned.of_mixed(replies), strict=True)
-    asked = [(batch_text(batch), said) for batch, said in pairs if said]
-    shown = similarity.matrix([text for text, _ in asked])
-    return mantel(shown, _between([said for _, said in asked], similarity), seed=seed)
 
 
 def _between(groups: Sequence[Sequence[str]], similarity: Similarity) -> Floats:
@@ -317,39 +278,23 @@ _PARTS = 8 + (DRAWS - 1) + DRAWS
 # --- what is asked -----------------------------------------------------------------------------------------
 
 
-class ErrorsExperiment:
-    """Observes the prompt's errors, then asks for everything at once.
+@dataclass
+class _Kept:
+    """What the experiment has so far: the prompt's errors, what is shown, and what was said, in the plan's order."""
 
-    Attributes:
-        found: What was observed; None until then.
-        plan: What is shown; None until it is known, and if there are too few errors.
-        replies: What was said, in the order of the plan; None where nothing came (yet).
-    """
+    found: Observed | None = None
+    plan: ShownErrors | None = None
+    replies: list[str | None] = field(default_factory=list)
 
-    def __init__(self, description: str, n: int) -> None:
-        """Take what the plan needs.
 
-        Args:
-            description: What the task is, in words.
-            n: Feedbacks a condition.
-        """
-        self.found: Observed | None = None
-        self.plan: ShownErrors | None = None
-        self.replies: list[str | None] = []
-        self._description, self._n = description, n
-
-    async def __call__(self, run: Run) -> None:
-        """Run it.
-
-        Raises:
-            RunStopped: As `Run.score`.
-        """
-        self.found = observed(run, (await run.score([run.baseline], run.train))[0])
-        self.plan = plan(self.found, self._description, n=self._n, seed=run.seed)
-        if self.plan is not None:
-            shown = self.plan.shown()
-            self.replies = [None] * len(shown)
-            await reasons(run, shown, self.replies, order=self.plan.order())
+async def _experiment(run: Run, description: str, n: int, kept: _Kept) -> None:
+    """Observe the prompt's errors, then ask for everything at once."""
+    kept.found = observed(run, (await run.score([run.baseline], run.train))[0])
+    kept.plan = plan(kept.found, description, n=n, seed=run.seed)
+    if kept.plan is not None:
+        shown = kept.plan.shown()
+        kept.replies = [None] * len(shown)
+        await reasons(run, shown, kept.replies, order=kept.plan.order())
 
 
 # --- the report -------------------------------------------------------------------------------------------
@@ -378,22 +323,15 @@ def limits(found: ErrorsResult) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Conduct the study on one task, with n feedbacks a condition.
-
-    Raises:
-        ValueError: Before any call, if it is not one task with training examples enough.
-    """
-    task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=BATCH + 1)
-    experiment = ErrorsExperiment(task.description, n)
-    bench.conduct(STUDY.name, task, experiment)
-    result = analysed(experiment.found, experiment.plan, experiment.replies,
-                      similarity=bench.similarity, seed=bench.seed)
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
+    (task,), kept = tasks, _Kept()
+    bench.conduct(STUDY.name, task, lambda run: _experiment(run, task.description, n, kept))
+    result = analysed(kept.found, kept.plan, kept.replies, similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), limits(result))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds: the student on every training and validation example, and each condition n times."""
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """The student on every training and validation example, and each condition n times."""
     runs = sum(len(task.train) + len(task.validation) for task in tasks)
     asks = _PARTS * n * len(tasks)
     return Forecast(asks, runs, asks + runs)
@@ -401,12 +339,12 @@ def forecast(tasks: Sequence[Task], n: int) -> Forecast:
 
 STUDY = Study(
     name="errors",
-    question=STUDIES["errors"],
     families=("objects",),
     sizes=Sizes(train=120, validation=10, test=1),
     n=validity.ENOUGH,
     unit="feedbacks a condition",
     fewest=5,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"train": BATCH + 1},
+    run=_conduct,
+    bounds=_forecast,
 )

@@ -17,8 +17,6 @@ from cuesmith.teleprompters.runtime.outcomes import Scores, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.search.examples import read_failure
 
-__all__ = ["Observed", "Shown", "batch_text", "exchanged", "observed", "round_robin", "swapped"]
-
 THRESHOLD = 1.0
 """A score below it is an error."""
 

@@ -26,18 +26,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import NormalDist
 
+import dspy
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.programs.diagnosis.asking import Error, Evidence, reasons
+from cuesmith.programs.diagnosis.asking import Evidence, reasons
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf, compared
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm, interval95, permuted, resampled_means, resamples
 from cuesmith.programs.diagnosis.likeness import Alike, alike
 from cuesmith.programs.diagnosis.planted import BATCH, FEWEST, drawn, without_errors
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, one_task
+from cuesmith.programs.studies.bench import Bench, Findings, Study
 from cuesmith.programs.studies.observed import Observed, observed, swapped
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import EditInstruction, VaryInstructions
@@ -46,12 +46,6 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95, paired_gain
 from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.scene import text_field
-
-__all__ = [
-    "ARMS", "OWN", "PLACEBO", "REWORDING", "SECONDARY", "SEEN", "STUDY", "UNIFORM", "Arm", "ArmDifference",
-    "Collected", "Refinement", "ReflectionExperiment", "ReflectionResult", "analysed", "conduct", "forecast",
-    "sections",
-]  # fmt: skip
 
 OWN, UNIFORM, PLACEBO, REWORDING, SEEN = (
     "own errors", "no errors", "wrong errors", "rewording", "own errors, shown to the edit too")
@@ -262,87 +256,57 @@ RIGHTS = 2 * BATCH
 # --- what is asked -----------------------------------------------------------------------------------------
 
 
-class ReflectionExperiment:
-    """Observes the prompt's errors, reflects, edits and scores.
+async def _experiment(run: Run, n: int, kept: Collected) -> None:
+    """Observe the prompt's errors, reflect, edit and score; keep what is found as it comes."""
+    scores, student = await asyncio.gather(
+        run.score([run.baseline], run.train), run.score([run.baseline], run.select))
+    kept.observed, kept.student = observed(run, scores[0]), student[0].values
+    if len(kept.observed.errors) < FEWEST:
+        return
+    shown, kept.placebo = _shown(run, kept.observed, n)
+    kept.reasons = {arm: [None] * n for arm in shown}
+    kept.unusable = dict.fromkeys((*shown, REWORDING, SEEN), 0)
+    prompt, requests, written = kept.observed.instructions, Requests(run, ProgramContext.of(run)), dict[str, str]()
 
-    Attributes:
-        kept: What has been found so far.
-    """
+    async def write(k: int, way: str, signature: type[dspy.Signature], **request: object) -> None:
+        replies = await requests.ask(signature, run.baseline.names[-1], request, salt=f"refinement {k}")
+        wanted = list(signature.output_fields)[-1]
+        written[f"{k} {way}"] = text_field(replies[0], wanted) if replies else ""
 
-    def __init__(self, n: int) -> None:
-        """Take the number of refinements an arm."""
-        self.kept = Collected()
-        self._n = n
-
-    async def __call__(self, run: Run) -> None:
-        """Run it.
-
-        Raises:
-            RunStopped: As `Run.score`.
-        """
-        kept = self.kept
-        scores, student = await asyncio.gather(
-            run.score([run.baseline], run.train), run.score([run.baseline], run.select))
-        kept.observed, kept.student = observed(run, scores[0]), student[0].values
-        if len(kept.observed.errors) < FEWEST:
-            return
-        shown = self._shown(run, kept.observed)
-        kept.reasons = {arm: [None] * self._n for arm in shown}
-        kept.unusable = dict.fromkeys((*shown, REWORDING, SEEN), 0)
-        written: dict[tuple[int, str], str] = {}
-        await asyncio.gather(*(chain for k in range(self._n) for chain in (
-            *(self._reflect(run, written, arm, k, batches[k]) for arm, batches in shown.items()),
-            self._reword(run, written, k))))
-        # All is written before the first is scored, in turn: so a stop leaves about as many refinements of every arm.
-        await asyncio.gather(*(self._score(run, arm, k, written.get((k, arm), ""))
-                               for k in range(self._n) for arm in kept.unusable))
-
-    def _shown(self, run: Run, found: Observed) -> dict[str, list[Evidence]]:
-        """What each arm's reflection is shown, one entry a refinement."""
-        n, seed, prompt = self._n, run.seed, found.instructions
-        shown = {OWN: drawn(prompt, found.errors, n=n, seed=seed, label=OWN), UNIFORM: without_errors(prompt, n=n)}
-        pools = {"right answers": found.rights if len(found.rights) >= RIGHTS else (), "errors": found.errors}
-        for name, pool in pools.items():
-            wrong = swapped(pool, run.rng("placebo"))
-            if len(wrong) >= FEWEST:
-                self.kept.placebo = name
-                return {**shown, PLACEBO: drawn(prompt, wrong, n=n, seed=seed, label=PLACEBO)}
-        return shown
-
-    async def _reflect(self, run: Run, written: dict[tuple[int, str], str], arm: str, k: int, evidence: Evidence
-                       ) -> None:
-        said: list[str | None] = [None]
+    async def reflect(k: int, arm: str) -> None:
+        said, evidence = list[str | None]([None]), shown[arm][k]
         await reasons(run, [evidence], said, order=[0], salt=f"refinement {k}")
-        reason = self.kept.reasons[arm][k] = said[0]
-        if reason is None:
-            return
-        requests = Requests(run, ProgramContext.of(run))
-        shown: dict[str, Sequence[Error]] = {arm: (), **({SEEN: evidence.errors} if arm == OWN else {})}
+        kept.reasons[arm][k] = reason = said[0]
+        ways = {arm: (), SEEN: evidence.errors} if arm == OWN else {arm: ()}
+        if reason is not None:
+            await asyncio.gather(*(
+                write(k, way, EditInstruction, instruction=prompt, failures=[one.shown() for one in errors],
+                      reason=reason) for way, errors in ways.items()))
 
-        async def edit(way: str) -> None:
-            failures = [error.shown() for error in shown[way]]
-            request = {"instruction": evidence.instructions, "failures": failures, "reason": reason}
-            replies = await requests.ask(EditInstruction, run.baseline.names[-1], request, salt=f"refinement {k}")
-            written[k, way] = text_field(replies[0], "edited_instruction") if replies else ""
-
-        await asyncio.gather(*map(edit, shown))
-
-    async def _reword(self, run: Run, written: dict[tuple[int, str], str], k: int) -> None:
-        assert self.kept.observed is not None
-        request = {"instruction": self.kept.observed.instructions}
-        requests = Requests(run, ProgramContext.of(run))
-        replies = await requests.ask(VaryInstructions, run.baseline.names[-1], request, salt=f"refinement {k}")
-        written[k, REWORDING] = text_field(replies[0], "variation") if replies else ""
-
-    async def _score(self, run: Run, arm: str, k: int, text: str) -> None:
-        assert self.kept.observed is not None
-        name = self.kept.observed.name
-        made = run.child(run.baseline, name, text, move=f"refined by {arm}")
+    async def score(k: int, arm: str) -> None:
+        made = run.child(run.baseline, run.baseline.names[-1], written.get(f"{k} {arm}", ""), move=f"refined by {arm}")
         if made is None:
-            self.kept.unusable[arm] += 1
+            kept.unusable[arm] += 1
             return
-        scored = (await run.score([made], run.select))[0]
-        self.kept.refinements.append(Refinement(arm, k, made.prompts[name].instructions, scored.values))
+        values = (await run.score([made], run.select))[0].values
+        kept.refinements.append(Refinement(arm, k, made.prompts[run.baseline.names[-1]].instructions, values))
+
+    await asyncio.gather(*(chain for k in range(n) for chain in (
+        *(reflect(k, arm) for arm in shown), write(k, REWORDING, VaryInstructions, instruction=prompt))))
+    # All is written before the first is scored, in turn: so a stop leaves about as many refinements of every arm.
+    await asyncio.gather(*(score(k, arm) for k in range(n) for arm in kept.unusable))
+
+
+def _shown(run: Run, found: Observed, n: int) -> tuple[dict[str, list[Evidence]], str]:
+    """What each arm's reflection is shown, one entry a refinement, and what the wrong errors are made of."""
+    seed, prompt = run.seed, found.instructions
+    shown = {OWN: drawn(prompt, found.errors, n=n, seed=seed, label=OWN), UNIFORM: without_errors(prompt, n=n)}
+    pools = {"right answers": found.rights if len(found.rights) >= RIGHTS else (), "errors": found.errors}
+    for name, pool in pools.items():
+        wrong = swapped(pool, run.rng("placebo"))
+        if len(wrong) >= FEWEST:
+            return {**shown, PLACEBO: drawn(prompt, wrong, n=n, seed=seed, label=PLACEBO)}, name
+    return shown, ""
 
 
 # --- the report -------------------------------------------------------------------------------------------
@@ -379,21 +343,15 @@ def limits(found: ReflectionResult) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Conduct the study on one task, with n refinements an arm.
-
-    Raises:
-        ValueError: Before any call, if it is not one task with training examples enough.
-    """
-    task = one_task(STUDY.name, tasks, n, fewest=STUDY.fewest, train=FEWEST)
-    experiment = ReflectionExperiment(n)
-    bench.conduct(STUDY.name, task, experiment)
-    result = analysed(experiment.kept, n, similarity=bench.similarity, seed=bench.seed)
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
+    kept = Collected()
+    bench.conduct(STUDY.name, tasks[0], lambda run: _experiment(run, n, kept))
+    result = analysed(kept, n, similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), limits(result))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds: three reflections, four edits and a rewording a number, each of the five then scored."""
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
+    """Three reflections, four edits and a rewording a number, each of the five then scored."""
     asks = (3 + 4 + 1) * n * len(tasks)
     runs = sum(len(task.train) + (1 + len(ARMS) * n) * len(task.validation) for task in tasks)
     return Forecast(asks, runs, asks + runs)
@@ -401,12 +359,12 @@ def forecast(tasks: Sequence[Task], n: int) -> Forecast:
 
 STUDY = Study(
     name="reflection",
-    question=STUDIES["reflection"],
     families=("objects",),
     sizes=Sizes(train=60, validation=60, test=1),
     n=12,
     unit="refinements an arm",
     fewest=4,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"train": FEWEST},
+    run=_conduct,
+    bounds=_forecast,
 )

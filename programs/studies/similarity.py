@@ -31,8 +31,7 @@ from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.diagnosis.likeness import EXACT, ORDERS, RankMantel, rank_mantel
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
-from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example, task_with
+from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
 from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.apo import criticize, edit, groups
@@ -45,11 +44,6 @@ from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.examples import Failure, Material, begin
 from cuesmith.teleprompters.search.scene import Scene, text_field, write_instructions
 from cuesmith.teleprompters.search.setting import Setting
-
-__all__ = [
-    "FEWEST_EXAMPLES", "STUDY", "TESTS", "Nearest", "PromptPair", "Sample", "SimilarityResult",
-    "StudiedPrompt", "analyse", "conduct", "forecast", "nearest", "sections",
-]  # fmt: skip
 
 FEWEST_EXAMPLES = 10
 TESTS = 4
@@ -408,26 +402,15 @@ def limits(result: SimilarityResult, stopped_by: str | None) -> tuple[str, ...]:
 # --- the study ---------------------------------------------------------------------------------------------
 
 
-def conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
-    """Run the study; see the module.
-
-    Args:
-        bench: What to work with.
-        tasks: One task.
-        n: Prompts at most.
-
-    Raises:
-        ValueError: If the task does not fit.
-    """
-    task, kept = task_with(tasks, validation=FEWEST_EXAMPLES, test=2 * FEWEST_EXAMPLES), _Kept()
+def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
+    (task,), kept = tasks, _Kept()
     bench.conduct("similarity", task, lambda run: _experiment(run, task, n, kept))
     result = analyse(kept.samples(), noise=kept.noise(), neighbourhood=kept.neighbourhood(bench.seed),
                      similarity=bench.similarity, seed=bench.seed)
     return Findings(result, sections(result), limits(result, bench.stopped_by))
 
 
-def forecast(tasks: Sequence[Task], n: int) -> Forecast:
-    """Return upper bounds of the study's calls."""
+def _forecast(tasks: Sequence[Task], n: int) -> Forecast:
     draws, asked, runs = _draws(n), 0, 0
     for task in tasks:
         asked += 6 * draws + 2 * PARAPHRASES
@@ -438,12 +421,12 @@ def forecast(tasks: Sequence[Task], n: int) -> Forecast:
 
 STUDY = Study(
     name="similarity",
-    question=STUDIES["similarity"],
     families=("objects",),
     sizes=Sizes(train=40, validation=60, test=160),
     n=16,
     unit="prompts",
     fewest=FEWEST,
-    conduct=conduct,
-    forecast=forecast,
+    needs={"validation": FEWEST_EXAMPLES, "test": 2 * FEWEST_EXAMPLES},
+    run=_conduct,
+    bounds=_forecast,
 )

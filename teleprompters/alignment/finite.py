@@ -20,8 +20,6 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["Instance", "Theory", "kl_divergence", "log_mean_exp", "random_instance", "total_variation"]
-
 Array = NDArray[np.float64]
 
 _SUM_TOLERANCE = 1e-9
@@ -241,7 +239,7 @@ class Instance:
             attainable=self.attainable(),
         )
 
-    def admissible(self, low: float = 1e-3, high: float = 1e3, points: int = 241) -> tuple[tuple[float, float], ...]:
+    def admissible(self) -> tuple[tuple[float, float], ...]:
         """The lambdas at which Theorem 1's bound is not negative, as closed intervals in increasing order.
 
         The paper writes lambda <= (epsilon_1 + epsilon_2) / E D_KL(rho* || rho_sft), but rho* depends on lambda,
@@ -250,10 +248,8 @@ class Instance:
         ends (for small lambda rho* settles on the best rewrites and the KL stays finite), so that the admissible
         set begins at 0, is unbounded, and is one interval unless the bound dips below 0 in between.
 
-        Args:
-            low: Smallest lambda looked at; below it the sign is taken to be the one at 0.
-            high: Largest lambda looked at; above it the sign is taken to be the one at infinity.
-            points: Points of the grid; a dip that fits between two of them is not seen.
+        The grid has 241 points from 1e-3 to 1e3, outside of which the sign is taken to be that at 0 and at infinity; a
+        dip that fits between two of them is not seen.
 
         Returns:
             Intervals of lambda in units of reward; the first begins at 0, the last ends at infinity.
@@ -268,7 +264,7 @@ class Instance:
 
         # At exactly 0, as where nothing depends on the rewrite, rounding must not decide.
         floor = -1e-14 * self.reward_width
-        grid = np.geomspace(low, high, points)
+        grid = np.geomspace(1e-3, 1e3, 241)
         holds = [True, *(slack(float(point)) >= floor for point in grid), True]
         edges = [
             _bisect(lambda t: slack(t) >= floor, *_ends(grid, i), holds[i])

@@ -22,25 +22,6 @@ class Sampled:
 
 
 @dataclass(frozen=True, slots=True)
-class WeightedRewrite:
-    """A distinct rewrite of one input with its weight under the estimated rho*.
-
-    Attributes:
-        text: The rewrite.
-        weight: Its estimated rho*(x'|x) among the drawn rewrites; they sum to 1.
-        reward: Its average reward, as it was measured.
-        draws: How often it was drawn.
-        rewards: How many rewards it has.
-    """
-
-    text: str
-    weight: float
-    reward: float
-    draws: int
-    rewards: int
-
-
-@dataclass(frozen=True, slots=True)
 class InputValue:
     """What one input contributes; in units of reward.
 

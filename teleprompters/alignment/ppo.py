@@ -68,10 +68,6 @@ def clipped_losses(
 class PPO(Rollouts, GRPOTrainer):  # type: ignore[misc]
     """GRPOTrainer's rollouts, a learned value head, GAE and clipped losses."""
 
-    clip: float
-    gae_lambda: float
-    value_coefficient: float
-
     def prepare(self, setting: RolloutSetting) -> None:
         """Also attach the value head, so that the optimizer, the checkpoints and DDP know it."""
         super().prepare(setting)
@@ -128,7 +124,7 @@ class PPO(Rollouts, GRPOTrainer):  # type: ignore[misc]
     def _advantages(self, output: Batch, rewards: Tensor, old: Tensor, reference: Tensor) -> Batch:
         mask = output["completion_mask"].float()
         charged = token_rewards(rewards, old, reference, mask, self.beta)
-        advantages = generalised_advantages(charged, self._old_values, mask, self.gae_lambda)
+        advantages = generalised_advantages(charged, self._old_values, mask, self._setting.config.gae_lambda)
         values = self._old_values * mask
         output["returns"], output["old_values"], output["old_logps"] = advantages + values, values, old
         output["advantages"], tokens = self._whitened(advantages, mask)
@@ -152,9 +148,9 @@ class PPO(Rollouts, GRPOTrainer):  # type: ignore[misc]
         ratio = torch.exp((new - inputs["old_logps"]) * mask)
         policy, value = clipped_losses(
             ratio, inputs["advantages"], cast(Tensor, self._new_values), inputs["old_values"], inputs["returns"],
-            self.clip,
+            self._setting.config.clip,
         )  # fmt: skip
-        losses = (policy + self.value_coefficient * value) * mask
+        losses = (policy + self._setting.config.value_coefficient * value) * mask
         return cast(Tensor, losses.sum() / inputs["normaliser"])
 
 

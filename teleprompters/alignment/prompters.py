@@ -19,7 +19,7 @@ from cuesmith.teleprompters.alignment.checkpoints import LearningCurve
 from cuesmith.teleprompters.alignment.frozen import Frozen
 from cuesmith.teleprompters.alignment.gains import PolicyKL, Sampled
 from cuesmith.teleprompters.alignment.record import TrainingStepDone
-from cuesmith.teleprompters.alignment.training import Training, TrainingStep, train
+from cuesmith.teleprompters.alignment.training import Training, train
 from cuesmith.teleprompters.alignment.yardstick import policy_kl
 from cuesmith.teleprompters.runtime.candidate import Json, digest
 from cuesmith.teleprompters.runtime.outcomes import MetricError
@@ -127,12 +127,9 @@ async def trained(
     directory = frozen.folder("prompter")
     curve = LearningCurve(directory)
 
-    def on_step(step: TrainingStep) -> bool:
-        event = TrainingStepDone(
-            step.step, training.steps, step.reward, step.kl, step.loss, step.missing, step.seconds
-        )
-        curve.add(event)
-        frozen.tell(event)
+    def on_step(step: TrainingStepDone) -> bool:
+        curve.add(step)
+        frozen.tell(step)
         if goal is not None and _has_reached(goal, curve.steps, training.kl_coefficient):
             frozen.note(f"Training ended after {step.step} steps: nothing is left to gain.")
             return True

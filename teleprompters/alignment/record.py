@@ -18,8 +18,8 @@ class TrainingStepDone(Progressed):
         step: 1, 2, ...
         of: Steps planned.
         reward: Mean reward of the step's rewrites, of those that have one; NaN if none has.
-        kl: Mean log-ratio of the rewrites to the untrained prompter, nats a rewrite.
-        loss: The trainer's loss.
+        kl: Mean log-ratio of the rewrites to the untrained prompter, nats a rewrite, before the step's updates.
+        loss: The trainer's loss, its mean over the step's updates.
         missing: Rewrites without a reward: an outage, never a zero.
         seconds: What the step took.
     """

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from cuesmith.modules.judges import RewardModel
 from cuesmith.modules.policy import require_train
+from cuesmith.teleprompters.runtime.checks import number
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 if TYPE_CHECKING:
@@ -22,22 +23,20 @@ if TYPE_CHECKING:
 
 
 class PreferencePair(Protocol):
-    """A prompt with a better and a worse response; `cuesmith.programs.tasks.preferences.Preference` is one."""
+    """A prompt with a better and a worse response; `cuesmith.programs.tasks.preferences.Preference` is one.
+
+    Attributes:
+        prompt: What was asked.
+        chosen: The better response.
+        rejected: The worse response.
+    """
 
     @property
-    def prompt(self) -> str:
-        """What was asked."""
-        ...
-
+    def prompt(self) -> str: ...
     @property
-    def chosen(self) -> str:
-        """The better response."""
-        ...
-
+    def chosen(self) -> str: ...
     @property
-    def rejected(self) -> str:
-        """The worse response."""
-        ...
+    def rejected(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,8 @@ def train_reward_model(
     trained_on, tested_on = _divide(preferences, held_out, seed)
     with OwnRandomness():
         reward = _classifier(base_model, tokenizer, seed)
-        rows = [_row(reward, pair) for pair in trained_on]
+        rows = [{"chosen_ids": reward.token_ids(pair.prompt, pair.chosen),
+                 "rejected_ids": reward.token_ids(pair.prompt, pair.rejected)} for pair in trained_on]
         rows = [row for row in rows if max(map(len, row.values())) <= max_length]
         if not rows or not tested_on:
             raise ValueError(
@@ -130,8 +130,7 @@ def _check(batch_size: int, gradient_accumulation: int, learning_rate: float, he
         raise ValueError(
             f"batch_size must be a multiple of gradient_accumulation, got {batch_size} and {gradient_accumulation}"
         )
-    if not 0 < learning_rate < float("inf"):
-        raise ValueError(f"learning_rate must be greater than 0, got {learning_rate}")
+    number("learning_rate", learning_rate, least=0, above=True)
     if not 0 < held_out < 1:
         raise ValueError(f"held_out must be between 0 and 1, got {held_out}")
 
@@ -145,13 +144,6 @@ def _divide(
     kept = set(order[math.ceil(held_out * len(order)) :])
     trained_on = [pair for pair in preferences if pair.prompt in kept]
     return trained_on, [pair for pair in preferences if pair.prompt not in kept]
-
-
-def _row(reward: RewardModel, pair: PreferencePair) -> dict[str, list[int]]:
-    return {
-        "chosen_ids": reward.token_ids(pair.prompt, pair.chosen),
-        "rejected_ids": reward.token_ids(pair.prompt, pair.rejected),
-    }
 
 
 def _classifier(

@@ -36,7 +36,8 @@ from cuesmith.teleprompters.alignment._trl import (
     add_fused_lm_head,
 )
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
-from cuesmith.teleprompters.alignment.training import RewardFunction, TrainingStep
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training import RewardFunction, Training
 
 WEIGHTS = "trained.safetensors"
 Batch = dict[str, Any]
@@ -47,30 +48,24 @@ class RolloutSetting:
     """What a trainer needs beyond TRL's arguments.
 
     Attributes:
+        config: How to train.
         reward: The reward function.
         prompt_ids: The token ids of each input's prompt.
         order: The inputs' indices in the order of use, `batch_size / generations` of them for each step.
-        generations: Rewrites per input.
-        kl_at: The paper's lambda at each step, counted from 0.
-        updates: Optimizer updates per batch.
-        save_every: Steps between two checkpoints.
         reference: The policy to stay close to, or None where that is the trained one without its adapter.
         checkpoints: Where to write them, or None.
         about: Noted in each checkpoint; a resumed training must agree with it.
         on_step: Called after each step on the main process; True ends the training.
     """
 
+    config: Training
     reward: RewardFunction
     prompt_ids: Sequence[Sequence[int]]
     order: Sequence[int]
-    generations: int
-    kl_at: Callable[[int], float]
-    updates: int
-    save_every: int
     reference: PreTrainedModel | None
     checkpoints: Checkpoints | None
     about: dict[str, object]
-    on_step: Callable[[TrainingStep], bool | None] | None
+    on_step: Callable[[TrainingStepDone], bool | None] | None
 
 
 class RewardFailedElsewhere(RuntimeError):
@@ -109,7 +104,7 @@ class Rollouts(Trainer):  # type: ignore[misc]
         # TRL fetches and moves a batch's rows for each of its updates; numbers are quick to fetch.
         self.train_dataset = range(len(setting.prompt_ids))
         self.data_collator = _numbers
-        self.beta = setting.kl_at(0)
+        self.beta = setting.config.kl_at(0)
         self.ref_model = None
         if setting.reference is not None:
             reference: Any = setting.reference
@@ -121,7 +116,7 @@ class Rollouts(Trainer):  # type: ignore[misc]
         self._step_started = time.monotonic()
         self._summary = (math.nan, math.nan, 0)
         self.stopped = False
-        self.last: TrainingStep | None = None
+        self.last: TrainingStepDone | None = None
         without_printing(self)
         self.add_callback(_Steps(self))
 
@@ -143,13 +138,14 @@ class Rollouts(Trainer):  # type: ignore[misc]
     # rollouts
 
     def _get_train_sampler(self, dataset: object = None) -> Sampler[int]:
-        setting, rows = self._setting, self.args.generation_batch_size
-        repeats = setting.updates * self.args.steps_per_generation
-        return _Order(setting.order, rows // setting.generations, setting.generations, repeats)
+        config, rows = self._setting.config, self.args.generation_batch_size
+        repeats = config.updates_per_batch * self.args.steps_per_generation
+        return _Order(self._setting.order, rows // config.generations, config.generations, repeats)
 
     def _generate_and_score_completions(self, inputs: Batch) -> Batch:
         self._step_started = time.monotonic()
-        self.beta = self._setting.kl_at(self.state.global_step // self._setting.updates)
+        config = self._setting.config
+        self.beta = config.kl_at(self.state.global_step // config.updates_per_batch)
         self._randomness = _randomness()
         self._indices = [int(index) for index in inputs["index"]]
         self._texts: Future[list[str]] = Future()
@@ -249,13 +245,15 @@ class Rollouts(Trainer):  # type: ignore[misc]
         self._losses.append(loss)
         return loss
 
-    def summarise(self, step: int) -> TrainingStep:
+    def summarise(self, step: int) -> TrainingStepDone:
         """Return what happened in the step that just ended; the same on all processes."""
-        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "mean") / self._setting.updates
+        config = self._setting.config
+        loss = self.accelerator.reduce(torch.stack(self._losses).sum(), "mean") / config.updates_per_batch
         self._losses.clear()
         self._metrics["train"].clear()
         reward, kl, missing = self._summary
-        self.last = TrainingStep(step, reward, kl, float(loss), missing, time.monotonic() - self._step_started)
+        seconds = time.monotonic() - self._step_started
+        self.last = TrainingStepDone(step, config.steps, reward, kl, float(loss), missing, seconds)
         return self.last
 
     # checkpoints
@@ -325,17 +323,17 @@ class _Steps(TrainerCallback):  # type: ignore[misc]
     ) -> TrainerControl:
         trainer, setting = self._trainer, self._trainer._setting
         control.should_log = control.should_evaluate = False
-        if state.global_step % setting.updates:
+        if state.global_step % setting.config.updates_per_batch:
             return control
-        step = trainer.summarise(state.global_step // setting.updates)
+        step = trainer.summarise(state.global_step // setting.config.updates_per_batch)
         trainer.stopped = agree(trainer, step, setting)
         control.should_training_stop = control.should_training_stop or trainer.stopped
         done = control.should_training_stop or state.global_step >= state.max_steps
-        control.should_save = done or step.step % setting.save_every == 0
+        control.should_save = done or step.step % setting.config.save_every == 0
         return control
 
 
-def agree(trainer: Rollouts, step: TrainingStep, setting: RolloutSetting) -> bool:
+def agree(trainer: Rollouts, step: TrainingStepDone, setting: RolloutSetting) -> bool:
     """Ask `on_step` on the main process whether to stop, and tell the others."""
     answer = [False]
     if setting.on_step is not None and trainer.accelerator.is_main_process:

@@ -17,6 +17,7 @@ from cuesmith.modules.policy import LocalPolicy
 from cuesmith.teleprompters.alignment._trl import GRPOConfig, RLOOConfig
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
 from cuesmith.teleprompters.alignment.ppo import PPO
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.rollouts import (
     GRPO,
     RLOO,
@@ -28,7 +29,6 @@ from cuesmith.teleprompters.alignment.rollouts import (
 from cuesmith.teleprompters.alignment.training import (
     RewardFunction,
     Training,
-    TrainingStep,
     check_resumable,
     identity,
 )
@@ -40,12 +40,12 @@ def train(
     reward: RewardFunction,
     config: Training,
     directory: Path | None,
-    on_step: Callable[[TrainingStep], bool | None] | None,
+    on_step: Callable[[TrainingStepDone], bool | None] | None,
 ) -> LocalPolicy:
     """See `training.train`."""
     prompt_ids = [policy.prompt_ids(text) for text in inputs]
     _check_lengths(policy, inputs, prompt_ids, config.max_new_tokens)
-    on_cpu = _device(policy.model) == "cpu"
+    on_cpu = next(policy.model.parameters()).device.type == "cpu"
     processes = PartialState(cpu=on_cpu).num_processes
     parts = processes * config.gradient_accumulation
     if config.batch_size % parts:
@@ -55,28 +55,25 @@ def train(
         )
     about = identity(policy, inputs, config, processes)
     checkpoints = Checkpoints(directory) if directory is not None else None
+    reference = _reference(policy) if config.lora_rank is None else None
     setting = RolloutSetting(
-        reward, prompt_ids, _order(len(inputs), config), config.generations, config.kl_at,
-        config.updates_per_batch, config.save_every, _reference(policy) if config.lora_rank is None else None,
-        checkpoints, about, on_step,
-    )  # fmt: skip
+        config, reward, prompt_ids, _order(len(inputs), config), reference, checkpoints, about, on_step)
     with OwnRandomness(), tempfile.TemporaryDirectory() as scratch:
-        return _run(policy, config, setting, scratch, on_cpu, config.batch_size // parts)
+        return _run(policy, setting, _arguments(config, scratch, on_cpu, config.batch_size // parts))
 
 
-def _run(
-    policy: LocalPolicy, config: Training, setting: RolloutSetting, scratch: str, on_cpu: bool, rows: int
-) -> LocalPolicy:
+def _run(policy: LocalPolicy, setting: RolloutSetting, arguments: Any) -> LocalPolicy:
+    config = setting.config
     found = setting.checkpoints.latest() if setting.checkpoints else None
     if found is not None:
         check_resumable(found, setting.about)
     pupil = policy.copy()
     model = _plain(pupil.model)
     plain_generation(model)
-    trainer = _trainer(config, model, pupil, _arguments(config, scratch, on_cpu, rows))
+    trainer = _trainer(config, model, pupil, arguments)
     trainer.prepare(setting)
     try:
-        if found is not None and _has_ended(found.updates, found.about, config, setting):
+        if found is not None and _has_ended(found.updates, found.about, setting):
             trainer.load_trained(found.path)
         else:
             trainer.train(resume_from_checkpoint=str(found.path) if found else None)
@@ -95,10 +92,12 @@ def _run(
     return LocalPolicy(trained, pupil.tokenizer, instructions=policy.instructions)
 
 
-def _has_ended(updates: int, about: Any, config: Training, setting: RolloutSetting) -> bool:
-    if updates >= config.steps * config.updates_per_batch:
+def _has_ended(updates: int, about: Any, setting: RolloutSetting) -> bool:
+    if updates >= setting.config.steps * setting.config.updates_per_batch:
         return True
-    return bool(about["stopped"] and setting.on_step is not None and setting.on_step(TrainingStep(**about["last"])))
+    if not about["stopped"] or setting.on_step is None:
+        return False
+    return bool(setting.on_step(TrainingStepDone(**{"of": setting.config.steps, **about["last"]})))
 
 
 def _trainer(config: Training, model: PreTrainedModel, pupil: LocalPolicy, args: Any) -> Rollouts:
@@ -108,9 +107,6 @@ def _trainer(config: Training, model: PreTrainedModel, pupil: LocalPolicy, args:
         model, _no_reward, args=args, train_dataset=unused, processing_class=pupil.tokenizer,
         peft_config=_adapter(config),
     )  # fmt: skip
-    if isinstance(trainer, PPO):
-        trainer.clip, trainer.gae_lambda = config.clip, config.gae_lambda
-        trainer.value_coefficient = config.value_coefficient
     return cast(Rollouts, trainer)
 
 
@@ -170,10 +166,6 @@ def _plain(model: Any) -> PreTrainedModel:
     return cast(PreTrainedModel, model.merge_and_unload() if hasattr(model, "merge_and_unload") else model)
 
 
-def _device(model: PreTrainedModel) -> str:
-    return str(next(model.parameters()).device.type)
-
-
 def _order(inputs: int, config: Training) -> list[int]:
     """Return the inputs in shuffled passes, as many as the training needs."""
     needed = config.steps * config.batch_size // config.generations
@@ -183,7 +175,7 @@ def _order(inputs: int, config: Training) -> list[int]:
 
 
 def _check_lengths(policy: LocalPolicy, inputs: Sequence[str], prompts: Sequence[Sequence[int]], new: int) -> None:
-    room = getattr(_plain_config(policy.model), "max_position_embeddings", None)
+    room = getattr(policy.model.config.get_text_config(), "max_position_embeddings", None)
     for text, ids in zip(inputs, prompts, strict=True):
         if not ids:
             raise ValueError(f"the input {text!r} makes an empty prompt")
@@ -191,10 +183,6 @@ def _check_lengths(policy: LocalPolicy, inputs: Sequence[str], prompts: Sequence
             raise ValueError(
                 f"a prompt of {len(ids)} tokens and max_new_tokens {new} do not fit the model's {room}: {text[:80]!r}"
             )
-
-
-def _plain_config(model: Any) -> Any:
-    return model.config.get_text_config()
 
 
 def _no_reward(**_: object) -> list[float]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,6 +29,8 @@ import dspy
 from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.policy import LocalPolicy, require_train
 from cuesmith.modules.prompter import Prompter
+from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.runtime.checks import chosen, number, whole
 
 if TYPE_CHECKING:
     from cuesmith.teleprompters.alignment.checkpoints import Checkpoint
@@ -95,28 +96,29 @@ class Training:
         """Validate.
 
         Raises:
+            TypeError: A value is of the wrong type.
             ValueError: A value cannot be right; the message holds it.
         """
-        _require(self.trainer in get_args(Trainer), f"trainer must be ppo, rloo or grpo, got {self.trainer!r}")
+        chosen("trainer", self.trainer, get_args(Trainer))
         for name in ("kl_coefficient", "learning_rate", "clip"):
-            _require(_positive(getattr(self, name)), f"{name} must be greater than 0, got {getattr(self, name)}")
-        start = self.kl_start
-        _require(
-            start is None or start >= self.kl_coefficient,
-            f"kl_start must be at least kl_coefficient {self.kl_coefficient}, got {start}",
-        )
-        _require(0 <= self.gae_lambda <= 1, f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
-        weight = self.value_coefficient
-        _require(math.isfinite(weight) and weight >= 0, f"value_coefficient must be 0 or more, got {weight}")
+            number(name, getattr(self, name), least=0, above=True)
+        if self.kl_start is not None:
+            number("kl_start", self.kl_start, least=self.kl_coefficient)
+        for name in ("gae_lambda", "value_coefficient"):
+            number(name, getattr(self, name), least=0)
+        if self.gae_lambda > 1:
+            raise ValueError(f"gae_lambda must be in [0, 1], got {self.gae_lambda}")
         for name in ("steps", "batch_size", "updates_per_batch", "max_new_tokens", "gradient_accumulation",
                      "save_every"):  # fmt: skip
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        _require(self.generations >= 2, f"generations must be at least 2, got {self.generations}")
-        _require(self.lora_rank is None or self.lora_rank >= 1, f"lora_rank must be at least 1, got {self.lora_rank}")
-        _require(self.seed >= 0, f"seed must be 0 or more, got {self.seed}")
+            whole(name, getattr(self, name))
+        whole("generations", self.generations, least=2)
+        if self.lora_rank is not None:
+            whole("lora_rank", self.lora_rank)
+        whole("seed", self.seed, least=0)
         for name in ("generations", "gradient_accumulation"):
             part = getattr(self, name)
-            _require(self.batch_size % part == 0, f"batch_size {self.batch_size} is no multiple of {name} {part}")
+            if self.batch_size % part:
+                raise ValueError(f"batch_size {self.batch_size} is no multiple of {name} {part}")
 
     def kl_at(self, step: int) -> float:
         """Return lambda at a step.
@@ -130,28 +132,6 @@ class Training:
         return float(self.kl_coefficient * (self.kl_start / self.kl_coefficient) ** (1 - done))
 
 
-
-@dataclass(frozen=True)
-class TrainingStep:
-    """What happened in one step.
-
-    Attributes:
-        step: Counts from 1.
-        reward: Mean over the rows that have one; NaN if none has.
-        kl: Mean log(rho / rho_sft) of the batch's rewrites, in nats, before the step's updates.
-        loss: Mean over the step's updates.
-        missing: Rows without a reward.
-        seconds: Wall-clock time.
-    """
-
-    step: int
-    reward: float
-    kl: float
-    loss: float
-    missing: int
-    seconds: float
-
-
 def train(
     policy: LocalPolicy,
     inputs: Sequence[str],
@@ -159,7 +139,7 @@ def train(
     config: Training,
     *,
     directory: Path | None = None,
-    on_step: Callable[[TrainingStep], bool | None] | None = None,
+    on_step: Callable[[TrainingStepDone], bool | None] | None = None,
 ) -> LocalPolicy:
     """Train a copy of `policy`, which is rho_sft, and return it (2501.03486 eq. 9).
 
@@ -224,10 +204,11 @@ def warm_start(
         ValueError: There are no pairs, or a number is not positive.
     """
     require_train()
-    _require(len(pairs) > 0, "a warm start needs at least one pair")
-    _require(steps >= 1, f"steps must be at least 1, got {steps}")
-    _require(batch_size >= 1, f"batch_size must be at least 1, got {batch_size}")
-    _require(_positive(learning_rate), f"learning_rate must be greater than 0, got {learning_rate}")
+    if not pairs:
+        raise ValueError("a warm start needs at least one pair")
+    whole("steps", steps)
+    whole("batch_size", batch_size)
+    number("learning_rate", learning_rate, least=0, above=True)
     from cuesmith.teleprompters.alignment.supervised import warm_start as taught
 
     return taught(policy, pairs, steps, batch_size, learning_rate, seed)
@@ -291,12 +272,3 @@ def check_resumable(found: Checkpoint, wanted: dict[str, object]) -> None:
                 f"{found.path.parent} holds another training: {name} was {found.about.get(name)!r} there and is "
                 f"{value!r} now; use another directory"
             )
-
-
-def _positive(value: float) -> bool:
-    return math.isfinite(value) and value > 0
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ValueError(message)

@@ -38,13 +38,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from cuesmith.teleprompters.alignment.gains import Attainable, InputValue, PolicyKL, Realised, Sampled, WeightedRewrite
+from cuesmith.teleprompters.alignment.gains import Attainable, InputValue, PolicyKL, Realised, Sampled
 from cuesmith.teleprompters.runtime.statistics import (
     Estimate95,
     t975,  # pyright: ignore[reportPrivateUsage]
 )
-
-__all__ = ["attainable", "lemma_weights", "policy_kl", "realised"]
 
 Array = NDArray[np.float64]
 
@@ -167,48 +165,6 @@ def realised(rewards: Sequence[Sequence[Sampled]], policy_kl: Sequence[float | N
         return Realised(gain, None, math.nan, math.nan, least, most, "nothing-to-gain")
     share = float(numerator.mean() / denominator.mean())
     return Realised(gain, share, *interval, least, most, None)
-
-
-def lemma_weights(
-    samples: Sequence[Sequence[Sampled]],
-    kl_coefficient: float,
-    *,
-    shrink: bool = True,
-    noise_variance: float | None = None,
-) -> tuple[tuple[WeightedRewrite, ...], ...]:
-    """Weigh the distinct rewrites of every input by Lemma 1: rho* = rho_sft exp(R / lambda) / Z on the sample.
-
-    With noisy rewards the best weights are those of E[R | rewards], as the objective is linear in R: the averages
-    are drawn towards the input's mean by how far noise explains their spread (ours).
-
-    Args:
-        samples: For each input its draws of rho_sft.
-        kl_coefficient: lambda, in units of reward.
-        shrink: Whether to do so; else, and where no rewrite has two rewards, the averages are taken as they are.
-        noise_variance: As in `attainable`.
-
-    Returns:
-        For each input its rewrites, the heaviest first, of equal ones the first drawn; empty for an input without
-        rewards.
-
-    Raises:
-        ValueError: If lambda or the noise variance is out of range.
-    """
-    _check(kl_coefficient, noise_variance)
-    pooled = [_Pool.of(index, draws) for index, draws in enumerate(samples)]
-    pools = [pool for pool in pooled if pool is not None]
-    moments = _Moments.of(pools, noise_variance)
-    weighed: list[tuple[WeightedRewrite, ...]] = []
-    for pool in pooled:
-        if pool is None:
-            weighed.append(())
-            continue
-        trust = moments.reliability(pool.counts) if shrink and moments.identified else np.ones(len(pool.texts))
-        weights = _tilt(pool.share, pool.mean + trust * (pool.averages - pool.mean), kl_coefficient)
-        rows = zip(pool.texts, weights, pool.averages, pool.draws, pool.counts, strict=True)
-        rewrites = [WeightedRewrite(t, float(w), float(r), int(d), int(c)) for t, w, r, d, c in rows]
-        weighed.append(tuple(sorted(rewrites, key=lambda rewrite: -rewrite.weight)))
-    return tuple(weighed)
 
 
 def policy_kl(

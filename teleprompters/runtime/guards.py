@@ -81,7 +81,7 @@ class Guard:
         for run, n in counts.items():
             if n < common:
                 rare.setdefault(len(run), set()).add(run)
-        pieces = {size: frozenset(runs.difference(*(_runs(text, size) for text in said)))
+        pieces = {size: frozenset(runs.difference(*(runs_in(text, size) for text in said)))
                   for size, runs in rare.items()}  # fmt: skip
         return cls(pinned, longest_of(own) if longest is None else longest, pieces)
 
@@ -110,7 +110,7 @@ class Guard:
 
     def copies(self, text: str) -> bool:
         """Return whether a text has a long piece of a training example in it."""
-        return any(run in runs for size, runs in self.pieces.items() for run in _runs(text, size))
+        return any(run in runs for size, runs in self.pieces.items() for run in runs_in(text, size))
 
 
 def longest_of(own: Sequence[str]) -> int:
@@ -131,15 +131,17 @@ def unwrapped(text: str) -> str:
 def _runs_of(example: dspy.Example) -> Iterator[tuple[str, ...]]:
     for value in example.toDict().values():
         text = shortened(text_of(value))
-        yield from _runs(text, min(MOST_COPIED, max(COPIED_WORDS, math.ceil(len(_words(text)) / 2))))
+        yield from runs_in(text, min(MOST_COPIED, max(COPIED_WORDS, math.ceil(len(words_in(text)) / 2))))
 
 
-def _runs(text: str, size: int) -> Iterator[tuple[str, ...]]:
-    words = _words(text)
+def runs_in(text: str, size: int) -> Iterator[tuple[str, ...]]:
+    """Yield every run of so many words in a text."""
+    words = words_in(text)
     return (tuple(words[i : i + size]) for i in range(len(words) - size + 1))
 
 
-def _words(text: str) -> list[str]:
+def words_in(text: str) -> list[str]:
+    """Return the words of a text, case folded; where a script has no spaces, its characters."""
     return re.findall(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W_]+", text.casefold())
 
 
