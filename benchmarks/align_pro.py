@@ -84,34 +84,58 @@ def study(seed: int, lm: dspy.BaseLM, through: str, training: Training) -> Done:
     policy = tiny_policy(vague.words, seed=seed)
     with dspy.context(lm=lm):
         compiler = AlignPro(
-            metric, prompter=policy, field="request", pairs=vague.pairs, warm_start_steps=WARM_START_STEPS,
-            training=training, seed=seed,
+            metric,
+            prompter=policy,
+            field="request",
+            pairs=vague.pairs,
+            warm_start_steps=WARM_START_STEPS,
+            training=training,
+            seed=seed,
         )
         compiled = compiler.compile(student, trainset=list(vague.task.train), valset=list(vague.task.validation))
         seconds = time.perf_counter() - start
         rho_sft = warm_start(policy, vague.pairs, steps=WARM_START_STEPS, seed=seed)
         untrained = Prompted(Prompter(rho_sft), student, ["request"])
         alone, before, after = (
-            tuple(evaluate(p, vague.task.test, metric).values) for p in (student, untrained, compiled))
+            tuple(evaluate(p, vague.task.test, metric).values) for p in (student, untrained, compiled)
+        )
     found = compiled.compilation.extras["alignment"]
     done = found.realised
     share = (done.share, done.low, done.high) if done else (None, math.nan, math.nan)
-    return Done(seed, through, alone, before, after, share, found.kl.k1 if found.kl else 0.0, len(found.curve),
-                compiled.compilation.spent.total.calls, seconds, found.verdict())
+    return Done(
+        seed,
+        through,
+        alone,
+        before,
+        after,
+        share,
+        found.kl.k1 if found.kl else 0.0,
+        len(found.curve),
+        compiled.compilation.spent.total.calls,
+        seconds,
+        found.verdict(),
+    )
 
 
 def show(done: Done) -> bool:
     """Print one seed; return whether the trained prompter is above both others and in time."""
-    print(f"\nseed {done.seed}, frozen program {done.through}: {done.steps} steps, {done.calls:,} calls, "
-          f"{done.seconds:.0f} s (target <= {TARGET_S})")
+    print(
+        f"\nseed {done.seed}, frozen program {done.through}: {done.steps} steps, {done.calls:,} calls, "
+        f"{done.seconds:.0f} s (target <= {TARGET_S})"
+    )
     gains = []
     rows = {"program alone": done.alone, "untrained prompter": done.untrained, "trained": done.trained}
     for name, scores in rows.items():
         e, gain = estimate95([v for v in scores if v is not None]), paired_gain(scores, done.trained)
         gains.append(gain)
-        behind = "" if name == "trained" else (
-            f"   trained is better by {100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] "
-            f"points, p = {gain.p_value:.2g}, n = {gain.n}")
+        behind = (
+            ""
+            if name == "trained"
+            else (
+                f"   trained is better by {100 * gain.difference:+.1f} [{100 * gain.low:+.1f}, {100 * gain.high:+.1f}] "
+                f"points, p = {gain.p_value:.2g}, n = {gain.n}"
+            )
+        )
         print(f"  {name:20}{100 * e.mean:6.1f} [{100 * e.low:.1f}, {100 * e.high:.1f}] %{behind}")
     print(f"  {done.verdict}")
     return all(gain.low > 0 for gain in gains[:2]) and done.seconds <= TARGET_S
@@ -129,8 +153,13 @@ def main() -> int:
     for library in ("dspy", "LiteLLM"):
         logging.getLogger(library).setLevel(logging.ERROR)
     training = Training(
-        trainer=options.trainer, kl_coefficient=options.kl_coefficient, steps=options.steps, batch_size=64,
-        generations=4, learning_rate=LEARNING_RATE, max_new_tokens=8,
+        trainer=options.trainer,
+        kl_coefficient=options.kl_coefficient,
+        steps=options.steps,
+        batch_size=64,
+        generations=4,
+        learning_rate=LEARNING_RATE,
+        max_new_tokens=8,
     )
     good = [show(study(seed, EmbeddedLM(), "in this process", training)) for seed in options.seeds]
     if options.http:

@@ -115,9 +115,15 @@ def run(job: Job) -> Done:
                 options["max_metric_calls"] = job.calls
             try:
                 program = compile(
-                    program, name, metric=task.metric, trainset=list(task.train),
-                    valset=list(task.validation), optimizer_lm=SimulatedOptimizer(seed=job.seed), seed=job.seed,
-                    budget=Budget(calls=job.calls) if job.calls else None, **options,
+                    program,
+                    name,
+                    metric=task.metric,
+                    trainset=list(task.train),
+                    valset=list(task.validation),
+                    optimizer_lm=SimulatedOptimizer(seed=job.seed),
+                    seed=job.seed,
+                    budget=Budget(calls=job.calls) if job.calls else None,
+                    **options,
                 )
                 compilation = program.compilation
             except CompileError as failed:
@@ -126,10 +132,18 @@ def run(job: Job) -> Done:
         scores = evaluate(program, task.test, task.metric)
     spent = compilation.spent.by_role if compilation else {}
     by_role = {role: spent[role].calls if role in spent else 0 for role in ("target", "optimizer")}
-    return Done(job, list(scores.values), by_role["target"], by_role["optimizer"], seconds,
-                compilation.stopped_by if compilation else None,
-                sum(trial.n for trial in compilation.candidates if trial.candidate != compilation.baseline.candidate)
-                if compilation else 0, error)
+    return Done(
+        job,
+        list(scores.values),
+        by_role["target"],
+        by_role["optimizer"],
+        seconds,
+        compilation.stopped_by if compilation else None,
+        sum(trial.n for trial in compilation.candidates if trial.candidate != compilation.baseline.candidate)
+        if compilation
+        else 0,
+        error,
+    )
 
 
 def run_all(jobs: Sequence[Job], processes: int, file: Path | None) -> list[Done]:
@@ -180,8 +194,11 @@ def table(done: Sequence[Done], families: Sequence[str], compilers: Sequence[str
     means = {key: statistics.mean(mean(one) for one in many) for key, many in cells.items()}
     by_family = {f: ranks({c: means[c, f] for c in compilers}) for f in families}
     mean_rank = {c: statistics.mean(by_family[f][c] for f in families) for c in compilers}
-    print(f"{'compiler':14}" + "".join(f"{family:>20}" for family in families)
-          + f"{'mean':>7}{'rank':>6}{'task':>7}{'opt.':>6}{'s':>6}")
+    print(
+        f"{'compiler':14}"
+        + "".join(f"{family:>20}" for family in families)
+        + f"{'mean':>7}{'rank':>6}{'task':>7}{'opt.':>6}{'s':>6}"
+    )
     for name in [BASELINE, *sorted(compilers, key=lambda c: mean_rank[c])]:
         row = f"{name:14}"
         for family in families:
@@ -190,8 +207,10 @@ def table(done: Sequence[Done], families: Sequence[str], compilers: Sequence[str
         own = [one for family in families for one in cells[name, family]]
         row += f"{100 * statistics.mean(means[name, f] for f in families):7.1f}"
         row += f"{mean_rank[name]:6.2f}" if name in mean_rank else f"{'':6}"
-        row += "".join(f"{statistics.mean(getattr(one, what) for one in own):{width}.0f}" for what, width in (
-            ("task_calls", 7), ("optimizer_calls", 6), ("seconds", 6)))
+        row += "".join(
+            f"{statistics.mean(getattr(one, what) for one in own):{width}.0f}"
+            for what, width in (("task_calls", 7), ("optimizer_calls", 6), ("seconds", 6))
+        )
         print(row)
     for one in done:
         if one.error:
@@ -225,22 +244,36 @@ def verdicts(done: Sequence[Done], families: Sequence[str], mean_rank: dict[str,
 
 def racing(options: argparse.Namespace) -> int:
     """Compare racing with full scoring."""
-    jobs = [Job(family, seed, name, None, options.test_size, race)
-            for name in options.compilers for seed in options.seeds for family in options.families
-            for race in (True, False)]
+    jobs = [
+        Job(family, seed, name, None, options.test_size, race)
+        for name in options.compilers
+        for seed in options.seeds
+        for family in options.families
+        for race in (True, False)
+    ]
     done = {one.job: one for one in run_all(jobs, options.processes, options.json)}
     every: list[tuple[Done, Done]] = []
     print("program runs on selection examples (in brackets: of the whole compile), and held-out difference in points\n")
     print(f"{'compiler':14}{'racing':>16}{'full':>16}{'share':>12}  racing - full")
     for name in [*options.compilers, "all"]:
-        pairs = [(done[job], done[Job(**{**asdict(job), "racing": False})]) for job in jobs
-                 if job.racing and job.compiler == name] if name != "all" else every
+        pairs = (
+            [
+                (done[job], done[Job(**{**asdict(job), "racing": False})])
+                for job in jobs
+                if job.racing and job.compiler == name
+            ]
+            if name != "all"
+            else every
+        )
         every += pairs if name != "all" else []
         fast, full, all_fast, all_full = (
-            sum(getattr(pair[i], what) for pair in pairs) for what in ("selection_runs", "task_calls") for i in (0, 1))
+            sum(getattr(pair[i], what) for pair in pairs) for what in ("selection_runs", "task_calls") for i in (0, 1)
+        )
         gain = estimate95(mean(a) - mean(b) for a, b in pairs)
-        print(f"{name:14}{f'{fast:,} ({all_fast:,})':>16}{f'{full:,} ({all_full:,})':>16}"
-              f"{f'{fast / full:.2f} ({all_fast / all_full:.2f})':>12}  {difference(pairs)}")
+        print(
+            f"{name:14}{f'{fast:,} ({all_fast:,})':>16}{f'{full:,} ({all_full:,})':>16}"
+            f"{f'{fast / full:.2f} ({all_fast / all_full:.2f})':>12}  {difference(pairs)}"
+        )
     holds = fast / full <= 0.5 and gain.high > 0
     print(f"at most half of the program runs, with no significant loss: {'holds' if holds else 'does not hold'}")
     return 0 if holds else 1
@@ -248,12 +281,18 @@ def racing(options: argparse.Namespace) -> int:
 
 def comparison(options: argparse.Namespace) -> int:
     """Run all compilers and print the table."""
-    jobs = [Job(family, seed, name, options.calls, options.test_size)
-            for seed in options.seeds for family in options.families for name in [BASELINE, *options.compilers]]
+    jobs = [
+        Job(family, seed, name, options.calls, options.test_size)
+        for seed in options.seeds
+        for family in options.families
+        for name in [BASELINE, *options.compilers]
+    ]
     start = time.perf_counter()
     done = run_all(jobs, options.processes, options.json)
-    print(f"held-out score in %, mean (lowest to highest) of {len(options.seeds)} compiles, on {options.test_size} "
-          f"examples each; at most {options.calls} calls a compile; means of calls and seconds\n")
+    print(
+        f"held-out score in %, mean (lowest to highest) of {len(options.seeds)} compiles, on {options.test_size} "
+        f"examples each; at most {options.calls} calls a compile; means of calls and seconds\n"
+    )
     mean_rank = table(done, options.families, options.compilers)
     met = verdicts(done, options.families, mean_rank) if {*PEERS, "abo"} <= set(options.compilers) else [True]
     print(f"{time.perf_counter() - start:.0f} s on {options.processes} processes")

@@ -138,8 +138,10 @@ def run_one(setting: tuple[float, float], seed: int) -> One:
     study, look = study_of(seed), LOOKS[seed % len(LOOKS)]
     feedback = study.answered(said(engine, study.shown()))
     found = validity_of(feedback, judging=Judging(names_cause=planted(seed).names), seed=seed)
-    sources = [engine.truth(_asked(one), 1024 * k).source
-               for one, k in zip(study.planted, numbered(study.planted), strict=True)]
+    sources = [
+        engine.truth(_asked(one), 1024 * k).source
+        for one, k in zip(study.planted, numbered(study.planted), strict=True)
+    ]
     others = batches(LOOKS[(seed + 1) % len(LOOKS)], seed + 1, 20)
     replies = said(engine, [*(batch for batch in batches(look, seed, 20) for _ in range(3)), *others])
     texts = [[text for text in replies[k : k + 3] if text] for k in range(0, 60, 3)]

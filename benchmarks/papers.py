@@ -285,7 +285,8 @@ def align(data: Path, models: Mapping[str, str], gguf: Path, work: Path) -> None
         shared: dict[str, Any] = {"field": "question", "decoding": DECODING, "max_in_flight": IN_FLIGHT,
                                   "progress": False}  # fmt: skip
         compiled = AlignPro(task.metric, prompter=start, training=TRAINING, rewrites=8, yardstick=12, **shared).compile(
-            program, trainset=list(task.train), valset=list(task.validation), run_dir=work / "train")
+            program, trainset=list(task.train), valset=list(task.validation), run_dir=work / "train"
+        )
         found = alignment_of(compiled.compilation)
         assert found is not None
         print(found.verdict(), f"{time.monotonic() - begun:.0f} s", flush=True)
@@ -303,8 +304,13 @@ def align(data: Path, models: Mapping[str, str], gguf: Path, work: Path) -> None
         scores = evaluate(front, task.test, task.metric, max_in_flight=IN_FLIGHT)
         for each in rewrites.values():
             evaluate(program, _rewritten(task, each), task.metric, max_in_flight=IN_FLIGHT)
-    kept = {"rewrites": rewrites, "alignment": plain(found), "verdict": found.verdict(), "weights": scores.values,
-            "seconds": sum(step.seconds for step in found.curve)}
+    kept = {
+        "rewrites": rewrites,
+        "alignment": plain(found),
+        "verdict": found.verdict(),
+        "weights": scores.values,
+        "seconds": sum(step.seconds for step in found.curve),
+    }
     book.add(RESULT, kept)
     book.close()
 
@@ -355,8 +361,10 @@ def _judged(judge: dspy.BaseLM) -> Callable[..., float]:
 
 
 def _rewritten(task: Task, rewrites: Sequence[str]) -> list[dspy.Example]:
-    return [example.copy(question=given(example.question, rewrite))
-            for example, rewrite in zip(task.test, rewrites, strict=True)]
+    return [
+        example.copy(question=given(example.question, rewrite))
+        for example, rewrite in zip(task.test, rewrites, strict=True)
+    ]
 
 
 def aligned(data: Path) -> Iterator[str]:

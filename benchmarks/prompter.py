@@ -290,8 +290,13 @@ def ours(trainer: Trainer, size: Size, steps: int) -> float:
         trainer=trainer, kl_coefficient=0.5, steps=steps + WARM, batch_size=size.batch, generations=8,
         updates_per_batch=UPDATES, max_new_tokens=size.new_tokens, learning_rate=1e-4,
     )  # fmt: skip
-    train(tiny_policy(WORDS, 0, size.hidden, 1.0), INPUTS, lambda _, texts: asyncio.run(_answers(texts)), config,
-          on_step=note)
+    train(
+        tiny_policy(WORDS, 0, size.hidden, 1.0),
+        INPUTS,
+        lambda _, texts: asyncio.run(_answers(texts)),
+        config,
+        on_step=note,
+    )
     return (len(ends) - WARM) / (ends[-1] - ends[WARM - 1])
 
 

@@ -200,8 +200,9 @@ def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None) 
     return Filled(name, slots, tail, clock.calls, clock.busy, clock.now)
 
 
-def _native(name: str, metric: Any, lm: dspy.LM, slots: int, student: dspy.Module, train: list[Any], valid: list[Any]
-            ) -> None:
+def _native(
+    name: str, metric: Any, lm: dspy.LM, slots: int, student: dspy.Module, train: list[Any], valid: list[Any]
+) -> None:
     def judged(gold: Any, pred: Any, trace: Any = None, pred_name: Any = None, pred_trace: Any = None) -> Any:
         score = float(metric(gold, pred))
         return dspy.Prediction(score=score, feedback=f"Expected {gold.answer}.") if pred_name else score
@@ -211,7 +212,8 @@ def _native(name: str, metric: Any, lm: dspy.LM, slots: int, student: dspy.Modul
         "gepa": lambda: dspy.GEPA(judged, max_metric_calls=1000, reflection_lm=lm, num_threads=slots),
         "simba": lambda: dspy.SIMBA(metric=metric, max_steps=4, prompt_model=lm, num_threads=slots),
         "bootstrap": lambda: dspy.BootstrapFewShotWithRandomSearch(
-            metric, num_candidate_programs=16, num_threads=slots),
+            metric, num_candidate_programs=16, num_threads=slots
+        ),
     }[name]()
     more: dict[str, Any] = {} if name == "simba" else {"valset": valid}
     made.compile(student, trainset=train, **more)

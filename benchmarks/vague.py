@@ -25,9 +25,19 @@ SLANG: dict[str, tuple[str, ...]] = {
 """Family -> the slang words that ask for it."""
 
 _ASKED = (
-    "the {} please", "who's the {} ?", "i want the {}", "gimme the {}", "{} ?", "need the {} asap",
-    "what's the {} here", "show me that {}", "find the {} for me", "just the {}", "{} , quick",
-    "any idea who is the {}", "the {} , thanks",
+    "the {} please",
+    "who's the {} ?",
+    "i want the {}",
+    "gimme the {}",
+    "{} ?",
+    "need the {} asap",
+    "what's the {} here",
+    "show me that {}",
+    "find the {} for me",
+    "just the {}",
+    "{} , quick",
+    "any idea who is the {}",
+    "the {} , thanks",
 )
 
 PLAIN: dict[str, tuple[str, ...]] = {

@@ -42,11 +42,14 @@ class _ByField:
     def _right(self, example: dspy.Example, prediction: dspy.Prediction) -> bool:
         return bool(getattr(example, self.field) == getattr(prediction, self.field))
 
-    def _pairs(self, examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]
-               ) -> Counter[tuple[Hashable, Hashable]]:
+    def _pairs(
+        self, examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]
+    ) -> Counter[tuple[Hashable, Hashable]]:
         """Return how often each (right answer, answer) occurs; the answer is `_NONE` where there is none."""
-        return Counter((getattr(example, self.field), _NONE if given is None else getattr(given, self.field))
-                       for example, given in zip(examples, predictions, strict=True))
+        return Counter(
+            (getattr(example, self.field), _NONE if given is None else getattr(given, self.field))
+            for example, given in zip(examples, predictions, strict=True)
+        )
 
 
 _NONE = ("no answer",)

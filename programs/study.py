@@ -284,8 +284,9 @@ def _models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
         raise BadInput(f"--prior-bias {settings.prior_bias:g} is of the simulated optimizer: leave it out with a model")
     target, optimizer = comparison.models(comparison.Settings(lm=settings.lm, optimizer_lm=settings.optimizer_lm))
     simulated = settings.optimizer is None
-    return target, SimulatedOptimizer(prior_bias=settings.prior_bias or 0.0, seed=settings.seed) if simulated \
-        else optimizer
+    return target, SimulatedOptimizer(
+        prior_bias=settings.prior_bias or 0.0, seed=settings.seed
+    ) if simulated else optimizer
 
 
 def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int) -> str:

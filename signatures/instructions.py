@@ -10,8 +10,7 @@ from typing import Literal, get_args
 
 import dspy
 
-__all__ = ["CONTEXT", "STYLES", "Style", "SummarizeData", "VaryInstructions", "WriteInstructions",
-           "naming_answers"]
+__all__ = ["CONTEXT", "STYLES", "Style", "SummarizeData", "VaryInstructions", "WriteInstructions", "naming_answers"]
 
 CONTEXT = "what is known of the program: this stage, its fields, what follows it, what is rewarded"
 """Describes the field `context` of a request."""

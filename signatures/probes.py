@@ -13,19 +13,23 @@ HARMLESS_STEPS = (
 )  # fmt: skip
 """Steps that change nothing of what is to be done."""
 
-FORM_DEMANDS: Mapping[str, str] = MappingProxyType({
-    "capitals": "Write the answer in capital letters.",
-    "brackets": "Put the answer between square brackets.",
-    "one word": "Answer in at most one word.",
-    "opening": 'Begin the answer with the word "Answer".',
-    "full stop": "End the answer with a full stop.",
-})
+FORM_DEMANDS: Mapping[str, str] = MappingProxyType(
+    {
+        "capitals": "Write the answer in capital letters.",
+        "brackets": "Put the answer between square brackets.",
+        "one word": "Answer in at most one word.",
+        "opening": 'Begin the answer with the word "Answer".',
+        "full stop": "End the answer with a full stop.",
+    }
+)
 """Kind -> a sentence that demands something of the answer's form that a rule can check."""
 
-GENERIC_PROMPTS: Mapping[str, str] = MappingProxyType({
-    "step by step": "Think step by step before you answer.",
-    "exact form": "Answer in exactly the required form: give the bare answer, with nothing before or after it.",
-})
+GENERIC_PROMPTS: Mapping[str, str] = MappingProxyType(
+    {
+        "step by step": "Think step by step before you answer.",
+        "exact form": "Answer in exactly the required form: give the bare answer, with nothing before or after it.",
+    }
+)
 """Name -> a sentence that knows nothing of the task, and often helps all the same (`cuesmith.check`)."""
 
 

@@ -93,9 +93,12 @@ class ABO(BeamSearch):
         parents = [Draft.of(scene, scores.candidate) for scores in beam]
         batch = scene.minibatch(outside_demonstrations(parents, scene.material.evidence))
         ran = await scene.try_out([parent.candidate for parent in parents], batch)
-        families = await asyncio.gather(*(
-            self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.threshold))
-            for draft, on_select, on_batch in zip(parents, beam, ran, strict=True)))
+        families = await asyncio.gather(
+            *(
+                self._edit(scene, draft, on_batch, perfect=not on_select.failures(scene.threshold))
+                for draft, on_select, on_batch in zip(parents, beam, ran, strict=True)
+            )
+        )
         return [child for family in families for child in family]
 
     async def merged(self, scene: Scene, name: str, first: str, second: str) -> str | None:
@@ -108,8 +111,16 @@ class ABO(BeamSearch):
         if name not in parent.behaviors:  # the student itself: it has no steps to edit
             return await self._write(scene, parent, [name], self.setting.branch)
         own = parent.behaviors[name]
-        located = await locate(scene.requests, own.task, own.steps, name, ran, salt=f"step {scene.step}",
-                               threshold=scene.threshold, most=self.errors)
+        located = await locate(
+            scene.requests,
+            own.task,
+            own.steps,
+            name,
+            ran,
+            salt=f"step {scene.step}",
+            threshold=scene.threshold,
+            most=self.errors,
+        )
         ranking = most_frequent(located)
         if not ranking and (perfect or not self.demonstrations):
             return []  # nothing failed, or nothing can be said of why
@@ -122,8 +133,18 @@ class ABO(BeamSearch):
             edits.append(self._variant(scene, parent, name, ran, first, rest, i, again=again > 0))
         return [child for child in await asyncio.gather(*edits) if child is not None]
 
-    async def _variant(self, scene: Scene, parent: Draft, name: str, ran: Scores, first: Sequence[Located],
-                       rest: Sequence[Located], i: int, *, again: bool) -> Candidate | None:
+    async def _variant(
+        self,
+        scene: Scene,
+        parent: Draft,
+        name: str,
+        ran: Scores,
+        first: Sequence[Located],
+        rest: Sequence[Located],
+        i: int,
+        *,
+        again: bool,
+    ) -> Candidate | None:
         """Make one child: mend the step, or only the demonstrations; None if the new steps are unusable.
 
         Of a step that was skipped or misapplied, the second child for the same failures (`again`) mends it as well.
@@ -142,13 +163,19 @@ class ABO(BeamSearch):
         seen = [*failing[: len(first)], *(one.case.example for one in new.demonstrations)]
         return parent.change(scene, {name: new}, made_from(move, seen, parent.candidate))
 
-    async def _revise(self, scene: Scene, name: str, old: Behavior, located: Sequence[Located], i: int
-                      ) -> tuple[tuple[str, ...], str]:
+    async def _revise(
+        self, scene: Scene, name: str, old: Behavior, located: Sequence[Located], i: int
+    ) -> tuple[tuple[str, ...], str]:
         """Return the steps with one of them mended, and the move; no steps if they are unusable."""
         steps, kind = old.steps, located[0].kind
         number = len(steps) if kind == "format" else located[0].step  # the last step says the form of the answer
-        request = {"steps": list(steps), "step": number, "kind": kind, "max_steps": self.max_steps,
-                   "failures": [one.shown() for one in located]}
+        request = {
+            "steps": list(steps),
+            "step": number,
+            "kind": kind,
+            "max_steps": self.max_steps,
+            "failures": [one.shown() for one in located],
+        }
         salt = f"step {scene.step}, {i}"
         replies = await scene.ask(ReviseStep, name, request, instructions=old.task, salt=salt)
         if not replies:
@@ -163,16 +190,17 @@ class ABO(BeamSearch):
             scene.run.seen.dropped[fault] += 1
         return () if fault else steps
 
-    async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int
-                     ) -> list[Candidate]:
+    async def _write(self, scene: Scene, parent: Draft, names: Sequence[str], count: int) -> list[Candidate]:
         """Write `count` candidates with new steps for the named predictors, candidate j from its own examples."""
         shown = subsets(scene.run, scene.material.evidence, self.setting.init_examples, count, "write", scene.step)
-        written = await asyncio.gather(*(
-            self._write_one(scene, parent, names, examples, j) for j, examples in enumerate(shown)))
+        written = await asyncio.gather(
+            *(self._write_one(scene, parent, names, examples, j) for j, examples in enumerate(shown))
+        )
         return [candidate for candidate in written if candidate is not None]
 
-    async def _write_one(self, scene: Scene, parent: Draft, names: Sequence[str],
-                         examples: Sequence[dspy.Example], j: int) -> Candidate | None:
+    async def _write_one(
+        self, scene: Scene, parent: Draft, names: Sequence[str], examples: Sequence[dspy.Example], j: int
+    ) -> Candidate | None:
         written = await asyncio.gather(*(self._behavior(scene, name, examples, j) for name in names))
         behaviors = {name: one for name, one in zip(names, written, strict=True) if one is not None}
         if not behaviors and not parent.behaviors:
@@ -187,19 +215,20 @@ class ABO(BeamSearch):
         return self._written(scene, parent, filled, examples)
 
     @staticmethod
-    def _written(scene: Scene, parent: Draft, behaviors: Mapping[str, Behavior], examples: Sequence[dspy.Example]
-                 ) -> Candidate:
+    def _written(
+        scene: Scene, parent: Draft, behaviors: Mapping[str, Behavior], examples: Sequence[dspy.Example]
+    ) -> Candidate:
         worked = [one.case.example for behavior in behaviors.values() for one in behavior.demonstrations]
         return parent.change(scene, behaviors, made_from("write", [*examples, *worked], parent.candidate))
 
     def _filled(self, scene: Scene, name: str, old: Behavior, first: Sequence[Demonstration], ran: Scores) -> Behavior:
         """Return a behaviour with the demonstrations that come first, its own, and runs that followed it."""
         own = followed(ran, name, scene.run.predictors[name].signature, old.steps, scene.threshold)
-        return with_demonstrations(old, (*first, *old.demonstrations, *own), scene.material.workable,
-                                   self.demos_per_predictor)
+        return with_demonstrations(
+            old, (*first, *old.demonstrations, *own), scene.material.workable, self.demos_per_predictor
+        )
 
-    async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int
-                        ) -> Behavior | None:
+    async def _behavior(self, scene: Scene, name: str, examples: Sequence[dspy.Example], j: int) -> Behavior | None:
         salt, student = f"write {scene.step}, {j}", scene.run.baseline.prompts[name].instructions
         request = {"examples": scene.book.shown(name, examples), "max_steps": self.max_steps}
         replies = await scene.ask(WriteSteps, name, request, instructions=student, salt=salt)
@@ -214,8 +243,16 @@ class ABO(BeamSearch):
             return None
         return Behavior(task, steps, await self._work(scene, name, task, steps, (), salt))
 
-    async def _work(self, scene: Scene, name: str, task: str, steps: Sequence[str], failing: Sequence[dspy.Example],
-                    salt: str, first: int = 0) -> tuple[Demonstration, ...]:
+    async def _work(
+        self,
+        scene: Scene,
+        name: str,
+        task: str,
+        steps: Sequence[str],
+        failing: Sequence[dspy.Example],
+        salt: str,
+        first: int = 0,
+    ) -> tuple[Demonstration, ...]:
         """Have demonstrations worked: on failing inputs before others, the `first` of them before the rest."""
         if not self.demonstrations:
             return ()
@@ -226,8 +263,9 @@ class ABO(BeamSearch):
             order += scene.run.rng("demonstrate", name, salt, k).sample(keys, len(keys))
         known = (scene.book.case(name, workable[key]) for key in dict.fromkeys(order) if key in workable)
         cases = [case for case in known if case is not None][: self.demos_per_predictor]
-        return await demonstrate(scene.requests, name, task, steps, cases, retries=self.retries,
-                                 threshold=scene.threshold, salt=salt)
+        return await demonstrate(
+            scene.requests, name, task, steps, cases, retries=self.retries, threshold=scene.threshold, salt=salt
+        )
 
     def initial(self, n_train: int) -> Plan:
         """Return what an initial prompt takes: its steps, its demonstrations with all retries, and runs of the steps

@@ -158,7 +158,8 @@ class AlignPro(Compiler):
             frozen.keep(Alignment(self.mode, self.training.kl_coefficient, None))
         kept = frozen.folder("untrained-prompter")
         untrained = await frozen.apart(
-            lambda: warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, kept))
+            lambda: warm_started(self.prompter, self.pairs, self.warm_start_steps, self.seed, kept)
+        )
         first = await self._score(run, _prompted(frozen, untrained, field, "untrained prompter"), 0)
         if self.untrained:
             return first.candidate
@@ -221,5 +222,4 @@ class AlignPro(Compiler):
 
 
 def _prompted(frozen: Frozen, prompter: Prompter, field: str, move: str) -> Candidate:
-    return frozen.behind(
-        prompter.fingerprint, lambda program: Prompted(copy_program(prompter), program, [field]), move)
+    return frozen.behind(prompter.fingerprint, lambda program: Prompted(copy_program(prompter), program, [field]), move)

@@ -51,8 +51,15 @@ class GradientSearch(BeamSearch):
         ValueError: If an option is out of range.
     """
 
-    def __init__(self, metric: MetricFunction, *, error_groups: int = 4, errors_per_group: int = 4, gradients: int = 1,
-                 **options: Unpack[SearchOptions]) -> None:
+    def __init__(
+        self,
+        metric: MetricFunction,
+        *,
+        error_groups: int = 4,
+        errors_per_group: int = 4,
+        gradients: int = 1,
+        **options: Unpack[SearchOptions],
+    ) -> None:
         super().__init__(metric, **options)
         self.error_groups = whole("error_groups", error_groups)
         self.errors_per_group = whole("errors_per_group", errors_per_group)
@@ -126,8 +133,14 @@ class APO(GradientSearch):
         """Return the best of the pool, found as `selection` says."""
         if self.selection == "full":
             return await super().keep(scene, pool)
-        return await select(scene.run, distinct(pool), self.setting.width, method=self.selection,
-                            budget=self.selection_runs, key=scene.step)
+        return await select(
+            scene.run,
+            distinct(pool),
+            self.setting.width,
+            method=self.selection,
+            budget=self.selection_runs,
+            key=scene.step,
+        )
 
     async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
         parent, name = ran.candidate, scene.turn(ran)
@@ -138,13 +151,17 @@ class APO(GradientSearch):
         pool = [one for one in distinct([*children, *(v for some in varied for v in some)]) if one != parent]
         return scene.run.rng("cut", scene.step, parent.id).sample(pool, min(self.setting.branch, len(pool)))
 
-    async def _descend(self, scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], j: int
-                       ) -> list[Candidate]:
+    async def _descend(
+        self, scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], j: int
+    ) -> list[Candidate]:
         """Ask for the reasons of one group of failures, and for the edits against each."""
         reasons = await criticize(scene, parent, name, group, self.gradients, j)
-        edited = await asyncio.gather(*(
-            edit(scene, parent, name, group, reason, self.edits, f"group {j}, reason {k}")
-            for k, reason in enumerate(reasons)))
+        edited = await asyncio.gather(
+            *(
+                edit(scene, parent, name, group, reason, self.edits, f"group {j}, reason {k}")
+                for k, reason in enumerate(reasons)
+            )
+        )
         return [child for some in edited for child in some]
 
     async def _vary(self, scene: Scene, source: Candidate, name: str) -> list[Candidate]:
@@ -174,8 +191,9 @@ def groups(scene: Scene, parent: Candidate, failures: Sequence[Failure], count: 
     return [rng.sample(list(failures), min(size, len(failures))) for rng in rngs]
 
 
-async def criticize(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], count: int, j: int
-                    ) -> list[str]:
+async def criticize(
+    scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], count: int, j: int
+) -> list[str]:
     """Ask why the instructions of predictor `name` could have led to a group of failures.
 
     Args:
@@ -194,15 +212,19 @@ async def criticize(scene: Scene, parent: Candidate, name: str, group: Sequence[
     return texts_of(replies[0].get("reasons"))[:count] if replies else []
 
 
-async def edit(scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], reason: str, n: int, salt: str
-               ) -> list[Candidate]:
+async def edit(
+    scene: Scene, parent: Candidate, name: str, group: Sequence[Failure], reason: str, n: int, salt: str
+) -> list[Candidate]:
     """Ask for `n` edits of the instructions of predictor `name` against one reason.
 
     Returns:
         The candidates whose texts may be used: 0 to n.
     """
-    request = {"instruction": parent.prompts[name].instructions, "failures": [f.shown() for f in group],
-               "reason": reason}
+    request = {
+        "instruction": parent.prompts[name].instructions,
+        "failures": [f.shown() for f in group],
+        "reason": reason,
+    }
     replies = await scene.ask(EditInstruction, name, request, n=n, salt=f"step {scene.step}, {salt}")
     seen = [failure.example for failure in group]
     made = (scene.child(parent, name, text_field(reply, "edited_instruction"), "edit", seen) for reply in replies)

@@ -32,8 +32,9 @@ class APOSum(GradientSearch):
     async def _expand(self, scene: Scene, ran: Scores) -> list[Candidate]:
         parent, name = ran.candidate, scene.turn(ran)
         drawn = groups(scene, parent, scene.failures(ran, name), self.error_groups, self.errors_per_group)
-        found = await asyncio.gather(*(
-            criticize(scene, parent, name, group, self.gradients, j) for j, group in enumerate(drawn)))
+        found = await asyncio.gather(
+            *(criticize(scene, parent, name, group, self.gradients, j) for j, group in enumerate(drawn))
+        )
         points = await self._summarize(scene, parent, name, [reason for reasons in found for reason in reasons])
         if not points:
             return []

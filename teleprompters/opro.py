@@ -85,13 +85,23 @@ class OPRO(BeamSearch):
     async def _propose(self, scene: Scene, best: Candidate, tried: Sequence[Candidate]) -> list[Candidate]:
         name = scene.turn()
         shown = scene.minibatch(None, "exemplars", size=self.exemplars)
-        request = {"scored_instructions": self._history(scene, name, tried),
-                   "exemplars": [f"{SLOT}\n{text}" for text in scene.book.shown(name, shown)]}
+        request = {
+            "scored_instructions": self._history(scene, name, tried),
+            "exemplars": [f"{SLOT}\n{text}" for text in scene.book.shown(name, shown)],
+        }
         count = self.setting.width * self.setting.branch
-        replies = await scene.ask(ProposeInstruction, name, request, n=count, salt=f"step {scene.step}",
-                                  instructions=best.prompts[name].instructions)
-        made = (scene.child(best, name, text_field(reply, "instruction").replace(SLOT, ""), "propose", shown)
-                for reply in replies)
+        replies = await scene.ask(
+            ProposeInstruction,
+            name,
+            request,
+            n=count,
+            salt=f"step {scene.step}",
+            instructions=best.prompts[name].instructions,
+        )
+        made = (
+            scene.child(best, name, text_field(reply, "instruction").replace(SLOT, ""), "propose", shown)
+            for reply in replies
+        )
         return [child for child in made if child is not None]
 
     def _history(self, scene: Scene, name: str, tried: Sequence[Candidate]) -> list[str]:

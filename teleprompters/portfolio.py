@@ -42,8 +42,14 @@ class Portfolio(BeamSearch):
         ValueError: If an option is out of range, or a member is unknown, or proposes nothing from kept candidates.
     """
 
-    def __init__(self, metric: MetricFunction, *, compilers: Sequence[str] = MEMBERS, trial: int = 1,
-                 **options: Unpack[SearchOptions]) -> None:
+    def __init__(
+        self,
+        metric: MetricFunction,
+        *,
+        compilers: Sequence[str] = MEMBERS,
+        trial: int = 1,
+        **options: Unpack[SearchOptions],
+    ) -> None:
         super().__init__(metric, **options)
         if isinstance(compilers, str) or not isinstance(compilers, Sequence) or len({*compilers}) < 2:
             raise TypeError(f"compilers must be two or more names, got {compilers!r}")
@@ -74,11 +80,16 @@ class Portfolio(BeamSearch):
         base = scene.run.known(scene.run.baseline, scene.run.select)
         needed = {i for i, v in enumerate(base) if v is not None}  # an outage may have left gaps, in all alike
         by = ((_proposer(scene, trial.candidate), trial) for trial in scene.trials())
-        whole = [(name, trial.mean) for name, trial in by if name and not math.isnan(trial.mean)
-                 and all(trial.scores[i] is not None for i in needed)]
+        whole = [
+            (name, trial.mean)
+            for name, trial in by
+            if name and not math.isnan(trial.mean) and all(trial.scores[i] is not None for i in needed)
+        ]
         if not whole:
-            scene.run.note(f"No proposal of {', '.join(self.compilers)} was worth scoring to the end at first: "
-                           f"{self.compilers[0]} went on alone.")
+            scene.run.note(
+                f"No proposal of {', '.join(self.compilers)} was worth scoring to the end at first: "
+                f"{self.compilers[0]} went on alone."
+            )
             return self.compilers[0]
         best = max(whole, key=lambda pair: pair[1])[0]
         scene.run.note(f"Of {', '.join(self.compilers)}, {best} had the best proposals at first, and went on alone.")

@@ -75,9 +75,12 @@ class PromptAgent(BeamSearch):
         """Return `branch` rewrites of each kept candidate, each from its own batch."""
         pairs = [(one.candidate, scene.minibatch(None, one.candidate.id, j, size=self.batch))
                  for one in beam for j in range(self.setting.branch)]  # fmt: skip
-        made = await asyncio.gather(*(
-            self._rewrite(scene, ran, scene.lineage(ran.candidate), k % self.setting.branch)
-            for k, ran in enumerate(await scene.try_each(pairs))))
+        made = await asyncio.gather(
+            *(
+                self._rewrite(scene, ran, scene.lineage(ran.candidate), k % self.setting.branch)
+                for k, ran in enumerate(await scene.try_each(pairs))
+            )
+        )
         return [child for child in made if child is not None]
 
     async def native(self, scene: Scene) -> Candidate:
@@ -116,9 +119,12 @@ class PromptAgent(BeamSearch):
         lineage = [each.candidate for each in path]
         batches = {number: self._batch(scene, number) for number in itertools.islice(numbers, self.setting.width)}
         ran = await scene.try_each([(node.candidate, batch) for batch in batches.values()])
-        made = await asyncio.gather(*(
-            self._rewrite(scene, one, lineage, number, depth=node.depth)
-            for number, one in zip(batches, ran, strict=True)))
+        made = await asyncio.gather(
+            *(
+                self._rewrite(scene, one, lineage, number, depth=node.depth)
+                for number, one in zip(batches, ran, strict=True)
+            )
+        )
         children = distinct(child for child in made if child is not None)
         for scores in await scene.run.score(children, scene.run.select):
             child = Node(scores, node)
@@ -133,8 +139,9 @@ class PromptAgent(BeamSearch):
         order = scene.run.rng("epoch", epoch).sample(examples, len(examples))
         return order[place * self.batch :][: self.batch]
 
-    async def _rewrite(self, scene: Scene, ran: Scores, lineage: Sequence[Candidate], j: int, depth: int = 0
-                       ) -> Candidate | None:
+    async def _rewrite(
+        self, scene: Scene, ran: Scores, lineage: Sequence[Candidate], j: int, depth: int = 0
+    ) -> Candidate | None:
         parent, batch, name = ran.candidate, ran.examples, scene.turn(ran, ahead=depth)
         text, salt = parent.prompts[name].instructions, f"step {scene.step}, {j}"
         failed = [failure.shown() for failure in scene.failures(ran, name)]
@@ -147,8 +154,12 @@ class PromptAgent(BeamSearch):
         if not reflection:
             return None
         trajectory = list(dict.fromkeys(each.prompts[name].instructions for each in lineage))
-        request = {"instruction": text, "evidence": failed or solved, "reflection": reflection,
-                   "trajectory": trajectory}
+        request = {
+            "instruction": text,
+            "evidence": failed or solved,
+            "reflection": reflection,
+            "trajectory": trajectory,
+        }
         replies = await scene.ask(RewriteInstruction, name, request, salt=salt)
         if not replies:
             return None

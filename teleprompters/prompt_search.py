@@ -146,9 +146,18 @@ class PromptSearch(Compiler):
         super().__init__(metric, **options)
         self.form: Form = chosen("search", search, FORMS)
         self.threshold = threshold
-        given = {"width": width, "branch": branch, "steps": steps, "initial": initial, "init_examples": init_examples,
-                 "init_draws": init_draws, "minibatch": minibatch, "scoring": scoring, "threshold": threshold,
-                 "temperature": temperature}
+        given = {
+            "width": width,
+            "branch": branch,
+            "steps": steps,
+            "initial": initial,
+            "init_examples": init_examples,
+            "init_draws": init_draws,
+            "minibatch": minibatch,
+            "scoring": scoring,
+            "threshold": threshold,
+            "temperature": temperature,
+        }
         numbers = {name: number for name, number in given.items() if number is not None}
         self.given = tuple(sorted(numbers))
         usual = {"unified": UNIFIED, "native": self.NATIVE, "frontier": FRONTIER}
@@ -188,17 +197,32 @@ class PromptSearch(Compiler):
         return await (await self._fitted(run))._search(run)
 
     async def _search(self, run: Run) -> Candidate:
-        setting = self.setting if self.threshold is not None else replace(
-            self.setting, threshold=await success_threshold(run, self.setting.threshold))
+        setting = (
+            self.setting
+            if self.threshold is not None
+            else replace(self.setting, threshold=await success_threshold(run, self.setting.threshold))
+        )
         run.seen.threshold = setting.threshold
         run.temperature = setting.temperature
         material = Material.of(run, setting)
         run.guard = Guard.of(
-            material.evidence, [p.instructions for _, p in run.baseline], self._pinned_by_name(run.baseline.names),
-            self.longest, [predictor.signature for predictor in run.predictors.values()])
+            material.evidence,
+            [p.instructions for _, p in run.baseline],
+            self._pinned_by_name(run.baseline.names),
+            self.longest,
+            [predictor.signature for predictor in run.predictors.values()],
+        )
         book = await begin(run, setting, material)
-        scene = Scene(run, await self._requests(run), setting, material, book, self.racing, self.next_predictor,
-                      self.threshold is None).at(0)
+        scene = Scene(
+            run,
+            await self._requests(run),
+            setting,
+            material,
+            book,
+            self.racing,
+            self.next_predictor,
+            self.threshold is None,
+        ).at(0)
         if self.dataset_summary:
             scene = await scene.summarized()
         return await {"unified": self.unified, "native": self.native, "frontier": self.frontier}[self.form](scene)
@@ -259,8 +283,10 @@ class PromptSearch(Compiler):
                 break
         if replace(fitted.setting, overlap=self.setting.overlap) != self.setting:
             s = fitted.setting
-            run.note(f"A cap of {self.budget.calls} calls is low for this search, which is made smaller: "
-                     f"width {s.width}, branch {s.branch}, initial {s.initial}, minibatch {s.minibatch}.")
+            run.note(
+                f"A cap of {self.budget.calls} calls is low for this search, which is made smaller: "
+                f"width {s.width}, branch {s.branch}, initial {s.initial}, minibatch {s.minibatch}."
+            )
         return fitted
 
     @property
@@ -291,8 +317,7 @@ class PromptSearch(Compiler):
         """
         s, each, parents = self.setting, self.cost(n_train), self.setting.steps * self.setting.width
         if self.form == "frontier":
-            return frontier_plan(
-                s, each, self.initial(n_train), n_predictors, n_select, n_train, self.dataset_summary)
+            return frontier_plan(s, each, self.initial(n_train), n_predictors, n_select, n_train, self.dataset_summary)
         runs = (1 + s.initial + parents * s.branch) * n_select + parents * each.program_runs
         first = self.initial(n_train)
         runs += (s.steps + 1) * s.watched(n_train) + min(s.minibatch, n_train) + s.initial * first.program_runs

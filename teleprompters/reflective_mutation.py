@@ -36,8 +36,7 @@ class ReflectiveMutation(BeamSearch):
     async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
         """Return `branch` rewrites of each kept candidate, each from its share of one minibatch."""
         ran = await scene.try_out([scores.candidate for scores in beam], scene.minibatch())
-        made = await asyncio.gather(*(
-            self._improve(scene, one, j) for one in ran for j in range(self.setting.branch)))
+        made = await asyncio.gather(*(self._improve(scene, one, j) for one in ran for j in range(self.setting.branch)))
         return [child for child in made if child is not None]
 
     async def _improve(self, scene: Scene, ran: Scores, j: int) -> Candidate | None:

@@ -92,15 +92,17 @@ class World:
         steps: The steps that the search recorded.
     """
 
-    def __init__(self, landscape: Landscape, n_train: int, n_select: int, *, exact: bool = True,
-                 write: Answer | None = None) -> None:
+    def __init__(
+        self, landscape: Landscape, n_train: int, n_select: int, *, exact: bool = True, write: Answer | None = None
+    ) -> None:
         self.landscape, self.exact, self.write = landscape, exact, write
         self.student = dspy.Predict(dspy.Signature("question -> answer", ROOT))
         self.baseline, self.seed, self.together = Candidate.of(self.student), landscape.seed, None
         self.seen, self.stream, self.lm, self.spent = Seen(), Stream([]), dspy.LM("test/landscape"), Spent()
         self.train, self.select = (
             tuple(dspy.Example(question=f"{kind}{i}", answer="yes").with_inputs("question") for i in range(n))
-            for kind, n in (("t", n_train), ("s", n_select)))
+            for kind, n in (("t", n_train), ("s", n_select))
+        )
         self.asked: list[tuple[str, str, Mapping[str, object]]] = []
         self.steps: list[StepRecord] = []
         self._written: Counter[str] = Counter()
@@ -122,8 +124,9 @@ class World:
         """Return the instruction and the inputs of every request of that name."""
         return [(text, inputs) for request, text, inputs in self.asked if request == name]
 
-    async def ask(self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, **_: object
-                  ) -> list[dspy.Prediction]:
+    async def ask(
+        self, signature: type[dspy.Signature], inputs: Mapping[str, object], *, n: int = 1, **_: object
+    ) -> list[dspy.Prediction]:
         """Answer a request: whatever is to be a new text is the next child of the one in it."""
         text, name = str(inputs.get("instruction", "")), signature.__name__
         self.asked.append((name, text, inputs))
@@ -132,8 +135,9 @@ class World:
             own = [self._fields(signature, text) for _ in range(n)]
         return [dspy.Prediction(**fields) for fields in own]
 
-    async def score(self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], draw: int = 0
-                    ) -> list[Scores]:
+    async def score(
+        self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], draw: int = 0
+    ) -> list[Scores]:
         """Score by arithmetic."""
         return [self._score(candidate, examples) for candidate in candidates]
 
@@ -178,8 +182,10 @@ class World:
         known = self._scored.setdefault(candidate.id, (candidate, {}))[1]
         for question in (str(example.question) for example in examples):
             known[question] = float(self._is_right(text, question))
-        outcomes = [Scored(score, "", (Step("self", {"question": question}, {"answer": "yes" if score else "no"}),))
-                    for question, score in ((str(e.question), known[str(e.question)]) for e in examples)]
+        outcomes = [
+            Scored(score, "", (Step("self", {"question": question}, {"answer": "yes" if score else "no"}),))
+            for question, score in ((str(e.question), known[str(e.question)]) for e in examples)
+        ]
         return Scores(candidate, tuple(examples), tuple(outcomes))
 
     def _is_right(self, text: str, question: str) -> bool:

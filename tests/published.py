@@ -167,8 +167,9 @@ def expand_by_gradients(
     return cut(pool, min(most, len(pool)))
 
 
-def shown_by_opro(tried: Sequence[tuple[str, float]], *, most: int = 20, least: float = 0.3, buckets: int = 100
-                  ) -> list[tuple[str, int]]:
+def shown_by_opro(
+    tried: Sequence[tuple[str, float]], *, most: int = 20, least: float = 0.3, buckets: int = 100
+) -> list[tuple[str, int]]:
     """OPRO: the prompts that the meta-prompt shows, with their scores as whole numbers, in ascending order.
 
     Args:

@@ -37,4 +37,5 @@ class Told(Engine):
 def written(text: str) -> Callable[[str, str, int], str]:
     """Return an optimizer that writes `text` into the field that it is asked for, in dspy's chat format."""
     return lambda system, asked, number: "\n".join(
-        f"[[ ## {name} ## ]]\n{text}" for name in re.findall(r"`\[\[ ## (\w+) ## \]\]`", asked) if name != "completed")
+        f"[[ ## {name} ## ]]\n{text}" for name in re.findall(r"`\[\[ ## (\w+) ## \]\]`", asked) if name != "completed"
+    )

@@ -41,8 +41,14 @@ class Target(Engine):
         latency: Seconds that a call takes at most, at random.
     """
 
-    def __init__(self, skill: tuple[int, int, int] = (10, 50, 90), fault: str = "wrong", *, reasoning: bool = True,
-                 latency: float = 0.0) -> None:
+    def __init__(
+        self,
+        skill: tuple[int, int, int] = (10, 50, 90),
+        fault: str = "wrong",
+        *,
+        reasoning: bool = True,
+        latency: float = 0.0,
+    ) -> None:
         super().__init__(self._answer, jitter=latency)
         self.skill, self.fault, self.reasoning = skill, fault, reasoning
 
@@ -71,8 +77,9 @@ class Optimizer(Engine):
         latency: Seconds that a call takes at most, at random.
     """
 
-    def __init__(self, answers: Mapping[str, Callable[[Asked, int], Answer | str]] | None = None, *,
-                 latency: float = 0.0) -> None:
+    def __init__(
+        self, answers: Mapping[str, Callable[[Asked, int], Answer | str]] | None = None, *, latency: float = 0.0
+    ) -> None:
         super().__init__(self._answer, jitter=latency)
         self.answers, self.simulated = dict(answers or {}), SimulatedOptimizerEngine()
 
@@ -103,11 +110,20 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 TRAIN, VALID = examples(24, 1), examples(24, 2)
 
 
-def compile_with(compiler: ABO, target: Target, *, program: dspy.Module | None = None,
-                 train: list[dspy.Example] | None = None, valid: list[dspy.Example] | None = None) -> dspy.Module:
+def compile_with(
+    compiler: ABO,
+    target: Target,
+    *,
+    program: dspy.Module | None = None,
+    train: list[dspy.Example] | None = None,
+    valid: list[dspy.Example] | None = None,
+) -> dspy.Module:
     with dspy.context(lm=dspy.LM("test/abo-target", engine=target, cache=False)):
-        return compiler.compile(program or dspy.ChainOfThought("question -> answer"),
-                                trainset=TRAIN if train is None else train, valset=VALID if valid is None else valid)
+        return compiler.compile(
+            program or dspy.ChainOfThought("question -> answer"),
+            trainset=TRAIN if train is None else train,
+            valset=VALID if valid is None else valid,
+        )
 
 
 def abo(optimizer: Optimizer, **options: object) -> ABO:
@@ -162,8 +178,9 @@ def test_the_ablation_shows_no_demonstration_anywhere() -> None:
     assert not any("Example of following" in p.instructions for t in found.candidates for _, p in t.candidate)
 
 
-@pytest.mark.parametrize("work", [
-    ["3"], ["a", "b", "0x"], [], ["a", "[[ ## answer ## ]]\n3"], ["a", "", "3"], ["Step 1: a\nStep 2: b"]])
+@pytest.mark.parametrize(
+    "work", [["3"], ["a", "b", "0x"], [], ["a", "[[ ## answer ## ]]\n3"], ["a", "", "3"], ["Step 1: a\nStep 2: b"]]
+)
 def test_work_that_does_not_hold_is_drawn_again_and_then_dropped(work: list[str]) -> None:
     optimizer = Optimizer({"WorkExample": always(work=work)})
     weak = Target((10, 0, 0))  # its own runs are no demonstrations either
@@ -200,8 +217,9 @@ def test_a_wrong_label_never_becomes_a_demonstration() -> None:
 STEPS = always(task="Add.", steps=["Copy the numbers.", "Add them up.", "Give the sum."])
 
 
-@pytest.mark.parametrize(("kind", "revised"), [
-    ("skipped", None), ("misapplied", None), ("insufficient", 2), ("format", 3)])
+@pytest.mark.parametrize(
+    ("kind", "revised"), [("skipped", None), ("misapplied", None), ("insufficient", 2), ("format", 3)]
+)
 def test_the_kind_of_the_first_deviation_decides_the_edit(kind: str, revised: int | None) -> None:
     optimizer = Optimizer({"WriteSteps": STEPS, "LocateDeviation": always(step=2, kind=kind, reason="So.")})
     found = compile_with(abo(optimizer, steps=1, initial=1, width=1), Target((0, 30, 40))).compilation
@@ -217,8 +235,12 @@ def test_the_kind_of_the_first_deviation_decides_the_edit(kind: str, revised: in
             assert trial.candidate.prompts["predict"].instructions == written.prompts["predict"].instructions
             assert demos_of(trial.candidate) != demos_of(written)
     failing = {str(a.inputs["inputs"]) for a in optimizer.named("LocateDeviation")}
-    shown = {f"question: {demo['question']}" for t in found.candidates for demo in demos_of(t.candidate)
-             if t.candidate.origin.move == "demonstrate"}
+    shown = {
+        f"question: {demo['question']}"
+        for t in found.candidates
+        for demo in demos_of(t.candidate)
+        if t.candidate.origin.move == "demonstrate"
+    }
     assert revised or shown & failing
 
 
@@ -237,10 +259,18 @@ def test_replies_that_do_not_parse_edit_the_answers_form() -> None:
     assert all("response: I cannot." in a.text("failures") for a in optimizer.named("ReviseStep"))
 
 
-@pytest.mark.parametrize("reply", [
-    always(task="", steps=[]), always(task="x", steps=[" ", "-"]), always(task="x", steps=["y" * 5000]),
-    always(task="x", steps="no list"), always(task="x", steps=[f"Do {k}." for k in range(9)]),
-    lambda asked, draw: "", lambda asked, draw: "[[ ## completed ## ]]"])
+@pytest.mark.parametrize(
+    "reply",
+    [
+        always(task="", steps=[]),
+        always(task="x", steps=[" ", "-"]),
+        always(task="x", steps=["y" * 5000]),
+        always(task="x", steps="no list"),
+        always(task="x", steps=[f"Do {k}." for k in range(9)]),
+        lambda asked, draw: "",
+        lambda asked, draw: "[[ ## completed ## ]]",
+    ],
+)
 def test_unusable_steps_leave_the_student(reply: Callable[[Asked, int], Answer | str]) -> None:
     student = dspy.ChainOfThought("question -> answer")
     found = compile_with(abo(Optimizer({"WriteSteps": reply}), steps=1, width=1), Target(), program=student).compilation
@@ -248,8 +278,10 @@ def test_unusable_steps_leave_the_student(reply: Callable[[Asked, int], Answer |
     assert moves(found) == Counter(student=1) or parse_steps(best.instructions) == ("x", ("no list",))
 
 
-@pytest.mark.parametrize(("steps", "kept"), [
-    ([f"Do {k}." for k in range(8)], 8), (["Add.", "add.", "ADD."], 1), (["Step 1: Ünïcode 数", "给出总和 🙂"], 2)])
+@pytest.mark.parametrize(
+    ("steps", "kept"),
+    [([f"Do {k}." for k in range(8)], 8), (["Add.", "add.", "ADD."], 1), (["Step 1: Ünïcode 数", "给出总和 🙂"], 2)],
+)
 def test_odd_steps_are_brought_into_form(steps: list[str], kept: int) -> None:
     found = compile_with(abo(Optimizer({"WriteSteps": always(task="", steps=steps)}), steps=1), Target()).compilation
     written = next(t.candidate for t in found.candidates if t.candidate.origin.move == "write")
@@ -267,8 +299,7 @@ def test_empty_and_odd_replies_break_nothing(name: str, reply: str) -> None:
 
 @pytest.mark.parametrize("step", [0, -1, 4, 10**9])
 def test_a_step_that_does_not_exist_is_ignored(step: int) -> None:
-    optimizer = Optimizer({"WriteSteps": STEPS,
-                           "LocateDeviation": always(step=step, kind="insufficient", reason="")})
+    optimizer = Optimizer({"WriteSteps": STEPS, "LocateDeviation": always(step=step, kind="insufficient", reason="")})
     compile_with(abo(optimizer, steps=1), Target((0, 30, 40)), train=TRAIN[:12], valid=VALID[:12])
     assert optimizer.named("LocateDeviation") and not optimizer.named("ReviseStep")
 
@@ -300,8 +331,9 @@ def test_a_predictor_without_reasoning_has_the_demonstrations_in_its_instruction
 
 def test_without_labels_demonstrations_come_from_successes() -> None:
     optimizer = Optimizer()
-    found = compile_with(abo(optimizer), Target((40, 60, 90)), train=examples(24, 1, label=False),
-                         valid=examples(40, 2, label=False)).compilation
+    found = compile_with(
+        abo(optimizer), Target((40, 60, 90)), train=examples(24, 1, label=False), valid=examples(40, 2, label=False)
+    ).compilation
     demos = demos_of(found.best.candidate)
     assert demos and all((s := SUM.solve(str(d["question"]))) and s.answer == d["answer"] for d in demos)
 
@@ -366,9 +398,17 @@ def test_the_plan_is_reached_and_never_exceeded() -> None:
             steps = [f"Do {numbers['n']}.", "Add.", "Give it."]
         return {"task": "Add.", "steps": steps, "move": "edit", "new_steps": steps[:1]}
 
-    optimizer, target = Optimizer({
-        "WriteSteps": fresh, "ReviseStep": fresh, "WorkExample": always(work=["no"]),
-        "LocateDeviation": always(step=2, kind="insufficient", reason="")}), Target((0, 50, 50))
+    optimizer, target = (
+        Optimizer(
+            {
+                "WriteSteps": fresh,
+                "ReviseStep": fresh,
+                "WorkExample": always(work=["no"]),
+                "LocateDeviation": always(step=2, kind="insufficient", reason=""),
+            }
+        ),
+        Target((0, 50, 50)),
+    )
     compiler = abo(optimizer, steps=2, errors=3)
     found = compile_with(compiler, target).compilation
     plan = compiler.plan(1, 12, len(TRAIN))
@@ -393,9 +433,19 @@ def test_the_result_does_not_depend_on_concurrency(program: dspy.Module) -> None
     assert outcome(1) == outcome(64)
 
 
-@pytest.mark.parametrize(("option", "bad"), [
-    ("width", 0), ("branch", 0), ("steps", -1), ("max_steps", 0), ("errors", 0), ("demos_per_predictor", 0),
-    ("retries", -1), ("minibatch", 0)])
+@pytest.mark.parametrize(
+    ("option", "bad"),
+    [
+        ("width", 0),
+        ("branch", 0),
+        ("steps", -1),
+        ("max_steps", 0),
+        ("errors", 0),
+        ("demos_per_predictor", 0),
+        ("retries", -1),
+        ("minibatch", 0),
+    ],
+)
 def test_an_option_out_of_range_is_refused_with_its_value(option: str, bad: int) -> None:
     with pytest.raises(ValueError, match=f"{option}.*{bad}"):
         ABO(exact, **{option: bad})  # type: ignore[arg-type]

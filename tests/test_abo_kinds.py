@@ -57,8 +57,9 @@ def judge(example: dspy.Example, prediction: dspy.Prediction, trace: object = No
     return dspy.Prediction(score=0.9 if right else 0.3, feedback="Right." if right else "The tone is not named.")
 
 
-def compiled(metric: object, program: dspy.Module, train: list[dspy.Example], **options: object
-             ) -> tuple[Compilation, Engine]:
+def compiled(
+    metric: object, program: dspy.Module, train: list[dspy.Example], **options: object
+) -> tuple[Compilation, Engine]:
     optimizer = Engine(simulated())
     small = {"steps": 2, "width": 2, "branch": 3, "initial": 2, "minibatch": 12, **options}
     compiler = ABO(metric, optimizer_lm=optimizer.lm("optimizer"), progress=False, **small)  # type: ignore[arg-type]
@@ -69,8 +70,11 @@ def compiled(metric: object, program: dspy.Module, train: list[dspy.Example], **
 
 
 def demos(found: Compilation) -> int:
-    return sum(bool(prompt.demos) or "Example of following" in prompt.instructions
-               for trial in found.candidates for _, prompt in trial.candidate)
+    return sum(
+        bool(prompt.demos) or "Example of following" in prompt.instructions
+        for trial in found.candidates
+        for _, prompt in trial.candidate
+    )
 
 
 def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
@@ -85,8 +89,12 @@ def test_without_a_reasoning_field_the_work_before_the_fields_is_read() -> None:
 def test_a_judge_without_full_marks_leaves_demonstrations(labels: tuple[str, ...]) -> None:
     found, optimizer = compiled(judge, dspy.ChainOfThought("question -> answer"), examples(60, 2, *labels))
     assert demos(found) and optimizer.named("WorkExample")
-    shown = {demo["answer"] == SUM.solve(str(demo["question"])).answer  # type: ignore[union-attr]
-             for trial in found.candidates for _, prompt in trial.candidate for demo in prompt.demos}
+    shown = {
+        demo["answer"] == SUM.solve(str(demo["question"])).answer  # type: ignore[union-attr]
+        for trial in found.candidates
+        for _, prompt in trial.candidate
+        for demo in prompt.demos
+    }
     assert shown == {True}  # of the best runs, or the right ones
     failed = optimizer.named("LocateDeviation") + optimizer.named("ReviseStep")
     assert failed and all("The tone is not named." in "\n".join(map(one.text, one.inputs)) for one in failed)
@@ -99,8 +107,9 @@ def test_that_nothing_has_full_marks_is_said() -> None:
 
 
 def test_two_outputs_are_worked_and_shown() -> None:
-    found, optimizer = compiled(exact, dspy.ChainOfThought("question -> answer, twice"),
-                                examples(60, 3, "answer", "twice"))
+    found, optimizer = compiled(
+        exact, dspy.ChainOfThought("question -> answer, twice"), examples(60, 3, "answer", "twice")
+    )
     assert all("twice: " in one.text("outputs") for one in optimizer.named("WorkExample"))
     assert demos(found) and found.best.select is not None
 
@@ -108,9 +117,11 @@ def test_two_outputs_are_worked_and_shown() -> None:
 def test_the_ablation_differs_in_the_demonstrations_alone() -> None:
     train = examples(60, 4, "answer")
     with_demos, without = (
-        compiled(exact, dspy.ChainOfThought("question -> answer"), train, max_in_flight=1,
-                 demonstrations=demonstrations)
-        for demonstrations in (True, False))
+        compiled(
+            exact, dspy.ChainOfThought("question -> answer"), train, max_in_flight=1, demonstrations=demonstrations
+        )
+        for demonstrations in (True, False)
+    )
     first = [[one.key for one in optimizer.named("WriteSteps")[:2]] for _, optimizer in (with_demos, without)]
     assert first[0] == first[1] and demos(with_demos[0]) and not demos(without[0])
     moves = {trial.candidate.origin.move for trial in without[0].candidates}

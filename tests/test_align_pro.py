@@ -134,8 +134,15 @@ def test_an_estimate_of_weights_is_an_upper_bound() -> None:
         return echo(system, user, drawn)
 
     engine = ToyEngine(reply=varied)
-    made = compiler(engine, metric=bluish, mode="weights", prompter=toy_lm(engine, temperature=0), pairs=(),
-                    optimizer_lm=toy_lm(engine, temperature=0), yardstick=0)
+    made = compiler(
+        engine,
+        metric=bluish,
+        mode="weights",
+        prompter=toy_lm(engine, temperature=0),
+        pairs=(),
+        optimizer_lm=toy_lm(engine, temperature=0),
+        yardstick=0,
+    )
     with dspy.context(lm=toy_lm(engine, temperature=0)):
         bound = made.estimate(dspy.Predict("question -> answer"), trainset=things(30), valset=things(48, 30))
         assert engine.calls == 0
@@ -167,6 +174,7 @@ def test_weights_refuse_a_metric_that_needs_labels() -> None:
 
 def test_it_swaps_in_one_line_chains_and_survives_a_round_trip(tmp_path: Path) -> None:
     engine = ToyEngine(reply=echo)
+
     def prompter(seed: int) -> Prompter:
         return Prompter(tiny_policy(VOCABULARY, seed=seed, hidden=16, layers=1))
 
@@ -174,8 +182,14 @@ def test_it_swaps_in_one_line_chains_and_survives_a_round_trip(tmp_path: Path) -
     with dspy.context(lm=toy_lm(engine, temperature=0)):
         short = Training(steps=2, batch_size=8, generations=2)
         done = compile(
-            dspy.ChainOfThought("question -> answer"), "align-pro", metric=exact, trainset=train, valset=val,
-            prompter=prompter(0), training=short, yardstick=0,
+            dspy.ChainOfThought("question -> answer"),
+            "align-pro",
+            metric=exact,
+            trainset=train,
+            valset=val,
+            prompter=prompter(0),
+            training=short,
+            yardstick=0,
         )
         assert done.compilation.compiler == "AlignPro" and len(done.compilation.extras["alignment"].curve) == 2
         prompted = Prompted(prompter(0), dspy.Predict("question -> answer"), ["question"])
@@ -187,11 +201,16 @@ def test_it_swaps_in_one_line_chains_and_survives_a_round_trip(tmp_path: Path) -
         assert fresh.prompter.fingerprint == prompted.prompter.fingerprint
 
 
-@pytest.mark.parametrize(("change", "says"), [
-    ({"mode": "tune"}, "mode='tune' must be one of train, weights"),
-    ({"field": "text"}, "field='text' is no input of the examples: they have question"),
-    ({"rewrites": 1}, "rewrites"), ({"yardstick": -1}, "yardstick"),
-    ({"prompter": dspy.LM("openai/x")}, "mode='train' trains a local prompter")])
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"mode": "tune"}, "mode='tune' must be one of train, weights"),
+        ({"field": "text"}, "field='text' is no input of the examples: they have question"),
+        ({"rewrites": 1}, "rewrites"),
+        ({"yardstick": -1}, "yardstick"),
+        ({"prompter": dspy.LM("openai/x")}, "mode='train' trains a local prompter"),
+    ],
+)
 def test_bad_options_are_refused_before_any_call(change: dict[str, object], says: str) -> None:
     engine = ToyEngine(reply=echo)
     with pytest.raises(ValueError, match=says):
@@ -218,8 +237,13 @@ def test_ten_kills_change_nothing(tmp_path: Path) -> None:
     def run(name: str, kill_at: int | None = None) -> bool:
         """Compile; kill it a moment after so many steps of its curve. Returns whether it ended by itself."""
         process = subprocess.Popen(
-            [sys.executable, str(Path(__file__).with_name("align_support.py")),
-             str(tmp_path / name), str(tmp_path / f"{name}.log"), str(tmp_path / f"{name}.json")],
+            [
+                sys.executable,
+                str(Path(__file__).with_name("align_support.py")),
+                str(tmp_path / name),
+                str(tmp_path / f"{name}.log"),
+                str(tmp_path / f"{name}.json"),
+            ],
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
         curve = tmp_path / name / "prompter" / "curve.jsonl"

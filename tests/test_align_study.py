@@ -54,7 +54,8 @@ from cuesmith.teleprompters.alignment.training import Training
 torch.set_num_threads(1)
 
 SMALL = toy.ToySizes(
-    hidden=32, layers=1, pairs=500, frozen_steps=15, prompter_steps=15, preferences=300, reward_steps=15)
+    hidden=32, layers=1, pairs=500, frozen_steps=15, prompter_steps=15, preferences=300, reward_steps=15
+)
 BRIEF = replace(TOY, steps=2, batch_size=8, generations=4, train_prompts=20)
 
 

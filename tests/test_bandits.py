@@ -36,13 +36,17 @@ def ladder(arms: int, examples: int) -> list[list[float | None]]:
     return [[1.0 - arm / arms] * examples for arm in range(arms)]
 
 
-@pytest.mark.parametrize(("width", "pulls"), [
-    # 95 / (1.78333 (6 - k)) = 10.7, 13.3, 17.8, 26.6, with logbar(5) = 1/2 + 1/2 + 1/3 + 1/4 + 1/5 = 1.78333
-    (1, (27, 27, 18, 14, 11)),
-    # 95 / (1.45 (6 - k)) = 13.1, 16.4, 21.8, with 2/3 + 1/3 + 1/4 + 1/5 = 1.45
-    (2, (22, 22, 22, 17, 14)),
-    # one phase: 95 / (1 * 5) = 19, with 4/5 + 1/5 = 1
-    (4, (19, 19, 19, 19, 19))])
+@pytest.mark.parametrize(
+    ("width", "pulls"),
+    [
+        # 95 / (1.78333 (6 - k)) = 10.7, 13.3, 17.8, 26.6, with logbar(5) = 1/2 + 1/2 + 1/3 + 1/4 + 1/5 = 1.78333
+        (1, (27, 27, 18, 14, 11)),
+        # 95 / (1.45 (6 - k)) = 13.1, 16.4, 21.8, with 2/3 + 1/3 + 1/4 + 1/5 = 1.45
+        (2, (22, 22, 22, 17, 14)),
+        # one phase: 95 / (1 * 5) = 19, with 4/5 + 1/5 = 1
+        (4, (19, 19, 19, 19, 19)),
+    ],
+)
 def test_successive_rejects_has_the_published_phases(width: int, pulls: tuple[int, ...]) -> None:
     bandit = Bandit("sr", 5, width, range(99), 100)
     asked = play(bandit, ladder(5, 99))
@@ -50,11 +54,15 @@ def test_successive_rejects_has_the_published_phases(width: int, pulls: tuple[in
     assert [sorted(phase) for phase in asked] == [list(range(5 - k)) for k in range(5 - width)]
 
 
-@pytest.mark.parametrize(("arms", "width", "budget", "pulls"), [
-    (8, 1, 96, (28, 28, 12, 12, 4, 4, 4, 4)),  # 96 / 3 rounds = 32: 8 arms 4 times, 4 arms 8, 2 arms 16
-    (8, 2, 96, (18, 18, 18, 18, 6, 6, 6, 6)),  # 2 rounds of 48: 8 arms 6 times, 4 arms 12
-    (7, 1, 90, (26, 26, 11, 11, 4, 4, 4)),  # 3 rounds of 30: 7 arms 4 times, 4 arms 7, 2 arms 15
-    (5, 4, 52, (10, 10, 10, 10, 10))])  # the beam's boundary: one round, and no more than one arm is dropped
+@pytest.mark.parametrize(
+    ("arms", "width", "budget", "pulls"),
+    [
+        (8, 1, 96, (28, 28, 12, 12, 4, 4, 4, 4)),  # 96 / 3 rounds = 32: 8 arms 4 times, 4 arms 8, 2 arms 16
+        (8, 2, 96, (18, 18, 18, 18, 6, 6, 6, 6)),  # 2 rounds of 48: 8 arms 6 times, 4 arms 12
+        (7, 1, 90, (26, 26, 11, 11, 4, 4, 4)),  # 3 rounds of 30: 7 arms 4 times, 4 arms 7, 2 arms 15
+        (5, 4, 52, (10, 10, 10, 10, 10)),
+    ],
+)  # the beam's boundary: one round, and no more than one arm is dropped
 def test_halving_has_the_published_rounds(arms: int, width: int, budget: int, pulls: tuple[int, ...]) -> None:
     bandit = Bandit("sh", arms, width, range(99), budget)
     play(bandit, ladder(arms, 99))
@@ -89,14 +97,19 @@ def test_ucb_comes_back_to_an_arm_that_a_greedy_choice_leaves() -> None:
 
 
 TABLES = st.tuples(st.integers(1, 12), st.integers(1, 20), st.integers(0, 9)).flatmap(
-    lambda shape: st.lists(st.lists(st.sampled_from([0.0, 1.0, 0.5] + [None] * (shape[2] == 0)), min_size=shape[1],
-                                    max_size=shape[1]), min_size=shape[0], max_size=shape[0]))
+    lambda shape: st.lists(
+        st.lists(st.sampled_from([0.0, 1.0, 0.5] + [None] * (shape[2] == 0)), min_size=shape[1], max_size=shape[1]),
+        min_size=shape[0],
+        max_size=shape[0],
+    )
+)
 
 
 @given(TABLES, st.sampled_from(METHODS), st.integers(1, 14), st.integers(0, 300))
 @settings(max_examples=300, deadline=None)
-def test_what_holds_for_every_selection(table: list[list[float | None]], method: Method, width: int,
-                                        spare: int) -> None:
+def test_what_holds_for_every_selection(
+    table: list[list[float | None]], method: Method, width: int, spare: int
+) -> None:
     arms, n = len(table), len(table[0])
     order = np.random.default_rng(spare).permutation(n).tolist()
     bandit, again = (Bandit(method, arms, width, order, arms + spare) for _ in range(2))
@@ -136,10 +149,17 @@ def test_nothing_but_missing_scores_ends_and_keeps_the_given_order() -> None:
         assert bandit.pulls == (0,) * 5 and bandit.best() == [0, 1]
 
 
-@pytest.mark.parametrize(("change", "error", "says"), [
-    ({"method": "full"}, ValueError, "'full'"), ({"width": 0}, ValueError, "width must be at least 1, got 0"),
-    ({"arms": 0}, ValueError, "arms"), ({"budget": 0}, ValueError, "budget"), ({"budget": 1.5}, TypeError, "1.5"),
-    ({"budget": 4}, ValueError, "4 pulls is not enough to pull each of 5 arms once")])
+@pytest.mark.parametrize(
+    ("change", "error", "says"),
+    [
+        ({"method": "full"}, ValueError, "'full'"),
+        ({"width": 0}, ValueError, "width must be at least 1, got 0"),
+        ({"arms": 0}, ValueError, "arms"),
+        ({"budget": 0}, ValueError, "budget"),
+        ({"budget": 1.5}, TypeError, "1.5"),
+        ({"budget": 4}, ValueError, "4 pulls is not enough to pull each of 5 arms once"),
+    ],
+)
 def test_bad_numbers_are_refused(change: dict[str, object], error: type[Exception], says: str) -> None:
     given: dict[str, object] = {"method": "ucb", "arms": 5, "width": 2, "order": range(9), "budget": 20}
     with pytest.raises(error, match=says):
@@ -159,8 +179,9 @@ def test_the_dialogue_must_be_kept() -> None:
     assert bandit.next()
 
 
-def hits(method: Method | None, tables: Sequence[tuple[int, NDArray[np.bool_]]], width: int, budget: int
-         ) -> list[float]:
+def hits(
+    method: Method | None, tables: Sequence[tuple[int, NDArray[np.bool_]]], width: int, budget: int
+) -> list[float]:
     """Return for each table whether its best arm is kept; None gives all arms an equal share."""
     found = []
     for best, table in tables:
@@ -214,8 +235,11 @@ class Bandits(ToySearch):
 
     async def search(self, run: Run) -> Candidate:
         name = run.baseline.names[0]
-        pool = [run.baseline.replace(name, instructions=f"skill={skill} v{v}", origin=Origin("given"))
-                for v in range(2) for skill in (1, 2, 3, 4, 8, 9)]
+        pool = [
+            run.baseline.replace(name, instructions=f"skill={skill} v{v}", origin=Origin("given"))
+            for v in range(2)
+            for skill in (1, 2, 3, 4, 8, 9)
+        ]
         self.calls = [self.engine.calls]
         self.kept = await select(run, [*pool, pool[0]], self.beam, method=self.method, budget=self.pulls, key=1)
         self.calls.append(self.engine.calls)

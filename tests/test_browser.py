@@ -18,8 +18,7 @@ from cuesmith.programs.diagnosis.page import Quote, html
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
 EVIL = (
-    "<script>document.title='run'</script>\"'><img src=http://a.test/x onerror=document.title='run'>"
-    "{{ 7 * 7 }}\u202e"
+    "<script>document.title='run'</script>\"'><img src=http://a.test/x onerror=document.title='run'>{{ 7 * 7 }}\u202e"
 )
 
 
@@ -51,11 +50,27 @@ def rendered(page: Path, port: int) -> str:
     """Return the document as Chromium has it after loading the page."""
     assert CHROMIUM is not None
     done = subprocess.run(
-        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-         "--disable-background-networking", "--disable-component-update", "--disable-sync",
-         f"--user-data-dir={page.parent / 'profile'}", f"--proxy-server=127.0.0.1:{port}",
-         "--virtual-time-budget=2000", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True)
+        [
+            CHROMIUM,
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--disable-quic",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--disable-component-update",
+            "--disable-sync",
+            f"--user-data-dir={page.parent / 'profile'}",
+            f"--proxy-server=127.0.0.1:{port}",
+            "--virtual-time-budget=2000",
+            "--dump-dom",
+            page.as_uri(),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+    )
     return done.stdout
 
 

@@ -299,15 +299,21 @@ def other(example: dspy.Example, prediction: dspy.Prediction) -> float:
     return 0.0
 
 
-@pytest.mark.parametrize(("make", "said"), [
-    (lambda: ABO(exact, seed=1) >> APO(exact, seed=2), "have one seed, and ABO has another than APO: give it to one"),
-    (lambda: ABO(exact, budget=Budget(calls=9)) >> APO(exact, budget=Budget(usd=1)), "have one budget"),
-    (lambda: ABO(exact) >> APO(other), "have one metric"),
-    (lambda: ABO(exact, optimizer_lm="a/b") >> APO(exact, optimizer_lm="a/c"), "have one optimizer_lm"),
-    (lambda: AlignPro(exact) >> ABO(exact), "AlignPro must be the last of a chain"),
-    (lambda: ABO(exact, optimizer_lm="a/b") >> AlignPro(exact), "give it optimizer_lm= as well"),
-    (lambda: Chain([ABO(exact)]), "at least two compilers, got 1"),
-])
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (
+            lambda: ABO(exact, seed=1) >> APO(exact, seed=2),
+            "have one seed, and ABO has another than APO: give it to one",
+        ),
+        (lambda: ABO(exact, budget=Budget(calls=9)) >> APO(exact, budget=Budget(usd=1)), "have one budget"),
+        (lambda: ABO(exact) >> APO(other), "have one metric"),
+        (lambda: ABO(exact, optimizer_lm="a/b") >> APO(exact, optimizer_lm="a/c"), "have one optimizer_lm"),
+        (lambda: AlignPro(exact) >> ABO(exact), "AlignPro must be the last of a chain"),
+        (lambda: ABO(exact, optimizer_lm="a/b") >> AlignPro(exact), "give it optimizer_lm= as well"),
+        (lambda: Chain([ABO(exact)]), "at least two compilers, got 1"),
+    ],
+)
 def test_what_cannot_be_chained_is_one_line(make: Callable[[], Compiler], said: str) -> None:
     with pytest.raises(ValueError, match=re.escape(said)) as error:
         make()

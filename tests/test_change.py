@@ -205,11 +205,18 @@ def test_the_best_paraphrase_is_chosen_and_judged_on_different_examples() -> Non
 def test_the_bootstrap_over_examples_as_scipy() -> None:
     """With one paraphrase each only examples are drawn: scipy's paired bootstrap of the mean difference."""
     found = hood(lambda text: 0.6 if "new" in text else 0.45, r=1)
-    rows = [scorer(lambda t: 0.6 if "new" in t else 0.45)(candidate(f"{w} in other words 0"), EXAMPLES[:100], 0)
-            for w in ("old", "new")]
+    rows = [
+        scorer(lambda t: 0.6 if "new" in t else 0.45)(candidate(f"{w} in other words 0"), EXAMPLES[:100], 0)
+        for w in ("old", "new")
+    ]
     values = [[o.score for o in row if isinstance(o, Scored)] for row in rows]
-    expected = stats.bootstrap(values, lambda a, b, axis: np.mean(b, axis) - np.mean(a, axis), paired=True,
-                               method="percentile", rng=np.random.default_rng(1)).confidence_interval
+    expected = stats.bootstrap(
+        values,
+        lambda a, b, axis: np.mean(b, axis) - np.mean(a, axis),
+        paired=True,
+        method="percentile",
+        rng=np.random.default_rng(1),
+    ).confidence_interval
     assert found.validity.mean == pytest.approx(np.mean(values[1]) - np.mean(values[0]))
     assert (found.validity.low, found.validity.high) == pytest.approx((expected.low, expected.high), abs=0.015)
 

@@ -125,7 +125,8 @@ def test_a_run_that_cannot_go_on_is_one_line_and_status_1(tmp_path: Path) -> Non
 
 def test_what_a_terminal_cannot_show_is_escaped(tmp_path: Path) -> None:
     (tmp_path / "app.py").write_text(
-        'import dspy\nprogram = dspy.Predict(dspy.Signature("a -> b", "Größe, 漢字 🎈"))\n', "utf-8")
+        'import dspy\nprogram = dspy.Predict(dspy.Signature("a -> b", "Größe, 漢字 🎈"))\n', "utf-8"
+    )
     for form in ("messages", "markdown"):
         words = ("export", "app.py:program", "--format", form)
         done = cuesmith_command(*words, cwd=tmp_path, PYTHONIOENCODING="ascii")

@@ -47,21 +47,39 @@ them as well (budget, journal, outages, purity, the student untouched) stands in
 
 DECLARED: Mapping[str, Mapping[str, object]] = {
     "portfolio": {"shows_own_inputs": True, "pure": False},  # it loads its members by name
-    "mipro": {**HOSTED, "small_options": {
-        "auto": None, "num_candidates": 2, "num_trials": 3, "max_bootstrapped_demos": 2, "max_labeled_demos": 2,
-        "minibatch": False}},
+    "mipro": {
+        **HOSTED,
+        "small_options": {
+            "auto": None,
+            "num_candidates": 2,
+            "num_trials": 3,
+            "max_bootstrapped_demos": 2,
+            "max_labeled_demos": 2,
+            "minibatch": False,
+        },
+    },
     "gepa": {**HOSTED, "small_options": {"max_metric_calls": 40}},
-    "simba": {**UNORDERED, "small_options": {
-        "bsize": 4, "num_candidates": 3, "max_steps": 4, "max_demos": 2}},
+    "simba": {**UNORDERED, "small_options": {"bsize": 4, "num_candidates": 3, "max_steps": 4, "max_demos": 2}},
     "copro": {**HOSTED, "small_options": {"breadth": 2, "depth": 2}},
-    "bootstrap": {**UNORDERED, "small_options": {
-        "num_candidate_programs": 2, "max_bootstrapped_demos": 2, "max_labeled_demos": 2}},
+    "bootstrap": {
+        **UNORDERED,
+        "small_options": {"num_candidate_programs": 2, "max_bootstrapped_demos": 2, "max_labeled_demos": 2},
+    },
 }
 """Name -> class attributes of `CompilerConformance`, for compilers that can do less or are made small otherwise."""
 
 
-LONG = ("Test_apo_native", "Test_prompt_agent_native", "Test_copro", "Test_simba", "Test_reflective_mutation",
-        "Test_portfolio", "Test_abo_frontier", "Test_prompt_agent_frontier", "Test_opro_frontier")
+LONG = (
+    "Test_apo_native",
+    "Test_prompt_agent_native",
+    "Test_copro",
+    "Test_simba",
+    "Test_reflective_mutation",
+    "Test_portfolio",
+    "Test_abo_frontier",
+    "Test_prompt_agent_frontier",
+    "Test_opro_frontier",
+)
 """Suites whose code others run too: with `pytest -m slow`."""
 
 
@@ -247,7 +265,10 @@ FAULTS: Sequence[tuple[type[Mine], Callable[..., None], Mapping[str, object], st
     ("kind", "test", "arguments", "said"), FAULTS, ids=[f"{kind.__name__} {test.__name__}" for kind, test, *_ in FAULTS]
 )
 def test_a_fault_is_found(
-    kind: type[Mine], test: Callable[..., None], arguments: Mapping[str, object], said: str,
+    kind: type[Mine],
+    test: Callable[..., None],
+    arguments: Mapping[str, object],
+    said: str,
     request: pytest.FixtureRequest,
 ) -> None:
     class Suite(CompilerConformance):
@@ -263,19 +284,22 @@ def test_a_fault_is_found(
         test(tested, **arguments, **given)
 
 
-@pytest.mark.parametrize(("source", "fault"), [
-    ("import time", "import time"),
-    ("from datetime import datetime", "from datetime import"),
-    ("import os.path as p", "import os.path"),
-    ("def f():\n    return open('x').read()", "line 2: open("),
-    ("print(1)", "print("),
-    ("try:\n    f()\nexcept ValueError:\n    pass", "try"),
-    ("random.shuffle(x)", "random.shuffle("),
-    ("async def f():\n    await asyncio.sleep(1)", "asyncio.sleep("),
-    ("async def f(run):\n    await asyncio.wait_for(run.ask(), 3)", "asyncio.wait_for("),
-    ("from cuesmith.teleprompters.runtime.effects import effects_of", "runtime.effects"),
-    ("\n" * 251, "251 lines"),
-])
+@pytest.mark.parametrize(
+    ("source", "fault"),
+    [
+        ("import time", "import time"),
+        ("from datetime import datetime", "from datetime import"),
+        ("import os.path as p", "import os.path"),
+        ("def f():\n    return open('x').read()", "line 2: open("),
+        ("print(1)", "print("),
+        ("try:\n    f()\nexcept ValueError:\n    pass", "try"),
+        ("random.shuffle(x)", "random.shuffle("),
+        ("async def f():\n    await asyncio.sleep(1)", "asyncio.sleep("),
+        ("async def f(run):\n    await asyncio.wait_for(run.ask(), 3)", "asyncio.wait_for("),
+        ("from cuesmith.teleprompters.runtime.effects import effects_of", "runtime.effects"),
+        ("\n" * 251, "251 lines"),
+    ],
+)
 def test_impure_source_is_found(source: str, fault: str) -> None:
     (found,) = source_faults(source)
     assert fault in found

@@ -97,8 +97,15 @@ def test_every_request_knows_the_program(name: str, form: str) -> None:
         context = text.partition("[[ ## context ## ]]\n")[2].partition("\n\n[[ ## ")[0]
         assert re.search(r'this stage: "(extract|sort)', context)
         assert '"extract" (mail -> notes), then "sort.predict" (wish -> urgency)' in context
-        for told in ("an e-mail from a tenant", "the wish in the tenant's words", "what was noted", "how soon",
-                     "one of 'low', 'high'", 'goes to stage "sort.predict" as wish', "the program's answer"):
+        for told in (
+            "an e-mail from a tenant",
+            "the wish in the tenant's words",
+            "what was noted",
+            "how soon",
+            "one of 'low', 'high'",
+            'goes to stage "sort.predict" as wish',
+            "the program's answer",
+        ):
             assert told in context, told
         if "[[ ## summary ## ]]" not in text:  # the data are to be summarised, not what else is known
             assert "how answers are scored: Whether the urgency is the one that the desk gave it." in context
@@ -140,9 +147,16 @@ def test_the_summary_is_one_call_or_none() -> None:
         assert sum("[[ ## summary ## ]]" in text for text in found) == wanted
 
 
-@pytest.mark.parametrize(("options", "error"), [
-    ({"analysis": "never"}, ValueError), ({"style": "long"}, ValueError), ({"task_description": None}, TypeError),
-    ({"dataset_summary": "yes"}, TypeError), ({"metric_description": 3}, TypeError)])
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"analysis": "never"}, ValueError),
+        ({"style": "long"}, ValueError),
+        ({"task_description": None}, TypeError),
+        ({"dataset_summary": "yes"}, TypeError),
+        ({"metric_description": 3}, TypeError),
+    ],
+)
 def test_bad_options_are_refused(options: dict[str, Any], error: type[Exception]) -> None:
     with pytest.raises(error, match=next(iter(options))):
         compiler_class("apo")(right, **options)
@@ -171,11 +185,22 @@ class Room(pydantic.BaseModel):
     beside: Room | None = None
 
 
-@pytest.mark.parametrize(("annotation", "told"), [
-    (str, "str"), (int, "int"), (Literal["a", 2], "one of 'a', 2"), (Colour, "one of 'red', 'blue'"),
-    (list[str], "list of str"), (dict[str, float], "mapping from str to float"), (int | None, "int or none"),
-    (list[Literal["x"]], "list of one of 'x'"), (tuple[int, str], "tuple of int and str"), (Any, "Any"),
-    (Room, "Room with {floor: int (0 is the ground); colour: one of 'red', 'blue'; beside: Room or none}")])
+@pytest.mark.parametrize(
+    ("annotation", "told"),
+    [
+        (str, "str"),
+        (int, "int"),
+        (Literal["a", 2], "one of 'a', 2"),
+        (Colour, "one of 'red', 'blue'"),
+        (list[str], "list of str"),
+        (dict[str, float], "mapping from str to float"),
+        (int | None, "int or none"),
+        (list[Literal["x"]], "list of one of 'x'"),
+        (tuple[int, str], "tuple of int and str"),
+        (Any, "Any"),
+        (Room, "Room with {floor: int (0 is the ground); colour: one of 'red', 'blue'; beside: Room or none}"),
+    ],
+)
 def test_types_are_told_with_their_values(annotation: Any, told: str) -> None:
     assert kind_of(annotation) == told
 
@@ -192,24 +217,39 @@ class Judge:
         return 1.0
 
 
-@pytest.mark.parametrize(("metric", "told"), [
-    (right, "Whether the urgency is the one that the desk gave it."), (lambda e, p: 1.0, ""),
-    (functools.partial(right, trace=None), "Whether the urgency is the one that the desk gave it."),
-    (Judge(), "Says how good an answer is."), (dspy.evaluate.answer_exact_match, None)])
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (right, "Whether the urgency is the one that the desk gave it."),
+        (lambda e, p: 1.0, ""),
+        (functools.partial(right, trace=None), "Whether the urgency is the one that the desk gave it."),
+        (Judge(), "Says how good an answer is."),
+        (dspy.evaluate.answer_exact_match, None),
+    ],
+)
 def test_a_metric_tells_what_it_rewards(metric: Callable[..., Any], told: str | None) -> None:
     found = rewarded(metric)
     assert found == told if told is not None else found
 
 
-@pytest.mark.parametrize(("model", "options", "thinking"), [
-    ("openai/gpt-4.1", {}, False), ("openai/o3", {}, True), ("openai/o4-mini", {}, True),
-    ("openai/gpt-5-mini", {}, True),
-    ("openai/gpt-5-chat-latest", {}, False), ("anthropic/claude-sonnet-4-5", {}, False),
-    ("anthropic/claude-sonnet-4-5", {"reasoning_effort": "low"}, True),
-    ("anthropic/claude-sonnet-4-5", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
-    ("deepseek/deepseek-reasoner", {}, True), ("deepseek/deepseek-chat", {}, False),
-    ("gemini/gemini-2.5-pro", {}, True),
-    ("ollama/qwq", {}, True), ("openai/gpt-4.1", {"reasoning_effort": "none"}, False)])
+@pytest.mark.parametrize(
+    ("model", "options", "thinking"),
+    [
+        ("openai/gpt-4.1", {}, False),
+        ("openai/o3", {}, True),
+        ("openai/o4-mini", {}, True),
+        ("openai/gpt-5-mini", {}, True),
+        ("openai/gpt-5-chat-latest", {}, False),
+        ("anthropic/claude-sonnet-4-5", {}, False),
+        ("anthropic/claude-sonnet-4-5", {"reasoning_effort": "low"}, True),
+        ("anthropic/claude-sonnet-4-5", {"thinking": {"type": "enabled", "budget_tokens": 1024}}, True),
+        ("deepseek/deepseek-reasoner", {}, True),
+        ("deepseek/deepseek-chat", {}, False),
+        ("gemini/gemini-2.5-pro", {}, True),
+        ("ollama/qwq", {}, True),
+        ("openai/gpt-4.1", {"reasoning_effort": "none"}, False),
+    ],
+)
 def test_models_that_think_by_themselves_are_known(model: str, options: dict[str, Any], thinking: bool) -> None:
     assert thinks(dspy.LM(model, **options)) is thinking
 
@@ -242,16 +282,19 @@ def test_answers_that_are_few_texts_are_named_without_the_optimizers_help(name: 
     assert all(("; in the examples always one of 'high', 'low'" in sent.user) is not native for sent in optimizer.sent)
 
 
-@pytest.mark.parametrize("labels", [
-    ["low", "high", *map(str, range(58))],  # many
-    [str(k % 3) for k in range(60)],  # numbers, of which others may come
-    ["$1,000.50", "7 %"] * 30,
-    ["low", None] * 30,
-    ["low"] * 60,
-    ["low\nhigh", "high"] * 30,
-    ["low" * 30, "high"] * 30,
-    [True, False] * 30,
-])
+@pytest.mark.parametrize(
+    "labels",
+    [
+        ["low", "high", *map(str, range(58))],  # many
+        [str(k % 3) for k in range(60)],  # numbers, of which others may come
+        ["$1,000.50", "7 %"] * 30,
+        ["low", None] * 30,
+        ["low"] * 60,
+        ["low\nhigh", "high"] * 30,
+        ["low" * 30, "high"] * 30,
+        [True, False] * 30,
+    ],
+)
 def test_answers_that_are_not_always_few_texts_are_not_named(labels: list[object]) -> None:
     examples = [dspy.Example(mail="m", urgency=label).with_inputs("mail") for label in labels]
     signature = dspy.Signature("mail -> urgency")

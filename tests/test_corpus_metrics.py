@@ -256,8 +256,10 @@ class Given(Compiler):
         return Plan(0, len(self.prompts) * n_select)
 
     async def search(self, run: Run) -> Candidate:
-        made = [run.baseline.replace("self", instructions=text, origin=Origin("given", (run.baseline.id,)))
-                for text in self.prompts]
+        made = [
+            run.baseline.replace("self", instructions=text, origin=Origin("given", (run.baseline.id,)))
+            for text in self.prompts
+        ]
         scores = rank(await run.score([run.baseline, *made], run.select))
         await run.record(0, scores)
         return scores[0].candidate
@@ -305,8 +307,10 @@ def test_a_hosted_optimizer_is_reported_by_the_value_too() -> None:
 
 def test_programs_are_evaluated_and_compared_by_it() -> None:
     lm, metric = dspy.LM("test/detector", engine=Detector(), cache=False), F1("label", "yes")
-    every, find = (evaluate(dspy.Predict(dspy.Signature("question -> label", text)), tens(0, 60), metric, lm=lm)
-                   for text in ("Do it.", "FIND"))
+    every, find = (
+        evaluate(dspy.Predict(dspy.Signature("question -> label", text)), tens(0, 60), metric, lm=lm)
+        for text in ("Do it.", "FIND")
+    )
     gain = compare(every, find)
     assert estimate(every).mean == pytest.approx(2 / 11) and estimate(find).mean == 0.5
     assert gain.difference == pytest.approx(0.5 - 2 / 11) and gain.significant and gain.n == 60
@@ -455,6 +459,8 @@ def test_a_corpus_that_fails_on_answers() -> None:
     assert any(note.kind == "corpus" and "1 candidates" in note and "'perhaps'" in note for note in found.notes)
 
     student = dspy.Predict(dspy.Signature("question -> label", "ODD"))
-    with dspy.context(lm=dspy.LM("test/detector", engine=Detector(), cache=False)), \
-            pytest.raises(CompileError, match="makes nothing of the student's answers: KeyError: 'perhaps'"):
+    with (
+        dspy.context(lm=dspy.LM("test/detector", engine=Detector(), cache=False)),
+        pytest.raises(CompileError, match="makes nothing of the student's answers: KeyError: 'perhaps'"),
+    ):
         Given(Strict(), progress=False).compile(student, trainset=tens(0, 20), valset=tens(100, 40))

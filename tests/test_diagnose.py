@@ -162,9 +162,7 @@ def evil(toy: Path, tmp_path: Path) -> Path:
     return copy
 
 
-def test_what_a_model_wrote_comes_out_as_text(
-    evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_model_wrote_comes_out_as_text(evil: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "page.html"
     assert run(evil, "--html", target) == 0
     printed, text = capsys.readouterr().out, target.read_text("utf-8")
@@ -183,8 +181,12 @@ def test_what_a_model_wrote_comes_out_as_text(
 def test_rules_written_by_an_enemy_come_out_as_text(evil: Path) -> None:
     """A step of the prompt becomes the name of a figure."""
     name = f"Rule 1 followed (%): {EVIL}"
-    section = Section(EVIL, EVIL, (Figure(name, 1.0, None, None, 1, None, EVIL, EVIL),),
-                      (Curve(EVIL, [0.0, 1.0], [1.0, None], EVIL, EVIL, [0.5, 0.5], [2.0, None]),))
+    section = Section(
+        EVIL,
+        EVIL,
+        (Figure(name, 1.0, None, None, 1, None, EVIL, EVIL),),
+        (Curve(EVIL, [0.0, 1.0], [1.0, None], EVIL, EVIL, [0.5, 0.5], [2.0, None]),),
+    )
     text = page.html(EVIL, EVIL, [section], [page.Quote(EVIL, EVIL)])
     seen = Page(text)
     assert "<script" not in text and "<img" not in text and seen.text.count("<script>alert(1)</script>") >= 10
@@ -241,7 +243,9 @@ def test_live_instruments_on_the_errors_of_the_run(abo: Path, capsys: pytest.Cap
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     assert [s["title"] for s in found["sections"][-2:]] == [
-        "Does the feedback repeat itself?", "Does the reflection look at the errors?"]
+        "Does the feedback repeat itself?",
+        "Does the reflection look at the errors?",
+    ]
     record = Record.read(abo)
     planned = plan(record)
     assert captured.err == f"cuesmith diagnose: asking simulated at most {planned.requests} times\n"

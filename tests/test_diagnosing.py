@@ -151,16 +151,26 @@ def test_a_judge_that_goes_by_place_hits_by_chance_only() -> None:
 
 
 def test_descriptions_say_what_was_shown() -> None:
-    told = describe({"a": [Evidence("i", (Error({"q": "one"}, "r", {"answer": "x"}),) * 3
-                                    + (Error({"q": "two"}, "r", {"answer": "y"}),))]})
+    told = describe(
+        {
+            "a": [
+                Evidence(
+                    "i", (Error({"q": "one"}, "r", {"answer": "x"}),) * 3 + (Error({"q": "two"}, "r", {"answer": "y"}),)
+                )
+            ]
+        }
+    )
     assert told["a"].splitlines()[0] == "right outputs: answer: x (75 %); answer: y (25 %)"
     assert told["a"].count("such as:") == 2 and "q: one" in told["a"] and "q: two" in told["a"]
 
 
 def test_both_requests_of_the_simulated_optimizer_tell_their_source() -> None:
     asked = Asked.of(CheckRule, rule="Use bullets.", response="a")
-    for prior, noise, source, said in ((0.0, 0.0, "evidence", "no"), (1.0, 0.0, "prior", "yes"),
-                                       (0.0, 1.0, "noise", "yes")):
+    for prior, noise, source, said in (
+        (0.0, 0.0, "evidence", "no"),
+        (1.0, 0.0, "prior", "yes"),
+        (0.0, 1.0, "noise", "yes"),
+    ):
         engine = SimulatedOptimizerEngine(prior_bias=prior, noise=noise)
         assert (engine.truth(asked, 0).source, engine.answer(asked, 0)["followed"]) == (source, said)
     empty = Asked.of(IdentifyCondition, feedback="", conditions=["name: A\nx", "name: B\ny"])
@@ -203,8 +213,18 @@ def test_replies_that_cannot_be_used_are_counted_and_no_votes() -> None:
     assert (inquiry.answered, inquiry.unusable) == (2, 3)
 
 
-@pytest.mark.parametrize(("said", "known"), [("A", True), (" b.", True), ("name: C", True), ("**A**", True),
-                                             ("D", False), ("A or B", False), ("the first", False)])
+@pytest.mark.parametrize(
+    ("said", "known"),
+    [
+        ("A", True),
+        (" b.", True),
+        ("name: C", True),
+        ("**A**", True),
+        ("D", False),
+        ("A or B", False),
+        ("the first", False),
+    ],
+)
 def test_a_condition_has_to_be_one_of_the_names(said: str, known: bool) -> None:
     judge = ConditionJudge(Inquiry(toy_lm(ToyEngine(reply=lambda s, u, d: reply(condition=said)))))
     guess = judge("feedback", {"one": "1", "two": "2", "three": "3"})
@@ -400,8 +420,16 @@ def test_arguments_that_do_not_fit_are_one_line(
     assert captured.out == "" and captured.err.count("\n") == 1 and problem in captured.err
 
 
-@pytest.mark.parametrize("arguments", [["--lm", "gpt-4"], ["--budget-calls", "0"], ["--budget-usd", "-1"],
-                                       ["--budget-usd", "nan"], ["--embedder", "ada"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--lm", "gpt-4"],
+        ["--budget-calls", "0"],
+        ["--budget-usd", "-1"],
+        ["--budget-usd", "nan"],
+        ["--embedder", "ada"],
+    ],
+)
 def test_values_of_no_use_are_refused(toy: Path, arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stop:
         run(toy, *arguments)
@@ -548,8 +576,9 @@ def test_similarity_by_a_local_model(tmp_path: Path) -> None:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters, *(f"##{c}" for c in letters)]
     (tmp_path / "vocab.txt").write_text("\n".join(vocabulary))
     BertTokenizer(str(tmp_path / "vocab.txt")).save_pretrained(tmp_path)
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2,
-                        intermediate_size=32)
+    config = BertConfig(
+        vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
     BertModel(config).save_pretrained(tmp_path)
     matrix = similarity_named(f"st:{tmp_path}").matrix(["count", "count", "turn left"])
     assert matrix[0, 1] == pytest.approx(1.0) and matrix[0, 2] < 0.999

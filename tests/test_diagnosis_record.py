@@ -269,8 +269,12 @@ def test_spearman_with_few_pairs_is_exact(n: int, studies: int) -> None:
             assert found.p_value == pytest.approx(np.mean(np.array(every) >= abs(found.rho) - 1e-9))
         else:
             exact = stats.permutation_test(
-                (x,), lambda a, y=y: stats.spearmanr(a, y).statistic, permutation_type="pairings",
-                n_resamples=math.inf, alternative="two-sided")
+                (x,),
+                lambda a, y=y: stats.spearmanr(a, y).statistic,
+                permutation_type="pairings",
+                n_resamples=math.inf,
+                alternative="two-sided",
+            )
             least = np.abs(exact.null_distribution) >= abs(found.rho) - 1e-9
             assert found.p_value == pytest.approx(least.mean())
 

@@ -983,9 +983,7 @@ def test_every_call_is_counted_for_its_role_and_every_reply_replayed(
 
 @pytest.mark.parametrize("in_flight", [1, 64])
 @pytest.mark.parametrize("name", MAKERS)
-def test_a_cap_holds(
-    name: str, in_flight: int, server: Provider, whole: Callable[[str], Ran], tmp_path: Path
-) -> None:
+def test_a_cap_holds(name: str, in_flight: int, server: Provider, whole: Callable[[str], Ran], tmp_path: Path) -> None:
     """Not one call more arrives, every one is counted, and what was called in other threads is not waited for.
 
     The same again sends nothing, also where a cap has cut it.
@@ -1005,9 +1003,7 @@ TOKENS = ["a judge in a global dict", "a judge that is a program", "the same poo
 
 @pytest.mark.parametrize("in_flight", [1, 64])
 @pytest.mark.parametrize("name", TOKENS)
-def test_a_cap_on_tokens_holds(
-    name: str, in_flight: int, server: Provider, whole: Callable[[str], Ran]
-) -> None:
+def test_a_cap_on_tokens_holds(name: str, in_flight: int, server: Provider, whole: Callable[[str], Ran]) -> None:
     """What all calls used stays below it."""
     cap = EACH * whole(name).calls * 6 // 10
     ran = run(name, server, in_flight=in_flight, tokens=cap)

@@ -229,7 +229,8 @@ def test_the_fields_are_those_of_dspy() -> None:
 def test_requests_of_our_own_are_not_taken_for_those() -> None:
     values = [getattr(signatures, name) for name in signatures.__all__]
     kinds: list[type[dspy.Signature]] = [
-        value for value in values if isinstance(value, type) and issubclass(value, dspy.Signature)]
+        value for value in values if isinstance(value, type) and issubclass(value, dspy.Signature)
+    ]
     assert len(kinds) > 10
     assert {form_of(kind.input_fields, kind.output_fields) for kind in kinds} == {""}
 

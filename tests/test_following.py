@@ -58,8 +58,9 @@ class Written(Compiler):
         return beam[0].candidate
 
 
-def finished(directory: Path, target: Callable[[str, str], str], *texts: str, n: int = 80,
-             student: dspy.Module | None = None) -> Record:
+def finished(
+    directory: Path, target: Callable[[str, str], str], *texts: str, n: int = 80, student: dspy.Module | None = None
+) -> Record:
     """Run prompts on a scripted target: (system, question) -> its reply."""
 
     def reply(system: str, user: str, drawn: int | None) -> str:
@@ -69,13 +70,18 @@ def finished(directory: Path, target: Callable[[str, str], str], *texts: str, n:
     compiler = Written(exact)
     compiler.texts = texts
     with dspy.context(lm=toy_lm(ToyEngine(reply=reply))):
-        compiler.compile(student or dspy.ChainOfThought("question -> answer"), trainset=words(12, "t"),
-                         valset=words(n, "v"), run_dir=directory)
+        compiler.compile(
+            student or dspy.ChainOfThought("question -> answer"),
+            trainset=words(12, "t"),
+            valset=words(n, "v"),
+            run_dir=directory,
+        )
     return Record.read(directory)
 
 
-def skipping(skips: Callable[[str], Sequence[int]], right: Callable[[str, Sequence[int]], bool] = lambda q, s: True
-             ) -> Callable[[str, str], str]:
+def skipping(
+    skips: Callable[[str], Sequence[int]], right: Callable[[str, Sequence[int]], bool] = lambda q, s: True
+) -> Callable[[str, str], str]:
     """A target that leaves out steps where it is given any; without, it is wrong."""
 
     def target(system: str, question: str) -> str:
@@ -85,7 +91,8 @@ def skipping(skips: Callable[[str], Sequence[int]], right: Callable[[str, Sequen
         lines = [f"Step {k}: work of {k}" for k in range(1, len(STEPS) + 1) if k not in skipped]
         answer = question.split()[-1] if right(question, skipped) else "no"
         return "[[ ## reasoning ## ]]\n{}\n\n[[ ## answer ## ]]\n{}\n\n[[ ## completed ## ]]".format(
-            "\n".join(lines), answer)
+            "\n".join(lines), answer
+        )
 
     return target
 
@@ -204,7 +211,10 @@ def test_the_judge_sees_only_what_no_rule_decides(tmp_path: Path) -> None:
     assert (found.put, found.unclear) == (320, 80)
     assert found.first_failure == {2: 80} and found.agreement is not None
     assert (found.agreement.share.mean, found.agreement.share.n, found.agreement.undecided) == (
-        pytest.approx(2 / 3), 3, 1)  # type: ignore[comparison-overlap]
+        pytest.approx(2 / 3),
+        3,
+        1,
+    )  # type: ignore[comparison-overlap]
     names = [f.name for f in section_of(found).figures]
     assert any("agreement with hand labels" in name for name in names) and any("kappa" in name for name in names)
 
@@ -271,7 +281,10 @@ def test_the_first_failure_is_the_one_abo_finds(labels: list[int], parsed: bool)
 def test_rules_of() -> None:
     assert rules_of(PROMPT) == RULES
     assert rules_of("Count.\n1. Look.\n  2) Think hard.\nStep 3: Go.\n4 apples") == (
-        Rule("Look."), Rule("Think hard."), Rule("Go."))
+        Rule("Look."),
+        Rule("Think hard."),
+        Rule("Go."),
+    )
     assert rules_of("Count the 3. things") == () == rules_of("")
 
 

@@ -30,13 +30,15 @@ OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "reflective-m
 
 def scored(name: str, row: Sequence[float | None]) -> Scores:
     outcomes: list[Outcome] = [
-        ProviderFailure("gone") if v is None else Scored(score=v, feedback="", trace=()) for v in row]
+        ProviderFailure("gone") if v is None else Scored(score=v, feedback="", trace=()) for v in row
+    ]
     asked = tuple(dspy.Example(question=str(i)).with_inputs("question") for i in range(len(row)))
     return Scores(Candidate({"self": Prompt(name)}), asked, tuple(outcomes))
 
 
-ROWS = st.integers(1, 6).flatmap(lambda n: st.lists(
-    st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=n, max_size=n), min_size=1, max_size=7))
+ROWS = st.integers(1, 6).flatmap(
+    lambda n: st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0, None]), min_size=n, max_size=n), min_size=1, max_size=7)
+)
 
 
 @given(ROWS)

@@ -111,14 +111,17 @@ Script = list[tuple[str, bool]]
 """Answers in the order in which they come, and whether each is of the first try."""
 
 
-@pytest.mark.parametrize(("script", "taken", "late"), [
-    ([("good", True), ("good 2", False)], "good", ["good 2"]),
-    ([("good 2", False), ("good", True)], "good 2", ["good"]),
-    ([("bad", True), ("good", False)], "good", ["bad"]),
-    ([("bad", False), ("good", True)], "good", ["bad"]),
-    ([("bad", True), ("bad 2", False)], "bad 2", ["bad"]),
-    ([("good", True), ("bad", False)], "good", ["bad"]),
-])
+@pytest.mark.parametrize(
+    ("script", "taken", "late"),
+    [
+        ([("good", True), ("good 2", False)], "good", ["good 2"]),
+        ([("good 2", False), ("good", True)], "good 2", ["good"]),
+        ([("bad", True), ("good", False)], "good", ["bad"]),
+        ([("bad", False), ("good", True)], "good", ["bad"]),
+        ([("bad", True), ("bad 2", False)], "bad 2", ["bad"]),
+        ([("good", True), ("bad", False)], "good", ["bad"]),
+    ],
+)
 @pytest.mark.parametrize("kind", ["threads", "tasks"])
 def test_the_first_success_counts(kind: str, script: Script, taken: str, late: list[str]) -> None:
     others: list[str] = []
@@ -135,6 +138,7 @@ def test_the_first_success_counts(kind: str, script: Script, taken: str, late: l
             def done() -> str:
                 assert gates[not first].wait(20)
                 return answers[first]
+
             return done
 
         tries.begin(work(True))
@@ -169,6 +173,7 @@ async def _tasks(script: Script, good: Callable[[str], bool], others: list[str])
                 over[0].set()
             over[turns[first]].set()
             return answers[first]
+
         return done
 
     found = await first_success(work(True), 0.01, lambda: work(False), good, others.append)

@@ -50,7 +50,8 @@ class Optimizer(Engine):
         asked = sent.asked
         assert sent.draw is not None
         name, writer = {"WriteInstructions": ("instruction", self.write), "SummarizeData": ("summary", self.write)}.get(
-            asked.name, ("variation", self.vary))
+            asked.name, ("variation", self.vary)
+        )
         return f"[[ ## {name} ## ]]\n{writer(asked, sent.draw)}\n\n[[ ## completed ## ]]"
 
 
@@ -66,8 +67,7 @@ def better(asked: Asked, draw: int) -> str:
 
 
 def examples(n: int, start: int) -> list[dspy.Example]:
-    return [dspy.Example(question=f"is {k} so?", answer="yes").with_inputs("question")
-            for k in range(start, start + n)]
+    return [dspy.Example(question=f"is {k} so?", answer="yes").with_inputs("question") for k in range(start, start + n)]
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
@@ -77,13 +77,20 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 TRAIN, VALID = examples(12, 0), examples(24, 100)
 
 
-def run(optimizer: Optimizer, target: Target | None = None, *, program: dspy.Module | None = None,
-        train: list[dspy.Example] | None = None, **options: object) -> Compilation:
+def run(
+    optimizer: Optimizer,
+    target: Target | None = None,
+    *,
+    program: dspy.Module | None = None,
+    train: list[dspy.Example] | None = None,
+    **options: object,
+) -> Compilation:
     lm = dspy.LM("test/ape-optimizer", engine=optimizer, cache=False)
     compiler = IterativeAPE(exact, optimizer_lm=lm, **options)  # type: ignore[arg-type]
     with dspy.context(lm=dspy.LM("test/ape-target", engine=target or Target(), cache=False)):
-        compiled = compiler.compile(program or dspy.Predict("question -> answer"),
-                                    trainset=TRAIN if train is None else train, valset=VALID)
+        compiled = compiler.compile(
+            program or dspy.Predict("question -> answer"), trainset=TRAIN if train is None else train, valset=VALID
+        )
     found = compiled.compilation
     assert isinstance(found, Compilation)
     return found
@@ -164,12 +171,18 @@ class Chain(dspy.Module):  # type: ignore[misc]
 def test_predictors_take_turns_and_are_described_by_their_own_runs() -> None:
     optimizer = Optimizer()
     found = run(optimizer, program=Chain(), steps=2, train=examples(30, 0))
-    assert all(prompt.instructions.startswith("Say yes") for trial in found.candidates
-               if trial.candidate.origin.move == "initial" for _, prompt in trial.candidate)
+    assert all(
+        prompt.instructions.startswith("Say yes")
+        for trial in found.candidates
+        if trial.candidate.origin.move == "initial"
+        for _, prompt in trial.candidate
+    )
     by_id = {t.candidate.id: t.candidate for t in found.candidates}
     changed = Counter(
         tuple(n for n in c.names if c.prompts[n] != by_id[c.origin.parents[0]].prompts[n])
-        for c in by_id.values() if c.origin.move == "vary")
+        for c in by_id.values()
+        if c.origin.move == "vary"
+    )
     assert set(changed) <= {("draft",), ("check",)} and len(changed) == 2
     own = [a for a in optimizer.named("WriteInstructions") if 'this stage: "check"' in a.text("context")]
     assert own and any(re.search(r"guess: (yes|no)", text) for a in own for text in a.texts("examples"))

@@ -532,7 +532,6 @@ def test_a_column_that_is_called_otherwise_is_read_as_before(tmp_path: Path) -> 
     assert set(task.train[0].inputs().keys()) == {"said"}
 
 
-
 def test_told_columns_and_paths(tmp_path: Path) -> None:
     rows = [{"text": "t", "a": {"b": [{"c": f"c{k}"}]}, "j": json.dumps({"x": {"y": f"y{k}"}})} for k in range(N)]
     task = load(write(tmp_path / "data.json", rows), inputs=["text", "a.b.0.c"], outputs="j.x.y")
@@ -955,6 +954,7 @@ def test_real_data_becomes_what_one_would_expect(name: str, fields: str, metric:
 
 
 # --- what public data sets are like ---
+
 
 @pytest.mark.parametrize(
     ("row", "fields"),

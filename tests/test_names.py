@@ -23,11 +23,19 @@ SAME_MODULES = {
 
 SAME_CLASSES = {
     # A command's own, and the kernel's or another command's.
-    "Pace", "Report", "Settings",
+    "Pace",
+    "Report",
+    "Settings",
     # The embedded model's and the simulated optimizer's own, and what people meet.
-    "Form", "Point", "Prompt", "Task",
+    "Form",
+    "Point",
+    "Prompt",
+    "Task",
     # Of a task's loading, and of a diagnosis, a comparison or a compiler.
-    "Choice", "Options", "Record", "Row",
+    "Choice",
+    "Options",
+    "Record",
+    "Row",
 }
 """Names that more than one public class has; who adds one, says why."""
 

@@ -42,8 +42,11 @@ def named(text: str) -> Candidate:
 
 def compare_trees(world: World, **options: int) -> None:
     """Run PromptAgent and the reference, and compare what is rewritten, in which order, and what is returned."""
-    sizes = {"steps": options.get("iterations", 12), "depth": options.get("depth_limit", 8),
-             "width": options.get("width", 3)}
+    sizes = {
+        "steps": options.get("iterations", 12),
+        "depth": options.get("depth_limit", 8),
+        "width": options.get("width", 3),
+    }
     found = world.search(PromptAgent(metric, search="native", threshold=1.0, **sizes))  # type: ignore[arg-type]
     rewritten = list[str]()
 
@@ -200,8 +203,10 @@ def pairs(inputs: Mapping[str, object]) -> list[tuple[str, int]]:
     return [(match[1], int(match[2])) for match in found if match]
 
 
-@pytest.mark.parametrize(("options", "shown"), [
-    ({}, 1), ({"search": "native"}, 0), ({"search": "native", "least_score": 0.1}, 1), ({"least_score": 0.11}, 0)])
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [({}, 1), ({"search": "native"}, 0), ({"search": "native", "least_score": 0.1}, 1), ({"least_score": 0.11}, 0)],
+)
 def test_opro_shows_what_scores_enough(options: Mapping[str, object], shown: int) -> None:
     world = World(Landscape(0, start=0.1, steps=10), 12, 20)
     world.search(OPRO(metric, threshold=1.0, steps=1, initial=0, **options))  # type: ignore[arg-type]
@@ -227,7 +232,8 @@ def test_iterative_ape_draws_the_published_initial_prompts_and_resamples(seed: i
     seeded(world.seed, "material").shuffle(train)
     number = itertools.count()
     initial = propose_by_ape(
-        train, lambda all_, n: seeded(world.seed, "subset", "initial", next(number)).sample(all_, n), first)
+        train, lambda all_, n: seeded(world.seed, "subset", "initial", next(number)).sample(all_, n), first
+    )
     assert len(initial) == 250 and len(world.named("WriteInstructions")) == 5
     written, beam, beams = Counter[str](), [ROOT, *initial], []
     for step in range(3):

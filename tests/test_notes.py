@@ -45,8 +45,9 @@ def writes(instruction: str) -> Answer:
         part = system.split("Your output fields are:", 1)[-1].split("All interactions will be", 1)[0]
         kinds = re.findall(r"`(\w+)` \((.*?)\)", part)
         steps = json.dumps(["Read the question.", "Give the answer."])
-        return chat({k: steps if t.startswith("list") else "1" if t == "int" else f"{instruction} {n}"
-                       for k, t in kinds})
+        return chat(
+            {k: steps if t.startswith("list") else "1" if t == "int" else f"{instruction} {n}" for k, t in kinds}
+        )
 
     return reply
 
@@ -59,8 +60,14 @@ def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = No
     return bool(example.answer == prediction.answer)
 
 
-def compiled(kind: type, optimizer: Answer, metric: Callable[..., object] = exact, target: Answer = says,
-             train: list[dspy.Example] = TRAIN, **options: object) -> Compilation:
+def compiled(
+    kind: type,
+    optimizer: Answer,
+    metric: Callable[..., object] = exact,
+    target: Answer = says,
+    train: list[dspy.Example] = TRAIN,
+    **options: object,
+) -> Compilation:
     small = {"steps": 1, "width": 2, "branch": 2, "initial": 2, **options}
     with dspy.context(lm=model(target)), warnings.catch_warnings():
         warnings.simplefilter("ignore", cuesmith.CompileWarning)
@@ -87,14 +94,18 @@ def test_an_optimizer_that_refuses_is_no_search_that_found_nothing(kind: type) -
 
 
 def test_it_is_warned_of_too_and_only_then() -> None:
-    with pytest.warns(cuesmith.CompileWarning, match="0 of 3 optimizer replies could be used"), dspy.context(
-            lm=model(says)):
+    with (
+        pytest.warns(cuesmith.CompileWarning, match="0 of 3 optimizer replies could be used"),
+        dspy.context(lm=model(says)),
+    ):
         IterativeAPE(exact, optimizer_lm=model(refuses), steps=0, initial=2).compile(
-            dspy.Predict("question -> answer"), trainset=TRAIN)
+            dspy.Predict("question -> answer"), trainset=TRAIN
+        )
     with warnings.catch_warnings(), dspy.context(lm=model(says)):
         warnings.simplefilter("error", cuesmith.CompileWarning)
         IterativeAPE(exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=2).compile(
-            dspy.Predict("question -> answer"), trainset=TRAIN)
+            dspy.Predict("question -> answer"), trainset=TRAIN
+        )
 
 
 def test_some_replies_that_cannot_be_used_are_counted_and_leave_the_verdict() -> None:
@@ -125,7 +136,8 @@ def test_dropped_drafts_and_demonstrations_are_one_note_each() -> None:
     seen = Seen(drafts=8, dropped=dropped, worked=4, unworked=unworked)
     assert [(note.kind, note.text) for note in remarks(seen)] == [
         ("dropped", "3 of 8 drafts dropped: copied 2, too long (1)."),
-        ("dropped", "3 of 4 demonstrations dropped: its last step is wrong (3).")]
+        ("dropped", "3 of 4 demonstrations dropped: its last step is wrong (3)."),
+    ]
 
 
 def test_demonstrations_are_counted_where_they_are_dropped() -> None:
@@ -147,17 +159,28 @@ def test_failures_are_shown_whatever_the_scale(kind: type, right: float, wrong: 
     optimizer = Told(writes("plain"))
     with dspy.context(lm=model(says)):
         kind(metric=graded(right, wrong), optimizer_lm=model(optimizer), steps=1, width=2, branch=2, initial=1).compile(
-            dspy.Predict("question -> answer"), trainset=TRAIN)
+            dspy.Predict("question -> answer"), trainset=TRAIN
+        )
     assert any("response" in sent.user and "answer: no" in sent.user for sent in optimizer.sent)
 
 
-@pytest.mark.parametrize(("seen", "gold", "threshold"), [
-    ([0.0, 1.0], [], 1.0), ([0.3, 0.7], [1.0], 1.0), ([1.0, 1.0], [1.0], 1.0), ([0.2, 0.2], [0.9], 0.9),  # 0 to 1
-    ([0.0, 0.0], [0.0], 1.0), ([0.0, 0.0], [], 1.0),
-    ([1.0, 1.0], [5.0, 4.0], 4.0), ([2.0, 5.0], [5.0], 5.0), ([0.0, 0.0], [100.0], 100.0),  # right answers tell
-    ([-3.0, -1.0], [0.0], 0.0),
-    ([2.0, 4.0], [1.0], 4.0), ([2.0, 4.0], [], 4.0),  # they do not: the best seen
-])
+@pytest.mark.parametrize(
+    ("seen", "gold", "threshold"),
+    [
+        ([0.0, 1.0], [], 1.0),
+        ([0.3, 0.7], [1.0], 1.0),
+        ([1.0, 1.0], [1.0], 1.0),
+        ([0.2, 0.2], [0.9], 0.9),  # 0 to 1
+        ([0.0, 0.0], [0.0], 1.0),
+        ([0.0, 0.0], [], 1.0),
+        ([1.0, 1.0], [5.0, 4.0], 4.0),
+        ([2.0, 5.0], [5.0], 5.0),
+        ([0.0, 0.0], [100.0], 100.0),  # right answers tell
+        ([-3.0, -1.0], [0.0], 0.0),
+        ([2.0, 4.0], [1.0], 4.0),
+        ([2.0, 4.0], [], 4.0),  # they do not: the best seen
+    ],
+)
 def test_where_success_begins(seen: list[float], gold: list[float], threshold: float) -> None:
     assert threshold_of(seen, gold, 1.0) == threshold
 
@@ -220,7 +243,8 @@ def test_missing_runs_are_one_note_with_their_reasons() -> None:
     ran: list[Outcome] = [Scored(1.0), late, late, MetricError("bad"), ParseFailure("x"), ProviderFailure("z")]
     (note,) = remarks(Seen(ran=ran))
     assert note.kind == "missing" and note.text == (
-        "4 of 6 program runs have no score, and were compared without: 2 times timeout; 1 times bad; 1 more reasons.")
+        "4 of 6 program runs have no score, and were compared without: 2 times timeout; 1 times bad; 1 more reasons."
+    )
 
 
 def test_a_metric_that_fails_at_times_is_one_note() -> None:
@@ -254,6 +278,7 @@ def test_that_many_pairs_do_show_it_in_eight_of_ten_studies() -> None:
     import numpy as np
 
     from cuesmith.teleprompters.runtime.statistics import paired_gain
+
     n, rng = pairs_to_show(0.1), np.random.default_rng(0)
     draws = [(rng.random(n) < 0.1).astype(float).tolist() for _ in range(300)]
     shown = [paired_gain([0.0] * n, better).p_value < 0.05 for better in draws]
@@ -290,8 +315,9 @@ def test_a_note_is_its_sentence_and_has_a_kind() -> None:
 def test_notes_are_events_after_the_start_and_stand_in_the_record_with_their_kind(tmp_path: Path) -> None:
     events: list[Event] = []
     with dspy.context(lm=model(says)):
-        made = IterativeAPE(exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=1,
-                            callbacks=events.append)  # one function, not a tuple
+        made = IterativeAPE(
+            exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=1, callbacks=events.append
+        )  # one function, not a tuple
         found = made.compile(dspy.Predict("question -> answer"), trainset=TRAIN, run_dir=tmp_path).compilation
     assert [event.note for event in events if isinstance(event, Noted)] == list(found.notes)
     assert isinstance(events[0], RunStarted)

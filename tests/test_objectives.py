@@ -43,8 +43,12 @@ def test_what_a_metric_gives() -> None:
 def test_others_are_no_scores(given: object) -> None:
     with pytest.raises(BadScore):
         read_judgement(dspy.Prediction(score=1, objective_scores=given))
-    found = score_program(dspy.Predict("question -> answer"), words(1),
-                          lambda e, p: dspy.Prediction(score=1, objective_scores=given), lm=toy_lm(ToyEngine()))
+    found = score_program(
+        dspy.Predict("question -> answer"),
+        words(1),
+        lambda e, p: dspy.Prediction(score=1, objective_scores=given),
+        lm=toy_lm(ToyEngine()),
+    )
     assert isinstance(found.outcomes[0], MetricError)
 
 
@@ -60,8 +64,16 @@ def scored(name: str, outcomes: Sequence[Outcome]) -> Scores:
 
 
 def test_means_count_a_reply_that_cannot_be_used_and_no_outage() -> None:
-    one = scored("a", [Scored(1.0, objectives={"x": 1.0, "y": 0.5}), Scored(0.0, objectives={"x": 0.5}),
-                       ParseFailure("mute"), ProviderFailure("down"), MetricError("raised")])
+    one = scored(
+        "a",
+        [
+            Scored(1.0, objectives={"x": 1.0, "y": 0.5}),
+            Scored(0.0, objectives={"x": 0.5}),
+            ParseFailure("mute"),
+            ProviderFailure("down"),
+            MetricError("raised"),
+        ],
+    )
     assert one.objectives == {"x": 0.5, "y": 0.25}
     assert scored("b", [ParseFailure("mute")]).objectives == {}
 
@@ -79,13 +91,22 @@ def test_who_is_best_on_an_objective_is_on_the_frontier() -> None:
 # --- the front ---
 
 NUMBERS = st.sampled_from([0.0, 0.5, 1.0])
-STANDINGS = st.lists(st.builds(
-    Standing, st.uuids().map(str), NUMBERS | st.just(math.nan), st.dictionaries(st.sampled_from("xy"), NUMBERS),
-    st.integers(1, 3), st.sampled_from([None, 1.0, 2.0]) | st.sampled_from([1.0, 2.0])), max_size=8)
+STANDINGS = st.lists(
+    st.builds(
+        Standing,
+        st.uuids().map(str),
+        NUMBERS | st.just(math.nan),
+        st.dictionaries(st.sampled_from("xy"), NUMBERS),
+        st.integers(1, 3),
+        st.sampled_from([None, 1.0, 2.0]) | st.sampled_from([1.0, 2.0]),
+    ),
+    max_size=8,
+)
 
 
 def dominates(one: Standing, other: Standing, counted: bool) -> bool:
     """By the definition, term by term."""
+
     def up(value: float) -> float:
         return -1.0 if math.isnan(value) else value
 
@@ -136,5 +157,7 @@ def test_a_front_takes_what_the_student_could_be_scored_on() -> None:
     found: Any = toy_compile(toy_lm(ToyEngine()), metric=picky).compilation
     assert any(trial.n < len(trial.scores) for trial in found.candidates)
     first, ids = found.front[0], [one.candidate_id for one in found.front]
-    assert found.best.candidate.id in ids and (first.score, first.size) == (found.candidates[0].mean,
-                                                                            found.best.candidate.size)
+    assert found.best.candidate.id in ids and (first.score, first.size) == (
+        found.candidates[0].mean,
+        found.best.candidate.size,
+    )

@@ -45,8 +45,13 @@ class Model(Engine):
         skill: Percentage of questions that it solves, whatever it is told.
     """
 
-    def __init__(self, latency: float = 0.0, vocabulary: int = 10**6, skill: int = 60,
-                 hook: Callable[[int], None] = lambda nth: None) -> None:
+    def __init__(
+        self,
+        latency: float = 0.0,
+        vocabulary: int = 10**6,
+        skill: int = 60,
+        hook: Callable[[int], None] = lambda nth: None,
+    ) -> None:
         super().__init__(self._answer, jitter=latency)
         self.vocabulary, self.skill, self.hook = vocabulary, skill, hook
         self.lock, self.targets, self.optimizers = threading.Lock(), 0, 0
@@ -99,13 +104,15 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
     return bool(example.answer == prediction.answer)
 
 
-def compiled(name: str, model: Model, student: dspy.Module | None = None, n_val: int = 24, metric: Any = exact,
-             **options: Any) -> Compilation:
+def compiled(
+    name: str, model: Model, student: dspy.Module | None = None, n_val: int = 24, metric: Any = exact, **options: Any
+) -> Compilation:
     given = {"search": "frontier", "progress": False, **options}
     with dspy.context(lm=dspy.LM("test/overlap", engine=model, cache=False)):
         compiler = compiler_class(name)(metric, **given)
-        found = compiler.compile(student or dspy.Predict("question -> answer"), trainset=words(20, "t"),
-                                 valset=words(n_val, "v")).compilation
+        found = compiler.compile(
+            student or dspy.Predict("question -> answer"), trainset=words(20, "t"), valset=words(n_val, "v")
+        ).compilation
     assert isinstance(found, Compilation)
     return found
 
@@ -115,14 +122,26 @@ def told(found: Compilation) -> str:
     return json.dumps([trials, list(map(repr, found.steps)), found.notes])
 
 
-@pytest.mark.parametrize("name, vocabulary, several", [
-    ("portfolio", 10**6, True), ("portfolio", 12, False), ("prompt-agent", 12, False), ("apo", 12, True)])
+@pytest.mark.parametrize(
+    "name, vocabulary, several",
+    [("portfolio", 10**6, True), ("portfolio", 12, False), ("prompt-agent", 12, False), ("apo", 12, True)],
+)
 def test_what_ends_first_makes_no_difference(name: str, vocabulary: int, several: bool) -> None:
     """Equal texts come from several rounds at a time; several stages are credited by what was learnt until then."""
     results = set()
     for in_flight, latency in ((1, 0.0), (64, 0.02)):
-        results.add(told(compiled(name, Model(latency, vocabulary), Two() if several else None, steps=8,
-                                  next_predictor="credit", max_in_flight=in_flight)))
+        results.add(
+            told(
+                compiled(
+                    name,
+                    Model(latency, vocabulary),
+                    Two() if several else None,
+                    steps=8,
+                    next_predictor="credit",
+                    max_in_flight=in_flight,
+                )
+            )
+        )
     assert len(results) == 1
 
 
@@ -134,7 +153,8 @@ def test_a_portfolio_keeps_to_its_plan(form: str, n_val: int, steps: int) -> Non
     compiled("portfolio", model, n_val=n_val, **options)
     with dspy.context(lm=dspy.LM("test/overlap", engine=model, cache=False)):
         most = compiler_class("portfolio")(exact, **options).estimate(
-            dspy.Predict("question -> answer"), trainset=words(20, "t"), valset=words(n_val, "v"))
+            dspy.Predict("question -> answer"), trainset=words(20, "t"), valset=words(n_val, "v")
+        )
     assert model.optimizers <= most.optimizer_calls and model.targets <= most.program_runs
 
 
@@ -152,8 +172,9 @@ def test_the_best_member_goes_on_where_the_metric_cannot_judge_all() -> None:
 
     best = set()
     for compilers in (("opro", "prompt-agent"), ("prompt-agent", "opro")):
-        found = compiled("portfolio", Model(), metric=picky, steps=2, search="unified", racing=False,
-                         compilers=compilers)
+        found = compiled(
+            "portfolio", Model(), metric=picky, steps=2, search="unified", racing=False, compilers=compilers
+        )
         best |= {name for note in found.notes for name in re.findall(r"(\S+) had the best proposals", note)}
     assert len(best) == 1
 
@@ -198,10 +219,18 @@ def test_sums_of_scores_give_up_nobody_where_all_answers_are_judged_together() -
 
     sixes = [e for e in numbers(0, 240) if int(e.answer) % 6 == 0]
     with dspy.context(lm=dspy.LM("test/modular", engine=Modular(), cache=False)):
-        compiler = Waiting(Sixes(), optimizer_lm=SimulatedOptimizer(), search="frontier", steps=2, minibatch=12,
-                           dataset_summary=False, progress=False)
-        found = compiler.compile(dspy.Predict(dspy.Signature("question -> answer", "Do it.")),
-                                 trainset=sixes, valset=numbers(300, 120)).compilation
+        compiler = Waiting(
+            Sixes(),
+            optimizer_lm=SimulatedOptimizer(),
+            search="frontier",
+            steps=2,
+            minibatch=12,
+            dataset_summary=False,
+            progress=False,
+        )
+        found = compiler.compile(
+            dspy.Predict(dspy.Signature("question -> answer", "Do it.")), trainset=sixes, valset=numbers(300, 120)
+        ).compilation
     assert found.best.candidate.prompts["self"].instructions == "[6] [0]"
     assert found.best.select is not None and found.best.select.mean == 1.0
 

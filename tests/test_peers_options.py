@@ -82,6 +82,7 @@ GEPA_LEFT_OUT = {
 }  # fmt: skip
 """Options of `gepa.optimize` that neither dspy.GEPA gives itself nor `gepa_kwargs` takes."""
 
+
 def parameters(function: Callable[..., object]) -> dict[str, inspect.Parameter]:
     """Return a method's parameters but for `self`."""
     return {name: p for name, p in inspect.signature(function).parameters.items() if name != "self"}
@@ -170,9 +171,12 @@ class Drafted(dspy.Module):  # type: ignore[misc]
 def test_another_stages_label_is_called_the_programs() -> None:
     toy = Reflecting()
     toy.compile("gepa", student=Drafted(), component_selector="all")
-    kinds = {"draft" in one["Generated Outputs"]: re.findall(r"^.*expected.*(?=: )", one["Feedback"], re.MULTILINE)
-             for text in re.findall(r"^\[\{.*\}\]$", toy.told, re.MULTILINE) for one in json.loads(text)
-             if "expected" in one["Feedback"]}
+    kinds = {
+        "draft" in one["Generated Outputs"]: re.findall(r"^.*expected.*(?=: )", one["Feedback"], re.MULTILINE)
+        for text in re.findall(r"^\[\{.*\}\]$", toy.told, re.MULTILINE)
+        for one in json.loads(text)
+        if "expected" in one["Feedback"]
+    }
     assert kinds == {True: ["the program's expected answer"], False: ["expected answer"]}
 
 

@@ -37,8 +37,10 @@ def fixed(text: str = ANSWER) -> Engine:
 
 def examples(n: int = 12, *inputs: str, **fields: str) -> list[dspy.Example]:
     values = fields or {"review": "r", "label": "l"}
-    return [dspy.Example(**{k: f"{v}{i}" for k, v in values.items()}).with_inputs(*(inputs or ("review",)))
-            for i in range(n)]
+    return [
+        dspy.Example(**{k: f"{v}{i}" for k, v in values.items()}).with_inputs(*(inputs or ("review",)))
+        for i in range(n)
+    ]
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
@@ -174,17 +176,34 @@ def test_a_needed_field_that_was_left_unmarked_is_an_error() -> None:
         check_inputs(dspy.ChainOfThought("context, question -> answer"), trainset=both)
 
 
-@pytest.mark.parametrize(("program", "train"), [
-    (Named, examples(2)), (Named, examples(2, "review", "tone", review="r", tone="t", label="l")),
-    (Awaited, examples(2)), (Renaming, examples(2, "text", text="t", label="l")), (Decorated, examples(2)),
-    (Calling, examples(2)), (Calling, examples(2, "text", text="t", label="l")),
-    *((own, examples(2)) for own in OWN),
-    # dspy leaves out what a signature has a default or an Optional for.
-    (lambda: dspy.Predict(dspy.Signature({"review": (str, dspy.InputField()), "hint": (str | None, dspy.InputField()),
-                                          "history": (dspy.History, dspy.InputField()),
-                                          "tone": (str, dspy.InputField(default="kind")),
-                                          "label": (str, dspy.OutputField())})), examples(2)),
-])
+@pytest.mark.parametrize(
+    ("program", "train"),
+    [
+        (Named, examples(2)),
+        (Named, examples(2, "review", "tone", review="r", tone="t", label="l")),
+        (Awaited, examples(2)),
+        (Renaming, examples(2, "text", text="t", label="l")),
+        (Decorated, examples(2)),
+        (Calling, examples(2)),
+        (Calling, examples(2, "text", text="t", label="l")),
+        *((own, examples(2)) for own in OWN),
+        # dspy leaves out what a signature has a default or an Optional for.
+        (
+            lambda: dspy.Predict(
+                dspy.Signature(
+                    {
+                        "review": (str, dspy.InputField()),
+                        "hint": (str | None, dspy.InputField()),
+                        "history": (dspy.History, dspy.InputField()),
+                        "tone": (str, dspy.InputField(default="kind")),
+                        "label": (str, dspy.OutputField()),
+                    }
+                )
+            ),
+            examples(2),
+        ),
+    ],
+)
 def test_what_can_work_is_not_refused(program: Any, train: list[dspy.Example]) -> None:
     notes = check_inputs(program(), trainset=train)
     assert notes == () or (program is Renaming and [note.kind for note in notes] == ["inputs"])
@@ -202,11 +221,14 @@ def test_an_answer_that_is_marked_as_input_is_an_error() -> None:
     assert check_inputs(Takes2(), trainset=both) == (), "its code takes both"
 
 
-@pytest.mark.parametrize(("values", "said"), [
-    ({"n": "many"}, "trainset[0] has n = 'many', a str: the signature has another type"),
-    ({"n": None}, "2 of 2 examples of trainset have None as 'n'"),
-    ({"n": 3, "label": None}, "All 2 examples of trainset have None as 'label'"),
-])
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"n": "many"}, "trainset[0] has n = 'many', a str: the signature has another type"),
+        ({"n": None}, "2 of 2 examples of trainset have None as 'n'"),
+        ({"n": 3, "label": None}, "All 2 examples of trainset have None as 'label'"),
+    ],
+)
 def test_values_that_cannot_be_meant_are_a_note(values: dict[str, object], said: str) -> None:
     given = [dspy.Example(label="l").copy(**values).with_inputs("n") for _ in range(2)]
     (note,) = check_inputs(dspy.Predict("n: int -> label"), trainset=given)
@@ -223,9 +245,14 @@ def test_programs_that_do_not_tell_are_left_alone() -> None:
     assert takes(Calling()).open and takes(Calling()).fields == ()
 
 
-@pytest.mark.parametrize(("program", "inputs"), [
-    (OWN[1], "'review'"), (Named, "'review'"), (lambda: dspy.Predict("context, question -> answer"),
-                                                "'context', 'question'")])
+@pytest.mark.parametrize(
+    ("program", "inputs"),
+    [
+        (OWN[1], "'review'"),
+        (Named, "'review'"),
+        (lambda: dspy.Predict("context, question -> answer"), "'context', 'question'"),
+    ],
+)
 def test_examples_without_inputs_are_told_the_programs_own_fields(program: Any, inputs: str) -> None:
     with dspy.context(lm=fixed().lm("m")), pytest.raises(ValueError) as error:
         IterativeAPE(exact).compile(program(), trainset=[dspy.Example(review="x", label="y")])
@@ -235,17 +262,24 @@ def test_examples_without_inputs_are_told_the_programs_own_fields(program: Any, 
 # --- the metric on a gold answer ---
 
 
-def gold(metric: Any, train: list[dspy.Example] | None = None, program: dspy.Module | None = None,
-         threshold: float | None = None) -> tuple[Note, ...]:
-    found = check_gold(Metric(metric), examples() if train is None else train,
-                       program or dspy.Predict("review -> label"), threshold)
+def gold(
+    metric: Any,
+    train: list[dspy.Example] | None = None,
+    program: dspy.Module | None = None,
+    threshold: float | None = None,
+) -> tuple[Note, ...]:
+    found = check_gold(
+        Metric(metric), examples() if train is None else train, program or dspy.Predict("review -> label"), threshold
+    )
     return asyncio.run(found)
 
 
 def test_a_gold_that_its_own_metric_refuses_is_named_before_the_first_call() -> None:
     """As of GSM8K: the label is a worked solution, and the metric wants the number alone."""
-    train = [dspy.Example(question=f"q{i}", answer=f"{i} + 1 = {i + 1}\n#### {i + 1}").with_inputs("question")
-             for i in range(12)]
+    train = [
+        dspy.Example(question=f"q{i}", answer=f"{i} + 1 = {i + 1}\n#### {i + 1}").with_inputs("question")
+        for i in range(12)
+    ]
     engine, before = fixed("[[ ## answer ## ]]\n7\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]"), []
 
     def number(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
@@ -253,8 +287,11 @@ def test_a_gold_that_its_own_metric_refuses_is_named_before_the_first_call() -> 
         return bool(prediction.answer == example.answer.split("#### ")[-1])
 
     with dspy.context(lm=engine.lm("m")), pytest.warns(cuesmith.CompileWarning, match="of example 0"):
-        found = IterativeAPE(number, steps=0, initial=1).compile(
-            dspy.Predict("question -> answer"), trainset=train).compilation
+        found = (
+            IterativeAPE(number, steps=0, initial=1)
+            .compile(dspy.Predict("question -> answer"), trainset=train)
+            .compilation
+        )
     assert before[0] == 0 and before.count(0) <= 3
     (note,) = (note for note in found.notes if note.kind == "gold")
     assert "(answer = '0 + 1 = 1 #### 1') the score 0" in note
@@ -423,8 +460,11 @@ def test_a_judge_is_metered_as_ever_in_the_run_itself() -> None:
             return float(asks(review="x").label == "a")
 
     with dspy.context(lm=engine.lm("m")):
-        found = IterativeAPE(judged, steps=0, initial=0).compile(
-            dspy.Predict("review -> label"), trainset=examples()).compilation
+        found = (
+            IterativeAPE(judged, steps=0, initial=0)
+            .compile(dspy.Predict("review -> label"), trainset=examples())
+            .compilation
+        )
     assert found.spent.by_role["judge"].calls == judge.calls > 0
 
 

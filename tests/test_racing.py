@@ -64,8 +64,10 @@ class Table:
             done.update(e.q for e in examples)
             self.runs += len(done)
         rows = [self._rows[c.id] for c in candidates]
-        return [Scores(c, tuple(examples), tuple(outcome(row[e.q]) for e in examples))
-                for c, row in zip(candidates, rows, strict=True)]
+        return [
+            Scores(c, tuple(examples), tuple(outcome(row[e.q]) for e in examples))
+            for c, row in zip(candidates, rows, strict=True)
+        ]
 
 
 def raced(table: Table, pool: Sequence[Candidate], width: int) -> list[Candidate]:
@@ -77,11 +79,15 @@ def best(table: Table, pool: Sequence[Candidate], width: int) -> list[Candidate]
 
 
 # One parent, known; it fails on the first four of eight examples. Children walk over those four first.
-@pytest.mark.parametrize(("child", "runs"), [
-    ("0000 1111", 4),  # gains nothing there: can only draw level
-    ("1000 1111", 8),  # ahead by one, and stays so
-    ("1111 0000", 8),  # gives all of it back on the last of them
-    ("0000 0000", 4)])
+@pytest.mark.parametrize(
+    ("child", "runs"),
+    [
+        ("0000 1111", 4),  # gains nothing there: can only draw level
+        ("1000 1111", 8),  # ahead by one, and stays so
+        ("1111 0000", 8),  # gives all of it back on the last of them
+        ("0000 0000", 4),
+    ],
+)
 def test_a_child_is_dropped_once_it_cannot_rise_above_its_parent(child: str, runs: int) -> None:
     table = Table(8)
     parent = table.add([0.0] * 4 + [1.0] * 4, known=True)
@@ -139,10 +145,16 @@ def test_what_is_known_costs_nothing_and_is_not_dropped() -> None:
     assert table.runs == 4 * 50
 
 
-POOLS = st.tuples(st.integers(1, 40), st.booleans()).flatmap(lambda of: st.lists(
-    st.tuples(st.booleans(), st.lists(
-        st.sampled_from([0.0, 0.0, 1.0, 1.0, 0.5] + [None] * of[1]), min_size=of[0], max_size=of[0])),
-    min_size=1, max_size=12))
+POOLS = st.tuples(st.integers(1, 40), st.booleans()).flatmap(
+    lambda of: st.lists(
+        st.tuples(
+            st.booleans(),
+            st.lists(st.sampled_from([0.0, 0.0, 1.0, 1.0, 0.5] + [None] * of[1]), min_size=of[0], max_size=of[0]),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
 
 
 @given(POOLS, st.integers(1, 6), st.integers(0, 3))
@@ -154,8 +166,10 @@ def test_what_holds_for_every_race(rows: list[tuple[bool, list[float | None]]], 
     assert kept == raced(other, pools[1], width) and one.runs == other.runs, "determinism"
     assert len(set(kept)) == len(kept) == min(width, len(rows))
     if None not in [v for _, row in rows for v in row]:
-        means = [[math.fsum(v or 0.0 for v in rows[pool.index(c)][1]) for c in beam]
-                 for pool, beam in ((pools[0], kept), (pools[2], best(full, pools[2], width)))]
+        means = [
+            [math.fsum(v or 0.0 for v in rows[pool.index(c)][1]) for c in beam]
+            for pool, beam in ((pools[0], kept), (pools[2], best(full, pools[2], width)))
+        ]
         assert means[0] == means[1] == sorted(means[0], reverse=True), "the scores of full scoring, best first"
     assert one.runs <= sum(len(row) for known, row in rows if not known)
 
@@ -199,8 +213,9 @@ Keep = Callable[[Table, Sequence[Candidate], int], list[Candidate]]
 LEVELS = np.linspace(-9, 9, 361)
 
 
-def searches(keep: Keep, mix: str, number: int, n: int, width: int, hardness: float, graded: bool
-             ) -> tuple[int, NDArray[np.float64]]:
+def searches(
+    keep: Keep, mix: str, number: int, n: int, width: int, hardness: float, graded: bool
+) -> tuple[int, NDArray[np.float64]]:
     """Return the program runs and the head's true accuracy of simulated searches: 5 candidates, then 3 steps of 16.
 
     Examples are hard or easy for all candidates alike (a logistic model); a search has its own examples.
@@ -226,8 +241,9 @@ def searches(keep: Keep, mix: str, number: int, n: int, width: int, hardness: fl
     return runs, np.array(heads)
 
 
-def study(keep: Keep, mix: str, number: int, *, n: int = 50, width: int = 4, hardness: float = 1.5,
-          graded: bool = False) -> Study:
+def study(
+    keep: Keep, mix: str, number: int, *, n: int = 50, width: int = 4, hardness: float = 1.5, graded: bool = False
+) -> Study:
     """Compare a way to keep candidates with full scoring, in the same searches."""
     runs, heads = searches(keep, mix, number, n, width, hardness, graded)
     of, best_heads = searches(best, mix, number, n, width, hardness, graded)
@@ -270,8 +286,11 @@ class Races(ToySearch):
 
     async def search(self, run: Run) -> Candidate:
         name = run.baseline.names[0]
-        pool = [run.baseline.replace(name, instructions=f"skill={skill} v{v}", origin=Origin("given"))
-                for v in range(2) for skill in (1, 1, 2, 3, 4, 6, 8, 9)]
+        pool = [
+            run.baseline.replace(name, instructions=f"skill={skill} v{v}", origin=Origin("given"))
+            for v in range(2)
+            for skill in (1, 1, 2, 3, 4, 6, 8, 9)
+        ]
         self.calls = [self.engine.calls]
         self.kept = await race(run, pool, 2)
         self.calls.append(self.engine.calls)

@@ -38,8 +38,10 @@ def test_every_score_in_it_has_its_outcome_in_the_journal(tmp_path: Path) -> Non
     with (tmp_path / journal.FILE).open("rb") as file:
         keys = {row.key for row in journal.read(file, "") if row.table == "outcomes"}
     scored = [
-        f"{candidate['id']}:{example}" for candidate in record["candidates"]
-        for example, score in zip(record["selection"], candidate["scores"], strict=True) if score is not None
+        f"{candidate['id']}:{example}"
+        for candidate in record["candidates"]
+        for example, score in zip(record["selection"], candidate["scores"], strict=True)
+        if score is not None
     ]
     assert scored and set(scored) <= keys
 

@@ -59,13 +59,13 @@ class Optimizer(Engine):
         own = self.write(asked, number) if self.write else {}
         plain: dict[str, FieldValue] = {
             name: [f"point {number}"] if kind == "list[str]" else [1] if kind == "list[int]" else f"Text {number}."
-            for name, kind in asked.outputs.items()}
+            for name, kind in asked.outputs.items()
+        }
         return asked.render({**plain, **own})
 
 
 def examples(n: int, start: int) -> list[dspy.Example]:
-    return [dspy.Example(question=f"is {k} so?", answer="yes").with_inputs("question")
-            for k in range(start, start + n)]
+    return [dspy.Example(question=f"is {k} so?", answer="yes").with_inputs("question") for k in range(start, start + n)]
 
 
 def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
@@ -75,8 +75,9 @@ def exact(example: dspy.Example, prediction: dspy.Prediction) -> bool:
 TRAIN, VALID = examples(24, 0), examples(40, 100)
 
 
-def compiled(kind: type[Compiler], optimizer: Optimizer, *, program: dspy.Module | None = None, **options: object
-             ) -> Compilation:
+def compiled(
+    kind: type[Compiler], optimizer: Optimizer, *, program: dspy.Module | None = None, **options: object
+) -> Compilation:
     lm = dspy.LM("test/optimizer", engine=optimizer, cache=False)
     compiler = kind(exact, optimizer_lm=lm, **options)  # type: ignore[arg-type]
     with dspy.context(lm=dspy.LM("test/target", engine=Target(), cache=False)):
@@ -118,8 +119,10 @@ def test_racing_saves_program_runs() -> None:
     def spread(asked: Asked, number: int) -> Answer:
         return dict.fromkeys(asked.outputs, f"Text {number}, quality {5 + 37 * number % 80}")
 
-    spent = [compiled(IterativeAPE, Optimizer(spread), racing=racing, steps=2).spent.by_role["target"].calls
-             for racing in (True, False)]
+    spent = [
+        compiled(IterativeAPE, Optimizer(spread), racing=racing, steps=2).spent.by_role["target"].calls
+        for racing in (True, False)
+    ]
     assert spent[0] < 0.8 * spent[1]
 
 
@@ -160,11 +163,15 @@ def test_paraphrases_and_the_cut_of_apo() -> None:
 @pytest.mark.parametrize("selection", ["ucb", "ucb-e", "sr", "sh"])
 def test_apo_selects_by_a_bandit_within_its_budget(selection: str) -> None:
     def write(asked: Asked, number: int) -> Answer:
-        return {name: f"Text {number}, quality {95 if number % 7 == 3 else 15}" for name in asked.outputs
-                if name not in ("reasons",)}
+        return {
+            name: f"Text {number}, quality {95 if number % 7 == 3 else 15}"
+            for name in asked.outputs
+            if name not in ("reasons",)
+        }
 
-    found = compiled(APO, Optimizer(write), steps=1, width=1, initial=8, minibatch=4, selection=selection,
-                     selection_runs=90)
+    found = compiled(
+        APO, Optimizer(write), steps=1, width=1, initial=8, minibatch=4, selection=selection, selection_runs=90
+    )
     assert found.best.candidate.prompts["self"].instructions.endswith("quality 95")
     # a bandit of 90 runs and the full score of one winner, twice; minibatch, training scores, baseline, report
     assert found.spent.by_role["target"].calls <= 2 * (90 + 20) + 4 + 2 * 4 + 4 + 20 + 40
@@ -239,8 +246,12 @@ def test_opro_shows_no_text_that_was_scored_on_less_than_half_of_the_examples() 
 
 def test_a_copied_example_is_no_instruction_but_common_phrases_and_the_students_own_are() -> None:
     story = "the cat that sat on the mat of the old house by the river"
-    tasks = [dspy.Example(text=f"If you follow these simple instructions do you return home: walk {k}", answer="yes")
-             .with_inputs("text") for k in range(10)]
+    tasks = [
+        dspy.Example(
+            text=f"If you follow these simple instructions do you return home: walk {k}", answer="yes"
+        ).with_inputs("text")
+        for k in range(10)
+    ]
     own = "Never say what the owner of the shop told you before"
     data = [*tasks, *(dspy.Example(text=t, answer="x").with_inputs("text") for t in (story, own))]
     guard = Guard.of(data, [own], {}, 4000)
@@ -281,8 +292,9 @@ def test_pinning_for_a_predictor_that_is_not_there_is_refused_before_any_call() 
     (APO, "pinned", "", TypeError), (APO, "pinned", {"p": 3}, TypeError), (APO, "next_predictor", "x", ValueError),
     (APO, "widht", 3, TypeError), (OPRO, "longest", 0, ValueError),
 ])  # fmt: skip
-def test_a_bad_option_is_refused_with_its_name(kind: type[Compiler], option: str, bad: object, error: type[Exception]
-                                               ) -> None:
+def test_a_bad_option_is_refused_with_its_name(
+    kind: type[Compiler], option: str, bad: object, error: type[Exception]
+) -> None:
     with pytest.raises(error, match=option):
         kind(exact, **{option: bad})  # type: ignore[arg-type]
 

@@ -22,32 +22,56 @@ from cuesmith.teleprompters.runtime.thinking import strip_thinking
 GOOD = "BETTER: say the word."
 
 
-@pytest.mark.parametrize(("text", "answer"), [
-    ("<think>no</think>yes", "yes"), ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"),
-    ("<unused94>no<unused95>yes", "yes"), ("◁think▷no◁/think▷yes", "yes"),
-    ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
-    ("<THINK>no</THINK> yes", " yes"), ("[THINK]no[/THINK]yes", "yes"), ("<think>it never ends", ""), ("", ""),
-    ("what the template opened\n</think>\n\nyes", "\n\nyes"), ("hm</think>", ""),
-    ("<|channel|>analysis<|message|>no<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
-    ("yes", "yes"), ("Put your work into <think>...</think> tags.", "Put your work into <think>...</think> tags."),
-    ("Close it with </think> and go on.", "Close it with </think> and go on."),
-    ("a < b, thinking > c", "a < b, thinking > c"),
-])
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<think>no</think>yes", "yes"),
+        ("  <thinking>\nno\n</thinking>\n\nyes", "\n\nyes"),
+        ("<unused94>no<unused95>yes", "yes"),
+        ("◁think▷no◁/think▷yes", "yes"),
+        ("<reasoning>a</reasoning><think>b</think>yes", "yes"),
+        ("<THINK>no</THINK> yes", " yes"),
+        ("[THINK]no[/THINK]yes", "yes"),
+        ("<think>it never ends", ""),
+        ("", ""),
+        ("what the template opened\n</think>\n\nyes", "\n\nyes"),
+        ("hm</think>", ""),
+        ("<|channel|>analysis<|message|>no<|end|><|start|>assistant<|channel|>final<|message|>yes<|return|>", "yes"),
+        ("yes", "yes"),
+        ("Put your work into <think>...</think> tags.", "Put your work into <think>...</think> tags."),
+        ("Close it with </think> and go on.", "Close it with </think> and go on."),
+        ("a < b, thinking > c", "a < b, thinking > c"),
+    ],
+)
 def test_thinking_is_taken_off_the_front(text: str, answer: str) -> None:
     assert strip_thinking(text) == answer
 
 
-@pytest.mark.parametrize("text", [
-    "I'm sorry, but I can't help with that.", "I cannot assist with this request.", "Sorry, I am unable to comply.",
-    "I’m sorry, I won’t be able to provide instructions for this.", "As an AI language model, I cannot generate that.",
-    "As an AI language model, I am unable to rewrite this prompt."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "I'm sorry, but I can't help with that.",
+        "I cannot assist with this request.",
+        "Sorry, I am unable to comply.",
+        "I’m sorry, I won’t be able to provide instructions for this.",
+        "As an AI language model, I cannot generate that.",
+        "As an AI language model, I am unable to rewrite this prompt.",
+    ],
+)
 def test_a_refusal_is_known(text: str) -> None:
     assert is_refusal(text) and not is_refusal(f"Answer politely. If you must decline, say: {text}")
 
 
-@pytest.mark.parametrize("text", [
-    "Sort the words.", "I have three apples; count them.", "Say that you are sorry, then answer.", "",
-    "If you cannot, say so."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Sort the words.",
+        "I have three apples; count them.",
+        "Say that you are sorry, then answer.",
+        "",
+        "If you cannot, say so.",
+    ],
+)
 def test_an_instruction_is_no_refusal(text: str) -> None:
     assert not is_refusal(text)
 
@@ -57,17 +81,27 @@ def test_instructions_are_found_whatever_an_adapter_does_to_their_lines() -> Non
     assert not reaches("Do it.", "Do that.")
 
 
-def compiled(optimizer: Told, model: str = "test/optimizer", sampled_at: float | None = None, **lm: Any
-             ) -> tuple[Compilation, list[Malformed]]:
+def compiled(
+    optimizer: Told, model: str = "test/optimizer", sampled_at: float | None = None, **lm: Any
+) -> tuple[Compilation, list[Malformed]]:
     """Compile a student that is right only with `GOOD`."""
-    target = Told(lambda system, asked, number: "[[ ## answer ## ]]\n" + (
-        re.findall(r"say (\w+)", asked)[-1] if "BETTER" in system else "none"))
+    target = Told(
+        lambda system, asked, number: (
+            "[[ ## answer ## ]]\n" + (re.findall(r"say (\w+)", asked)[-1] if "BETTER" in system else "none")
+        )
+    )
     events: list[Event] = []
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
     compiler = IterativeAPE(
-        lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=2,
-        temperature=sampled_at, optimizer_lm=dspy.LM(model, engine=optimizer, cache=False, **lm),
-        initial=6, callbacks=[events.append])
+        lambda example, prediction, trace=None: example.answer == prediction.answer,
+        steps=1,
+        width=1,
+        branch=2,
+        temperature=sampled_at,
+        optimizer_lm=dspy.LM(model, engine=optimizer, cache=False, **lm),
+        initial=6,
+        callbacks=[events.append],
+    )
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         program = compiler.compile(dspy.Predict("question -> answer"), trainset=data)
     found = program.compilation
@@ -75,26 +109,30 @@ def compiled(optimizer: Told, model: str = "test/optimizer", sampled_at: float |
     return found, [event for event in events if isinstance(event, Malformed)]
 
 
-@pytest.mark.parametrize(("reply", "kind"), [
-    (lambda s, u, n: (written(GOOD)(s, u, n), "length"), "cut"),
-    (lambda s, u, n: (written(GOOD)(s, u, n), "content_filter"), "refused"),
-    (written("I'm sorry, but I can't help with that."), "refused"),
-    (lambda s, u, n: "I cannot assist with this request.", "refused"),
-    (lambda s, u, n: "", "empty"),
-    (written(" "), "empty"),
-    (written("None"), "empty"),
-    (lambda s, u, n: "<think>" + written(GOOD)(s, u, n), "thinking only"),
-    (written("<think>it goes on"), "empty"),
-    (lambda s, u, n: "Here is some prose.", "unreadable"),
-])
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (lambda s, u, n: (written(GOOD)(s, u, n), "length"), "cut"),
+        (lambda s, u, n: (written(GOOD)(s, u, n), "content_filter"), "refused"),
+        (written("I'm sorry, but I can't help with that."), "refused"),
+        (lambda s, u, n: "I cannot assist with this request.", "refused"),
+        (lambda s, u, n: "", "empty"),
+        (written(" "), "empty"),
+        (written("None"), "empty"),
+        (lambda s, u, n: "<think>" + written(GOOD)(s, u, n), "thinking only"),
+        (written("<think>it goes on"), "empty"),
+        (lambda s, u, n: "Here is some prose.", "unreadable"),
+    ],
+)
 def test_a_reply_of_no_use_is_a_lost_draw(reply: Callable[[str, str, int], Any], kind: str) -> None:
     found, lost = compiled(Told(reply))
     assert found.stopped_by is None and found.best.candidate == found.baseline.candidate
     assert len(found.candidates) == 1 and lost and {event.kind for event in lost} == {kind}
 
 
-@pytest.mark.parametrize("before", [
-    "<think>{draft}</think>\n", "Sure.\n<think>{draft}</think>\n", "{draft}\n</think>\n"])
+@pytest.mark.parametrize(
+    "before", ["<think>{draft}</think>\n", "Sure.\n<think>{draft}</think>\n", "{draft}\n</think>\n"]
+)
 def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
     def reply(system: str, asked: str, number: int) -> str:
         return before.format(draft=written("DRAFT")(system, asked, number)) + written(GOOD)(system, asked, number)
@@ -103,13 +141,19 @@ def test_a_draft_in_the_thinking_is_not_the_answer(before: str) -> None:
     assert not lost and found.best.candidate.prompts["self"].instructions == GOOD
 
 
-@pytest.mark.parametrize(("body", "steps"), [
-    ("- Copy the numbers.\n- Add them.", ["Copy the numbers.", "Add them."]),
-    ("1. Copy the numbers.\n2) Add them.\n", ["Copy the numbers.", "Add them."]),
-    ("Copy the \"numbers\".\n\nAdd them, 3 + 4.", ["Copy the \"numbers\".", "Add them, 3 + 4."]),
-    ("```\n* Zähle 数.\n```", ["Zähle 数."]), ("Step 1: Copy.\nStep 2: Add.", ["Step 1: Copy.", "Step 2: Add."]),
-    ('["Copy.", "Add."]', ["Copy.", "Add."]), ("['Copy.', 'Add.']", ["Copy.", "Add."]),
-    ("-5 is the first.\n- 7 is the next.", ["-5 is the first.", "7 is the next."])])
+@pytest.mark.parametrize(
+    ("body", "steps"),
+    [
+        ("- Copy the numbers.\n- Add them.", ["Copy the numbers.", "Add them."]),
+        ("1. Copy the numbers.\n2) Add them.\n", ["Copy the numbers.", "Add them."]),
+        ('Copy the "numbers".\n\nAdd them, 3 + 4.', ['Copy the "numbers".', "Add them, 3 + 4."]),
+        ("```\n* Zähle 数.\n```", ["Zähle 数."]),
+        ("Step 1: Copy.\nStep 2: Add.", ["Step 1: Copy.", "Step 2: Add."]),
+        ('["Copy.", "Add."]', ["Copy.", "Add."]),
+        ("['Copy.', 'Add.']", ["Copy.", "Add."]),
+        ("-5 is the first.\n- 7 is the next.", ["-5 is the first.", "7 is the next."]),
+    ],
+)
 @pytest.mark.parametrize("order", [("analysis", "task", "steps"), ("steps", "task")])
 def test_a_list_that_is_written_line_by_line_is_read(body: str, steps: list[str], order: tuple[str, ...]) -> None:
     values = {"analysis": "hm", "task": "Add the numbers.", "steps": body}
@@ -146,8 +190,12 @@ def test_a_provider_that_refuses_every_request_stops_the_run() -> None:
     data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
     target, optimizer = Told(lambda s, u, n: "[[ ## answer ## ]]\nnone"), refusing(range(1000))
     compiler = IterativeAPE(
-        lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, initial=30,
-        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False), max_in_flight=1)
+        lambda example, prediction, trace=None: example.answer == prediction.answer,
+        steps=1,
+        initial=30,
+        optimizer_lm=dspy.LM("test/optimizer", engine=optimizer, cache=False),
+        max_in_flight=1,
+    )
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         found = compiler.compile(dspy.Predict("question -> answer"), trainset=data).compilation
     assert found.stopped_by == "configuration" and 8 <= len(optimizer.requests) < 30
@@ -160,9 +208,16 @@ def test_a_temperature_that_nobody_set_is_not_sent(options: dict[str, Any], sent
     assert {request.config.temperature for request in engine.requests} == {sent}
 
 
-@pytest.mark.parametrize(("model", "options", "sent"), [
-    ("test/optimizer", {}, 0.4), ("test/optimizer", {"temperature": 0.0}, 0.4),
-    ("test/optimizer", {"temperature": 0.9}, 0.9), ("test/gpt-5", {}, None), ("test/gpt-5", {"temperature": 1.0}, 1.0)])
+@pytest.mark.parametrize(
+    ("model", "options", "sent"),
+    [
+        ("test/optimizer", {}, 0.4),
+        ("test/optimizer", {"temperature": 0.0}, 0.4),
+        ("test/optimizer", {"temperature": 0.9}, 0.9),
+        ("test/gpt-5", {}, None),
+        ("test/gpt-5", {"temperature": 1.0}, 1.0),
+    ],
+)
 def test_a_searchs_temperature_is_sent_unless_the_model_has_its_own_or_takes_none(
     model: str, options: dict[str, Any], sent: float | None
 ) -> None:
@@ -177,9 +232,12 @@ def test_the_users_adapter_is_for_the_users_program(adapter: dspy.Adapter) -> No
     engine = Told(written(GOOD))
     with dspy.context(adapter=adapter):
         compiled(engine)
-    assert all("[[ ## instruction ## ]]" in str(r.messages[-1].text) or "variation" in str(r.messages[-1].text)
-               or "[[ ## summary ## ]]" in str(r.messages[-1].text)
-               for r in engine.requests) and not any("<instruction>" in str(r.system) for r in engine.requests)
+    assert all(
+        "[[ ## instruction ## ]]" in str(r.messages[-1].text)
+        or "variation" in str(r.messages[-1].text)
+        or "[[ ## summary ## ]]" in str(r.messages[-1].text)
+        for r in engine.requests
+    ) and not any("<instruction>" in str(r.system) for r in engine.requests)
 
 
 class Rebuilt(dspy.Module):  # type: ignore[misc]
@@ -204,9 +262,15 @@ def test_instructions_that_reach_no_prompt_are_found_out(how: str, unseen: set[s
     notes = []
     for _ in range(2):  # the second time from the journal
         compiler = IterativeAPE(
-            lambda example, prediction, trace=None: example.answer == prediction.answer, steps=1, width=1, branch=1,
-            optimizer_lm=dspy.LM("test/optimizer", engine=Told(
-                lambda s, u, n: written(f"{GOOD} {n}")(s, u, n)), cache=False), initial=2)
+            lambda example, prediction, trace=None: example.answer == prediction.answer,
+            steps=1,
+            width=1,
+            branch=1,
+            optimizer_lm=dspy.LM(
+                "test/optimizer", engine=Told(lambda s, u, n: written(f"{GOOD} {n}")(s, u, n)), cache=False
+            ),
+            initial=2,
+        )
         with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
             found = compiler.compile(Rebuilt(how), trainset=data, run_dir=tmp_path).compilation
         notes.append({note for note in found.notes if getattr(note, "kind", "") == "unseen"})

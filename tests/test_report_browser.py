@@ -16,8 +16,15 @@ from cuesmith import RunReport
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-         "--disable-component-update", "--disable-sync"]
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 WIDTHS = (400, 800, 1400)
 
 
@@ -38,8 +45,11 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
         return Path(given).read_text("utf-8")
     folder = tmp_path_factory.mktemp("npm")
     npm = shutil.which("npm")
-    done = npm and subprocess.run([npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4"],
-                                  capture_output=True, timeout=300)
+    done = npm and subprocess.run(
+        [npm, "install", "--no-audit", "--no-fund", "--prefix", str(folder), "axe-core@4"],
+        capture_output=True,
+        timeout=300,
+    )
     if not done or done.returncode:
         pytest.skip("no axe-core: no npm, or its registry cannot be reached")
     return (folder / "node_modules" / "axe-core" / "axe.min.js").read_text("utf-8")
@@ -52,8 +62,10 @@ def page(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     text = {
         "300 candidates": lambda: RunReport.read(large_run(folder / "run", 300, 30)).to_html(),
         "hostile": lambda: hostile_run().to_html(),
-        "notebook": lambda: "<!doctype html><html lang=en><title>cell</title><main><h1>cell</h1><h2>output</h2>"
-        f"{hostile_run()._repr_html_()}</main>",
+        "notebook": lambda: (
+            "<!doctype html><html lang=en><title>cell</title><main><h1>cell</h1><h2>output</h2>"
+            f"{hostile_run()._repr_html_()}</main>"
+        ),
     }[request.param]()
     path = folder / "report.html"
     path.write_text(text, "utf-8")
@@ -79,8 +91,10 @@ def test_it_is_silent_accessible_and_no_wider_than_the_window(browser: Any, page
     tab.evaluate(axe)
     for every in (False, True):
         if every:
-            tab.evaluate("document.querySelectorAll('details').forEach("
-                         "(d, i) => { d.open ||= i % 5 == 0 || !d.matches('.case') })")
+            tab.evaluate(
+                "document.querySelectorAll('details').forEach("
+                "(d, i) => { d.open ||= i % 5 == 0 || !d.matches('.case') })"
+            )
         for width in WIDTHS:
             tab.set_viewport_size({"width": width, "height": 900})
             assert tab.evaluate("document.documentElement.scrollWidth - innerWidth") <= 0

@@ -221,9 +221,7 @@ class Shouting(dspy.ChatAdapter):  # type: ignore[misc]
         ({"width": 2}, "option `width`"),
     ],
 )
-def test_other_surroundings_are_refused(
-    options: dict[str, Any], part: str, first: Path, tmp_path: Path
-) -> None:
+def test_other_surroundings_are_refused(options: dict[str, Any], part: str, first: Path, tmp_path: Path) -> None:
     load(HELPERS, "user_helpers")
     shutil.copytree(first, tmp_path / "run")
     assert part in refusal(tmp_path / "run", load(TASK), **options)

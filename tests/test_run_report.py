@@ -119,8 +119,12 @@ def test_every_word_of_the_answers_is_one_click_away(finished: tuple[Path, Compi
             assert case.view is not None and case.view.best is not None and case.view.baseline is not None
             right = case.view.labels["answer"]
             assert (case.view.best.steps[0][1]["answer"] == right) == (case.view.best.score == 1) == (case.after == 1)
-            assert case.fate == {(0, 0): "wrong", (0, 1): "won", (1, 0): "lost", (1, 1): "right"}[
-                int(case.before or 0), int(case.after or 0)]
+            assert (
+                case.fate
+                == {(0, 0): "wrong", (0, 1): "won", (1, 0): "lost", (1, 1): "right"}[
+                    int(case.before or 0), int(case.after or 0)
+                ]
+            )
 
 
 def test_the_run_directory_tells_the_same(finished: tuple[Path, Compilation]) -> None:
@@ -177,8 +181,11 @@ def test_what_models_wrote_is_text_and_no_more(tmp_path: Path) -> None:
 
 def test_no_key_is_in_a_report(tmp_path: Path) -> None:
     def repeats(system: str, user: str, drawn: int | None) -> str:
-        return toy_reply(system, user, drawn).replace("Repeat the word.", f"Repeat the word.\n{KEY}").replace(
-            "\nno\n", f"\nno {KEY}\n")
+        return (
+            toy_reply(system, user, drawn)
+            .replace("Repeat the word.", f"Repeat the word.\n{KEY}")
+            .replace("\nno\n", f"\nno {KEY}\n")
+        )
 
     c = toy_compile(toy_lm(ToyEngine(reply=repeats)), run_dir=tmp_path).compilation
     assert KEY in c.best.candidate.prompts["self"].instructions
@@ -252,8 +259,11 @@ def test_scores_of_another_scale_are_not_percent() -> None:
     def marks(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
         return 10.0 * exact(example, prediction)
 
-    c = ToySearch(marks, optimizer_lm=toy_lm(ToyEngine()), max_in_flight=4).compile(
-        _student(), trainset=words(12, "t"), valset=words(40)).compilation
+    c = (
+        ToySearch(marks, optimizer_lm=toy_lm(ToyEngine()), max_in_flight=4)
+        .compile(_student(), trainset=words(12, "t"), valset=words(40))
+        .compilation
+    )
     said = require_inert(c.to_html()).said["body"]
     assert "in the metric's unit" in c.report.verdict.text and " %, " not in said and "score by" in c.to_html()
     assert c.report.contrasts[0].counts["right"] + c.report.contrasts[0].counts["won"] > 0
@@ -268,8 +278,10 @@ def _student() -> dspy.Module:
 def test_a_program_of_several_predictors_has_a_difference_for_each() -> None:
     demo = Demo.of({"q": "1", "a": "2"})
     before = Candidate({"a": Prompt("Do it.", (demo,)), "b": Prompt("Then this.")})
-    after = Candidate({"a": Prompt("Do it well.", (demo, Demo.of({"q": "3", "a": "4"}))), "b": Prompt("Then this.")},
-                      Origin("edit", (before.id,)))
+    after = Candidate(
+        {"a": Prompt("Do it well.", (demo, Demo.of({"q": "3", "a": "4"}))), "b": Prompt("Then this.")},
+        Origin("edit", (before.id,)),
+    )
     first, second = prompt_changes(before, after)
     assert first.changed and not second.changed
     assert [(piece.kind, piece.text) for piece in first.demos] == [("same", "q: 1\na: 2"), ("new", "q: 3\na: 4")]
@@ -278,8 +290,17 @@ def test_a_program_of_several_predictors_has_a_difference_for_each() -> None:
 
 @pytest.mark.parametrize(
     ("before", "after"),
-    [("a b c", "a x c"), ("", "new"), ("old", ""), ("same", "same"), ("a\n\nb", "a\nb c"), ("1, 2; 3", "1, 3"),
-     ("one two three four", "entirely other words"), ("w" * 100_000, "w" * 99_999), ("x y " * 5000, "x z " * 5000)],
+    [
+        ("a b c", "a x c"),
+        ("", "new"),
+        ("old", ""),
+        ("same", "same"),
+        ("a\n\nb", "a\nb c"),
+        ("1, 2; 3", "1, 3"),
+        ("one two three four", "entirely other words"),
+        ("w" * 100_000, "w" * 99_999),
+        ("x y " * 5000, "x z " * 5000),
+    ],
 )
 def test_a_word_diff_loses_nothing(before: str, after: str) -> None:
     start = time.perf_counter()
@@ -292,8 +313,7 @@ def test_a_word_diff_loses_nothing(before: str, after: str) -> None:
 @pytest.mark.parametrize(
     ("gain", "tone", "text"),
     [
-        (Gain(0.4, 0.3, 0.5, 1e-5, 50), "gain",
-         "gains 40.0 points against the student (95 % interval 30.0 to 50.0, n"),
+        (Gain(0.4, 0.3, 0.5, 1e-5, 50), "gain", "gains 40.0 points against the student (95 % interval 30.0 to 50.0, n"),
         (Gain(-0.4, -0.5, -0.3, 1e-5, 50), "loss", "loses 40.0 points against the student"),
         (Gain(0.02, -0.1, 0.14, 0.77, 50), "none", "No gain can be told: +2.0 points against the student"),
         (Gain(1.0, float("nan"), float("nan"), 1.0, 1), "none", "(n = 1, p = 1)"),

@@ -56,16 +56,29 @@ def example(question: str, answer: str = "1") -> dspy.Example:
     return dspy.Example(question=question, answer=answer).with_inputs("question")
 
 
-@pytest.mark.parametrize(("option", "bad"), [
-    ("width", 0), ("branch", -1), ("steps", -3), ("initial", -1), ("scoring", 0), ("init_examples", 0),
-    ("minibatch", 0), ("init_draws", 0), ("temperature", 0.0), ("threshold", float("nan"))])
+@pytest.mark.parametrize(
+    ("option", "bad"),
+    [
+        ("width", 0),
+        ("branch", -1),
+        ("steps", -3),
+        ("initial", -1),
+        ("scoring", 0),
+        ("init_examples", 0),
+        ("minibatch", 0),
+        ("init_draws", 0),
+        ("temperature", 0.0),
+        ("threshold", float("nan")),
+    ],
+)
 def test_a_setting_out_of_range_is_refused_with_its_value(option: str, bad: float) -> None:
     with pytest.raises(ValueError, match=f"{option}.*{bad}"):
         Setting(**{option: bad})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("option", "bad"), [("width", "2"), ("steps", True), ("minibatch", 1.5), ("threshold", "1"),
-                                             ("temperature", "1")])
+@pytest.mark.parametrize(
+    ("option", "bad"), [("width", "2"), ("steps", True), ("minibatch", 1.5), ("threshold", "1"), ("temperature", "1")]
+)
 def test_a_setting_of_the_wrong_type_is_refused(option: str, bad: object) -> None:
     with pytest.raises(TypeError, match=option):
         Setting(**{option: bad})  # type: ignore[arg-type]
@@ -73,9 +86,11 @@ def test_a_setting_of_the_wrong_type_is_refused(option: str, bad: object) -> Non
 
 def test_fields_are_rendered_as_name_and_value() -> None:
     assert render_fields({"question": "2+2?", "n": 3, "ok": True, "tags": ["ä", "b"]}) == (
-        'question: 2+2?\nn: 3\nok: True\ntags: ["ä", "b"]')
+        'question: 2+2?\nn: 3\nok: True\ntags: ["ä", "b"]'
+    )
     assert shown_failure({"q": "x"}, {"a": 1}, "Step 1: y", "too big") == (
-        "q: x\nexpected a: 1\nresponse: Step 1: y\nfeedback: too big")
+        "q: x\nexpected a: 1\nresponse: Step 1: y\nfeedback: too big"
+    )
     long = shortened("a" * 3000 + "b" * 3000)
     assert len(long) < 4100 and long.startswith("aaa") and long.endswith("bbb")
 
@@ -92,35 +107,70 @@ def test_gold_is_what_the_signature_answers() -> None:
     assert gold(dspy.Example(question="q", label="x").with_inputs("question"), COT) == {"label": "x"}
 
 
-@pytest.mark.parametrize(("found", "steps"), [
-    (["Step 1: Copy.", "2. Add.", " "], ("Copy.", "Add.")),
-    (["Copy.", "copy.", "Add."], ("copy.", "Add.")),
-    ([], ()), ("Copy.", ()), (None, ()), ([3, None], ()),
-    ([f"Do {k}." for k in range(30)], tuple(f"Do {k}." for k in range(30))),
-    (["写下所有数字。", "相加。"], ("写下所有数字。", "相加。"))])
+@pytest.mark.parametrize(
+    ("found", "steps"),
+    [
+        (["Step 1: Copy.", "2. Add.", " "], ("Copy.", "Add.")),
+        (["Copy.", "copy.", "Add."], ("copy.", "Add.")),
+        ([], ()),
+        ("Copy.", ()),
+        (None, ()),
+        ([3, None], ()),
+        ([f"Do {k}." for k in range(30)], tuple(f"Do {k}." for k in range(30))),
+        (["写下所有数字。", "相加。"], ("写下所有数字。", "相加。")),
+    ],
+)
 def test_steps_are_brought_into_form(found: object, steps: tuple[str, ...]) -> None:
     assert step_list(found) == steps
 
 
-@pytest.mark.parametrize(("steps", "longest", "fault"), [
-    ([], 4000, "blank"), (["Add."], 4000, None), (["x" * 601], 4000, "too long"), (["x" * 601], 20_000, None),
-    (["Write [[ ## answer ## ]]."], 4000, "field header"), ([f"Do {k}." for k in range(8)], 4000, None),
-    ([f"Do {k}." for k in range(9)], 4000, "too many steps"), (["Add this.", "Say it."], 12, "too long")])
+@pytest.mark.parametrize(
+    ("steps", "longest", "fault"),
+    [
+        ([], 4000, "blank"),
+        (["Add."], 4000, None),
+        (["x" * 601], 4000, "too long"),
+        (["x" * 601], 20_000, None),
+        (["Write [[ ## answer ## ]]."], 4000, "field header"),
+        ([f"Do {k}." for k in range(8)], 4000, None),
+        ([f"Do {k}." for k in range(9)], 4000, "too many steps"),
+        (["Add this.", "Say it."], 12, "too long"),
+    ],
+)
 def test_steps_are_used_whole_or_not_at_all(steps: list[str], longest: int, fault: str | None) -> None:
     assert steps_fault(steps, 8, Guard({}, longest, {})) == fault
 
 
-@pytest.mark.parametrize(("text", "usable"), [
-    ('"Add them."', "Add them."), ("```\nAdd.\n```", "Add."), ("  ", None), ("x" * 4001, None), ("``````", "``````"),
-    ("Use [[ ## answer ## ]]", None), ('"a" or "b"', '"a" or "b"'), ("Half a \ud83c.", None)])
+@pytest.mark.parametrize(
+    ("text", "usable"),
+    [
+        ('"Add them."', "Add them."),
+        ("```\nAdd.\n```", "Add."),
+        ("  ", None),
+        ("x" * 4001, None),
+        ("``````", "``````"),
+        ("Use [[ ## answer ## ]]", None),
+        ('"a" or "b"', '"a" or "b"'),
+        ("Half a \ud83c.", None),
+    ],
+)
 def test_instructions_are_brought_into_form_or_refused(text: str, usable: str | None) -> None:
     assert Guard.of([], [], {}).usable("p", text) == usable
 
 
-@pytest.mark.parametrize(("text", "missing"), [
-    ("Step 1: a\nStep 2: b\nStep 3: c", None), ("Step 1: a\nStep 3: c", 2), ("so it is", 1), ("", 1),
-    ("Step 2: b\nStep 1: a\nStep 3: c", 2), ("**Step 1:** a **step 2**: b STEP 3. c", None), ("Step 1: a", 2),
-    ("Step 1: a\nStep 1: b\nStep 2: c\nStep 3: d", None)])
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("Step 1: a\nStep 2: b\nStep 3: c", None),
+        ("Step 1: a\nStep 3: c", 2),
+        ("so it is", 1),
+        ("", 1),
+        ("Step 2: b\nStep 1: a\nStep 3: c", 2),
+        ("**Step 1:** a **step 2**: b STEP 3. c", None),
+        ("Step 1: a", 2),
+        ("Step 1: a\nStep 1: b\nStep 2: c\nStep 3: d", None),
+    ],
+)
 def test_the_first_label_out_of_order_is_found(text: str, missing: int | None) -> None:
     assert first_missing(text, 3) == missing
 
@@ -129,11 +179,17 @@ def test_labelled_work_is_read_in_the_texts_order() -> None:
     assert list(labelled("Hm. Step 1: 3 4\nStep 2: **7**")) == [(1, "3 4"), (2, "7")]
 
 
-@pytest.mark.parametrize(("found", "work"), [
-    (["3 4", "7"], "Step 1: 3 4\nStep 2: 7"), (["Step 1: 3 4", "**Step 2:** 7"], "Step 1: 3 4\nStep 2: 7"),
-    (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"),
-    ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
-    (["See step 2: no"], "Step 1: See step 2: no"), ([], "")])
+@pytest.mark.parametrize(
+    ("found", "work"),
+    [
+        (["3 4", "7"], "Step 1: 3 4\nStep 2: 7"),
+        (["Step 1: 3 4", "**Step 2:** 7"], "Step 1: 3 4\nStep 2: 7"),
+        (["Step 1: 3 4\nStep 2: 7"], "Step 1: 3 4\nStep 2: 7"),
+        ([" 1. red\n2. old ", ""], "Step 1: 1. red\n2. old\nStep 2: "),
+        (["See step 2: no"], "Step 1: See step 2: no"),
+        ([], ""),
+    ],
+)
 def test_labels_of_work_are_written_for_the_model(found: list[str], work: str) -> None:
     assert under_labels([StepWork(step="Copy.", result=text) for text in found]) == work
     assert under_labels([StepWork.model_validate(text) for text in found]) == work, "texts alone are read too"
@@ -148,10 +204,19 @@ def failure(reasoning: str | None, parsed: bool = True) -> Failure:
     return Failure(example("q"), {}, {}, reasoning or "", reasoning, parsed, "")
 
 
-@pytest.mark.parametrize(("reasoning", "parsed", "found"), [
-    ("Step 1: a\nStep 2: b", True, None), ("Step 2: b", True, (1, "skipped")), ("Step 1: a", True, (2, "skipped")),
-    ("Step 1: a", False, (2, "skipped")), ("nonsense", False, (2, "format")), (None, True, None),
-    ("Step 1: a\nStep 2: b", False, (2, "format")), (None, False, (2, "format"))])
+@pytest.mark.parametrize(
+    ("reasoning", "parsed", "found"),
+    [
+        ("Step 1: a\nStep 2: b", True, None),
+        ("Step 2: b", True, (1, "skipped")),
+        ("Step 1: a", True, (2, "skipped")),
+        ("Step 1: a", False, (2, "skipped")),
+        ("nonsense", False, (2, "format")),
+        (None, True, None),
+        ("Step 1: a\nStep 2: b", False, (2, "format")),
+        (None, False, (2, "format")),
+    ],
+)
 def test_rules_come_before_the_model(reasoning: str | None, parsed: bool, found: object) -> None:
     assert by_rule(failure(reasoning, parsed), 2) == found
 
@@ -170,27 +235,51 @@ def test_a_reply_that_cannot_be_used_is_blamed_on_its_writer() -> None:
     blamed = read_failure(example("q"), broken, "check", ["draft", "check"], COT)
     assert blamed is not None and not blamed.parsed and blamed.response == "Step 1: a"
     assert read_failure(example("q"), ProviderFailure("down"), "draft", ["draft"], COT) is None
-    empty = read_failure(example("q"), Scored(0.0, "", (Step("p", {}, {"reasoning": "r", "answer": " "}),)), "p",
-                         ["p"], COT)
+    empty = read_failure(
+        example("q"), Scored(0.0, "", (Step("p", {}, {"reasoning": "r", "answer": " "}),)), "p", ["p"], COT
+    )
     assert empty is not None and not empty.parsed
 
 
-@pytest.mark.parametrize(("text", "outputs", "agrees"), [
-    ("3 + 4 = 7", {"answer": "7"}, True), ("The answer is 7.", {"answer": 7}, True), ("17", {"answer": "7"}, False),
-    ("-7", {"answer": "7"}, False), ("7.5", {"answer": "7"}, False), ("7, not 8", {"answer": "7"}, False),
-    ("True.", {"answer": True}, True), ("cat dog", {"a": "cat", "b": "dog"}, True), ("dog", {"a": "cat"}, False),
-    ("cat", {"a": "cat", "b": "dog"}, False), ("所以答案是三", {"answer": "三"}, True), ("x", {"answer": "🙂"}, True),
-    ("a, b", {"answer": ["a", "b"]}, True), ("in short", {"answer": "word " * 20}, True),
-    ("Ｃａｔ", {"a": "cat"}, True)])
+@pytest.mark.parametrize(
+    ("text", "outputs", "agrees"),
+    [
+        ("3 + 4 = 7", {"answer": "7"}, True),
+        ("The answer is 7.", {"answer": 7}, True),
+        ("17", {"answer": "7"}, False),
+        ("-7", {"answer": "7"}, False),
+        ("7.5", {"answer": "7"}, False),
+        ("7, not 8", {"answer": "7"}, False),
+        ("True.", {"answer": True}, True),
+        ("cat dog", {"a": "cat", "b": "dog"}, True),
+        ("dog", {"a": "cat"}, False),
+        ("cat", {"a": "cat", "b": "dog"}, False),
+        ("所以答案是三", {"answer": "三"}, True),
+        ("x", {"answer": "🙂"}, True),
+        ("a, b", {"answer": ["a", "b"]}, True),
+        ("in short", {"answer": "word " * 20}, True),
+        ("Ｃａｔ", {"a": "cat"}, True),
+    ],
+)
 def test_work_ends_in_the_right_answer(text: str, outputs: dict[str, object], agrees: bool) -> None:
     assert ends_in(text, outputs) is agrees
 
 
-@pytest.mark.parametrize(("work", "ok"), [
-    ("Step 1: 3 4\nStep 2: 7", True), ("Step 1: 3 4 7", False), ("Step 2: 7\nStep 1: 3 4", False), ("", False),
-    ("Step 1: 3 4\nStep 2: 8", False), ("Step 1:\nStep 2: 7", False), ("Step 1: 3\nStep 2: 7\nStep 3: 7", False),
-    ("Step 1: Copy the numbers\nStep 2: 7", False),
-    ("Step 1: [[ ## answer ## ]]\nStep 2: 7", False), ("Step 1: " + "x" * 4001 + "\nStep 2: 7", False)])
+@pytest.mark.parametrize(
+    ("work", "ok"),
+    [
+        ("Step 1: 3 4\nStep 2: 7", True),
+        ("Step 1: 3 4 7", False),
+        ("Step 2: 7\nStep 1: 3 4", False),
+        ("", False),
+        ("Step 1: 3 4\nStep 2: 8", False),
+        ("Step 1:\nStep 2: 7", False),
+        ("Step 1: 3\nStep 2: 7\nStep 3: 7", False),
+        ("Step 1: Copy the numbers\nStep 2: 7", False),
+        ("Step 1: [[ ## answer ## ]]\nStep 2: 7", False),
+        ("Step 1: " + "x" * 4001 + "\nStep 2: 7", False),
+    ],
+)
 def test_a_demonstration_follows_every_step_to_the_answer(work: str, ok: bool) -> None:
     assert (fault(work, ["Copy the numbers.", "Add them up."], {"answer": "7"}) is None) is ok
 
@@ -238,8 +327,9 @@ def test_a_single_example_is_evidence_but_no_demonstration() -> None:
 
 
 def test_cases_come_from_labels_or_from_successes() -> None:
-    program = dspy.Predict(dspy.Signature("question -> answer: list[int], kind: Literal['a', 'b']",
-                                          custom_types={"Literal": Literal}))
+    program = dspy.Predict(
+        dspy.Signature("question -> answer: list[int], kind: Literal['a', 'b']", custom_types={"Literal": Literal})
+    )
     run = Examples([], [], program)
     book = Casebook(run, Setting())  # type: ignore[arg-type]
     bare = dspy.Example(question="q").with_inputs("question")
@@ -277,24 +367,46 @@ def test_predictors_take_turns() -> None:
     assert [turn(["a", "b"], step) for step in (1, 2, 3)] == ["a", "b", "a"]
 
 
-@pytest.mark.parametrize(("number", "move", "new", "done", "steps"), [
-    (2, "edit", ("X",), "edit", ("a", "X", "c")), (2, "split", ("X", "Y"), "split", ("a", "X", "Y", "c")),
-    (2, "add", ("X",), "add", ("a", "X", "b", "c")), (1, "add", ("X", "A"), "add", ("X", "a", "b", "c")),
-    (2, "delete", (), "delete", ("a", "c")), (2, "delete", ("X",), "edit", ("a", "X", "c")),
-    (2, "edit", ("a", "X", "c"), "edit", ("a", "X", "c")), (2, "edit", ("X", "Y"), "split", ("a", "X", "Y", "c")),
-    (2, "edit", (), "edit", ()), (2, "edit", ("b",), "edit", ()), (2, "add", ("b",), "add", ()),
-    (3, "split", ("c", "X"), "split", ("a", "b", "c", "X")), (2, None, ("X",), "edit", ("a", "X", "c"))])
+@pytest.mark.parametrize(
+    ("number", "move", "new", "done", "steps"),
+    [
+        (2, "edit", ("X",), "edit", ("a", "X", "c")),
+        (2, "split", ("X", "Y"), "split", ("a", "X", "Y", "c")),
+        (2, "add", ("X",), "add", ("a", "X", "b", "c")),
+        (1, "add", ("X", "A"), "add", ("X", "a", "b", "c")),
+        (2, "delete", (), "delete", ("a", "c")),
+        (2, "delete", ("X",), "edit", ("a", "X", "c")),
+        (2, "edit", ("a", "X", "c"), "edit", ("a", "X", "c")),
+        (2, "edit", ("X", "Y"), "split", ("a", "X", "Y", "c")),
+        (2, "edit", (), "edit", ()),
+        (2, "edit", ("b",), "edit", ()),
+        (2, "add", ("b",), "add", ()),
+        (3, "split", ("c", "X"), "split", ("a", "b", "c", "X")),
+        (2, None, ("X",), "edit", ("a", "X", "c")),
+    ],
+)
 def test_one_step_is_mended_and_all_others_stay(
     number: int, move: str | None, new: tuple[str, ...], done: str, steps: tuple[str, ...]
 ) -> None:
     assert mend(("a", "b", "c"), number, move, new) == (done, steps)
 
 
-@pytest.mark.parametrize(("rows", "threshold"), [
-    ([[1.0, 0.0, 0.0, 0.0]], 1.0), ([[0.0, 0.0, 0.0, 0.0]], 1.0), ([], 1.0), ([[None, None]], 1.0),
-    ([[0.1, 0.2, 0.3, 0.4]], 0.3), ([[0.9, 0.9, 0.3, 0.3]], 0.9), ([[0.9] * 4, [1.0, 0.0, 0.0, 0.0]], 1.0),
-    ([[0.5, None, 0.7, 0.6, 0.8]], 0.7), ([[0.0, 0.0, 0.0, 0.4]], 0.4),
-    ([[0.5] * 4], 1.0), ([[-3.0, -2.0, -1.5, -1.0]], -1.5)])
+@pytest.mark.parametrize(
+    ("rows", "threshold"),
+    [
+        ([[1.0, 0.0, 0.0, 0.0]], 1.0),
+        ([[0.0, 0.0, 0.0, 0.0]], 1.0),
+        ([], 1.0),
+        ([[None, None]], 1.0),
+        ([[0.1, 0.2, 0.3, 0.4]], 0.3),
+        ([[0.9, 0.9, 0.3, 0.3]], 0.9),
+        ([[0.9] * 4, [1.0, 0.0, 0.0, 0.0]], 1.0),
+        ([[0.5, None, 0.7, 0.6, 0.8]], 0.7),
+        ([[0.0, 0.0, 0.0, 0.4]], 0.4),
+        ([[0.5] * 4], 1.0),
+        ([[-3.0, -2.0, -1.5, -1.0]], -1.5),
+    ],
+)
 def test_a_success_is_within_reach(rows: list[list[float | None]], threshold: float) -> None:
     assert within_reach(1.0, rows) == threshold
 

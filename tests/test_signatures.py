@@ -24,7 +24,9 @@ REQUESTS = {
     "ReflectOnFailures": ("context, instruction, failures", "reflection"),
     "ReflectOnSuccesses": ("context, instruction, successes", "reflection"),
     "RewriteInstruction": (
-        "context, instruction, evidence, reflection, trajectory, style", "analysis, rewritten_instruction"),
+        "context, instruction, evidence, reflection, trajectory, style",
+        "analysis, rewritten_instruction",
+    ),
     "MergeInstructions": ("context, first, second, style", "analysis, merged_instruction"),
     "ImproveInstruction": ("context, instruction, examples, style", "analysis, improved_instruction"),
     "ProposeInstruction": ("context, scored_instructions, exemplars, style", "analysis, instruction"),

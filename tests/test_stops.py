@@ -116,8 +116,15 @@ def test_replies_that_cannot_be_read_are_tried_again(monkeypatch: pytest.MonkeyP
     assert [t.scores for t in found.candidates] == [t.scores for t in whole.candidates]
 
 
-@pytest.mark.parametrize("choices", [[], None, [{"index": 0, "finish_reason": "stop", "message": {"content": None}}],
-                                     [{"index": 0, "finish_reason": "content_filter", "message": {"content": None}}]])
+@pytest.mark.parametrize(
+    "choices",
+    [
+        [],
+        None,
+        [{"index": 0, "finish_reason": "stop", "message": {"content": None}}],
+        [{"index": 0, "finish_reason": "content_filter", "message": {"content": None}}],
+    ],
+)
 @pytest.mark.parametrize("engine", ["auto", "litellm"])
 def test_a_reply_without_content_is_no_zero(choices: list[object] | None, engine: str) -> None:
     def empty(nth: int, body: Mapping[str, object]) -> Answer | None:

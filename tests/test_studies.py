@@ -149,8 +149,9 @@ def test_the_folder_of_a_run_can_be_diagnosed(tmp_path: Path) -> None:
 
 
 def revoked(after: int) -> Callable[[int, Mapping[str, object]], Answer | None]:
-    return lambda nth, body: (401, {}, error_body(f"Incorrect API key: {KEY}", "invalid_api_key")) if nth > after \
-        else None
+    return lambda nth, body: (
+        (401, {}, error_body(f"Incorrect API key: {KEY}", "invalid_api_key")) if nth > after else None
+    )
 
 
 def test_a_refused_key_is_an_error_at_once_and_a_stop_later_on() -> None:
@@ -225,8 +226,21 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, Path]:
     folder = tmp_path_factory.mktemp("small")
     out = io.StringIO()
     with contextlib.redirect_stdout(out):
-        status = cli.main(["study", "errors", "--n", "20", "--budget-calls", "700", "--run-dir", str(folder / "run"),
-                           "--html", str(folder / "page.html"), "--json"])
+        status = cli.main(
+            [
+                "study",
+                "errors",
+                "--n",
+                "20",
+                "--budget-calls",
+                "700",
+                "--run-dir",
+                str(folder / "run"),
+                "--html",
+                str(folder / "page.html"),
+                "--json",
+            ]
+        )
     assert status == 0
     return out.getvalue(), folder / "page.html", folder / "run"
 

@@ -44,8 +44,9 @@ Target = Callable[[str, int, str], str]
 
 
 def words(name: str = "words", n: int = 90) -> Task:
-    return build(name, "", [Row({"question": f"say {name}{i}"}, (f"{name}{i}",)) for i in range(n)],
-                 sizes=Sizes(20, 48, 20))
+    return build(
+        name, "", [Row({"question": f"say {name}{i}"}, (f"{name}{i}",)) for i in range(n)], sizes=Sizes(20, 48, 20)
+    )
 
 
 def fields(work: str, answer: str) -> str:
@@ -163,9 +164,15 @@ def test_rules_of_the_form(kind: str, text: str, met: bool | None) -> None:
 
 
 def test_a_program_without_reasoning_shows_its_work_in_the_answer() -> None:
-    found = studied(lambda system, n, word: "[[ ## answer ## ]]\n" + " ".join(f"Step {k}: x" for k in range(1, n + 1))
-                    + (word if not n else "") + "\n\n[[ ## completed ## ]]",
-                    program=lambda task: dspy.Predict(task.signature))
+    found = studied(
+        lambda system, n, word: (
+            "[[ ## answer ## ]]\n"
+            + " ".join(f"Step {k}: x" for k in range(1, n + 1))
+            + (word if not n else "")
+            + "\n\n[[ ## completed ## ]]"
+        ),
+        program=lambda task: dspy.Predict(task.signature),
+    )
     assert found.limit.end and found.plain.mean == 1.0
 
 

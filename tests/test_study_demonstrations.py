@@ -34,8 +34,11 @@ def test_sign_flip_as_full_enumeration() -> None:
     for shift in (0.0, 0.5, 1.0):
         matrix = rng.normal(shift, 1, (7, 6)) + rng.normal(0, 0.3, (7, 1))
         rows, columns = matrix.mean(axis=1), matrix.mean(axis=0)
-        sums = [np.mean(np.array(s) * rows) + np.mean(np.array(t) * columns)
-                for s in itertools.product((-1, 1), repeat=7) for t in itertools.product((-1, 1), repeat=6)]
+        sums = [
+            np.mean(np.array(s) * rows) + np.mean(np.array(t) * columns)
+            for s in itertools.product((-1, 1), repeat=7)
+            for t in itertools.product((-1, 1), repeat=6)
+        ]
         joint = np.mean(np.abs(sums) >= abs(matrix.mean()) - 1e-9)
         alone = stats.permutation_test((rows,), np.mean, permutation_type="samples", n_resamples=np.inf).pvalue
         assert two_way_sign_flip(matrix) == pytest.approx(max(joint, alone), abs=0.015)
@@ -49,8 +52,9 @@ def test_sign_flip_is_never_below_the_exact_test_over_refinements() -> None:
 
 def crossed(rng: np.random.Generator, rows: float, columns: float, rest: float, shift: float = 0.0) -> Floats:
     """Differences of 8 refinements on 40 examples that vary with refinements, with examples and by themselves."""
-    return np.asarray(shift + rng.normal(0, rows, (8, 1)) + rng.normal(0, columns, (1, 40))
-                      + rng.normal(0, rest, (8, 40)))
+    return np.asarray(
+        shift + rng.normal(0, rows, (8, 1)) + rng.normal(0, columns, (1, 40)) + rng.normal(0, rest, (8, 40))
+    )
 
 
 def binary(rng: np.random.Generator, right: float = 0.5) -> Floats:
@@ -80,22 +84,26 @@ def test_false_positives_and_coverage_without_an_effect(name: str) -> None:
 
 
 def test_a_planted_effect_is_found() -> None:
-    found = [two_way_sign_flip(crossed(np.random.default_rng(k), 0.1, 0.3, 0.4, 0.25), seed=k) < 0.05
-             for k in range(100)]
+    found = [
+        two_way_sign_flip(crossed(np.random.default_rng(k), 0.1, 0.3, 0.4, 0.25), seed=k) < 0.05 for k in range(100)
+    ]
     assert np.mean(found) > 0.8
     assert np.mean([two_way_sign_flip(binary(np.random.default_rng(k), 0.9), seed=k) < 0.05 for k in range(100)]) > 0.8
 
 
 def test_a_test_over_examples_alone_would_be_too_sure() -> None:
     """Where refinements vary, taking each score for an observation finds effects that are not there."""
-    wrong = [stats.ttest_1samp(MAKERS["refinements vary"](np.random.default_rng(k)).ravel(), 0).pvalue < 0.05
-             for k in range(100)]
+    wrong = [
+        stats.ttest_1samp(MAKERS["refinements vary"](np.random.default_rng(k)).ravel(), 0).pvalue < 0.05
+        for k in range(100)
+    ]
     assert np.mean(wrong) > 0.5
 
 
 def test_interval_at_the_edges() -> None:
     assert two_way_interval(np.ones((4, 20))).low == pytest.approx(
-        stats.binomtest(20, 20).proportion_ci(method="wilson").low)
+        stats.binomtest(20, 20).proportion_ci(method="wilson").low
+    )
     one = two_way_interval(np.array([[0.0, 1.0, 1.0]]))
     assert one.mean == pytest.approx(2 / 3) and math.isnan(one.low)
 
@@ -103,8 +111,17 @@ def test_interval_at_the_edges() -> None:
 # --- analysis ------------------------------------------------------------------------------------------------
 
 
-def planted(student: float, alone: float, shown: float, both: float, *, r: int = 8, n: int = 80, seed: int = 0,
-            follow: tuple[float, float] = (0.5, 1.0)) -> Factorial:
+def planted(
+    student: float,
+    alone: float,
+    shown: float,
+    both: float,
+    *,
+    r: int = 8,
+    n: int = 80,
+    seed: int = 0,
+    follow: tuple[float, float] = (0.5, 1.0),
+) -> Factorial:
     """Scores with given chances of being right; harder examples are hard for all."""
     rng = np.random.default_rng(seed)
     hard = rng.random(n)
@@ -129,9 +146,11 @@ def test_cells_and_effects_by_hand() -> None:
     assert result.cells[3].each == pytest.approx(data.both.mean(axis=1))
     s, d, i, b = means
     assert {e.name: e.value.mean for e in result.effects} == pytest.approx(
-        dict(zip(EFFECTS, (i - s, b - i, d - s, b - s, b - i - d + s), strict=True)))
+        dict(zip(EFFECTS, (i - s, b - i, d - s, b - s, b - i - d + s), strict=True))
+    )
     assert [e.adjusted for e in result.effects] == pytest.approx(
-        [*holm([e.p_value for e in result.effects[:2]]), *holm([e.p_value for e in result.effects[2:]])])
+        [*holm([e.p_value for e in result.effects[:2]]), *holm([e.p_value for e in result.effects[2:]])]
+    )
     assert result.following is not None
     full, right = data.share_both >= 1, data.both
     assert result.following.shown.mean == pytest.approx(data.share_both.mean())

@@ -41,8 +41,10 @@ def test_the_mantel_correlation_against_scipy_and_enumeration(n: int) -> None:
         assert found is not None and found.exact and found.r.n == n
         wanted = stats.pearsonr(pairs_of(one), pairs_of(other)).statistic
         assert found.r.mean == pytest.approx(wanted) and found.r.low <= wanted <= found.r.high
-        every = [np.corrcoef(pairs_of(one), pairs_of(other[np.ix_(order, order)]))[0, 1]
-                 for order in itertools.permutations(range(n))]
+        every = [
+            np.corrcoef(pairs_of(one), pairs_of(other[np.ix_(order, order)]))[0, 1]
+            for order in itertools.permutations(range(n))
+        ]
         assert found.p_value == pytest.approx(np.mean([value >= wanted - 1e-12 for value in every]))
         assert found.pairs == tuple(sorted(zip(pairs_of(one).tolist(), pairs_of(other).tolist(), strict=True)))
 
@@ -52,8 +54,10 @@ def test_random_orders_are_near_all_orders_and_the_observed_one_counts() -> None
     other = other + 0.3 * one
     found = mantel(one, other)
     rng = np.random.default_rng(5)
-    every = [np.corrcoef(pairs_of(one), pairs_of(other[np.ix_(order, order)]))[0, 1]
-             for order in (rng.permutation(9) for _ in range(4000))]
+    every = [
+        np.corrcoef(pairs_of(one), pairs_of(other[np.ix_(order, order)]))[0, 1]
+        for order in (rng.permutation(9) for _ in range(4000))
+    ]
     assert found is not None and not found.exact
     assert found.p_value == pytest.approx(np.mean(np.array(every) >= found.r.mean), abs=0.03)
     assert found.detectable == pytest.approx((stats.norm.ppf(0.95) + stats.norm.ppf(0.8)) * np.std(every), rel=0.1)
@@ -192,8 +196,12 @@ def test_a_twin_says_other_things_in_the_same_words() -> None:
 
 
 def test_without_two_classes_the_rest_is_still_asked_and_few_errors_are_told() -> None:
-    single = replace(observed("A"), errors=tuple(
-        Shown({"question": "x" * k}, f"answer: no{k}", {"answer": "A"}, "", {"answer": f"no{k}"}) for k in range(9)))
+    single = replace(
+        observed("A"),
+        errors=tuple(
+            Shown({"question": "x" * k}, f"answer: no{k}", {"answer": "A"}, "", {"answer": f"no{k}"}) for k in range(9)
+        ),
+    )
     assert plan(replace(single, errors=single.errors[:BATCH]), "", n=6) is None
     open_ended = tuple(Shown({"question": f"{k}"}, f"answer: no{k}", {"answer": f"yes{k}"}, "", {"answer": f"no{k}"})
                        for k in range(9))  # fmt: skip
@@ -215,8 +223,10 @@ def test_without_two_classes_the_rest_is_still_asked_and_few_errors_are_told() -
 def said(made: ShownErrors, *, follows: bool, seed: int = 0) -> list[str | None]:
     """Replies of an optimizer that names a cause by what is expected, or one at random."""
     rng, twins = random.Random(seed), set(map(id, made.twins))
-    return [rng.choice(FRAMES).format(CAUSES[(id(batch) in twins) if follows else rng.randrange(4)])
-            for batch in made.shown()]
+    return [
+        rng.choice(FRAMES).format(CAUSES[(id(batch) in twins) if follows else rng.randrange(4)])
+        for batch in made.shown()
+    ]
 
 
 def test_what_follows_the_errors_is_told_from_what_does_not() -> None:
@@ -288,7 +298,9 @@ def test_an_optimizer_that_looks_is_told_from_one_that_does_not() -> None:
     for found in (looks, blind):
         readable(sections(found), found)
         assert [section.title for section in sections(found)][1:] == [
-            "Does the reflection look at the errors?", "Does the feedback repeat itself?"]
+            "Does the reflection look at the errors?",
+            "Does the feedback repeat itself?",
+        ]
 
 
 def test_the_same_result_at_any_concurrency_and_no_call_twice(tmp_path: Path) -> None:

@@ -66,13 +66,16 @@ def test_the_exact_permutation_test_against_scipy(one: list[int], other: list[in
     first, second = [k / unit for k in one], [k / unit for k in other]
     n = len(first)
     pool = [*one, *other]  # in whole numbers, where ties are ties
-    every = [abs(sum(pool[k] for k in some) * len(pool) - sum(pool) * n)
-             for some in itertools.combinations(range(len(pool)), n)]
+    every = [
+        abs(sum(pool[k] for k in some) * len(pool) - sum(pool) * n)
+        for some in itertools.combinations(range(len(pool)), n)
+    ]
     wanted = float(np.mean([value >= abs(sum(one) * len(pool) - sum(pool) * n) for value in every]))
     assert permuted(first, second) == pytest.approx(wanted)
     if len(one) == len(other) and unit == 1.0:  # scipy's two-sided test doubles the smaller tail, else another thing
         by_scipy = stats.permutation_test(
-            (np.array(first), np.array(second)), lambda a, b: np.mean(a) - np.mean(b), n_resamples=np.inf).pvalue
+            (np.array(first), np.array(second)), lambda a, b: np.mean(a) - np.mean(b), n_resamples=np.inf
+        ).pvalue
         assert permuted(first, second) == pytest.approx(min(1.0, by_scipy), abs=1e-9)
 
 
@@ -96,8 +99,9 @@ def test_likeness_by_hand_and_its_tests_by_enumeration() -> None:
     matrix, n = symmetric(10, 3), 5
     found = alike(matrix, n, paired=True)
     assert found is not None and found.exact
-    within = [float(np.mean([matrix[i, j] for i, j in itertools.combinations(part, 2)]))
-              for part in (range(5), range(5, 10))]
+    within = [
+        float(np.mean([matrix[i, j] for i, j in itertools.combinations(part, 2)])) for part in (range(5), range(5, 10))
+    ]
     across = float(np.mean([matrix[i, j] for i in range(5) for j in range(5, 10)]))
     assert [found.first, found.second, found.across] == pytest.approx([*within, across])
     assert found.likeness.mean == pytest.approx(across / math.sqrt(within[0] * within[1]))
@@ -180,8 +184,9 @@ def test_every_part_gets_its_turn(parts: list[int]) -> None:
 # --- the analysis ------------------------------------------------------------------------------------------
 
 
-def collected(effect: Mapping[str, float], seed: int, *, n: int = 12, examples: int = 40, spread: float = 0.15
-              ) -> Collected:
+def collected(
+    effect: Mapping[str, float], seed: int, *, n: int = 12, examples: int = 40, spread: float = 0.15
+) -> Collected:
     """Refinements whose quality varies, on examples whose difficulty varies: score 1 with the sum's probability."""
     rng = np.random.default_rng(seed)
     hard = rng.normal(0, 0.15, examples)
@@ -189,12 +194,16 @@ def collected(effect: Mapping[str, float], seed: int, *, n: int = 12, examples: 
     def scores(quality: float) -> tuple[float, ...]:
         return tuple((rng.random(examples) < np.clip(quality + hard, 0, 1)).astype(float).tolist())
 
-    made = [Refinement(arm, k, f"{arm} {k}", scores(0.4 + effect.get(arm, 0.0) + rng.normal(0, spread)))
-            for k in range(n) for arm in ARMS]
+    made = [
+        Refinement(arm, k, f"{arm} {k}", scores(0.4 + effect.get(arm, 0.0) + rng.normal(0, spread)))
+        for k in range(n)
+        for arm in ARMS
+    ]
     random.Random(seed).shuffle(made)  # in whatever order they come
     errors = tuple(shown(str(k), "no") for k in range(20))
-    said: dict[str, list[str | None]] = {arm: [f"reason {rng.integers(9)} is {rng.integers(9)}" for _ in range(n)]
-                                         for arm in (OWN, UNIFORM, PLACEBO)}
+    said: dict[str, list[str | None]] = {
+        arm: [f"reason {rng.integers(9)} is {rng.integers(9)}" for _ in range(n)] for arm in (OWN, UNIFORM, PLACEBO)
+    }
     return Collected(Observed("self", "Do it.", errors, (), 30), scores(0.4), "errors", said, {}, made)
 
 
@@ -226,8 +235,11 @@ def test_the_same_reasons_are_compared_in_pairs() -> None:
     rng = np.random.default_rng(0)
     quality = rng.uniform(0.1, 0.8, 12)  # reasons differ much more than what the edit adds
     kept = collected({}, 0)
-    made = [Refinement(arm, k, "", tuple((np.arange(40) < round(40 * (quality[k] - more))).astype(float).tolist()))
-            for arm, more in ((OWN, 0.0), (SEEN, 0.1)) for k in range(12)]
+    made = [
+        Refinement(arm, k, "", tuple((np.arange(40) < round(40 * (quality[k] - more))).astype(float).tolist()))
+        for arm, more in ((OWN, 0.0), (SEEN, 0.1))
+        for k in range(12)
+    ]
     found = analysed(replace(kept, refinements=made), 12).differences
     assert set(found) == {SEEN} and found[SEEN].sign == 1 and found[SEEN].p_value == pytest.approx(2 / 2**12)
     by_scipy = stats.permutation_test(
@@ -266,8 +278,9 @@ def test_an_effect_is_found_as_often_as_is_said() -> None:
 def test_missing_scores_are_left_out_and_never_zero() -> None:
     kept = collected({OWN: 0.3}, 2)
     holes = random.Random(0)
-    made = [replace(one, scores=tuple(None if holes.random() < 0.2 else s for s in one.scores))
-            for one in kept.refinements]
+    made = [
+        replace(one, scores=tuple(None if holes.random() < 0.2 else s for s in one.scores)) for one in kept.refinements
+    ]
     made[0] = replace(made[0], scores=(None,) * 40)
     found = analysed(replace(kept, refinements=made, student=(None, *kept.student[1:])), 12)
     assert len(found.arms[made[0].arm].each) == 11 and found.student.n == 39
@@ -366,8 +379,12 @@ def test_only_the_arm_that_says_so_shows_errors_to_the_edit() -> None:
     assert all(one.texts("failures") in own for one in with_errors)  # the batch that its reason is about
     assert all(reasons[one.text("reason")] >= 2 for one in with_errors)  # which is edited without it, too
     golds = {example.question: example.answer for example in small().train}
-    wrong = [text for one in by_name["CriticizeInstruction"] for text in one.texts("failures")
-             if f"expected answer: {golds[text.splitlines()[0].removeprefix('question: ')]}\n" not in text]
+    wrong = [
+        text
+        for one in by_name["CriticizeInstruction"]
+        for text in one.texts("failures")
+        if f"expected answer: {golds[text.splitlines()[0].removeprefix('question: ')]}\n" not in text
+    ]
     assert len(wrong) == 25
 
 

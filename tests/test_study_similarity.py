@@ -91,8 +91,15 @@ def test_mantel_without_differences_says_nothing() -> None:
 
 
 def test_nearest_by_hand() -> None:
-    likeness = np.array([[1, 0.9, 0.1, 0.2, 0.0], [0.9, 1, 0.3, 0.1, 0.0], [0.1, 0.3, 1, 0.8, 0.0],
-                         [0.2, 0.1, 0.8, 1, 0.0], [0, 0, 0, 0, 1.0]])
+    likeness = np.array(
+        [
+            [1, 0.9, 0.1, 0.2, 0.0],
+            [0.9, 1, 0.3, 0.1, 0.0],
+            [0.1, 0.3, 1, 0.8, 0.0],
+            [0.2, 0.1, 0.8, 1, 0.0],
+            [0, 0, 0, 0, 1.0],
+        ]
+    )
     scores = [0.1, 0.2, 0.8, 0.9, 0.5]
     found = nearest(likeness, scores)
     assert found.error == pytest.approx(np.mean([0.1, 0.1, 0.1, 0.1, 0.0]))  # the last: four equally unlike
@@ -140,8 +147,10 @@ def world(skills: Sequence[float], texts: Sequence[str], meanings: Sequence[int]
     """Prompts that are right on the examples that are easier than their skill."""
     easy = np.random.default_rng(0).random(n)
     moves = ["student", *["edit"] * (len(skills) - 1)]
-    return [Sample(text, move, meaning, [said("yes" if e < skill else "no", float(e < skill)) for e in easy])
-            for skill, text, move, meaning in zip(skills, texts, moves, meanings, strict=True)]
+    return [
+        Sample(text, move, meaning, [said("yes" if e < skill else "no", float(e < skill)) for e in easy])
+        for skill, text, move, meaning in zip(skills, texts, moves, meanings, strict=True)
+    ]
 
 
 def texts_at(places: Sequence[float] | Floats, seed: int = 0) -> list[str]:
@@ -174,8 +183,10 @@ def test_a_world_where_words_tell_nothing_and_one_where_they_mislead() -> None:
     assert nothing.answers is not None and nothing.answers.sign == 0
     assert sections(nothing)[0].summary.startswith("It was not shown")
     # All texts of one kind of behaviour share no word; those of different kinds do.
-    texts = [" ".join(f"w{i}and{j}" if k % 2 else f"w{j}and{i}" for j in range(6)) for k, i in
-             ((k, k // 2) for k in range(12))]
+    texts = [
+        " ".join(f"w{i}and{j}" if k % 2 else f"w{j}and{i}" for j in range(6))
+        for k, i in ((k, k // 2) for k in range(12))
+    ]
     reversed_ = analyse(world(np.tile([0.05, 0.95], 6).tolist(), texts, [0] * 12))
     assert reversed_.answers is not None and reversed_.answers.sign == -1
     assert sections(reversed_)[0].summary.startswith("Reversed")

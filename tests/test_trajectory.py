@@ -115,8 +115,11 @@ def test_without_fresh_scores_nothing_is_said_of_optimism() -> None:
 def test_acceptance_counts_children_that_a_beam_kept() -> None:
     student = prompt("student")
     children = [prompt(f"child {i}", parent=student.id) for i in range(4)]
-    record = record_of([(c, [1.0, 0.0]) for c in (student, *children)], best=children[1],
-                       beams=[[student], [children[1], children[2]], [children[1], student]])
+    record = record_of(
+        [(c, [1.0, 0.0]) for c in (student, *children)],
+        best=children[1],
+        beams=[[student], [children[1], children[2]], [children[1], student]],
+    )
     found = trajectory(record)
     assert (found.accepted.mean, found.accepted.n) == (0.5, 4)
     assert [p.candidate for p in found.points] == [student.id, children[1].id, children[1].id]

@@ -50,16 +50,34 @@ class Pose(dspy.Type):  # type: ignore[misc]
         return f"pose of {len(self.joints)} joints"
 
 
-@pytest.mark.parametrize(("value", "kind"), [
-    (Kind.A, Kind), (Kind.B, Kind | None), (None, Kind | None), ([Kind.A], list[Kind]), (WHEN, datetime.datetime),
-    (Person(name="x", born=WHEN.date()), Person), (Person(name="x", born=WHEN.date(), face=IMAGE), Person),
-    ([Person(name="x", born=WHEN.date())], list[Person]), ((1, Kind.A), tuple[int, Kind]), ({1, 2}, set[int]),
-    ({"a": Kind.B}, dict[str, Kind]), (IMAGE, dspy.Image), ([IMAGE, IMAGE], list[dspy.Image]), (AUDIO, dspy.Audio),
-    (FILE, dspy.File), (dspy.Code(code="x = 1"), dspy.Code), (dspy.Reasoning(content="so"), dspy.Reasoning),
-    (dspy.History(messages=[{"question": "a", "answer": "b"}]), dspy.History), (Pose(joints=[1, 2]), Pose),
-    (True, bool), (0.5, float), ("[1, 2]", str),
-    (dspy.ToolCalls.from_dict_list([{"name": "f", "args": {}}]), dspy.ToolCalls),
-])
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (Kind.A, Kind),
+        (Kind.B, Kind | None),
+        (None, Kind | None),
+        ([Kind.A], list[Kind]),
+        (WHEN, datetime.datetime),
+        (Person(name="x", born=WHEN.date()), Person),
+        (Person(name="x", born=WHEN.date(), face=IMAGE), Person),
+        ([Person(name="x", born=WHEN.date())], list[Person]),
+        ((1, Kind.A), tuple[int, Kind]),
+        ({1, 2}, set[int]),
+        ({"a": Kind.B}, dict[str, Kind]),
+        (IMAGE, dspy.Image),
+        ([IMAGE, IMAGE], list[dspy.Image]),
+        (AUDIO, dspy.Audio),
+        (FILE, dspy.File),
+        (dspy.Code(code="x = 1"), dspy.Code),
+        (dspy.Reasoning(content="so"), dspy.Reasoning),
+        (dspy.History(messages=[{"question": "a", "answer": "b"}]), dspy.History),
+        (Pose(joints=[1, 2]), Pose),
+        (True, bool),
+        (0.5, float),
+        ("[1, 2]", str),
+        (dspy.ToolCalls.from_dict_list([{"name": "f", "args": {}}]), dspy.ToolCalls),
+    ],
+)
 def test_a_value_is_read_back_from_its_data(value: object, kind: Any) -> None:
     data = json.loads(json.dumps(to_json(value)))
     assert typed(data, kind) == value and type(typed(data, kind)) is type(value)
@@ -88,10 +106,16 @@ class Writing(pydantic.BaseModel):
         return born.strftime("%d/%m/%y")
 
 
-@pytest.mark.parametrize("value", [
-    Hiding(name="n", secret="s"), Strict(born=datetime.date(2020, 3, 4), kind=Kind.B),
-    Writing(born=datetime.date(2020, 3, 4)), b"some bytes", [Hiding(name="n", secret="s")],
-])
+@pytest.mark.parametrize(
+    "value",
+    [
+        Hiding(name="n", secret="s"),
+        Strict(born=datetime.date(2020, 3, 4), kind=Kind.B),
+        Writing(born=datetime.date(2020, 3, 4)),
+        b"some bytes",
+        [Hiding(name="n", secret="s")],
+    ],
+)
 def test_a_value_that_writes_itself_in_another_form_is_read_back(value: object) -> None:
     kind = list[Hiding] if isinstance(value, list) else type(value)
     back = typed(json.loads(json.dumps(to_json(value))), kind)
@@ -105,13 +129,25 @@ def test_an_image_in_a_place_of_no_type_stays_whole_for_prompts() -> None:
     assert PNG not in text_of(history) and "kB" in text_of(history)
 
 
-@pytest.mark.parametrize(("value", "text"), [
-    (IMAGE, "<image image/png, 60 kB>"), ([IMAGE, "x"], '["<image image/png, 60 kB>", "x"]'),
-    ({"a": {"b": AUDIO}}, '{"a": {"b": "<audio wav, 12 kB>"}}'), (FILE, "<file a.pdf, application/pdf, 12 kB>"),
-    (Person(name="x", born=WHEN.date(), face=IMAGE),
-     '{"name": "x", "born": "2024-05-06", "face": "<image image/png, 60 kB>"}'),
-    (to_json(IMAGE), '{"url": "<image/png, 60 kB>"}'), (Pose(joints=[1]), "pose of 1 joints"),
-    (dspy.Reasoning(content="so"), "so"), (Kind.A, "a"), (WHEN, "2024-05-06T07:08:00"), ("a" * 9, "a" * 9)])
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (IMAGE, "<image image/png, 60 kB>"),
+        ([IMAGE, "x"], '["<image image/png, 60 kB>", "x"]'),
+        ({"a": {"b": AUDIO}}, '{"a": {"b": "<audio wav, 12 kB>"}}'),
+        (FILE, "<file a.pdf, application/pdf, 12 kB>"),
+        (
+            Person(name="x", born=WHEN.date(), face=IMAGE),
+            '{"name": "x", "born": "2024-05-06", "face": "<image image/png, 60 kB>"}',
+        ),
+        (to_json(IMAGE), '{"url": "<image/png, 60 kB>"}'),
+        (Pose(joints=[1]), "pose of 1 joints"),
+        (dspy.Reasoning(content="so"), "so"),
+        (Kind.A, "a"),
+        (WHEN, "2024-05-06T07:08:00"),
+        ("a" * 9, "a" * 9),
+    ],
+)
 def test_what_is_no_text_is_named(value: object, text: str) -> None:
     assert text_of(value) == text and render_fields({"x": value}) == f"x: {text}"
 
@@ -143,8 +179,9 @@ class Own(dspy.Module):  # type: ignore[misc]
         self.signature = given if keeps_signature else None
         self.tools = [dspy.Tool(look_up)]
         told = "\n".join(str(tool) for tool in self.tools)
-        self.act = dspy.ChainOfThought(given.with_instructions(
-            f"{given.instructions}\n{told}\nReply with one call, in JSON."))
+        self.act = dspy.ChainOfThought(
+            given.with_instructions(f"{given.instructions}\n{told}\nReply with one call, in JSON.")
+        )
 
 
 TASK = dspy.Signature("question -> answer", "Be brief.")
@@ -209,8 +246,7 @@ def test_a_module_without_text_of_its_own_is_free() -> None:
 
     program = Plain()
     student = Candidate.of(program)
-    assert [prompt.instructions for _, prompt in student] == [
-        p.signature.instructions for p in program.predictors()]
+    assert [prompt.instructions for _, prompt in student] == [p.signature.instructions for p in program.predictors()]
 
 
 def agent(system: str, asked: str, number: int) -> str:
@@ -218,7 +254,7 @@ def agent(system: str, asked: str, number: int) -> str:
     word = re.findall(r"say (\w+)", asked)[-1]
     if "next_tool_name" not in asked.rpartition("Respond with")[2]:
         return f"[[ ## reasoning ## ]]\nr\n[[ ## answer ## ]]\n{word if 'BETTER' in system else 'no'}"
-    return '[[ ## next_thought ## ]]\nt\n[[ ## next_tool_name ## ]]\nfinish\n[[ ## next_tool_args ## ]]\n{}'
+    return "[[ ## next_thought ## ]]\nt\n[[ ## next_tool_name ## ]]\nfinish\n[[ ## next_tool_args ## ]]\n{}"
 
 
 def right(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
@@ -229,18 +265,28 @@ def options(optimizer: Told) -> dict[str, Any]:
     return {"optimizer_lm": dspy.LM("test/optimizer", engine=optimizer, cache=False)}
 
 
-@pytest.mark.parametrize("make", [
-    lambda o: IterativeAPE(right, steps=1, width=1, branch=1, initial=1, **options(o)),
-    lambda o: ABO(right, steps=1, width=1, branch=1, initial=1, **options(o)),
-    lambda o: COPRO(right, breadth=2, depth=1, **options(o))], ids=["IterativeAPE", "ABO", "COPRO"])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda o: IterativeAPE(right, steps=1, width=1, branch=1, initial=1, **options(o)),
+        lambda o: ABO(right, steps=1, width=1, branch=1, initial=1, **options(o)),
+        lambda o: COPRO(right, breadth=2, depth=1, **options(o)),
+    ],
+    ids=["IterativeAPE", "ABO", "COPRO"],
+)
 def test_every_prompt_of_an_agent_has_its_tools(make: Callable[[Told], Compiler]) -> None:
     def optimize(system: str, asked: str, number: int) -> str:
         wanted = re.findall(r"`\[\[ ## (\w+) ## \]\]`( \(must be formatted as a valid Python list)?", asked)
-        return "\n".join(f"[[ ## {n} ## ]]\n" + ('["Read BETTER.", "Answer."]' if kind else f"BETTER {number}.")
-                         for n, kind in wanted if n != "completed")
+        return "\n".join(
+            f"[[ ## {n} ## ]]\n" + ('["Read BETTER.", "Answer."]' if kind else f"BETTER {number}.")
+            for n, kind in wanted
+            if n != "completed"
+        )
 
-    target, data = Told(agent), [
-        dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
+    target, data = (
+        Told(agent),
+        [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)],
+    )
     with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
         compiled = make(Told(optimize)).compile(dspy.ReAct(TASK, tools=[look_up]), trainset=data, valset=data)
     steps = [str(r.system) for r in target.requests if "next_tool_name" in str(r.messages[-1].text)]
@@ -279,8 +325,13 @@ def test_demonstrations_of_a_step_inside_a_program_keep_their_types() -> None:
         if "`[[ ## answer ## ]]`" in asked:
             return f"[[ ## answer ## ]]\n{word[1]}"
         name = word[0] if "Step 1" in system or number % 2 else "no"
-        values = {"reasoning": "r", "kind": "a", "place": "[1, 2]", "more": '{"x": "b"}',
-                  "people": json.dumps([{"name": name, "born": "2001-02-03"}])}
+        values = {
+            "reasoning": "r",
+            "kind": "a",
+            "place": "[1, 2]",
+            "more": '{"x": "b"}',
+            "people": json.dumps([{"name": name, "born": "2001-02-03"}]),
+        }
         return "\n".join(f"[[ ## {key} ## ]]\n{value}" for key, value in values.items())
 
     def work(system: str, asked: str, number: int) -> str:
@@ -289,17 +340,23 @@ def test_demonstrations_of_a_step_inside_a_program_keep_their_types() -> None:
             said = " ".join(line.split(": ", 1)[-1] for line in outputs.splitlines())
             return f"[[ ## work ## ]]\n{json.dumps(['read.', said])}"
         wanted = re.findall(r"`\[\[ ## (\w+) ## \]\]`( \(must be formatted as a valid Python list)?", asked)
-        return "\n".join(f"[[ ## {n} ## ]]\n" + ('["Read it.", "Say it."]' if kind else "Do it.")
-                         for n, kind in wanted if n != "completed")
+        return "\n".join(
+            f"[[ ## {n} ## ]]\n" + ('["Read it.", "Say it."]' if kind else "Do it.")
+            for n, kind in wanted
+            if n != "completed"
+        )
 
     model, optimizer = Told(target), Told(work)
-    data = [dspy.Example(question=f"say w{k}", when=WHEN, answer=f"w{k}").with_inputs("question", "when")
-            for k in range(24)]
+    data = [
+        dspy.Example(question=f"say w{k}", when=WHEN, answer=f"w{k}").with_inputs("question", "when") for k in range(24)
+    ]
     with dspy.context(lm=dspy.LM("test/target", engine=model, cache=False)):
         compiled = ABO(right, steps=2, width=2, branch=2, initial=2, max_in_flight=1, **options(optimizer)).compile(
-            Two(), trainset=data)
-    demos = [demo for trial in compiled.compilation.candidates
-             for demo in trial.candidate.bind(Two()).read.predict.demos]
+            Two(), trainset=data
+        )
+    demos = [
+        demo for trial in compiled.compilation.candidates for demo in trial.candidate.bind(Two()).read.predict.demos
+    ]
     assert demos, "nothing was demonstrated"
     for demo in demos:
         assert demo.kind is Kind.A and demo.place == (1, 2) and demo.more == {"x": Kind.B} and demo.when == WHEN
@@ -323,20 +380,28 @@ class Sorted(dspy.Signature):  # type: ignore[misc]
     level: list[Kind] | None = dspy.OutputField()
 
 
-@pytest.mark.parametrize("text", [
-    f"Say '{LABEL}' or 'other'.", f"Say {OTHER}.",
-    "It is a message that came in by mail, by telephone or over the counter.",
-    "Sort the message into one of the classes that the handbook of the company has."])
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Say '{LABEL}' or 'other'.",
+        f"Say {OTHER}.",
+        "It is a message that came in by mail, by telephone or over the counter.",
+        "Sort the message into one of the classes that the handbook of the company has.",
+    ],
+)
 def test_what_the_task_says_itself_is_no_copy(text: str) -> None:
     rare = [OTHER, OTHER, LABEL, *(str(k) for k in range(37))]
     said = "a message that came in by mail, by telephone or over the counter of a shop"
-    data = [dspy.Example(text=said if k == 3 else str(k), label=label).with_inputs("text")
-            for k, label in enumerate(rare)]
+    data = [
+        dspy.Example(text=said if k == 3 else str(k), label=label).with_inputs("text") for k, label in enumerate(rare)
+    ]
     guard = Guard.of(data, [Sorted.instructions], {}, None, [Sorted])
     assert guard.usable("p", text) == text
     alone = dspy.Example(text="my dog ate the parcel that your driver had left there", label="x").with_inputs("text")
-    assert Guard.of([*data, alone], [], {}, None, [Sorted]).fault(
-        "My dog ate the parcel that your driver had left.") == "copied example"
+    assert (
+        Guard.of([*data, alone], [], {}, None, [Sorted]).fault("My dog ate the parcel that your driver had left.")
+        == "copied example"
+    )
 
 
 @pytest.mark.parametrize(("longest", "used"), [(None, True), (60_000, True), (5_000, False)])

@@ -21,7 +21,9 @@ find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, package=None: None if name in BLOCKED else find(name, package)
 """
 
-IMPORTS = WITHOUT + """
+IMPORTS = (
+    WITHOUT
+    + """
 import dspy
 from cuesmith.teleprompters import COMPILERS, compiler_class
 import cuesmith.modules.judges, cuesmith.modules.policy, cuesmith.modules.prompter, cuesmith.modules.reweighted
@@ -51,6 +53,7 @@ for prompter in ("some/model", dspy.LM("openai/x")):
         raise AssertionError("no ImportError")
 assert not BLOCKED & {name.partition(".")[0] for name in sys.modules}
 """
+)
 
 
 def test_without_torch() -> None:

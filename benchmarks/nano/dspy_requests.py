@@ -307,8 +307,9 @@ def _gold(feedback: str, answers: Mapping[str, object]) -> dict[str, object]:
 # --- values ------------------------------------------------------------------------------------------------
 
 
-def _failure(inputs: Mapping[str, object], gold: Mapping[str, object], response: Mapping[str, object] | None = None
-             ) -> str:
+def _failure(
+    inputs: Mapping[str, object], gold: Mapping[str, object], response: Mapping[str, object] | None = None
+) -> str:
     """An example as compilers show failures; without a response, one with its right outputs alone."""
     lines = [_entries(inputs), *(f"expected {name}: {_text(value)}" for name, value in gold.items())]
     return "\n".join([*lines, f"response: {_entries(response)}"] if response else lines)

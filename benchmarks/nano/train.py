@@ -226,8 +226,14 @@ class Trainer:
             if self._rank == 0 and now - logged > 20:
                 logged = now
                 worst = sorted(self._family_loss.items(), key=lambda kv: -kv[1])[:5]
-                logger.info("%.0f s, step %d, %d tokens, loss %.4f, worst %s", now - start, self._steps, self._tokens,
-                            smooth, " ".join(f"{k} {v:.3f}" for k, v in worst))
+                logger.info(
+                    "%.0f s, step %d, %d tokens, loss %.4f, worst %s",
+                    now - start,
+                    self._steps,
+                    self._tokens,
+                    smooth,
+                    " ".join(f"{k} {v:.3f}" for k, v in worst),
+                )
             if self._rank == 0 and now - exported > EXPORT_SECONDS:
                 exported = now
                 self.export()
@@ -280,8 +286,13 @@ class Trainer:
         tensors = {name: tensor.contiguous() for name, tensor in state.items()}
         _replace(out / "weights.safetensors", lambda path: save_file(tensors, path))
         _replace(out / "config.json", self.config.save)
-        checkpoint = {"model": self.model.state_dict(), "muon": self._muon.buffers, "adam": self._adam.state_dict(),
-                      "steps": self._steps, "tokens": self._tokens}
+        checkpoint = {
+            "model": self.model.state_dict(),
+            "muon": self._muon.buffers,
+            "adam": self._adam.state_dict(),
+            "steps": self._steps,
+            "tokens": self._tokens,
+        }
         _replace(out / "checkpoint.pt", lambda path: torch.save(checkpoint, path))
 
     def _restore(self) -> None:
@@ -315,8 +326,9 @@ def _worker(rank: int, options: Options) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stdout)
     torch.set_num_threads(1)
     if options.processes > 1:
-        dist.init_process_group("gloo", init_method=f"file://{options.out.resolve()}/rendezvous", rank=rank,
-                                world_size=options.processes)
+        dist.init_process_group(
+            "gloo", init_method=f"file://{options.out.resolve()}/rendezvous", rank=rank, world_size=options.processes
+        )
     Trainer(options, rank).run()
     if options.processes > 1:
         dist.destroy_process_group()

@@ -12,9 +12,7 @@ import tokenizers
 
 from cuesmith.modules.embedded.tokenizer import END, JOIN, ROLES, byte_characters, mark_words
 
-_PIECES = (
-    r" -?\d+|\d| ?_?[A-Za-z]+|\n +(?= )| +(?= )| ?[^\s\w\x02]+\n*\x02?|\n+\x02?|\x02| |[^A-Za-z0-9\s]|\s"
-)
+_PIECES = r" -?\d+|\d| ?_?[A-Za-z]+|\n +(?= )| +(?= )| ?[^\s\w\x02]+\n*\x02?|\n+\x02?|\x02| |[^A-Za-z0-9\s]|\s"
 
 _TYPES = ("int", "bool", "float")
 _NOTES = ("must be a single int value", "must be True or False", "must be a single float value")

@@ -119,7 +119,13 @@ class CompilerConformance:
     """
 
     small_options: ClassVar[Mapping[str, object]] = {
-        "width": 2, "branch": 2, "steps": 1, "initial": 2, "init_examples": 4, "minibatch": 4}
+        "width": 2,
+        "branch": 2,
+        "steps": 1,
+        "initial": 2,
+        "init_examples": 4,
+        "minibatch": 4,
+    }
     deterministic: ClassVar[bool] = True
     resumes_exactly: ClassVar[bool] = True
     keeps_its_plan: ClassVar[bool] = True
@@ -170,8 +176,18 @@ class CompilerConformance:
         compiler = self.small(metric, **{"optimizer_lm": optimizer.lm("optimizer"), "callbacks": [watch], **options})
         with dspy.context(lm=target.lm("target")):
             compiled = compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
-        return Ran(compiler, student, trainset, valset, compiled, compiled.compilation, events, target, optimizer,
-                   at_stop[0] if at_stop else None)
+        return Ran(
+            compiler,
+            student,
+            trainset,
+            valset,
+            compiled,
+            compiled.compilation,
+            events,
+            target,
+            optimizer,
+            at_stop[0] if at_stop else None,
+        )
 
     def check(self, ran: Ran) -> None:
         """Check all that holds of any compile that was not resumed."""
@@ -312,7 +328,8 @@ class CompilerConformance:
         target = Engine(cut_at(usual.target.calls // 2, ruled) if reason == "target" else ruled, jitter=jitter)
         optimizer = Engine(cut_at(2, simulated()) if reason == "optimizer" else simulated(), jitter=jitter)
         stopped = partial(
-            self.run, run_dir=tmp_path, target=target, optimizer=optimizer, max_in_flight=16 if many else 1)
+            self.run, run_dir=tmp_path, target=target, optimizer=optimizer, max_in_flight=16 if many else 1
+        )
         if reason.startswith("cap"):
             assert stopped(budget=Budget(calls=usual.calls // 2)).compilation.stopped_by == "calls"
         else:
@@ -323,9 +340,7 @@ class CompilerConformance:
         assert facts(ran.compilation, spent=False) == facts(usual.compilation, spent=False), "another result"
         # What is on its way from the model to the journal at a cut of the power is lost: one, at one in flight.
         lost = 0 if reason.startswith("cap") else 1
-        for whole, first, second in (
-            (usual.target, target, ran.target), (usual.optimizer, optimizer, ran.optimizer)
-        ):
+        for whole, first, second in ((usual.target, target, ran.target), (usual.optimizer, optimizer, ran.optimizer)):
             needed = Counter((sent.text, sent.draw) for sent in whole.answered)
             paid = Counter((sent.text, sent.draw) for sent in (*first.answered, *second.answered))
             again = {sent: n for sent, n in paid.items() if n > max(1, needed[sent])}
@@ -377,8 +392,12 @@ class CompilerConformance:
         seconds, latency, in_flight = 1.0, 0.1, 2
         fit = in_flight * (round(seconds / latency) + 1)
         assert usual.calls > fit, "`small_options` are too small to be stopped"
-        ran = self.run(budget=Budget(seconds=seconds), max_in_flight=in_flight, target=Engine(ruled, latency=latency),
-                       optimizer=Engine(simulated(), latency=latency))
+        ran = self.run(
+            budget=Budget(seconds=seconds),
+            max_in_flight=in_flight,
+            target=Engine(ruled, latency=latency),
+            optimizer=Engine(simulated(), latency=latency),
+        )
         assert 0 < ran.calls <= fit
         assert ran.compilation.stopped_by == "seconds"
 
@@ -508,8 +527,7 @@ class CompilerConformance:
     def test_predictors_of_the_same_name(self, tmp_path: Path) -> None:
         """They are told apart by where they are, also in a saved program."""
         ran = self.run(student=Namesakes())
-        assert ran.compilation.best.candidate.names == (
-            "say.predict", "inner.say.predict", "others[0].say.predict")
+        assert ran.compilation.best.candidate.names == ("say.predict", "inner.say.predict", "others[0].say.predict")
         assert ran.compilation.best.candidate != ran.compilation.baseline.candidate
         self.check(ran)
         ran.compiled.save(tmp_path / "program.json")
@@ -525,13 +543,15 @@ class CompilerConformance:
         assert before != after
         inputs = {"look": {"question"}, "say": {"question", "hint"}}
         for name in before.names:
-            changed = any(trial.candidate.prompts[name] != before.prompts[name]
-                          for trial in ran.compilation.candidates)
+            changed = any(trial.candidate.prompts[name] != before.prompts[name] for trial in ran.compilation.candidates)
             if changed and self.shows_own_inputs:
                 calls = [sent.asked.inputs for sent in ran.target.sent if set(sent.asked.inputs) == inputs[name]]
-                assert any(all(str(value) in sent.text for value in call.values())
-                           for call in calls for sent in ran.optimizer.sent
-                           if "[[ ## summary ## ]]" not in sent.text), f"{name!r} was changed unseen"
+                assert any(
+                    all(str(value) in sent.text for value in call.values())
+                    for call in calls
+                    for sent in ran.optimizer.sent
+                    if "[[ ## summary ## ]]" not in sent.text
+                ), f"{name!r} was changed unseen"
 
     # Metrics.
 
@@ -549,8 +569,11 @@ class CompilerConformance:
         ran = self.run(metric=_spoiled(bad, lambda question: number_of("spoil", question) % 3 == 0))
         found = ran.compilation
         assert found.stopped_by is None and scores_of(found) == {None, PARTLY, 1.0}
-        missing = {tuple(i for i, score in enumerate(trial.scores) if score is None) for trial in found.candidates
-                   if trial.n == found.baseline.select.n}  # type: ignore[union-attr]
+        missing = {
+            tuple(i for i, score in enumerate(trial.scores) if score is None)
+            for trial in found.candidates
+            if trial.n == found.baseline.select.n
+        }  # type: ignore[union-attr]
         assert len(missing) == 1, "candidates were compared on different examples"
         self.check(ran)
 
@@ -566,7 +589,8 @@ class CompilerConformance:
             lambda example, prediction, trace=None: prediction.answer == example.answer,
             lambda example, prediction, trace=None: float(prediction.answer == example.answer),
             lambda gold, pred, trace, pred_name, pred_trace: dspy.Prediction(
-                score=float(pred.answer == gold.answer), feedback=""),
+                score=float(pred.answer == gold.answer), feedback=""
+            ),
         ]
         found = [self.run(metric=form) for form in forms]
         for ran in found:

@@ -13,10 +13,34 @@ from cuesmith.teleprompters.compiler import Compiler
 MOST_LINES = 250
 """Lines of a compiler's file."""
 
-_IMPURE_MODULES = frozenset({
-    "builtins", "ctypes", "datetime", "http", "httpx", "importlib", "io", "logging", "multiprocessing", "os", "pathlib",
-    "pickle", "requests", "shelve", "shutil", "signal", "socket", "sqlite3", "subprocess", "sys", "tempfile",
-    "threading", "time", "urllib"})
+_IMPURE_MODULES = frozenset(
+    {
+        "builtins",
+        "ctypes",
+        "datetime",
+        "http",
+        "httpx",
+        "importlib",
+        "io",
+        "logging",
+        "multiprocessing",
+        "os",
+        "pathlib",
+        "pickle",
+        "requests",
+        "shelve",
+        "shutil",
+        "signal",
+        "socket",
+        "sqlite3",
+        "subprocess",
+        "sys",
+        "tempfile",
+        "threading",
+        "time",
+        "urllib",
+    }
+)
 
 _IMPURE_CALLS = frozenset({"open", "print", "input", "eval", "exec", "compile", "__import__", "breakpoint"})
 

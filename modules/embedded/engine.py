@@ -385,8 +385,10 @@ class NanoEngine:
             raise ValueError(f"need max_new_tokens >= 1, 0 <= temperature; got {max_new_tokens}, {temperature}")
         prompt = self.encode(chat)
         if len(prompt) + max_new_tokens > self.weights.limit:
-            raise ContextLengthError(f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the context of "
-                                     f"{self.weights.limit} tokens")
+            raise ContextLengthError(
+                f"{len(prompt)} prompt tokens + {max_new_tokens} new tokens exceed the context of "
+                f"{self.weights.limit} tokens"
+            )
         return Generation(prompt, max_new_tokens, temperature, seed)
 
     def encode(self, chat: Chat) -> Prompt:

@@ -292,9 +292,7 @@ def _make_handler() -> Any:
                 chunk = _chunk(engine.complete(_requests(kwargs)[0]))
             yield chunk
 
-        async def astreaming(
-            self, *args: Any, **kwargs: Any
-        ) -> AsyncIterator[Any]:
+        async def astreaming(self, *args: Any, **kwargs: Any) -> AsyncIterator[Any]:
             with translated(), calling(None):
                 chunk = _chunk(await async_engine.complete(_requests(kwargs)[0]))
             yield chunk

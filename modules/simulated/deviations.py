@@ -134,8 +134,13 @@ def locate_deviation(author: Author, source: Source) -> Values:
 
 def _reason(author: Author, steps: Sequence[str], found: _Found) -> str:
     wanted, written = " ".join(found.wanted.split()), " ".join(found.written.split())
-    ways = filled(TABLES["deviations"][found.kind], number=found.place + 1, step=steps[found.place], wanted=wanted,
-                  written=written)
+    ways = filled(
+        TABLES["deviations"][found.kind],
+        number=found.place + 1,
+        step=steps[found.place],
+        wanted=wanted,
+        written=written,
+    )
     return author.pick("reason", ways)
 
 

@@ -178,5 +178,3 @@ def equal_length_gain(gains: Sequence[float | None], length_differences: Sequenc
         float(pairs[:, 1].mean()),
         bool(max((pairs[:, 1] > 0).mean(), (pairs[:, 1] < 0).mean()) >= _ONE_SIDED),
     )
-
-

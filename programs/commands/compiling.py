@@ -150,8 +150,7 @@ def _run(options: CompileOptions, work: PreparedWork, compiler: "Compiler", boun
         if not options.json:
             print_text("\n".join(_heading(options, work, bound, folder)) + "\n")
         start = time.perf_counter()
-        compiled = compiler.compile(
-            work.program, trainset=work.task.train, valset=work.task.validation, run_dir=folder)
+        compiled = compiler.compile(work.program, trainset=work.task.train, valset=work.task.validation, run_dir=folder)
         _saved(compiled, options, folder)
     return _shown(options, work, compiled, folder, time.perf_counter() - start)
 

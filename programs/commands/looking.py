@@ -343,13 +343,18 @@ def _options(kind: type) -> list[dict[str, str]]:
     from docstring_parser import parse
 
     rows: dict[str, dict[str, str]] = {}
-    helps = {p.arg_name: " ".join((p.description or "").split())
-             for each in reversed(kind.__mro__) for p in parse(each.__doc__ or "").params}
+    helps = {
+        p.arg_name: " ".join((p.description or "").split())
+        for each in reversed(kind.__mro__)
+        for p in parse(each.__doc__ or "").params
+    }
     for each in kind.__mro__:
         init = vars(each).get("__init__")
         for p in inspect.signature(init).parameters.values() if inspect.isfunction(init) else ():
             if p.kind is p.KEYWORD_ONLY and p.name in kind.options():  # type: ignore[attr-defined]
                 default = "" if p.default is p.empty else str(p.default)
-                rows.setdefault(p.name, {"name": p.name, "type": str(p.annotation), "default": default,
-                                         "help": helps.get(p.name, "")})
+                rows.setdefault(
+                    p.name,
+                    {"name": p.name, "type": str(p.annotation), "default": default, "help": helps.get(p.name, "")},
+                )
     return list(rows.values())

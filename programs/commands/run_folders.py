@@ -65,8 +65,10 @@ class KeptCommand:
             BadInput: If that cannot be done, or another command has made what is there.
         """
         if (made := _command_in(folder)) not in (None, self.command):
-            raise BadInput(f"--run-dir {folder}: holds a run of cuesmith {made}: give a new folder, or go on with that "
-                           f"by cuesmith resume {folder}")
+            raise BadInput(
+                f"--run-dir {folder}: holds a run of cuesmith {made}: give a new folder, or go on with that "
+                f"by cuesmith resume {folder}"
+            )
         data = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         text = json.dumps({**data, **vars(self), "about": dict(self.about)}, indent=1)
         try:
@@ -97,7 +99,6 @@ class KeptCommand:
         facts = {str(k): str(v) for k, v in about.items()} if isinstance(about, dict) else {}
         name, where = str(data.get("command")), str(data.get("directory"))
         return cls(name, tuple(words), where, facts, data.get("redacted") is True)
-
 
     @classmethod
     def of_compile(cls, folder: Path) -> KeptCommand:

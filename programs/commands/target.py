@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cuesmith.programs.tasks import Task
     from cuesmith.teleprompters.runtime.metric import MetricFunction
 
-FORMS = "module:program, file.py:program, a folder of a saved program, or a signature such as \"review -> label\""
+FORMS = 'module:program, file.py:program, a folder of a saved program, or a signature such as "review -> label"'
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,14 @@ class Place:
         except (SyntaxError, ValueError, RecursionError):
             return True
         defined = {node.name: node for node in body if isinstance(node, ast.FunctionDef | ast.ClassDef)}
-        assigned = {each.id for node in body if isinstance(node, ast.Assign) for target in node.targets
-                    for each in ast.walk(target) if isinstance(each, ast.Name)}
+        assigned = {
+            each.id
+            for node in body
+            if isinstance(node, ast.Assign)
+            for target in node.targets
+            for each in ast.walk(target)
+            if isinstance(each, ast.Name)
+        }
         return isinstance(defined.get(self.name), ast.ClassDef) or self.name not in {*defined, *assigned}
 
     def load(self) -> object:
@@ -98,8 +104,9 @@ class Place:
         said = f"{self.option} {self.source}:{self.name}"
         try:
             with _from_here():
-                found: object = _file(Path(self.source)) if self.source.endswith(".py") else \
-                    importlib.import_module(self.source)
+                found: object = (
+                    _file(Path(self.source)) if self.source.endswith(".py") else importlib.import_module(self.source)
+                )
         except (Exception, SystemExit) as error:
             raise BadInput(f"{said}: importing {self.source} fails: {_told(error)}") from None
         for part in self.name.split("."):
@@ -207,8 +214,10 @@ class NamedProgram:
             found.close()
         if not isinstance(found, dspy.Module):
             kind = type(found).__name__
-            raise BadInput(f"TARGET {self.text}: is a {kind}: it must be a dspy.Module, or make one without arguments, "
-                           "or be a dspy.Signature")
+            raise BadInput(
+                f"TARGET {self.text}: is a {kind}: it must be a dspy.Module, or make one without arguments, "
+                "or be a dspy.Signature"
+            )
         return found
 
 

@@ -243,18 +243,23 @@ def _check_fit(program: "dspy.Module", task: "Task", own_metric: bool) -> None:
         notes = check_inputs(program, trainset=task.train, valset=task.validation)
     except ValueError:
         asked, taken = (", ".join(map(repr, names)) for names in (task.train[0].inputs().keys(), known.fields))
-        raise BadInput(f"the program takes {taken or 'no input'}, but what is asked in the data is {asked}: name the "
-                       "columns by --inputs, or the fields in TARGET as they are") from None
+        raise BadInput(
+            f"the program takes {taken or 'no input'}, but what is asked in the data is {asked}: name the "
+            "columns by --inputs, or the fields in TARGET as they are"
+        ) from None
     if not own_metric and (missing := _unanswered(program, task)):
         answers, given = (", ".join(map(repr, names)) for names in (missing, sorted(known.gives)))
-        raise BadInput(f"the program answers {given}, but the answer in the data is {answers}: name the columns by "
-                       "--outputs, the fields in TARGET as they are, or a --metric of yours that knows better")
+        raise BadInput(
+            f"the program answers {given}, but the answer in the data is {answers}: name the columns by "
+            "--outputs, the fields in TARGET as they are, or a --metric of yours that knows better"
+        )
     for note in notes:
         warnings.warn(str(note), stacklevel=2)
 
 
-def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
-            ) -> "tuple[dspy.BaseLM | None, dspy.BaseLM | None, tuple[str, str]]":
+def _models(
+    options: WorkOptions, lms: Sequence[str], program: "dspy.Module", task: "Task"
+) -> "tuple[dspy.BaseLM | None, dspy.BaseLM | None, tuple[str, str]]":
     """Return the target, the optimizer and their names: as told, else the program's own, else what needs no key."""
     import dspy
 
@@ -275,8 +280,10 @@ def _models(options: WorkOptions, lms: Sequence[str], program: "dspy.Module", ta
     if own is not None:
         return None, other or own, (own.model, (other or own).model)
     if not known_to_embedded(task):
-        raise BadInput(f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
-                       f"runs, which does not know the task {task.name!r})")
+        raise BadInput(
+            f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
+            f"runs, which does not know the task {task.name!r})"
+        )
     return made(EMBEDDED), other or made(SIMULATED), (EMBEDDED.name, told.optimizer.name if other else SIMULATED.name)
 
 

@@ -275,8 +275,14 @@ def asked(inquiry: Inquiry, parts: Sequence[Sequence[Evidence]]) -> list[str | N
     return [None if reply is None else _reason(reply) for reply in replies]
 
 
-async def reasons(run: Run, shown: Sequence[Evidence], into: MutableSequence[str | None], *, order: Sequence[int],
-                  salt: str = "diagnosis") -> None:
+async def reasons(
+    run: Run,
+    shown: Sequence[Evidence],
+    into: MutableSequence[str | None],
+    *,
+    order: Sequence[int],
+    salt: str = "diagnosis",
+) -> None:
     """Ask for one reason an entry, everything at once, as `asked` does; keep each as it comes.
 
     Entries that show the same get different draws. A stop leaves what had come until then.

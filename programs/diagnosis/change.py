@@ -174,8 +174,10 @@ def _right(record: Record, candidate: Candidate, row: Row, threshold: float) -> 
     The journal of a hosted optimizer has none: its programs are run by dspy, which tells scores alone.
     """
     scores = record.scores_of(candidate) or (None,) * len(record.select)
-    return [passed(one, threshold) if one is not None else None if score is None else score >= threshold
-            for one, score in zip(row, scores, strict=True)]
+    return [
+        passed(one, threshold) if one is not None else None if score is None else score >= threshold
+        for one, score in zip(row, scores, strict=True)
+    ]
 
 
 def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
@@ -197,8 +199,9 @@ class NoiseFlips:
     gain: Gain
 
 
-def noise_flips(score: Score, candidate: Candidate, examples: Sequence[dspy.Example], *, threshold: float = 1.0
-                ) -> NoiseFlips:
+def noise_flips(
+    score: Score, candidate: Candidate, examples: Sequence[dspy.Example], *, threshold: float = 1.0
+) -> NoiseFlips:
     """Run one prompt twice against itself. At temperature 0 the share should be 0; compare a refinement's with it.
 
     Args:

@@ -99,8 +99,10 @@ class SimilarityError(ValueError):
 def compared(by_words: bool) -> str:
     """Return, for a report's limits, what comparing texts that way does not see."""
     if by_words:
-        return ("Texts are compared by the words they share: two that say the same in other words count as different, "
-                "and a test by words misses differences of meaning alone.")
+        return (
+            "Texts are compared by the words they share: two that say the same in other words count as different, "
+            "and a test by words misses differences of meaning alone."
+        )
     return "Texts are compared by an embedder: what it does not tell apart counts as the same."
 
 

@@ -200,8 +200,16 @@ def following(
         if any(one is not None for row in checks for one in row):
             one = _following((record.best.id, name), rules, checks, [response.correct for response in responses])
             pooled = () if sample else _by_position(record, name, checks, judge, threshold)
-            found.append(replace(one, by_position=pooled, judged=judge is not None, agreement=measured,
-                                 put=counted.total(), unclear=counted[None]))
+            found.append(
+                replace(
+                    one,
+                    by_position=pooled,
+                    judged=judge is not None,
+                    agreement=measured,
+                    put=counted.total(),
+                    unclear=counted[None],
+                )
+            )
     return tuple(found)
 
 
@@ -214,8 +222,9 @@ def pairs_of(record: Record, *, threshold: float = 1.0, sample: int | None = Non
         sample: As in `following`.
     """
     pairs: dict[tuple[str, str], None] = {}
-    following(record, judge=lambda rule, response: pairs.setdefault((rule, response)), threshold=threshold,
-              sample=sample)
+    following(
+        record, judge=lambda rule, response: pairs.setdefault((rule, response)), threshold=threshold, sample=sample
+    )
     return list(pairs)
 
 
@@ -255,9 +264,7 @@ def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> 
     if calls:
         outputs = calls[-1].outputs
         text = render_fields(outputs)
-        answered = any(
-            text_of(outputs.get(field, "")).strip() for field in fields if field != REASONING or not reasons
-        )
+        answered = any(text_of(outputs.get(field, "")).strip() for field in fields if field != REASONING or not reasons)
         work = text_of(outputs.get(REASONING, "")) if reasons else text if any(labelled(text)) else None
         return Response(text, work, answered, passed(outcome, threshold))
     if isinstance(outcome, ParseFailure):
@@ -274,8 +281,7 @@ def _following(
     """What the checks of one prompt's responses say, and whether their answers were right."""
     known = [([c for c in row if c is not None], right) for row, right in zip(checks, correct, strict=True)]
     known = [(row, right) for row, right in known if row]
-    scores = {full: [right for row, right in known if all(row) is full and right is not None]
-              for full in (False, True)}
+    scores = {full: [right for row, right in known if all(row) is full and right is not None] for full in (False, True)}
     first = Counter(row.index(False) + 1 for row in checks if False in row)
     return Following(
         candidate=who[0],

@@ -90,8 +90,9 @@ def unpaired(first: Sequence[float | None], second: Sequence[float | None]) -> D
         first: One score an example; None is missing.
         second: The other group's.
     """
-    groups = [np.array([v for v in group if v is not None and not math.isnan(v)], dtype=float)
-              for group in (first, second)]
+    groups = [
+        np.array([v for v in group if v is not None and not math.isnan(v)], dtype=float) for group in (first, second)
+    ]
     n = sum(map(len, groups))
     if not all(map(len, groups)):
         return Difference(math.nan, math.nan, math.nan, n)
@@ -383,9 +384,7 @@ def _unit(values: Sequence[float]) -> Floats:
     return ranks / length if length else ranks
 
 
-def permutation_test(
-    matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator
-) -> tuple[float, bool]:
+def permutation_test(matrix: Floats, labels: NDArray[np.intp], rng: np.random.Generator) -> tuple[float, bool]:
     """Test whether texts of one label are more alike than texts of different ones.
 
     All assignments of the labels where they are at most 20,000, else 1,999 random ones, to which the observed one is

@@ -159,8 +159,9 @@ def _label(where: str, line: str) -> tuple[str, str, bool]:
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         said = ": ".join([*map(str, first["loc"]), first["msg"]])
-        raise LabelsError(f'{where}: {said}; a line has the texts "rule" and "response", and "followed": true or false'
-                          ) from None
+        raise LabelsError(
+            f'{where}: {said}; a line has the texts "rule" and "response", and "followed": true or false'
+        ) from None
     return label.rule, label.response, label.followed
 
 
@@ -230,8 +231,9 @@ def describe(conditions: Mapping[str, Sequence[Evidence]]) -> dict[str, str]:
     Args:
         conditions: Condition -> the batches that were shown under it.
     """
-    return {name: _described([error for batch in batches for error in batch.errors])
-            for name, batches in conditions.items()}
+    return {
+        name: _described([error for batch in batches for error in batch.errors]) for name, batches in conditions.items()
+    }
 
 
 def _described(errors: Sequence[Error]) -> str:

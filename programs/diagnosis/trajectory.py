@@ -204,8 +204,9 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
     return found
 
 
-def _shared(written: Sequence[str], inputs: Sequence[str], own: Sequence[str], length: int
-            ) -> dict[tuple[str, ...], int]:
+def _shared(
+    written: Sequence[str], inputs: Sequence[str], own: Sequence[str], length: int
+) -> dict[tuple[str, ...], int]:
     """Return the runs of so many words that are in the instructions and in some input, and in how many.
 
     Runs that are the student's, or common, are kept while they are short of a copy: a longer one may hold them.

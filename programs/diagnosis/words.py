@@ -38,8 +38,17 @@ class _Report:
         self.sections.append(Section(title, _plain(caller()), (), tuple(curves)))
         return ""
 
-    def figure(self, name: str, value: Estimate95 | float | None, low: float | None = None, high: float | None = None,
-               n: int | None = None, p: float | None = None, *, caller: Callable[[], str]) -> str:
+    def figure(
+        self,
+        name: str,
+        value: Estimate95 | float | None,
+        low: float | None = None,
+        high: float | None = None,
+        n: int | None = None,
+        p: float | None = None,
+        *,
+        caller: Callable[[], str],
+    ) -> str:
         """Add a figure to the section, from an estimate or from plain numbers."""
         if isinstance(value, Estimate95):
             low, high, n, value = value.low, value.high, value.n if n is None else n, value.mean
@@ -70,8 +79,9 @@ def _unless_equal(estimate: Estimate95) -> Estimate95:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(loader=FileSystemLoader(Path(__file__).parents[1]), undefined=StrictUndefined,
-                       line_statement_prefix="%")
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parents[1]), undefined=StrictUndefined, line_statement_prefix="%"
+    )
     made.filters.update(fmt=format, percent=_percent, repr=repr, unless_equal=_unless_equal)
     made.tests.update(nan=math.isnan, finite=math.isfinite)
     return made

@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cuesmith.programs.studies.bench import Study
 
-STUDIES: Mapping[str, str] = MappingProxyType({
-    "reflection": "does showing the errors make better refinements than no errors, or wrong ones?",
-    "demonstrations": "does a refined instruction need demonstrations to change what the model does?",
-    "similarity": "do prompts that read alike act alike?",
-    "errors": "does feedback change when the distribution of the errors is changed?",
-    "abo-gain": "on which tasks does ABO help, and what tells it beforehand?",
-    "complexity": "up to how many steps does the model do what its prompt says?",
-})
+STUDIES: Mapping[str, str] = MappingProxyType(
+    {
+        "reflection": "does showing the errors make better refinements than no errors, or wrong ones?",
+        "demonstrations": "does a refined instruction need demonstrations to change what the model does?",
+        "similarity": "do prompts that read alike act alike?",
+        "errors": "does feedback change when the distribution of the errors is changed?",
+        "abo-gain": "on which tasks does ABO help, and what tells it beforehand?",
+        "complexity": "up to how many steps does the model do what its prompt says?",
+    }
+)
 """Name -> the question, in the order of the paper."""
 
 

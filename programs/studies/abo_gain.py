@@ -168,13 +168,17 @@ def analyse(observed: Sequence[ObservedTask], *, seed: int = 0) -> AboGain:
         seed: Of the permutations.
     """
     measured = [one for one in observed if one.gain is not None]
-    corrected = dict(zip((one.task for one in measured),
-                         holm([one.gain.p_value for one in measured if one.gain]), strict=True))
+    corrected = dict(
+        zip((one.task for one in measured), holm([one.gain.p_value for one in measured if one.gain]), strict=True)
+    )
     tasks = sorted((TaskGain(one, _realised(one), corrected.get(one.task)) for one in observed), key=_order)
     gains = [one.gain.difference for one in measured if one.gain]
     better, worse = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
-    sure = [one.observed.gain.difference for one in tasks
-            if one.observed.gain and one.holm is not None and one.holm < 0.05 and one.observed.gain.significant]
+    sure = [
+        one.observed.gain.difference
+        for one in tasks
+        if one.observed.gain and one.holm is not None and one.holm < 0.05 and one.observed.gain.significant
+    ]
     predictors, tests = _predictors(tasks, seed) if len(measured) >= FEWEST_TASKS else ((), 0)
     return AboGain(
         tasks=tuple(tasks),
@@ -229,8 +233,10 @@ def _predictors(tasks: Sequence[TaskGain], seed: int) -> tuple[tuple[Predictor, 
     tested = [one for _, *both in found for one in both if math.isfinite(one.rho)]
     corrected = iter(holm([one.p_value for one in tested]))
     values = {id(one): next(corrected) for one in tested}
-    return tuple(Predictor(name, first, values.get(id(first), 1.0), second, values.get(id(second), 1.0))
-                 for name, first, second in found), len(tested)
+    return tuple(
+        Predictor(name, first, values.get(id(first), 1.0), second, values.get(id(second), 1.0))
+        for name, first, second in found
+    ), len(tested)
 
 
 def known(one: TaskGain, name: str) -> float | None:
@@ -300,8 +306,11 @@ def sections(found: AboGain) -> tuple[Section, ...]:
 def _curves(found: AboGain) -> Iterator[Curve]:
     label = "ABO's gain (points)"
     for name in ("student", "followed", "steps_gain"):
-        rows = sorted((x, one.observed.gain.difference) for one in found.tasks
-                      if (x := known(one, name)) is not None and one.observed.gain)
+        rows = sorted(
+            (x, one.observed.gain.difference)
+            for one in found.tasks
+            if (x := known(one, name)) is not None and one.observed.gain
+        )
         if rows:
             xs = [100 * x for x, _ in rows]
             yield Curve("tasks", xs, [100 * y for _, y in rows], f"{PREDICTORS[name]} (%)", label, points=True)

@@ -117,8 +117,10 @@ class Study:
             raise ValueError(f"study {self.name} needs n of at least {self.fewest}, got {n} {self.unit}")
         for task, (split, least) in itertools.product(tasks, self.needs.items()):
             if len(getattr(task, split)) < least:
-                raise ValueError(f"study {self.name} needs at least {least} {split} examples, and {task.name} has "
-                                 f"{len(getattr(task, split))}")
+                raise ValueError(
+                    f"study {self.name} needs at least {least} {split} examples, and {task.name} has "
+                    f"{len(getattr(task, split))}"
+                )
 
 
 class Bench:
@@ -187,8 +189,20 @@ class Bench:
             return
         split = Split(tuple(task.train), tuple(task.validation), ())
         job = Job(
-            f"study {name}", experiment, self.student(task), Metric(task.metric), split, self.target, self.optimizer,
-            left, self.seed, self.max_in_flight, 600.0, self._folder(name), callbacks=self.callbacks)
+            f"study {name}",
+            experiment,
+            self.student(task),
+            Metric(task.metric),
+            split,
+            self.target,
+            self.optimizer,
+            left,
+            self.seed,
+            self.max_in_flight,
+            600.0,
+            self._folder(name),
+            callbacks=self.callbacks,
+        )
         with dspy.context(lm=self.target):
             session = Session(job)
             try:
@@ -201,8 +215,9 @@ class Bench:
         said = (note for note in session.effects.notes if note.kind not in OF_A_COMPILE)
         self.notes = list(dict.fromkeys([*self.notes, *said]))
 
-    def compile(self, name: str, task: Task, compiler: str, *, share: float = 1.0, **options: object
-                ) -> dspy.Module | None:
+    def compile(
+        self, name: str, task: Task, compiler: str, *, share: float = 1.0, **options: object
+    ) -> dspy.Module | None:
         """Compile the student on a task, within what is left.
 
         Args:
@@ -224,9 +239,20 @@ class Bench:
         try:
             with dspy.context(lm=self.target):
                 compiled = compile(
-                    self.student(task), compiler, metric=task.metric, trainset=task.train, valset=task.validation,
-                    run_dir=self._folder(name), optimizer_lm=self.optimizer, budget=left, seed=self.seed,
-                    max_in_flight=self.max_in_flight, callbacks=self.callbacks, progress=False, **options)
+                    self.student(task),
+                    compiler,
+                    metric=task.metric,
+                    trainset=task.train,
+                    valset=task.validation,
+                    run_dir=self._folder(name),
+                    optimizer_lm=self.optimizer,
+                    budget=left,
+                    seed=self.seed,
+                    max_in_flight=self.max_in_flight,
+                    callbacks=self.callbacks,
+                    progress=False,
+                    **options,
+                )
         except CompileError as error:
             self._count(error.spent, error.stopped_by)
             if error.stopped_by not in CAPS:
@@ -254,8 +280,14 @@ class Bench:
         return left
 
 
-async def by_example(run: Run, candidates: Sequence[Candidate], examples: Sequence[dspy.Example],
-                     kept: dict[tuple[str, int], Outcome], *, draw: int = 0) -> None:
+async def by_example(
+    run: Run,
+    candidates: Sequence[Candidate],
+    examples: Sequence[dspy.Example],
+    kept: dict[tuple[str, int], Outcome],
+    *,
+    draw: int = 0,
+) -> None:
     """Score example by example and keep what is complete, so that a cap leaves whole comparisons.
 
     Args:

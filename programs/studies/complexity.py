@@ -221,9 +221,13 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
     prompts = [one for one in asked if one.steps]
     levels = [[one for one in prompts if one.steps == k] for k in sorted({one.steps for one in prompts})]
     shares: Sequence[Callable[[StepsAsked], float]] = (
-        lambda one: one.followed / one.wanted, lambda one: sum(one.right) / len(one.right))
-    trends = [trend_of([[(float(one.steps), share(one)) for one in block] for block in _blocks(prompts)], seed=seed)
-              for share in shares]
+        lambda one: one.followed / one.wanted,
+        lambda one: sum(one.right) / len(one.right),
+    )
+    trends = [
+        trend_of([[(float(one.steps), share(one)) for one in block] for block in _blocks(prompts)], seed=seed)
+        for share in shares
+    ]
     corrected = holm([p_value for _, p_value in trends])
     compliance, accuracy = (Trend(rho, p, q) for (rho, p), q in zip(trends, corrected, strict=True))
     longest = max((one.steps for one in prompts), default=0)
@@ -235,8 +239,10 @@ def analyse(asked: Sequence[StepsAsked], formed: Sequence[Formed], *, seed: int 
         limit=_limit(prompts, seed),
         positions=tuple(_at(k, [one.checks for one in prompts if one.steps > k]) for k in range(longest)),
         forms=_forms(formed, seed),
-        tasks={name: _followed([one for one in prompts if one.task == name]).mean
-               for name in dict.fromkeys(one.task for one in prompts)},
+        tasks={
+            name: _followed([one for one in prompts if one.task == name]).mean
+            for name in dict.fromkeys(one.task for one in prompts)
+        },
         prompts=len(prompts),
         procedures=len({(one.task, one.base) for one in prompts}),
     )
@@ -329,8 +335,12 @@ async def write_steps(run: Run, number: int) -> tuple[str, tuple[str, ...]] | No
     shown = run.rng("steps", number).sample(list(run.train), min(UNIFIED.init_examples, len(run.train)))
     request = {"examples": Casebook(run, UNIFIED).shown(name, shown), "max_steps": MOST_STEPS}
     replies = await Requests(run, ProgramContext.of(run)).ask(
-        WriteSteps, name, request, instructions=run.baseline.prompts[name].instructions,
-        salt=f"study, procedure {number}")
+        WriteSteps,
+        name,
+        request,
+        instructions=run.baseline.prompts[name].instructions,
+        salt=f"study, procedure {number}",
+    )
     steps = step_list(replies[0].get("steps")) if replies else ()
     assert run.guard is not None
     if steps_fault(steps, MOST_STEPS, run.guard):
@@ -457,10 +467,13 @@ class _Base:
 def sections(found: Complexity) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
     asked, followed = "steps asked for", "followed (%)"
-    steps = (percent_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], asked, followed),
-             percent_curve("all prompts", list(enumerate(found.positions, 1)), "position of the step", followed))
-    right = percent_curve("right answers", [(one.steps, one.accuracy) for one in found.levels], asked,
-                          "right answers (%)")
+    steps = (
+        percent_curve("steps followed", [(one.steps, one.compliance) for one in found.levels], asked, followed),
+        percent_curve("all prompts", list(enumerate(found.positions, 1)), "position of the step", followed),
+    )
+    right = percent_curve(
+        "right answers", [(one.steps, one.accuracy) for one in found.levels], asked, "right answers (%)"
+    )
     return sections_of("studies/complexity", found, steps if found.levels else (), (right,), FORMS, ENOUGH)
 
 

@@ -37,8 +37,13 @@ from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 from cuesmith.teleprompters.search.examples import read_failure
 
-EFFECTS = ("instruction alone", "demonstrations added to the instruction", "demonstrations alone", "both together",
-           "interaction")
+EFFECTS = (
+    "instruction alone",
+    "demonstrations added to the instruction",
+    "demonstrations alone",
+    "both together",
+    "interaction",
+)
 FAMILIES = ((0, 1), (2, 3, 4))
 """Effects that are corrected together: the two that answer the question, and the others."""
 FEWEST_SCORED = 10
@@ -174,11 +179,15 @@ def analyse(data: Factorial, *, seed: int = 0) -> Demonstrations:
     corrected = [p for family in FAMILIES for p in holm([tests[k] for k in family])]
     effects = tuple(
         FactorEffect(name, two_way_interval(one, seed=seed), p, adjusted)
-        for name, one, p, adjusted in zip(EFFECTS, contrasts, tests, corrected, strict=True))
+        for name, one, p, adjusted in zip(EFFECTS, contrasts, tests, corrected, strict=True)
+    )
     cells = (
         Cell(False, False, estimate95(base.tolist()), (float(base.mean()),) * r),
-        *(Cell(refined, with_, two_way_interval(m, seed=seed), tuple(m.mean(axis=1).tolist()))
-          for refined, with_, m in ((False, True, shown), (True, False, alone), (True, True, both))))
+        *(
+            Cell(refined, with_, two_way_interval(m, seed=seed), tuple(m.mean(axis=1).tolist()))
+            for refined, with_, m in ((False, True, shown), (True, False, alone), (True, True, both))
+        ),
+    )
     return Demonstrations(r, n, cells, effects, _followed(data, known, seed), least)
 
 
@@ -283,9 +292,12 @@ class _Kept:
         refined = self.compared()
         shape, parts = (len(refined), len(self.examples)), [self.cells(one) for one in refined]
         columns = (
-            [self.scores(a) for a, _ in parts], [self.scores(b) for _, b in parts],
+            [self.scores(a) for a, _ in parts],
+            [self.scores(b) for _, b in parts],
             [self.scores(c) for c in refined],
-            [self.shares(a) for a, _ in parts], [self.shares(c) for c in refined])
+            [self.shares(a) for a, _ in parts],
+            [self.shares(c) for c in refined],
+        )
         base = np.array(self.scores(self.student) if self.student is not None else [], dtype=float)
         return Factorial(base, *(np.array(one, dtype=float).reshape(shape) for one in columns))
 
@@ -296,8 +308,9 @@ def _part(one: Candidate) -> Origin:
 
 def _abo(task: Task, initial: int, steps: int = 1) -> ABO:
     """ABO in a small setting."""
-    return ABO(metric=task.metric, search="native", initial=initial, width=2, branch=2, steps=steps, minibatch=12,
-               errors=4)
+    return ABO(
+        metric=task.metric, search="native", initial=initial, width=2, branch=2, steps=steps, minibatch=12, errors=4
+    )
 
 
 def _searches(task: Task, n: int) -> tuple[tuple[int, ABO], ...]:
@@ -355,8 +368,10 @@ def _curves(result: Demonstrations) -> tuple[Curve, ...]:
     alone, both = (next(c for c in result.cells if c.instruction and c.demonstrations is d) for d in (False, True))
     pairs = sorted(zip(alone.each, both.each, strict=True))
     axes = ("score without demonstrations (%)", "score with demonstrations (%)")
-    return (Curve("refined instructions", [100 * a for a, _ in pairs], [100 * b for _, b in pairs], *axes, points=True),
-            Curve("no difference", [0.0, 100.0], [0.0, 100.0], *axes))
+    return (
+        Curve("refined instructions", [100 * a for a, _ in pairs], [100 * b for _, b in pairs], *axes, points=True),
+        Curve("no difference", [0.0, 100.0], [0.0, 100.0], *axes),
+    )
 
 
 def limits(result: Demonstrations, *, written: int, examples: int, stopped_by: str | None) -> tuple[str, ...]:

@@ -95,8 +95,10 @@ class ShownErrors:
         n, before = len(self.mixed), itertools.takewhile(lambda name: name != MIXED, self.study.conditions)
         first = sum(len(self.study.conditions[name]) for name in before)
         draws = [replies[start : start + n] for start in (first, *range(self.study.requests, len(replies), n))]
-        mixed, twins = ([[text for text in said if text] for said in zip(*side, strict=True)]
-                        for side in (draws[:DRAWS], draws[DRAWS:]))
+        mixed, twins = (
+            [[text for text in said if text] for said in zip(*side, strict=True)]
+            for side in (draws[:DRAWS], draws[DRAWS:])
+        )
         return self.study.answered(replies[: self.study.requests]), mixed, twins
 
 
@@ -121,12 +123,18 @@ def plan(found: Observed, description: str, *, n: int, seed: int = 0) -> ShownEr
     others = _others(mixed, n, seed)
     try:
         study = validity.ShownConditions.of(
-            found.instructions, errors, rights=rights, fault=fault, others=others, n=n, seed=seed)
+            found.instructions, errors, rights=rights, fault=fault, others=others, n=n, seed=seed
+        )
     except ValueError:  # no two classes
         differ = len({right.answer for right in rights}) > 1
         placebo = shuffled(found.instructions, rights, n=n, seed=seed) if differ else ()
-        study = validity.ShownConditions({MIXED: mixed}, without_errors(found.instructions, n=n), placebo,
-                               planted_batches(fault, n=n, seed=seed), others)
+        study = validity.ShownConditions(
+            {MIXED: mixed},
+            without_errors(found.instructions, n=n),
+            placebo,
+            planted_batches(fault, n=n, seed=seed),
+            others,
+        )
     twin = {error.shown(): exchanged(error) for error in errors}
     twins = [tuple(other for error in batch.errors if (other := twin[error.shown()])) for batch in mixed]
     return ShownErrors(study, tuple(Evidence(found.instructions, some) for some in twins), fault.names)
@@ -200,8 +208,14 @@ class ErrorsResult:
         return self.exchange is not None and self.corrected["exchange"] <= 0.05 and self.exchange.likeness.high < 1.0
 
 
-def analysed(found: Observed | None, planned: ShownErrors | None, replies: Sequence[str | None], *,
-             similarity: Similarity | None = None, seed: int = 0) -> ErrorsResult:
+def analysed(
+    found: Observed | None,
+    planned: ShownErrors | None,
+    replies: Sequence[str | None],
+    *,
+    similarity: Similarity | None = None,
+    seed: int = 0,
+) -> ErrorsResult:
     """Measure what was collected, all of it or what a stop left.
 
     Args:
@@ -217,10 +231,10 @@ def analysed(found: Observed | None, planned: ShownErrors | None, replies: Seque
         feedback, mixed, twins = planned.answered(replies)
         judging = validity.Judging(names_cause=planned.names_cause)
         missing = DRAWS * len(mixed) - sum(map(len, mixed)) + len(planned.study.others) - len(feedback.others)
-        valid, _ = measured(
-            lambda: validity.validity_of(feedback, judging=judging, similarity=alike_by, seed=seed))
-        repeated, _ = measured(lambda: repetition.repetition_of(
-            mixed, feedback.others, similarity=alike_by, seed=seed, missing=missing))
+        valid, _ = measured(lambda: validity.validity_of(feedback, judging=judging, similarity=alike_by, seed=seed))
+        repeated, _ = measured(
+            lambda: repetition.repetition_of(mixed, feedback.others, similarity=alike_by, seed=seed, missing=missing)
+        )
         both = [(own, twin) for own, twin in zip(mixed, twins, strict=True) if own and twin]
         said = [own for own, _ in both] + [twin for _, twin in both]
         exchange = alike(_between(said, alike_by), len(both), paired=True, seed=seed)
@@ -302,8 +316,10 @@ async def _experiment(run: Run, description: str, n: int, kept: _Kept) -> None:
 
 def sections(found: ErrorsResult) -> tuple[Section, ...]:
     """Put what was found into words and figures."""
-    parts = (found.validity and validity.section_of(found.validity),
-             found.repetition and repetition.section_of(found.repetition))
+    parts = (
+        found.validity and validity.section_of(found.validity),
+        found.repetition and repetition.section_of(found.repetition),
+    )
     return sections_of("studies/errors", found, _curves(found), *parts, BATCH)
 
 
@@ -311,8 +327,9 @@ def _curves(found: ErrorsResult) -> tuple[Curve, ...]:
     if found.mantel is None:
         return ()
     x, y = zip(*found.mantel.pairs, strict=True)
-    return (Curve("pairs of mixed batches", x, y, "similarity of the errors", "similarity of the feedback",
-                  points=True),)
+    return (
+        Curve("pairs of mixed batches", x, y, "similarity of the errors", "similarity of the feedback", points=True),
+    )
 
 
 def limits(found: ErrorsResult) -> tuple[str, ...]:

@@ -120,8 +120,9 @@ def round_robin(parts: Sequence[int]) -> list[int]:
         parts: How many places each part has.
     """
     starts = list(itertools.accumulate(parts, initial=0))
-    return [start + k for k in range(max(parts, default=0))
-            for start, size in zip(starts, parts, strict=False) if k < size]
+    return [
+        start + k for k in range(max(parts, default=0)) for start, size in zip(starts, parts, strict=False) if k < size
+    ]
 
 
 def batch_text(batch: Evidence) -> str:

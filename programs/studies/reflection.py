@@ -48,7 +48,12 @@ from cuesmith.teleprompters.search.context import ProgramContext, Requests
 from cuesmith.teleprompters.search.scene import text_field
 
 OWN, UNIFORM, PLACEBO, REWORDING, SEEN = (
-    "own errors", "no errors", "wrong errors", "rewording", "own errors, shown to the edit too")
+    "own errors",
+    "no errors",
+    "wrong errors",
+    "rewording",
+    "own errors, shown to the edit too",
+)
 ARMS = (OWN, UNIFORM, PLACEBO, REWORDING, SEEN)
 """The ways to refine."""
 SECONDARY = (PLACEBO, REWORDING, SEEN)
@@ -198,8 +203,10 @@ def analysed(kept: Collected, n: int, *, similarity: Similarity | None = None, s
         placebo=kept.placebo,
         student=estimate95(kept.student),
         arms={arm: _arm(table, student, seed) for arm, table in tables.items()},
-        differences={arm: ArmDifference(one.value, one.p_value, corrected.get(arm, one.p_value), one.detectable)
-                     for arm, one in compared.items()},
+        differences={
+            arm: ArmDifference(one.value, one.p_value, corrected.get(arm, one.p_value), one.detectable)
+            for arm, one in compared.items()
+        },
         feedback=_feedback(kept.reasons, similarity or TfIdf(), seed),
         unusable={arm: count for arm, count in kept.unusable.items() if count},
         by_words=similarity is None or isinstance(similarity, TfIdf),
@@ -227,8 +234,10 @@ def _comparable(arm: str, rows: Mapping[str, Mapping[int, Floats]]) -> bool:
 
 def _difference(arm: str, rows: Mapping[str, Mapping[int, Floats]], seed: int) -> ArmDifference:
     paired = arm == SEEN
-    chosen = [[row for k, row in rows[one].items() if not paired or k in rows[OWN].keys() & rows[SEEN].keys()]
-              for one in (OWN, arm)]
+    chosen = [
+        [row for k, row in rows[one].items() if not paired or k in rows[OWN].keys() & rows[SEEN].keys()]
+        for one in (OWN, arm)
+    ]
     tables = [np.stack(some) for some in chosen]
     own, other = (np.nanmean(table, axis=1) for table in tables)
     rng = np.random.default_rng(seed)
@@ -258,8 +267,7 @@ RIGHTS = 2 * BATCH
 
 async def _experiment(run: Run, n: int, kept: Collected) -> None:
     """Observe the prompt's errors, reflect, edit and score; keep what is found as it comes."""
-    scores, student = await asyncio.gather(
-        run.score([run.baseline], run.train), run.score([run.baseline], run.select))
+    scores, student = await asyncio.gather(run.score([run.baseline], run.train), run.score([run.baseline], run.select))
     kept.observed, kept.student = observed(run, scores[0]), student[0].values
     if len(kept.observed.errors) < FEWEST:
         return
@@ -279,9 +287,19 @@ async def _experiment(run: Run, n: int, kept: Collected) -> None:
         kept.reasons[arm][k] = reason = said[0]
         ways = {arm: (), SEEN: evidence.errors} if arm == OWN else {arm: ()}
         if reason is not None:
-            await asyncio.gather(*(
-                write(k, way, EditInstruction, instruction=prompt, failures=[one.shown() for one in errors],
-                      reason=reason) for way, errors in ways.items()))
+            await asyncio.gather(
+                *(
+                    write(
+                        k,
+                        way,
+                        EditInstruction,
+                        instruction=prompt,
+                        failures=[one.shown() for one in errors],
+                        reason=reason,
+                    )
+                    for way, errors in ways.items()
+                )
+            )
 
     async def score(k: int, arm: str) -> None:
         made = run.child(run.baseline, run.baseline.names[-1], written.get(f"{k} {arm}", ""), move=f"refined by {arm}")
@@ -291,8 +309,16 @@ async def _experiment(run: Run, n: int, kept: Collected) -> None:
         values = (await run.score([made], run.select))[0].values
         kept.refinements.append(Refinement(arm, k, made.prompts[run.baseline.names[-1]].instructions, values))
 
-    await asyncio.gather(*(chain for k in range(n) for chain in (
-        *(reflect(k, arm) for arm in shown), write(k, REWORDING, VaryInstructions, instruction=prompt))))
+    await asyncio.gather(
+        *(
+            chain
+            for k in range(n)
+            for chain in (
+                *(reflect(k, arm) for arm in shown),
+                write(k, REWORDING, VaryInstructions, instruction=prompt),
+            )
+        )
+    )
     # All is written before the first is scored, in turn: so a stop leaves about as many refinements of every arm.
     await asyncio.gather(*(score(k, arm) for k in range(n) for arm in kept.unusable))
 
@@ -328,8 +354,10 @@ def _curves(found: ReflectionResult) -> tuple[Curve, ...]:
     longest = max(len(one.each) for one in found.arms.values())
     student = 100 * found.student.mean if found.student.n else None
     return (
-        *(Curve(arm, list(range(1, len(one.each) + 1)), [100 * score for score in one.each], *axes)
-          for arm, one in found.arms.items()),
+        *(
+            Curve(arm, list(range(1, len(one.each) + 1)), [100 * score for score in one.each], *axes)
+            for arm, one in found.arms.items()
+        ),
         Curve("the prompt as it was", list(range(1, longest + 1)), [student] * longest, *axes),
     )
 

@@ -174,8 +174,14 @@ def nearest(likeness: Floats, scores: Sequence[float], *, seed: int = 0) -> Near
     return Nearest(error, of_mean, of_mean - error, p, p, n)
 
 
-def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neighbourhood: Neighbourhood | None = None,
-            similarity: Similarity | None = None, seed: int = 0) -> SimilarityResult:
+def analyse(
+    samples: Sequence[Sample],
+    *,
+    noise: Sequence[Estimate95] = (),
+    neighbourhood: Neighbourhood | None = None,
+    similarity: Similarity | None = None,
+    seed: int = 0,
+) -> SimilarityResult:
     """Hold the distances of the words against those of the behaviour.
 
     Args:
@@ -198,15 +204,30 @@ def analyse(samples: Sequence[Sample], *, noise: Sequence[Estimate95] = (), neig
     words = np.maximum(0.0, 1.0 - likeness)
     answers = np.array([[flips(a, b).mean for b in rows] for a in rows])
     apart = np.abs(means[:, None] - means[None, :])
-    tests = (rank_mantel(words, answers, seed=seed), rank_mantel(words, apart, seed=seed),
-             rank_mantel(words, answers, meanings, seed=seed))
+    tests = (
+        rank_mantel(words, answers, seed=seed),
+        rank_mantel(words, apart, seed=seed),
+        rank_mantel(words, answers, meanings, seed=seed),
+    )
     near = nearest(likeness, means.tolist(), seed=seed)
     *adjusted, last = holm([*(test.p_value for test in tests), near.p_value])
     first, second, third = (replace(test, adjusted=p) for test, p in zip(tests, adjusted, strict=True))
-    pairs = (PromptPair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
-             for i, j in itertools.combinations(range(len(samples)), 2))
-    return SimilarityResult(prompts, tuple(pairs), len(whole), first, second, third, replace(near, adjusted=last),
-                            tuple(noise), neighbourhood, isinstance(similarity, TfIdf))
+    pairs = (
+        PromptPair(float(words[i, j]), float(answers[i, j]), float(apart[i, j]), meanings[i] == meanings[j])
+        for i, j in itertools.combinations(range(len(samples)), 2)
+    )
+    return SimilarityResult(
+        prompts,
+        tuple(pairs),
+        len(whole),
+        first,
+        second,
+        third,
+        replace(near, adjusted=last),
+        tuple(noise),
+        neighbourhood,
+        isinstance(similarity, TfIdf),
+    )
 
 
 FEWEST = 8
@@ -252,8 +273,12 @@ class _Kept:
 
     def samples(self) -> list[Sample]:
         """Return the prompts with what they did."""
-        return [Sample(one.prompts[self.name].instructions, one.origin.move, meaning,
-                       self.row(self.outcomes, one, self.count)) for one, meaning in self.prompts]
+        return [
+            Sample(
+                one.prompts[self.name].instructions, one.origin.move, meaning, self.row(self.outcomes, one, self.count)
+            )
+            for one, meaning in self.prompts
+        ]
 
     def row(self, outcomes: Mapping[tuple[str, int], Outcome], one: Candidate, count: int) -> list[Outcome | None]:
         """Return a prompt's outcomes, one an example."""
@@ -318,7 +343,8 @@ async def _prompts(scene: Scene, name: str, n: int) -> list[tuple[Candidate, int
     own, written, edited = await asyncio.gather(
         _paraphrases(scene, run.baseline, name, draws),
         write_instructions(scene.requests, scene.setting, scene.material, scene.book),
-        _edits(scene, name, draws))
+        _edits(scene, name, draws),
+    )
     again = await asyncio.gather(*(_paraphrases(scene, one, name, draws) for one in (*written[:1], *edited[:1])))
     makers = (written, edited, own, *again)
     # A paraphrase means what the first of its source means; every other prompt has a meaning of its own.
@@ -405,8 +431,13 @@ def limits(result: SimilarityResult, stopped_by: str | None) -> tuple[str, ...]:
 def _conduct(bench: Bench, tasks: Sequence[Task], n: int) -> Findings:
     (task,), kept = tasks, _Kept()
     bench.conduct("similarity", task, lambda run: _experiment(run, task, n, kept))
-    result = analyse(kept.samples(), noise=kept.noise(), neighbourhood=kept.neighbourhood(bench.seed),
-                     similarity=bench.similarity, seed=bench.seed)
+    result = analyse(
+        kept.samples(),
+        noise=kept.noise(),
+        neighbourhood=kept.neighbourhood(bench.seed),
+        similarity=bench.similarity,
+        seed=bench.seed,
+    )
     return Findings(result, sections(result), limits(result, bench.stopped_by))
 
 

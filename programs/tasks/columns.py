@@ -341,8 +341,9 @@ class _Search:
         others = [path for path in paths if path != asked]
         answer = [*_likeliest(others, _OUTPUTS), others[-1]][0]
         there = ", ".join(self._shown(path) for path in paths)
-        return TaskError(f"{self._where}: {problem}; columns are: {there}; "
-                         f"say which, as in inputs={asked!r}, outputs={answer!r}")
+        return TaskError(
+            f"{self._where}: {problem}; columns are: {there}; say which, as in inputs={asked!r}, outputs={answer!r}"
+        )
 
     def _shown(self, path: str) -> str:
         """Return a column's name, with what it holds where the name says nothing."""

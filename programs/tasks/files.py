@@ -155,8 +155,11 @@ def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
     if count * 2 > total or total - count < MINIMUM_ROWS:
         told = f"{record.where}: {name!r} is missing or empty, as in {count} of {total} rows"
         raise TaskError(f"{told}; name other columns by inputs=..., outputs=..., or leave those rows out")
-    warnings.warn(f"{path}: left out {count} of {total} rows, where {name!r} is missing or empty, as at "
-                  f"{record.where.removeprefix(f'{path}: ')}", stacklevel=3)
+    warnings.warn(
+        f"{path}: left out {count} of {total} rows, where {name!r} is missing or empty, as at "
+        f"{record.where.removeprefix(f'{path}: ')}",
+        stacklevel=3,
+    )
     without = {id(record) for record, _ in missing}
     return {part: [row for row in rows if id(row) not in without] for part, rows in parts.items()}
 

@@ -32,8 +32,9 @@ WINDOW = 20
 """Steps that are averaged to see whether anything is left to gain. Ours."""
 
 
-async def sampled(prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[int], n: int, seed: int, longest: int
-                  ) -> list[list[Sampled]]:
+async def sampled(
+    prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[int], n: int, seed: int, longest: int
+) -> list[list[Sampled]]:
     """Draw rewrites of inputs from a prompter itself and reward them.
 
     Args:
@@ -60,8 +61,14 @@ async def sampled(prompter: Prompter, frozen: Frozen, run: Run, rows: Sequence[i
     return await frozen.samples(rows, rewrites)
 
 
-async def kl_of(prompter: Prompter, untrained: Prompter, run: Run, texts: Sequence[str],
-                draws: Sequence[Sequence[Sampled]], longest: int) -> PolicyKL:
+async def kl_of(
+    prompter: Prompter,
+    untrained: Prompter,
+    run: Run,
+    texts: Sequence[str],
+    draws: Sequence[Sequence[Sampled]],
+    longest: int,
+) -> PolicyKL:
     """Estimate KL(rho || rho_sft) from draws of rho.
 
     Args:
@@ -154,4 +161,3 @@ def _has_reached(goal: float, steps: Sequence[TrainingStepDone], kl_coefficient:
     mean = math.fsum(last) / WINDOW
     spread = math.sqrt(math.fsum((v - mean) ** 2 for v in last) / (WINDOW - 1) / WINDOW)
     return mean - 2 * spread >= goal
-

@@ -109,8 +109,13 @@ def train_reward_model(
     trained_on, tested_on = _divide(preferences, held_out, seed)
     with OwnRandomness():
         reward = _classifier(base_model, tokenizer, seed)
-        rows = [{"chosen_ids": reward.token_ids(pair.prompt, pair.chosen),
-                 "rejected_ids": reward.token_ids(pair.prompt, pair.rejected)} for pair in trained_on]
+        rows = [
+            {
+                "chosen_ids": reward.token_ids(pair.prompt, pair.chosen),
+                "rejected_ids": reward.token_ids(pair.prompt, pair.rejected),
+            }
+            for pair in trained_on
+        ]
         rows = [row for row in rows if max(map(len, row.values())) <= max_length]
         if not rows or not tested_on:
             raise ValueError(

@@ -400,4 +400,3 @@ def plain_generation(model: PreTrainedModel) -> None:
     own = model.generation_config
     tokens = {name: getattr(own, name, None) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
     model.generation_config = GenerationConfig(**tokens)
-

@@ -57,7 +57,8 @@ def train(
     checkpoints = Checkpoints(directory) if directory is not None else None
     reference = _reference(policy) if config.lora_rank is None else None
     setting = RolloutSetting(
-        config, reward, prompt_ids, _order(len(inputs), config), reference, checkpoints, about, on_step)
+        config, reward, prompt_ids, _order(len(inputs), config), reference, checkpoints, about, on_step
+    )
     with OwnRandomness(), tempfile.TemporaryDirectory() as scratch:
         return _run(policy, setting, _arguments(config, scratch, on_cpu, config.batch_size // parts))
 

@@ -62,7 +62,8 @@ class Behavior:
             return Prompt(render_steps(self.task, self.steps), demos)
         inlined = "\n\n".join(
             f"{render_fields(one.case.inputs)}\n{one.work}\n{render_fields(one.case.outputs)}"
-            for one in self.demonstrations)
+            for one in self.demonstrations
+        )
         return Prompt(render_steps(self.task, self.steps, inlined))
 
 
@@ -108,8 +109,17 @@ def outside_demonstrations(drafts: Sequence[Draft], examples: Sequence[dspy.Exam
     return [example for example in examples if question_key(example) not in shown] or list(examples)
 
 
-async def demonstrate(requests: Requests, name: str, task: str, steps: Sequence[str], cases: Sequence[Case], *,
-                      retries: int, threshold: float, salt: str) -> tuple[Demonstration, ...]:
+async def demonstrate(
+    requests: Requests,
+    name: str,
+    task: str,
+    steps: Sequence[str],
+    cases: Sequence[Case],
+    *,
+    retries: int,
+    threshold: float,
+    salt: str,
+) -> tuple[Demonstration, ...]:
     """Have each case worked by following the steps, and return the demonstrations in the order of their cases.
 
     A demonstration is kept only if its outputs earn the metric on its own example, its work carries every
@@ -126,15 +136,24 @@ async def demonstrate(requests: Requests, name: str, task: str, steps: Sequence[
         salt: Separates draws on the same steps and cases.
     """
     run = requests.run
-    found = await asyncio.gather(*(
-        _work(requests, name, task, steps, case, retries, threshold, salt) for case in cases))
+    found = await asyncio.gather(
+        *(_work(requests, name, task, steps, case, retries, threshold, salt) for case in cases)
+    )
     run.seen.worked += len(found)
     run.seen.unworked.update(one for one in found if isinstance(one, str))
     return tuple(one for one in found if isinstance(one, Demonstration))
 
 
-async def _work(requests: Requests, name: str, task: str, steps: Sequence[str], case: Case, retries: int,
-                threshold: float, salt: str) -> Demonstration | str:
+async def _work(
+    requests: Requests,
+    name: str,
+    task: str,
+    steps: Sequence[str],
+    case: Case,
+    retries: int,
+    threshold: float,
+    salt: str,
+) -> Demonstration | str:
     """Return the demonstration, or why there is none."""
     if not await _earns(requests.run, case, threshold):
         return "its own outputs do not earn the metric"
@@ -150,8 +169,9 @@ async def _work(requests: Requests, name: str, task: str, steps: Sequence[str], 
     return str(why)
 
 
-def followed(ran: Scores, name: str, signature: type[dspy.Signature], steps: Sequence[str], threshold: float
-             ) -> list[Demonstration]:
+def followed(
+    ran: Scores, name: str, signature: type[dspy.Signature], steps: Sequence[str], threshold: float
+) -> list[Demonstration]:
     """Return the runs of a candidate in which predictor `name` followed its steps to a success, as demonstrations.
 
     Args:
@@ -174,8 +194,9 @@ def followed(ran: Scores, name: str, signature: type[dspy.Signature], steps: Seq
     return found
 
 
-def with_demonstrations(behavior: Behavior, offered: Sequence[Demonstration], workable: Sequence[dspy.Example],
-                        most: int) -> Behavior:
+def with_demonstrations(
+    behavior: Behavior, offered: Sequence[Demonstration], workable: Sequence[dspy.Example], most: int
+) -> Behavior:
     """Return a behaviour with the first of the demonstrations offered.
 
     Args:
@@ -230,7 +251,8 @@ def ends_in(text: str, outputs: Mapping[str, object]) -> bool:
     if not short:
         return True
     return all(_holds(written, answer) for answer in short) and any(
-        written[-len(answer):] == answer for answer in short)
+        written[-len(answer) :] == answer for answer in short
+    )
 
 
 def _words(text: str) -> list[str]:

@@ -96,8 +96,17 @@ def most_frequent(located: Sequence[Located]) -> list[tuple[int, Deviation]]:
     return sorted(counts, key=lambda pair: (-counts[pair], pair[0], KINDS.index(pair[1])))
 
 
-async def locate(requests: Requests, task: str, steps: Sequence[str], name: str, ran: Scores, *, threshold: float,
-                 most: int, salt: str) -> list[Located]:
+async def locate(
+    requests: Requests,
+    task: str,
+    steps: Sequence[str],
+    name: str,
+    ran: Scores,
+    *,
+    threshold: float,
+    most: int,
+    salt: str,
+) -> list[Located]:
     """Return the first deviating step of each failed response, in the order of the examples.
 
     Args:
@@ -115,20 +124,28 @@ async def locate(requests: Requests, task: str, steps: Sequence[str], name: str,
     """
     run = requests.run
     signature = run.predictors[name].signature
-    read = [read_failure(example, outcome, name, run.baseline.names, signature)
-            for example, outcome in ran.failures(threshold)]
+    read = [
+        read_failure(example, outcome, name, run.baseline.names, signature)
+        for example, outcome in ran.failures(threshold)
+    ]
     failures = [failure for failure in read if failure is not None][:most]
     found = await asyncio.gather(*(_locate(requests, task, steps, name, failure, salt) for failure in failures))
     return [one for one in found if one is not None]
 
 
-async def _locate(requests: Requests, task: str, steps: Sequence[str], name: str, failure: Failure, salt: str
-                  ) -> Located | None:
+async def _locate(
+    requests: Requests, task: str, steps: Sequence[str], name: str, failure: Failure, salt: str
+) -> Located | None:
     if (ruled := by_rule(failure, len(steps))) is not None:
         return Located(failure, *ruled)
     later = f"\nlater stages: {failure.later}" if failure.later else ""
-    request = {"steps": list(steps), "inputs": render_fields(failure.inputs), "feedback": failure.feedback,
-               "expected": render_fields(failure.expected), "response": f"{failure.response}{later}"}
+    request = {
+        "steps": list(steps),
+        "inputs": render_fields(failure.inputs),
+        "feedback": failure.feedback,
+        "expected": render_fields(failure.expected),
+        "response": f"{failure.response}{later}",
+    }
     for reply in await requests.ask(LocateDeviation, name, request, instructions=task, salt=salt):
         step, kind = reply.get("step"), reply.get("kind")
         if isinstance(step, int) and 1 <= step <= len(steps) and kind in KINDS:

@@ -89,8 +89,11 @@ class Peer(Compiler):
     async def search(self, run: Run) -> Candidate:
         """Search; see the class."""
         if self.remote is not None:
-            run.note(f"{type(self).__name__} runs programs itself, in this process: executor='s workers score the "
-                     "student and the final report only.", "executor")
+            run.note(
+                f"{type(self).__name__} runs programs itself, in this process: executor='s workers score the "
+                "student and the final report only.",
+                "executor",
+            )
         run.guard = None  # what dspy's optimizers write has been run by the time it comes here
         base = await run.score([run.baseline], run.select)
         await run.record(0, base)

@@ -26,12 +26,23 @@ _MOST_DOTS = 40
 
 def environment(folder: Path) -> Environment:
     """Return the templates of a folder and of this one: all that is filled in is escaped, and a name must be known."""
-    found = Environment(loader=FileSystemLoader([folder, Path(__file__).parent]), autoescape=True, trim_blocks=True,
-                        lstrip_blocks=True, undefined=StrictUndefined)
+    found = Environment(
+        loader=FileSystemLoader([folder, Path(__file__).parent]),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
     # Before escaping: a control character has no escape in HTML, and the text direction could be turned by one.
     found.finalize = lambda value: visible(value) if type(value) is str and not value.isprintable() else value
-    found.globals["size"] = {"width": _WIDTH, "height": _HEIGHT, "left": _LEFT, "right": _WIDTH - _RIGHT, "top": _TOP,
-                             "bottom": _HEIGHT - _BOTTOM}
+    found.globals["size"] = {
+        "width": _WIDTH,
+        "height": _HEIGHT,
+        "left": _LEFT,
+        "right": _WIDTH - _RIGHT,
+        "top": _TOP,
+        "bottom": _HEIGHT - _BOTTOM,
+    }
     return found
 
 

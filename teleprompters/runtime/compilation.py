@@ -154,8 +154,11 @@ def undominated(standings: Sequence[Standing]) -> tuple[Standing, ...]:
         return (*known, -one.size, -(one.tokens or 0.0) if counted else 0.0)
 
     rows = [(one, merits(one)) for one in standings]
-    kept = [one for one, row in rows
-            if not any(other != row and all(a >= b for a, b in zip(other, row, strict=True)) for _, other in rows)]
+    kept = [
+        one
+        for one, row in rows
+        if not any(other != row and all(a >= b for a, b in zip(other, row, strict=True)) for _, other in rows)
+    ]
     return tuple(sorted(kept, key=lambda one: (*worst_last(one.score), one.size, one.candidate_id)))
 
 

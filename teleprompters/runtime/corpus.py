@@ -68,8 +68,9 @@ class Corpus:
         return dspy.Prediction(**{name: typed(v, kinds[name]) if name in kinds else v for name, v in answer.items()})
 
 
-def finite(function: CorpusFunction, examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]
-           ) -> float:
+def finite(
+    function: CorpusFunction, examples: Sequence[dspy.Example], predictions: Sequence[dspy.Prediction | None]
+) -> float:
     """Return a metric's value of all answers.
 
     Raises:
@@ -119,8 +120,12 @@ def _answer(outcome: Outcome) -> object:
     return outcome.answer if isinstance(outcome, Scored) else None
 
 
-def _statistic(together: Callable[[Sequence[dspy.Example], Sequence[Outcome]], float], first: Scores, second: Scores,
-               kept: Sequence[int]) -> Statistic:
+def _statistic(
+    together: Callable[[Sequence[dspy.Example], Sequence[Outcome]], float],
+    first: Scores,
+    second: Scores,
+    kept: Sequence[int],
+) -> Statistic:
     def statistic(picked: Sequence[tuple[int, int]]) -> float:
         rows = [((first, second)[program], kept[place]) for place, program in picked]
         return together([scores.examples[i] for scores, i in rows], [scores.outcomes[i] for scores, i in rows])

@@ -124,7 +124,11 @@ class Asker:
         return [reply for reply in replies if reply is not None]
 
     async def _ask_once(
-        self, signature: type[dspy.Signature], inputs: Mapping[str, object], key: str, number: int,
+        self,
+        signature: type[dspy.Signature],
+        inputs: Mapping[str, object],
+        key: str,
+        number: int,
         temperature: float | None,
     ) -> dspy.Prediction | None:
         rollout = seeded(self.seed, key).randrange(1, 2**31)
@@ -199,9 +203,7 @@ class Asker:
         if not self.stream.watched:
             return
         kind, score = ("Reply", None) if outcome is None else (type(outcome).__name__, value(outcome))
-        self.stream.emit(
-            EffectDone(role, candidate_id, example, kind, score, self.pool.in_flight, self.pool.waiting)
-        )
+        self.stream.emit(EffectDone(role, candidate_id, example, kind, score, self.pool.in_flight, self.pool.waiting))
 
     def check_open(self) -> None:
         """Raise `RunStopped` if the search is over."""
@@ -583,8 +585,11 @@ class Effects(Asker):
     def _unreached(self, candidate: Candidate) -> set[str]:
         """Return the predictors whose new instructions no request was seen to have until now."""
         own = self.baseline.prompts
-        return {name for name, prompt in candidate
-                if not self._reached.get(name) and prompt.instructions != own[name].instructions}
+        return {
+            name
+            for name, prompt in candidate
+            if not self._reached.get(name) and prompt.instructions != own[name].instructions
+        }
 
     def _note_reached(self, found: Mapping[str, bool]) -> None:
         """Take note of which predictors' new instructions stood in the requests of a program run."""
@@ -595,7 +600,9 @@ class Effects(Asker):
         for name in (name for name, reached in self._reached.items() if not reached):
             self.note(
                 f"New instructions of the predictor {name!r} were in none of the requests that the program made: it "
-                "is not called, or the program replaces what it is told.", kind="unseen")
+                "is not called, or the program replaces what it is told.",
+                kind="unseen",
+            )
 
 
 class _OnEffects(Protocol):

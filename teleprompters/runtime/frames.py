@@ -101,8 +101,11 @@ def _own_predictors(module: dspy.Module) -> dict[str, dspy.Predict]:
     """Return the predictors that a module made, by attribute: its own, and those inside a chain of thought."""
     if isinstance(module, dspy.Predict | dspy.ChainOfThought):
         return {}
-    held = {name: getattr(held, "predict", held) for name, held in vars(module).items()
-            if isinstance(held, dspy.Predict | dspy.ChainOfThought)}
+    held = {
+        name: getattr(held, "predict", held)
+        for name, held in vars(module).items()
+        if isinstance(held, dspy.Predict | dspy.ChainOfThought)
+    }
     return {name: inner for name, inner in held.items() if isinstance(inner, dspy.Predict)}
 
 
@@ -116,8 +119,9 @@ _ANEW: Mapping[type[dspy.Module], Callable[[Any, type[dspy.Signature]], dspy.Mod
     ReActV2: lambda m, s: ReActV2(s, [tool for name, tool in m.tools.items() if name != "submit"]),
     dspy.CodeAct: lambda m, s: dspy.CodeAct(s, list(m.tools.values())),
     dspy.ProgramOfThought: lambda m, s: dspy.ProgramOfThought(s),
-    RLM: lambda m, s: RLM(s, tools=list(m.tools.values()), max_llm_calls=m.max_llm_calls,
-                          interpreter_factory=m._interpreter_factory),
+    RLM: lambda m, s: RLM(
+        s, tools=list(m.tools.values()), max_llm_calls=m.max_llm_calls, interpreter_factory=m._interpreter_factory
+    ),
 }
 
 
@@ -129,12 +133,16 @@ def _made_anew(module: dspy.Module) -> dict[str, Frame]:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            texts = {name: str(predictor.signature.instructions) for name, predictor in _own_predictors(
-                make(module, module.signature.with_instructions(_MARK))).items()}
+            texts = {
+                name: str(predictor.signature.instructions)
+                for name, predictor in _own_predictors(make(module, module.signature.with_instructions(_MARK))).items()
+            }
     except Exception:  # a subclass that changed what its base is made of
         return {}
-    return {name: Frame(*text.split(_MARK, 1)) if _MARK in text else Frame(after=f"\n\n{text}")
-            for name, text in texts.items()}
+    return {
+        name: Frame(*text.split(_MARK, 1)) if _MARK in text else Frame(after=f"\n\n{text}")
+        for name, text in texts.items()
+    }
 
 
 def _from_tools(text: str, module: dspy.Module) -> Frame | None:

@@ -180,6 +180,7 @@ effect: ContextVar[Effect | None] = ContextVar("cuesmith_effect", default=None)
 hired: ContextVar[bool] = ContextVar("cuesmith_hired", default=False)
 """Whether this thread is one that a program has begun by itself."""
 
+
 class Gate:
     """Meters, journals, retries and refuses calls. Thread-safe.
 
@@ -364,8 +365,12 @@ class Gate:
             return lambda: aattempted(spare, send)
 
         return await first_success(
-            lambda: aattempted(place, send), patience, again, is_reply,
-            lambda answer: self.settle_spare(spares[0], request, answer, current))
+            lambda: aattempted(place, send),
+            patience,
+            again,
+            is_reply,
+            lambda answer: self.settle_spare(spares[0], request, answer, current),
+        )
 
     def spare(self, place: Admission, request: Request) -> Admission | None:
         """Return a second place for a late call; None if no budget is left for it, or it is made of other calls."""
@@ -637,9 +642,7 @@ class Gate:
         self._on_retry(self.redactor(f"{type(error).__name__}: {error}"), delay, attempt + 1)
         return delay
 
-    def _give_up(
-        self, error: Exception, transient: bool, place: Admission, request: Request, current: Effect
-    ) -> None:
+    def _give_up(self, error: Exception, transient: bool, place: Admission, request: Request, current: Effect) -> None:
         """Note that a call has failed for good, so that its effect cannot pass for one that was answered.
 
         A call that another model makes has failed for good only if that model does: it may have a second one to ask.

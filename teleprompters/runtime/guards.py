@@ -121,7 +121,7 @@ def longest_of(own: Sequence[str]) -> int:
 def unwrapped(text: str) -> str:
     """Return a text stripped, without quotation marks or code fences around it."""
     text = text.strip()
-    for mark in ("```", '\"\"\"', '"', "'", "`"):
+    for mark in ("```", '"""', '"', "'", "`"):
         if len(text) > 2 * len(mark) and text.startswith(mark) and text.endswith(mark):
             inner = text[len(mark) : -len(mark)]
             text = text if mark in inner else inner.strip()

@@ -136,8 +136,9 @@ def _corpus(function: object) -> CorpusFunction | None:
     try:
         inspect.signature(found).bind((), ())
     except TypeError as error:
-        raise TypeError(f"{name} takes {inspect.signature(found)}: it is called as corpus(examples, predictions)") \
-            from error
+        raise TypeError(
+            f"{name} takes {inspect.signature(found)}: it is called as corpus(examples, predictions)"
+        ) from error
     except ValueError:  # it tells no signature
         pass
     corpus: CorpusFunction = found

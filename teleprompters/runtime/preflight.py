@@ -124,8 +124,7 @@ def _kinds(program: dspy.Module) -> dict[str, TypeAdapter[object]]:
     return found
 
 
-def _odd_values(name: str, examples: Sequence[dspy.Example], kinds: Mapping[str, TypeAdapter[object]]
-                ) -> Iterator[str]:
+def _odd_values(name: str, examples: Sequence[dspy.Example], kinds: Mapping[str, TypeAdapter[object]]) -> Iterator[str]:
     """Yield what of the examples' values cannot be meant so: nothing where something is due, or another type."""
     none: Counter[str] = Counter(field for example in examples for field, value in example.items() if value is None)
     for field, n in none.items():
@@ -155,8 +154,10 @@ def _out_of_reach(name: str, examples: Sequence[dspy.Example], program: dspy.Mod
         other = Counter(value for value in held if _plain(value) not in options)
         if other:
             shown = ", ".join(repr(value) for value, _ in other.most_common(3))
-            yield (f"{other.total()} of {len(examples)} examples of {name} have {shown} as {field!r}, which is none of "
-                   f"the options that {_described(program)} has for it: it can never be right on them.")
+            yield (
+                f"{other.total()} of {len(examples)} examples of {name} have {shown} as {field!r}, which is none of "
+                f"the options that {_described(program)} has for it: it can never be right on them."
+            )
 
 
 def _options(kind: object) -> Iterator[object]:
@@ -186,16 +187,20 @@ class _Misfit:
     may_be_meant: bool
 
 
-def _misfit(where: str, program: dspy.Module, known: Takes, marked: frozenset[str], keys: frozenset[str]
-            ) -> _Misfit | None:
+def _misfit(
+    where: str, program: dspy.Module, known: Takes, marked: frozenset[str], keys: frozenset[str]
+) -> _Misfit | None:
     missing = [field for field in known.fields if field in known.needed - marked]
     unknown = sorted(marked - set(known.fields)) if known.fields or not known.open else []
     if known.certain and (answers := sorted(known.gives & set(unknown))):
         told = f"{where} has {_names(answers)} marked as input, which {_described(program)} is to answer"
         return _Misfit(f"{told}: mark the inputs by .with_inputs({_names(known.fields)})", False)
     if known.certain and known.open and known.gives and unknown and not missing:
-        return _Misfit(f"{where} has {_names(unknown)} marked as input, which {_described(program)} does not take: "
-                       f"it takes {_names(known.fields)}", True)
+        return _Misfit(
+            f"{where} has {_names(unknown)} marked as input, which {_described(program)} does not take: "
+            f"it takes {_names(known.fields)}",
+            True,
+        )
     if not missing and (known.open or not unknown):
         return None
     absent = [field for field in missing if field not in keys]
@@ -289,8 +294,10 @@ async def check_gold(
         return tuple(Note("gold", text) for text in told)
     if (field := await _label_of_no_answer(metric, example, labels, program)) is not None:
         answers = _names(sorted(_answered(program)))
-        raise ValueError(f"the metric reads {field!r} of a prediction, which {_described(program)} does not answer: it "
-                         f"answers {answers}")
+        raise ValueError(
+            f"the metric reads {field!r} of a prediction, which {_described(program)} does not answer: it "
+            f"answers {answers}"
+        )
     score = await _judged(metric, example, labels)
     if isinstance(score, BadScore):
         others = [await _judged(metric, e, each) for _, e, each in labelled[1:3]]
@@ -302,15 +309,25 @@ async def check_gold(
     if score is None or (score > 0.0 and (threshold is None or score >= threshold)):
         return ()
     if score > 0.0:
-        return (Note("threshold", f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no "
-                                  f"answer scores more, give threshold={score:g}."),)
+        return (
+            Note(
+                "threshold",
+                f"{_said(i, labels, score)}, which is below the threshold {threshold:g}: if no "
+                f"answer scores more, give threshold={score:g}.",
+            ),
+        )
     other = next((each for _, _, each in labelled[1:] if each != labels), None)
     if other is not None:  # of a loss, 0 is the best
         wrong = await _judged(metric, example, other)
         if isinstance(wrong, float) and wrong < score:
             return ()
-    return (Note("gold", f"{_said(i, labels, score)}: does it compare what it should, and are the labels what the "
-                         "program is to answer?"),)
+    return (
+        Note(
+            "gold",
+            f"{_said(i, labels, score)}: does it compare what it should, and are the labels what the "
+            "program is to answer?",
+        ),
+    )
 
 
 def _answered(program: dspy.Module) -> frozenset[str]:
@@ -339,8 +356,9 @@ def _said(i: int, labels: Mapping[str, object], score: float) -> str:
     return f"The metric gives the right answer of example {i} ({listed(labels)}) the score {score:g}"
 
 
-def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequence[tuple[int, dspy.Example, object]]
-                   ) -> Iterator[Note]:
+def _unknown_field(
+    error: AttributeError, program: dspy.Module, labelled: Sequence[tuple[int, dspy.Example, object]]
+) -> Iterator[Note]:
     """Yield a note if what the metric reads is no field of what it reads it from."""
     found = re.fullmatch(r"'(Prediction|Example)' object has no attribute '(\w+)'", str(error))
     if found is None:
@@ -356,8 +374,7 @@ def _unknown_field(error: AttributeError, program: dspy.Module, labelled: Sequen
         yield Note("gold", f"The metric reads {field!r} of {what}, which has none: there are {_names(sorted(fields))}.")
 
 
-async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, object]
-                  ) -> _Verdict:
+async def _judged(metric: Metric, example: dspy.Example, labels: Mapping[str, object]) -> _Verdict:
     """Return the score of given outputs, or why there is none where that is known; None where it cannot be asked."""
     answer = dspy.Prediction(**labels)
     with dspy.context(trace=None), no_calls() as tried:
@@ -436,8 +453,13 @@ def check_corpus(metric: Metric, examples: Sequence[dspy.Example], program: dspy
             raise ValueError(f"the metric's `corpus` must judge {what}, and return a finite number: {told}") from error
     if any(values):
         return ()
-    return (Note("gold", "The metric's `corpus` gives the right answers of all examples the value 0: do they have the "
-                         "class that it looks for, and more than one?"),)
+    return (
+        Note(
+            "gold",
+            "The metric's `corpus` gives the right answers of all examples the value 0: do they have the "
+            "class that it looks for, and more than one?",
+        ),
+    )
 
 
 def _is_of_the_program(error: BaseException, program: dspy.Module, labels: Collection[str]) -> bool:

@@ -134,18 +134,28 @@ def _answer(outcome: Outcome | None) -> dict[str, Json] | None:
     }
 
 
-def _views(effects: Effects, pair: tuple[Candidate, Candidate], examples: Sequence[dspy.Example], ids: ExampleIds
-           ) -> list[Json]:
+def _views(
+    effects: Effects, pair: tuple[Candidate, Candidate], examples: Sequence[dspy.Example], ids: ExampleIds
+) -> list[Json]:
     """Return examples with the answers of the student and of the returned prompt, as `stored.StoredView` has them."""
     return [
-        view_of(ids(example), inputs_of(example), labels_of(example),
-                *(effects.outcome_of(candidate, example) for candidate in pair))
+        view_of(
+            ids(example),
+            inputs_of(example),
+            labels_of(example),
+            *(effects.outcome_of(candidate, example) for candidate in pair),
+        )
         for example in examples[:MOST_SHOWN]
     ]
 
 
-def view_of(known: str, inputs: Mapping[str, object], labels: Mapping[str, object], baseline: Outcome | None,
-            best: Outcome | None) -> dict[str, Json]:
+def view_of(
+    known: str,
+    inputs: Mapping[str, object],
+    labels: Mapping[str, object],
+    baseline: Outcome | None,
+    best: Outcome | None,
+) -> dict[str, Json]:
     """Return an example as a report shows it, with what the student and the returned prompt made of it."""
     return {
         "id": known,

@@ -199,8 +199,11 @@ def _scale(seen: Seen) -> Iterator[Note]:
         seen_from = f"Scores went from {low:g} to {high:g}" if low < high else f"All scores were {low:g}"
         yield Note("scale", f"{seen_from}: the metric's scale is not 0 to 1{success}{zero}.")
     if 0.0 < low == high <= 1.0 and len(values) > 1:
-        yield Note("scale", f"Every one of {len(values)} program runs scored {low:g}: by this metric nothing can be "
-                            "better than anything else.")
+        yield Note(
+            "scale",
+            f"Every one of {len(values)} program runs scored {low:g}: by this metric nothing can be "
+            "better than anything else.",
+        )
     if seen.threshold is None or not seen.evidence:
         return
     reached = sum(v >= seen.threshold for v in seen.evidence)

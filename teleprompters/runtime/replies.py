@@ -79,8 +79,9 @@ class _OwnJSON(dspy.JSONAdapter):  # type: ignore[misc]
         return _unanalysed(super().parse, signature, _answer(self, signature, completion))
 
 
-def _unanalysed(parse: Callable[[type[dspy.Signature], str], dict[str, Any]], signature: type[dspy.Signature],
-                text: str) -> dict[str, Any]:
+def _unanalysed(
+    parse: Callable[[type[dspy.Signature], str], dict[str, Any]], signature: type[dspy.Signature], text: str
+) -> dict[str, Any]:
     """Read a reply that may lack `ANALYSIS`; raises `AdapterParseError`."""
     try:
         return parse(signature, text)
@@ -115,7 +116,8 @@ def _answer(adapter: dspy.Adapter, signature: type[dspy.Signature], completion: 
         text = strip_thinking(text[opened.start() :])
     if completion.strip() and not text.strip():
         raise AdapterParseError(
-            adapter_name=type(adapter).__name__, signature=signature, lm_response=completion, message=_THINKING)
+            adapter_name=type(adapter).__name__, signature=signature, lm_response=completion, message=_THINKING
+        )
     return text
 
 

@@ -88,7 +88,8 @@ class Run:
             RunStopped: If a cap is reached, or the provider fails for good.
         """
         return await self._effects.ask(
-            signature, inputs, n=n, salt=salt, longest=self._longest_input(), temperature=self.temperature)
+            signature, inputs, n=n, salt=salt, longest=self._longest_input(), temperature=self.temperature
+        )
 
     async def score(
         self, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], *, draw: int = 0
@@ -220,8 +221,9 @@ class Run:
             KeyError: If there is no predictor of that name.
         """
         usable = self.usable(name, instructions)
-        return None if usable is None else parent.replace(
-            name, instructions=usable, origin=made_from(move, seen, parent))
+        return (
+            None if usable is None else parent.replace(name, instructions=usable, origin=made_from(move, seen, parent))
+        )
 
     def fault(self, candidate: Candidate) -> Fault | None:
         """Return why a candidate may not be run; None if it may. The student's own instructions always may."""

@@ -159,9 +159,7 @@ class Session:
         self.scorer = Scorer(job.student, job.metric, job.task_lm, Pool(self.gate, job.timeout))
         if job.parcel is not None:
             self.scorer.pool.remote = RemoteWorkers(job.parcel, self.scorer.pool)
-        self.effects = Effects(
-            self.scorer, job.split, job.optimizer, self.stream, job.seed, self.journal, job.run_dir
-        )
+        self.effects = Effects(self.scorer, job.split, job.optimizer, self.stream, job.seed, self.journal, job.run_dir)
         self.run = Run(self.effects)
         if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
             self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.effects.most_calls)
@@ -460,8 +458,11 @@ class Session:
         """Yield how many candidates a metric that judges all answers together made nothing of."""
         lost = sum(math.isnan(trial.mean) for trial in self.effects.trials())
         if lost and self.effects.together is not None:
-            yield Note("corpus", f"The metric's `corpus` made nothing of the answers of {lost} candidates, which came "
-                                 f"last: {self.effects.together.fault}.")
+            yield Note(
+                "corpus",
+                f"The metric's `corpus` made nothing of the answers of {lost} candidates, which came "
+                f"last: {self.effects.together.fault}.",
+            )
 
     def _length(self, best: Candidate) -> Iterator[Note]:
         """Yield how long the new prompt is, and what a program run with it takes."""

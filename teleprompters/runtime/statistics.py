@@ -15,8 +15,17 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Estimate95", "Gain", "Statistic", "bootstrap95", "bootstrap_gain", "estimate95", "paired_gain",
-           "pairs_to_show", "swap_p_value"]
+__all__ = [
+    "Estimate95",
+    "Gain",
+    "Statistic",
+    "bootstrap95",
+    "bootstrap_gain",
+    "estimate95",
+    "paired_gain",
+    "pairs_to_show",
+    "swap_p_value",
+]
 
 _Z = NormalDist().inv_cdf(0.975)
 _Z_POWER = NormalDist().inv_cdf(0.8)

@@ -19,8 +19,21 @@ from cuesmith.teleprompters.runtime.outcomes import Outcome, outcome_from_json
 from cuesmith.teleprompters.runtime.record import FILE, FORMAT
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
-__all__ = ["KnownExample", "RecordError", "StoredAnswer", "StoredCandidate", "StoredRun", "StoredUsage", "StoredView",
-           "adopted", "first_fault", "outcomes_in", "read_stored", "step_of", "stored_of"]
+__all__ = [
+    "KnownExample",
+    "RecordError",
+    "StoredAnswer",
+    "StoredCandidate",
+    "StoredRun",
+    "StoredUsage",
+    "StoredView",
+    "adopted",
+    "first_fault",
+    "outcomes_in",
+    "read_stored",
+    "step_of",
+    "stored_of",
+]
 
 _KEY = re.compile(r"([0-9a-f]{16}):([0-9a-f]{16})")
 """Keys of program runs; those of rewards and judgements have more parts."""

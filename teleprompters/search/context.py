@@ -63,8 +63,9 @@ class ProgramContext:
     answers: Mapping[tuple[str, str], tuple[str, ...]] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, run: Run, traces: Sequence[Sequence[Step]] = (), metric: str = "", task: str = "", naming: bool = True
-           ) -> ProgramContext:
+    def of(
+        cls, run: Run, traces: Sequence[Sequence[Step]] = (), metric: str = "", task: str = "", naming: bool = True
+    ) -> ProgramContext:
         """Return what is known before anything is asked: from the student, its runs so far, and the examples.
 
         Args:
@@ -76,9 +77,15 @@ class ProgramContext:
         """
         signatures = {name: predictor.signature for name, predictor in run.predictors.items()}
         labels = frozenset(name for example in run.train[:SUMMARIZED] for name in labels_of(example))
-        return cls(signatures, {name: prompt.instructions for name, prompt in run.baseline}, labels,
-                   _flows(signatures, traces), metric, task,
-                   answers=closed_answers(run.train, signatures) if naming else {})
+        return cls(
+            signatures,
+            {name: prompt.instructions for name, prompt in run.baseline},
+            labels,
+            _flows(signatures, traces),
+            metric,
+            task,
+            answers=closed_answers(run.train, signatures) if naming else {},
+        )
 
     def shown(self, name: str, instructions: str = "") -> str:
         """Return the context of a request about stage `name`.
@@ -93,8 +100,10 @@ class ProgramContext:
             ("program", f"{len(self.signatures)} stages: {self._stages()}" if several else ""),
             ("this stage", f'"{name}"' if several else ""),
             *((f"input {one}", _field(signature, one)) for one in signature.input_fields),
-            *((f"output {one}", _field(signature, one) + self._known(name, one) + self._goes(name, one))
-              for one in answer_fields(signature)),
+            *(
+                (f"output {one}", _field(signature, one) + self._known(name, one) + self._goes(name, one))
+                for one in answer_fields(signature)
+            ),
             *((f'later or earlier stage "{other}"', self._other(other)) for other in self.signatures if other != name),
             ("present instruction", instructions if instructions != self._defaults[name] else ""),
             *(("besides, in every prompt", part) for part in _fixed(signature, self.instructions[name])),
@@ -111,7 +120,8 @@ class ProgramContext:
     def _stages(self) -> str:
         return ", then ".join(
             f'"{name}" ({", ".join(one.input_fields)} -> {", ".join(answer_fields(one))})'
-            for name, one in self.signatures.items())
+            for name, one in self.signatures.items()
+        )
 
     def _known(self, name: str, output: str) -> str:
         values = [repr(value) for value in self.answers.get((name, output), ())]
@@ -127,8 +137,10 @@ class ProgramContext:
 
     def _other(self, name: str) -> str:
         signature = self.signatures[name]
-        fields = [f"{one} ({_field(signature, one)}{self._goes(name, one) if one in signature.output_fields else ''})"
-                  for one in (*signature.input_fields, *answer_fields(signature))]
+        fields = [
+            f"{one} ({_field(signature, one)}{self._goes(name, one) if one in signature.output_fields else ''})"
+            for one in (*signature.input_fields, *answer_fields(signature))
+        ]
         return f"{shortened(self.instructions[name], TOLD)} [{'; '.join(fields)}]"
 
 
@@ -148,8 +160,16 @@ class Requests:
     style: Style = "brief"
     analysis: bool = True
 
-    async def ask(self, signature: type[dspy.Signature], name: str, inputs: Mapping[str, object], *,
-                  instructions: str = "", n: int = 1, salt: str = "") -> list[dspy.Prediction]:
+    async def ask(
+        self,
+        signature: type[dspy.Signature],
+        name: str,
+        inputs: Mapping[str, object],
+        *,
+        instructions: str = "",
+        n: int = 1,
+        salt: str = "",
+    ) -> list[dspy.Prediction]:
         """Ask as `Run.ask`, about predictor `name`.
 
         Args:
@@ -180,8 +200,7 @@ async def summary(requests: Requests, examples: Sequence[str]) -> str:
     """
     name = requests.run.baseline.names[-1]
     plain = replace(requests.context, metric="", task="")  # a weak model would summarise these as well
-    replies = await replace(requests, context=plain).ask(
-        SummarizeData, name, {"examples": list(examples)}, salt="data")
+    replies = await replace(requests, context=plain).ask(SummarizeData, name, {"examples": list(examples)}, salt="data")
     found = replies[0].get("summary") if replies else ""
     return shortened(found.strip(), 2 * TOLD) if isinstance(found, str) else ""
 
@@ -247,8 +266,10 @@ def _one_of(values: Sequence[str]) -> str:
 
 
 def _model(model: type[BaseModel], within: tuple[object, ...]) -> str:
-    fields = [f"{name}: {kind_of(info.annotation, (*within, model))}"
-              + (f" ({info.description})" if info.description else "") for name, info in model.model_fields.items()]
+    fields = [
+        f"{name}: {kind_of(info.annotation, (*within, model))}" + (f" ({info.description})" if info.description else "")
+        for name, info in model.model_fields.items()
+    ]
     return f"{model.__name__} with {{{'; '.join(fields)}}}"
 
 
@@ -270,18 +291,27 @@ def _fixed(signature: type[dspy.Signature], instructions: str) -> list[str]:
 # --- flows -------------------------------------------------------------------------------------------------
 
 
-def _flows(signatures: Mapping[str, type[dspy.Signature]], traces: Sequence[Sequence[Step]]
-           ) -> tuple[tuple[str, str, str, str], ...]:
+def _flows(
+    signatures: Mapping[str, type[dspy.Signature]], traces: Sequence[Sequence[Step]]
+) -> tuple[tuple[str, str, str, str], ...]:
     """Return which output of a stage is which input of a later one: by equal names, else by values seen in runs."""
     names = [*signatures]
-    found = {(one, what, other, what) for i, one in enumerate(names) for other in names[i + 1 :]
-             for what in answer_fields(signatures[one]) if what in signatures[other].input_fields}
+    found = {
+        (one, what, other, what)
+        for i, one in enumerate(names)
+        for other in names[i + 1 :]
+        for what in answer_fields(signatures[one])
+        if what in signatures[other].input_fields
+    }
     for trace in traces:
         for i, early in enumerate(trace):
             for late in trace[i + 1 :]:
-                found |= {(early.predictor, what, late.predictor, given)
-                          for what, value in early.outputs.items() for given, got in late.inputs.items()
-                          if early.predictor != late.predictor and _is_in(value, got)}
+                found |= {
+                    (early.predictor, what, late.predictor, given)
+                    for what, value in early.outputs.items()
+                    for given, got in late.inputs.items()
+                    if early.predictor != late.predictor and _is_in(value, got)
+                }
     known = [one for one in found if one[0] in signatures and one[1] in answer_fields(signatures[one[0]])]
     return tuple(sorted(known))
 

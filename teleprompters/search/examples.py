@@ -117,8 +117,11 @@ class Casebook:
 
     def take(self, other: Casebook) -> None:
         """Take what another one knows better."""
-        self._best |= {key: best for key, best in other._best.items()
-                       if key not in self._best or best.score > self._best[key].score}
+        self._best |= {
+            key: best
+            for key, best in other._best.items()
+            if key not in self._best or best.score > self._best[key].score
+        }
 
     def success(self, example: dspy.Example) -> tuple[Step, ...]:
         """Return the trace of the best run on an example; none as long as no run succeeded."""
@@ -150,8 +153,12 @@ class Casebook:
         given, labels = inputs_of(example), gold(example, signature)
         if not set(signature.input_fields) <= set(given) or not set(answer_fields(signature)) <= set(labels):
             return None
-        return Case(example, {field: given[field] for field in signature.input_fields},
-                    {field: labels[field] for field in answer_fields(signature)}, judged=False)
+        return Case(
+            example,
+            {field: given[field] for field in signature.input_fields},
+            {field: labels[field] for field in answer_fields(signature)},
+            judged=False,
+        )
 
     def _traced(self, name: str, example: dspy.Example) -> Case | None:
         signature = self._signatures[name]
@@ -206,8 +213,9 @@ class Failure:
         return shown_failure(self.inputs, self.expected, self.response, self.feedback, self.later)
 
 
-def read_failure(example: dspy.Example, outcome: Outcome, name: str, names: Sequence[str],
-                 signature: type[dspy.Signature]) -> Failure | None:
+def read_failure(
+    example: dspy.Example, outcome: Outcome, name: str, names: Sequence[str], signature: type[dspy.Signature]
+) -> Failure | None:
     """Return what predictor `name` did in a failed run; None if it had no part in it.
 
     A reply that could not be used is that of the first predictor, in the program's order, without a call in the

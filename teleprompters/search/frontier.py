@@ -227,7 +227,8 @@ class Frontier:
         propose = self.branching(len(parents), branch)
         apart = [here.apart() for _ in range(3)]
         made, written, (merges, merged) = await asyncio.gather(
-            propose(apart[0], parents), self.start(apart[1], fresh), self._merged(apart[2], front, known))
+            propose(apart[0], parents), self.start(apart[1], fresh), self._merged(apart[2], front, known)
+        )
         here.join(apart)
         old = {one.candidate.id for one in known.pool}
         children = [child for child in distinct([*made, *written]) if child.id not in old]
@@ -256,23 +257,29 @@ class Frontier:
                 or math.fsum(v or 0.0 for v in one.values) + highest * (len(order) - n) > bar]  # fmt: skip
         return await self.run.score(left, self.run.select)
 
-    async def _better(self, scene: Scene, parents: Sequence[Candidate], children: Sequence[Candidate],
-                      written: Sequence[Candidate]) -> list[Candidate]:
+    async def _better(
+        self, scene: Scene, parents: Sequence[Candidate], children: Sequence[Candidate], written: Sequence[Candidate]
+    ) -> list[Candidate]:
         """Return the children that do better on the minibatch than their parents; what is written afresh has none, and
         has to be as good as the best of them."""
         if not children:
             return []
         ran = await scene.try_out(distinct([*parents, *children]), scene.minibatch())
         rows, ids = {one.candidate.id: one.values for one in ran}, [one.id for one in parents]
-        against = {child: ids if child in written else [key for key in child.origin.parents[:1] if key in ids] or ids
-                   for child in children}
-        gains = {child: min(_ahead(rows[child.id], rows[key]) for key in keys) + 1e-9 * (child in written)
-                 for child, keys in against.items()}
+        against = {
+            child: ids if child in written else [key for key in child.origin.parents[:1] if key in ids] or ids
+            for child in children
+        }
+        gains = {
+            child: min(_ahead(rows[child.id], rows[key]) for key in keys) + 1e-9 * (child in written)
+            for child, keys in against.items()
+        }
         better = sorted((child for child in children if gains[child] > 0), key=lambda c: (-gains[c], c.size))
         return better[: self.setting.width]
 
-    async def _merged(self, scene: Scene, front: Front, known: Known
-                      ) -> tuple[list[Candidate], frozenset[frozenset[str]]]:
+    async def _merged(
+        self, scene: Scene, front: Front, known: Known
+    ) -> tuple[list[Candidate], frozenset[frozenset[str]]]:
         """Return a merge that is better on examples new to both, if there is one, and the pair that was tried."""
         pair = front.rivals(known.merged) if not known.stale and len(known.merged) < MERGES else None
         if pair is None:
@@ -296,11 +303,21 @@ class Frontier:
             own, base = first.prompts[name], self.run.baseline.prompts[name]
             if made is None or other in (own, base):
                 continue
-            text = other.instructions if own == base else await self.merge(
-                scene, name, own.instructions, other.instructions)
-            made = None if text is None else made.replace(
-                name, instructions=text, demos=(other if own == base else own).demos,
-                origin=made_from("merge", (), first, second))
+            text = (
+                other.instructions
+                if own == base
+                else await self.merge(scene, name, own.instructions, other.instructions)
+            )
+            made = (
+                None
+                if text is None
+                else made.replace(
+                    name,
+                    instructions=text,
+                    demos=(other if own == base else own).demos,
+                    origin=made_from("merge", (), first, second),
+                )
+            )
         return made
 
     def _new_to(self, scene: Scene, pair: Sequence[Candidate], known: Known) -> list[dspy.Example]:
@@ -319,8 +336,9 @@ def _ahead(own: Sequence[float | None], other: Sequence[float | None]) -> float:
     return math.fsum(a for a, _ in both) - math.fsum(b for _, b in both)
 
 
-def frontier_plan(setting: Setting, each: Plan, first: Plan, n_predictors: int, n_select: int, n_train: int,
-                  summary: bool) -> Plan:
+def frontier_plan(
+    setting: Setting, each: Plan, first: Plan, n_predictors: int, n_select: int, n_train: int, summary: bool
+) -> Plan:
     """Return upper bounds of the search.
 
     Of a round's new candidates at most `width` are scored, all are tried on a minibatch with their parents. A merge

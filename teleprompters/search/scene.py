@@ -77,8 +77,16 @@ class Scene:
         assert self.run.guard is not None, "a prompt search sets its rules before its first step"
         return self.run.guard
 
-    async def ask(self, signature: type[dspy.Signature], name: str, inputs: Mapping[str, object], *,
-                  instructions: str = "", n: int = 1, salt: str = "") -> list[dspy.Prediction]:
+    async def ask(
+        self,
+        signature: type[dspy.Signature],
+        name: str,
+        inputs: Mapping[str, object],
+        *,
+        instructions: str = "",
+        n: int = 1,
+        salt: str = "",
+    ) -> list[dspy.Prediction]:
         """Ask the optimizer about predictor `name`; see `Requests.ask`."""
         return await self.requests.ask(signature, name, inputs, instructions=instructions, n=n, salt=salt)
 
@@ -109,8 +117,10 @@ class Scene:
         if self.relative:
             threshold = within_reach(threshold, [trial.scores for trial in self.trials()])
             if threshold != self.setting.threshold:
-                self.run.note(f"No answer has a score of {self.setting.threshold:g} so far: the best quarter of the "
-                              "best prompt's answers count as successes.")
+                self.run.note(
+                    f"No answer has a score of {self.setting.threshold:g} so far: the best quarter of the "
+                    "best prompt's answers count as successes."
+                )
         self.book.threshold = threshold
         return replace(self, step=step, threshold=threshold)
 
@@ -132,8 +142,9 @@ class Scene:
         train = await self.run.score([beam[0].candidate], watched) if watched else []
         await self.run.record(self.step, beam, train=train)
 
-    def minibatch(self, pool: Sequence[dspy.Example] | None = None, *key: object, size: int | None = None
-                  ) -> list[dspy.Example]:
+    def minibatch(
+        self, pool: Sequence[dspy.Example] | None = None, *key: object, size: int | None = None
+    ) -> list[dspy.Example]:
         """Draw the step's minibatch.
 
         Args:
@@ -182,8 +193,9 @@ class Scene:
         read = (read_failure(example, outcome, name, names, signature) for example, outcome in runs)
         return [one for one in read if one is not None]
 
-    def child(self, parent: Candidate, name: str, text: str, move: str, seen: Sequence[dspy.Example] = ()
-              ) -> Candidate | None:
+    def child(
+        self, parent: Candidate, name: str, text: str, move: str, seen: Sequence[dspy.Example] = ()
+    ) -> Candidate | None:
         """Return `parent` with other instructions for predictor `name`; None if they may not be used.
 
         Args:
@@ -215,8 +227,9 @@ async def beginning(scene: Scene, start: Callable[[Scene, int], Awaitable[list[C
     return [student, named, *await start(scene, count - 1)]
 
 
-async def write_instructions(requests: Requests, setting: Setting, material: Material, book: Casebook, *key: object
-                             ) -> list[Candidate]:
+async def write_instructions(
+    requests: Requests, setting: Setting, material: Material, book: Casebook, *key: object
+) -> list[Candidate]:
     """Return the initial candidates: each has new instructions for every predictor, from its own examples.
 
     Each sample of examples gives `init_draws` candidates, the last one what is left of them. A candidate takes one draw
@@ -233,16 +246,27 @@ async def write_instructions(requests: Requests, setting: Setting, material: Mat
     run = requests.run
     counts = [min(setting.init_draws, setting.initial - k) for k in range(0, setting.initial, setting.init_draws)]
     shown = subsets(run, material.evidence, setting.init_examples, len(counts), "initial", *key)
-    drawn = await asyncio.gather(*(
-        asyncio.gather(*(_write(requests, book, name, examples, n, " ".join(map(str, ("initial", *key, j))))
-                         for name in run.baseline.names))
-        for j, (examples, n) in enumerate(zip(shown, counts, strict=True))))
-    return [_candidate(run, texts, examples)
-            for examples, made in zip(shown, drawn, strict=True) for texts in zip(*made, strict=True)]
+    drawn = await asyncio.gather(
+        *(
+            asyncio.gather(
+                *(
+                    _write(requests, book, name, examples, n, " ".join(map(str, ("initial", *key, j))))
+                    for name in run.baseline.names
+                )
+            )
+            for j, (examples, n) in enumerate(zip(shown, counts, strict=True))
+        )
+    )
+    return [
+        _candidate(run, texts, examples)
+        for examples, made in zip(shown, drawn, strict=True)
+        for texts in zip(*made, strict=True)
+    ]
 
 
-async def _write(requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int,
-                 salt: str) -> list[str | None]:
+async def _write(
+    requests: Requests, book: Casebook, name: str, examples: Sequence[dspy.Example], n: int, salt: str
+) -> list[str | None]:
     request = {"examples": book.shown(name, examples)}
     own = requests.run.baseline.prompts[name].instructions
     replies = await requests.ask(WriteInstructions, name, request, instructions=own, n=n, salt=salt)
@@ -251,13 +275,16 @@ async def _write(requests: Requests, book: Casebook, name: str, examples: Sequen
 
 
 def _candidate(run: Run, drawn: Sequence[str | None], examples: Sequence[dspy.Example]) -> Candidate:
-    prompts = {name: prompt if text is None else Prompt(text, prompt.demos)
-               for (name, prompt), text in zip(run.baseline, drawn, strict=True)}
+    prompts = {
+        name: prompt if text is None else Prompt(text, prompt.demos)
+        for (name, prompt), text in zip(run.baseline, drawn, strict=True)
+    }
     return Candidate(prompts, made_from("initial", examples, run.baseline))
 
 
-def subsets(run: Run, examples: Sequence[dspy.Example], size: int, count: int, *key: object
-            ) -> list[list[dspy.Example]]:
+def subsets(
+    run: Run, examples: Sequence[dspy.Example], size: int, count: int, *key: object
+) -> list[list[dspy.Example]]:
     """Return `count` seeded samples of at most `size` examples; `key` separates different uses."""
     size = min(size, len(examples))
     return [run.rng("subset", *key, j).sample(list(examples), size) for j in range(count)]
@@ -295,8 +322,11 @@ def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, thresho
 
 
 def _said(trace: Sequence[Step], name: str) -> list[Mapping[str, object]]:
-    return [{field: value for field, value in call.outputs.items() if field != REASONING}
-            for call in trace if call.predictor == name]
+    return [
+        {field: value for field, value in call.outputs.items() if field != REASONING}
+        for call in trace
+        if call.predictor == name
+    ]
 
 
 def text_field(reply: dspy.Prediction, name: str) -> str:

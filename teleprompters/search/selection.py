@@ -126,8 +126,9 @@ def _hardest_first(run: Run, parents: Sequence[Candidate], width: int) -> list[d
     return [run.select[i] for i in sorted(seeded, key=lambda i: math.fsum(row[i] or 0.0 for row in rows))]
 
 
-def _ahead(run: Run, done: Sequence[Candidate], left: Sequence[Candidate], width: int, seen: Sequence[dspy.Example]
-           ) -> list[Candidate]:
+def _ahead(
+    run: Run, done: Sequence[Candidate], left: Sequence[Candidate], width: int, seen: Sequence[dspy.Example]
+) -> list[Candidate]:
     """Return the best of `left` on the examples seen so far, only such as are above the bar there if there is one."""
     bars = _best(run, done, run.select)[width - 1 : width]
     return [c for c in _best(run, left, seen)[:LEADERS] if all(_sum(run, c, seen) > _sum(run, b, seen) for b in bars)]
@@ -293,13 +294,15 @@ class Bandit:
 
     def _reach(self, pulls: int) -> Iterator[dict[int, int]]:
         """Ask until every arm left has so many pulls, or no examples."""
-        while wants := {arm: pulls - len(self._values[arm]) for arm in self._open(self._left)
-                        if len(self._values[arm]) < pulls}:
+        while wants := {
+            arm: pulls - len(self._values[arm]) for arm in self._open(self._left) if len(self._values[arm]) < pulls
+        }:
             yield wants
 
 
-async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Method, budget: int, key: object
-                 ) -> list[Scores]:
+async def select(
+    run: Run, pool: Sequence[Candidate], width: int, *, method: Method, budget: int, key: object
+) -> list[Scores]:
     """Find the best candidates by a bandit on the selection examples, and score those fully.
 
     A bandit's means are over different examples, and the ranks of "sr" and "sh" are no scores: so its `width` winners
@@ -333,13 +336,21 @@ async def select(run: Run, pool: Sequence[Candidate], width: int, *, method: Met
     return rank(await run.score([arms[arm] for arm in bandit.best()], run.select))
 
 
-async def _pull(run: Run, arms: Sequence[Candidate], asked: Mapping[int, tuple[int, ...]]
-                ) -> dict[int, tuple[float | None, ...]]:
+async def _pull(
+    run: Run, arms: Sequence[Candidate], asked: Mapping[int, tuple[int, ...]]
+) -> dict[int, tuple[float | None, ...]]:
     """Score every arm on its examples, arms with the same ones together."""
     together: dict[tuple[int, ...], list[int]] = {}
     for arm, examples in asked.items():
         together.setdefault(examples, []).append(arm)
-    scored = await asyncio.gather(*(run.score([arms[arm] for arm in group], [run.select[i] for i in examples])
-                                    for examples, group in together.items()))
-    return {arm: scores.values for group, many in zip(together.values(), scored, strict=True)
-            for arm, scores in zip(group, many, strict=True)}
+    scored = await asyncio.gather(
+        *(
+            run.score([arms[arm] for arm in group], [run.select[i] for i in examples])
+            for examples, group in together.items()
+        )
+    )
+    return {
+        arm: scores.values
+        for group, many in zip(together.values(), scored, strict=True)
+        for arm, scores in zip(group, many, strict=True)
+    }

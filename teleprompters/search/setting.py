@@ -96,6 +96,8 @@ def smaller(setting: Setting, given: Sequence[str]) -> list[Setting]:
         setting: What is wanted.
         given: The numbers that somebody chose: these stay.
     """
-    less = ({name: min(number, getattr(setting, name)) for name, number in one.items() if name not in given}
-            for one in SMALLER)
+    less = (
+        {name: min(number, getattr(setting, name)) for name, number in one.items() if name not in given}
+        for one in SMALLER
+    )
     return [setting, *(replace(setting, **one) for one in less)]

@@ -73,8 +73,9 @@ class Contrast:
                 yield fate, cases
 
 
-def contrast_of(name: str, before: Sequence[float | None], after: Sequence[float | None],
-                views: Sequence[StoredView], top: float) -> Contrast:
+def contrast_of(
+    name: str, before: Sequence[float | None], after: Sequence[float | None], views: Sequence[StoredView], top: float
+) -> Contrast:
     """Compare two programs example by example.
 
     Args:
@@ -87,9 +88,13 @@ def contrast_of(name: str, before: Sequence[float | None], after: Sequence[float
     fates = [_fate(a, b, top) for a, b in zip(before, after, strict=True)]
     order = sorted(range(len(views)), key=lambda i: (list(FATES).index(fates[i]), i))
     written = set(order[:MOST_WORDS])
-    return Contrast(name, tuple(
-        ComparedCase(i + 1, a, b, fates[i], views[i] if i < len(views) else None, i in written)
-        for i, (a, b) in enumerate(zip(before, after, strict=True))))
+    return Contrast(
+        name,
+        tuple(
+            ComparedCase(i + 1, a, b, fates[i], views[i] if i < len(views) else None, i in written)
+            for i, (a, b) in enumerate(zip(before, after, strict=True))
+        ),
+    )
 
 
 def _fate(before: float | None, after: float | None, top: float) -> Fate:

@@ -46,8 +46,14 @@ _TOLD = 40
 _MOST_CELLS = 1_000
 _MOST_POINTS = 600
 _GIST = 160
-_ROLES = {"target": "the program", "optimizer": "the optimizer", "judge": "the metric", "reward": "the reward",
-          "embedder": "the embedder", "other": "other"}
+_ROLES = {
+    "target": "the program",
+    "optimizer": "the optimizer",
+    "judge": "the metric",
+    "reward": "the reward",
+    "embedder": "the embedder",
+    "other": "other",
+}
 
 
 @dataclass(frozen=True)
@@ -76,14 +82,32 @@ def page(r: RunReport) -> str:
     """Return the page."""
     css = "\n".join(path.read_text("utf-8") for path in (_HERE.parent / "charts.css", _HERE / "report.css"))
     script = (_HERE / "report.js").read_text("utf-8")
-    policy = (f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; base-uri 'none'; "
-              "form-action 'none'")
+    policy = (
+        f"default-src 'none'; style-src '{_hash(css)}'; script-src '{_hash(script)}'; base-uri 'none'; "
+        "form-action 'none'"
+    )
     template = _templates(r.scoring).get_template("report.html.j2")
-    return sound(template.render(
-        r=r, css=Markup(css), script=Markup(script), policy=policy, figures=headlines(r), parts=list(_parts(r)),
-        created=str((r.provenance or {}).get("created") or ""), origin=list(_flat(r.provenance or {})),
-        search_words=_search_words(r), bars=list(_bars(r)), curves=list(_curves(r)), **_of_prompts(r), **_of_lineage(r),
-        **_of_examples(r), roles=list(_roles(r)), replayed=r.spent.total.replayed, ended=ended(r)))
+    return sound(
+        template.render(
+            r=r,
+            css=Markup(css),
+            script=Markup(script),
+            policy=policy,
+            figures=headlines(r),
+            parts=list(_parts(r)),
+            created=str((r.provenance or {}).get("created") or ""),
+            origin=list(_flat(r.provenance or {})),
+            search_words=_search_words(r),
+            bars=list(_bars(r)),
+            curves=list(_curves(r)),
+            **_of_prompts(r),
+            **_of_lineage(r),
+            **_of_examples(r),
+            roles=list(_roles(r)),
+            replayed=r.spent.total.replayed,
+            ended=ended(r),
+        )
+    )
 
 
 def _of_prompts(r: RunReport) -> dict[str, object]:
@@ -135,8 +159,15 @@ def _hash(text: str) -> str:
 def _templates(scoring: Scoring) -> Environment:
     found = environment(_HERE)
     found.filters.update(
-        score=scoring.score, number=scoring.number, change=scoring.change, tone=_tone, cut=_cut, gist=_gist,
-        demo_text=demo_text, quoted=shlex.quote)
+        score=scoring.score,
+        number=scoring.number,
+        change=scoring.change,
+        tone=_tone,
+        cut=_cut,
+        gist=_gist,
+        demo_text=demo_text,
+        quoted=shlex.quote,
+    )
     return found
 
 
@@ -163,20 +194,33 @@ def headlines(r: RunReport) -> list[Headline]:
     """Return the figures at the head of a report."""
     split = "fresh" if r.estimate("baseline", "fresh") is not None else "select"
     on = "fresh examples" if split == "fresh" else "selection examples"
-    shown = [Headline(name, *_headline(r.scoring, r.estimate(who, split), on))
-             for name, who in (("Student", "baseline"), ("Returned", "best"))]
+    shown = [
+        Headline(name, *_headline(r.scoring, r.estimate(who, split), on))
+        for name, who in (("Student", "baseline"), ("Returned", "best"))
+    ]
     total = r.spent.total
     measured = r.gain is not None and r.gain.n > 0
-    gain = Headline("Gain", r.scoring.change(r.gain.difference) if measured and r.gain else "–",
-                    f"{r.scoring.interval(r.gain.low, r.gain.high)}, {p_words(r.gain.p_value)}".lstrip(", ")
-                    if measured and r.gain else "not measured",
-                    {"gain": "up", "loss": "down"}.get(r.verdict.tone, ""))
+    gain = Headline(
+        "Gain",
+        r.scoring.change(r.gain.difference) if measured and r.gain else "–",
+        f"{r.scoring.interval(r.gain.low, r.gain.high)}, {p_words(r.gain.p_value)}".lstrip(", ")
+        if measured and r.gain
+        else "not measured",
+        {"gain": "up", "loss": "down"}.get(r.verdict.tone, ""),
+    )
     calls = ", ".join(f"{used.calls:,} {role}" for role, used in sorted(r.spent.by_role.items()))
-    return [*shown, gain, Headline("Calls", f"{total.calls:,}", calls),
-            Headline("Cost", _dollars(total), f"{total.tokens:,} tokens"),
-            Headline("Time", duration(r.spent.seconds), "of the last session" if total.replayed else ""),
-            Headline("Ended", "by itself" if r.stopped_by is None else "early",
-                     "" if r.stopped_by is None else f"stopped by {r.stopped_by}")]
+    return [
+        *shown,
+        gain,
+        Headline("Calls", f"{total.calls:,}", calls),
+        Headline("Cost", _dollars(total), f"{total.tokens:,} tokens"),
+        Headline("Time", duration(r.spent.seconds), "of the last session" if total.replayed else ""),
+        Headline(
+            "Ended",
+            "by itself" if r.stopped_by is None else "early",
+            "" if r.stopped_by is None else f"stopped by {r.stopped_by}",
+        ),
+    ]
 
 
 def _headline(scoring: Scoring, estimate: Estimate95 | None, on: str) -> tuple[str, str]:
@@ -210,8 +254,14 @@ def ended(r: RunReport) -> str:
 
 
 def _parts(r: RunReport) -> Iterator[tuple[str, str]]:
-    yield from (("prompt", "The prompt"), ("search", "The search"), ("lineage", "Who came from whom"),
-                ("examples", "Examples won and lost"), ("spending", "What it took"), ("notes", "Why it ended"))
+    yield from (
+        ("prompt", "The prompt"),
+        ("search", "The search"),
+        ("lineage", "Who came from whom"),
+        ("examples", "Examples won and lost"),
+        ("spending", "What it took"),
+        ("notes", "Why it ended"),
+    )
     if r.provenance:
         yield "origin", "Where it comes from"
 
@@ -265,8 +315,9 @@ def _curves(r: RunReport) -> Iterator[Picture]:
     yield from pictures(curves)
 
 
-def _scores(name: str, xs: Sequence[float], of: Sequence[Estimate95 | None], axes: tuple[str, str], scoring: Scoring
-            ) -> Curve:
+def _scores(
+    name: str, xs: Sequence[float], of: Sequence[Estimate95 | None], axes: tuple[str, str], scoring: Scoring
+) -> Curve:
     factor = scoring.factor
     y, low, high = ([None if e is None else factor * getattr(e, part) for e in of] for part in ("mean", "low", "high"))
     return Curve(name, xs, y, *axes, low=low, high=high)
@@ -287,10 +338,16 @@ class Outlay:
 def _roles(r: RunReport) -> Iterator[Outlay]:
     for role, used in (*sorted(r.spent.by_role.items(), key=lambda one: -one[1].calls), ("", r.spent.total)):
         if r.spent.by_role:
-            yield Outlay(_ROLES.get(role, role) if role else "all", (
-                ("calls", f"{used.calls:,}"), ("input tokens", f"{used.input_tokens:,}"),
-                ("output tokens", f"{used.output_tokens:,}"), ("US dollars", _dollars(used)),
-                ("from the cache", f"{used.cache_hits:,}")))
+            yield Outlay(
+                _ROLES.get(role, role) if role else "all",
+                (
+                    ("calls", f"{used.calls:,}"),
+                    ("input tokens", f"{used.input_tokens:,}"),
+                    ("output tokens", f"{used.output_tokens:,}"),
+                    ("US dollars", _dollars(used)),
+                    ("from the cache", f"{used.cache_hits:,}"),
+                ),
+            )
 
 
 def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str, str]]:
@@ -305,12 +362,29 @@ def _flat(values: Mapping[str, object], before: str = "") -> Iterator[tuple[str,
 
 def markdown(r: RunReport) -> str:
     """Return the report as Markdown; what models wrote stands in fences, or with its marks escaped."""
-    lines = [f"# {r.compiler}", "", f"**{_plain(r.verdict.text)}**", "", _plain(r.verdict.grounds), "",
-             *_table(("figure", "value", ""), [(h.name, h.value, h.aside) for h in headlines(r)]),
-             "## The prompt against the student", "", *_fenced(r.diff() or "(unchanged)", "diff")]
+    lines = [
+        f"# {r.compiler}",
+        "",
+        f"**{_plain(r.verdict.text)}**",
+        "",
+        _plain(r.verdict.grounds),
+        "",
+        *_table(("figure", "value", ""), [(h.name, h.value, h.aside) for h in headlines(r)]),
+        "## The prompt against the student",
+        "",
+        *_fenced(r.diff() or "(unchanged)", "diff"),
+    ]
     if r.moves:
-        rows = [(m.move, f"{m.made:,}", f"{m.above} of {m.compared}" if m.compared else "–",
-                 r.scoring.change(m.change), r.scoring.score(m.best)) for m in r.moves]
+        rows = [
+            (
+                m.move,
+                f"{m.made:,}",
+                f"{m.above} of {m.compared}" if m.compared else "–",
+                r.scoring.change(m.change),
+                r.scoring.score(m.best),
+            )
+            for m in r.moves
+        ]
         lines += ["## Moves", "", *_table(("move", "made", "above its parent", "mean change", "best score"), rows)]
     if r.contrasts:
         names = [fate_words(fate, r.unchanged) for fate in FATES]
@@ -373,9 +447,18 @@ def json_data(r: RunReport) -> dict[str, Json]:
 
 def _member(member: Member) -> dict[str, object]:
     origin = member.candidate.origin
-    return {"id": member.candidate.id, "rank": member.rank, "move": origin.move, "parents": list(origin.parents),
-            "score": member.score, "n": member.n, "generation": member.generation, "step": member.step,
-            "size": member.candidate.size, "roles": list(member.roles)}
+    return {
+        "id": member.candidate.id,
+        "rank": member.rank,
+        "move": origin.move,
+        "parents": list(origin.parents),
+        "score": member.score,
+        "n": member.n,
+        "generation": member.generation,
+        "step": member.step,
+        "size": member.candidate.size,
+        "roles": list(member.roles),
+    }
 
 
 def _data(value: object) -> Json:
@@ -391,5 +474,3 @@ def _data(value: object) -> Json:
     if isinstance(value, str):
         return sound(value)
     return value if isinstance(value, int) or value is None else text_of(value)
-
-

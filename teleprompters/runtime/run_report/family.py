@@ -95,8 +95,9 @@ class FamilyPicture:
     left_out: int
 
 
-def family_of(trials: Sequence[Trial], steps: Sequence[StepRecord], student: str, returned: str,
-              front: Sequence[str]) -> tuple[Member, ...]:
+def family_of(
+    trials: Sequence[Trial], steps: Sequence[StepRecord], student: str, returned: str, front: Sequence[str]
+) -> tuple[Member, ...]:
     """Return all scored candidates, best first, with their place among the others.
 
     Args:
@@ -114,9 +115,18 @@ def family_of(trials: Sequence[Trial], steps: Sequence[StepRecord], student: str
     generations, whole = _generations(known), _whole(trials)
     roles = {"student": {student}, "returned": {returned}, "front": set(front)}
     return tuple(
-        Member(rank, t.candidate, t.mean, t.n, generations[t.candidate.id], first.get(t.candidate.id),
-               tuple(role for role, ids in roles.items() if t.candidate.id in ids), t.n < whole)
-        for rank, t in enumerate(sorted(trials, key=lambda t: t.n < whole), 1))
+        Member(
+            rank,
+            t.candidate,
+            t.mean,
+            t.n,
+            generations[t.candidate.id],
+            first.get(t.candidate.id),
+            tuple(role for role, ids in roles.items() if t.candidate.id in ids),
+            t.n < whole,
+        )
+        for rank, t in enumerate(sorted(trials, key=lambda t: t.n < whole), 1)
+    )
 
 
 def _whole(trials: Sequence[Trial]) -> int:
@@ -170,8 +180,14 @@ def _tally(move: str, made: Sequence[Trial], by_id: Mapping[str, Trial], whole: 
             pairs = zip(child.scores, by_id[parents[0]].scores, strict=True)
             changes += [mean(both)] if (both := [a - b for a, b in pairs if a is not None and b is not None]) else []
     scored = [trial.mean for trial in made if trial.n >= whole and not math.isnan(trial.mean)]
-    return MoveTally(move, len(made), sum(change > 0 for change in changes), len(changes), mean(changes),
-                     max(scored, default=math.nan))
+    return MoveTally(
+        move,
+        len(made),
+        sum(change > 0 for change in changes),
+        len(changes),
+        mean(changes),
+        max(scored, default=math.nan),
+    )
 
 
 def picture_of(members: Sequence[Member], returned: str, factor: float) -> FamilyPicture | None:
@@ -197,10 +213,15 @@ def picture_of(members: Sequence[Member], returned: str, factor: float) -> Famil
         x = _LEFT + (m.generation + 0.5 + 0.7 * aside) * width
         places[m.candidate.id] = f"{x:.0f}", y(factor * m.score)
     on_top = sorted(drawn, key=lambda m: m.candidate.id in line)
-    edges = [(*places[m.candidate.origin.parents[0]], *places[m.candidate.id], m.candidate.id in line)
-             for m in on_top if m.candidate.origin.parents and m.candidate.origin.parents[0] in places]
-    nodes = [FamilyMember(*places[m.candidate.id], _role(m, line), f"{m.candidate.origin.move}, {factor * m.score:.3g}")
-             for m in on_top]
+    edges = [
+        (*places[m.candidate.origin.parents[0]], *places[m.candidate.id], m.candidate.id in line)
+        for m in on_top
+        if m.candidate.origin.parents and m.candidate.origin.parents[0] in places
+    ]
+    nodes = [
+        FamilyMember(*places[m.candidate.id], _role(m, line), f"{m.candidate.origin.move}, {factor * m.score:.3g}")
+        for m in on_top
+    ]
     generations = [Tick(f"{_LEFT + (k + 0.5) * width:.0f}", str(k)) for k in range(0, depth + 1, 1 + depth // 16)]
     return FamilyPicture(tuple(nodes), tuple(edges), tuple(generations), ticks(y, False), len(scored) - len(drawn))
 

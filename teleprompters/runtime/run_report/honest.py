@@ -107,7 +107,10 @@ def p_words(p_value: float) -> str:
 
 
 def verdict_of(
-    scoring: Scoring, gain: Gain | None, unchanged: str, select: tuple[Estimate95 | None, Estimate95 | None],
+    scoring: Scoring,
+    gain: Gain | None,
+    unchanged: str,
+    select: tuple[Estimate95 | None, Estimate95 | None],
     differences: Sequence[float],
 ) -> GainVerdict:
     """Return what came out of a compile.
@@ -126,9 +129,11 @@ def verdict_of(
         return GainVerdict("none", unchanged, f"{chosen}; the student's score on them is {score}.")
     if gain is None or not gain.n:
         return GainVerdict(
-            "unknown", "Whether the new prompt is better cannot be told: it was not measured on fresh examples.",
+            "unknown",
+            "Whether the new prompt is better cannot be told: it was not measured on fresh examples.",
             f"{chosen}: {scoring.estimate(select[1])} against the student's {scoring.estimate(select[0])}. That is "
-            "optimistic, for the prompt was chosen by these very examples.")
+            "optimistic, for the prompt was chosen by these very examples.",
+        )
     examples = f"{gain.n} fresh example{'s' if gain.n > 1 else ''} that no decision of the search had seen"
     between = scoring.interval(gain.low, gain.high)
     sure = f"95 % interval {between}, " if between else ""
@@ -140,8 +145,11 @@ def verdict_of(
         more = "" if gain.difference > 0 else ": keep the student"
         return GainVerdict(tone, f"{text} ({sure}n = {gain.n}, {p_words(gain.p_value)}){more}.", grounds)
     text = f"No gain can be told: {scoring.change(gain.difference)} {'points' if scoring.percent else 'in the score'}"
-    return GainVerdict("none", f"{text} against the student ({sure}n = {gain.n}, {p_words(gain.p_value)}).",
-                   f"{grounds}{_torn(gain)}{_more(scoring, gain, differences)}")
+    return GainVerdict(
+        "none",
+        f"{text} against the student ({sure}n = {gain.n}, {p_words(gain.p_value)}).",
+        f"{grounds}{_torn(gain)}{_more(scoring, gain, differences)}",
+    )
 
 
 def _torn(gain: Gain) -> str:

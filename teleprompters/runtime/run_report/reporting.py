@@ -76,7 +76,7 @@ class RunReport:
         if not compilation.record:
             raise ValueError("this compilation has no record to report on: it was made by an earlier version")
         report = cls._of(stored_of(compilation.record), compilation.run_dir, "the compilation's record")
-        later = compilation.notes[len(report.notes):]  # what became of writing the record is not in it
+        later = compilation.notes[len(report.notes) :]  # what became of writing the record is not in it
         return report if not later else cls._with(report, later)
 
     @classmethod
@@ -199,8 +199,11 @@ class RunReport:
         """The examples won and lost: the fresh ones, which count, and those that prompts were chosen by."""
         splits = (("fresh", self._fresh, "fresh"), ("selection", self._select, "select"))
         top = self._right()
-        found = [contrast_of(name, *scores, self._stored.shown.get(key, [])[:len(scores[0])], top)
-                 for name, scores, key in splits if len(scores[0]) == len(scores[1])]
+        found = [
+            contrast_of(name, *scores, self._stored.shown.get(key, [])[: len(scores[0])], top)
+            for name, scores, key in splits
+            if len(scores[0]) == len(scores[1])
+        ]
         return tuple(one for one in found if any(case.fate != "missing" for case in one.cases))
 
     def _right(self) -> float:
@@ -258,8 +261,12 @@ def _from_journal(directory: Path, stored: StoredRun) -> dict[str, list[StoredVi
     except RecordError:  # a copy without its journal has no words, but its scores
         return {}
     rows = [
-        view_of(known.id, known.inputs, known.labels,
-                *(outcomes.get(one, {}).get(known.id) for one in (stored.baseline, stored.best)))
+        view_of(
+            known.id,
+            known.inputs,
+            known.labels,
+            *(outcomes.get(one, {}).get(known.id) for one in (stored.baseline, stored.best)),
+        )
         for known in stored.select[:MOST_SHOWN]
     ]
     return _VIEWS.validate_python({"select": rows})

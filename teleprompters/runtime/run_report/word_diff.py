@@ -60,9 +60,9 @@ def word_diff(before: str, after: str) -> tuple[Piece, ...]:
         old, new = _LINES.findall(before), _LINES.findall(after)
     head = _in_common(old, new)
     tail = _in_common(old[head:][::-1], new[head:][::-1])
-    ends = "".join(old[:head]), "".join(old[len(old) - tail:])
+    ends = "".join(old[:head]), "".join(old[len(old) - tail :])
     alike = len(ends[0]) + len(ends[1])
-    old, new = old[head:len(old) - tail], new[head:len(new) - tail]
+    old, new = old[head : len(old) - tail], new[head : len(new) - tail]
     matcher = difflib.SequenceMatcher(str.isspace, old, new, autojunk=len(old) + len(new) > _MOST)
     if alike < _ALIKE * max(len(before), len(after)) and matcher.ratio() < _ALIKE:
         return tuple(_joined([Piece("gone", before), Piece("new", after)]))
