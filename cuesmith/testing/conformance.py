@@ -572,8 +572,8 @@ class CompilerConformance:
         missing = {
             tuple(i for i, score in enumerate(trial.scores) if score is None)
             for trial in found.candidates
-            if trial.n == found.baseline.select.n
-        }  # type: ignore[union-attr]
+            if trial.n == found.baseline.select.n  # type: ignore[union-attr]
+        }
         assert len(missing) == 1, "candidates were compared on different examples"
         self.check(ran)
 
