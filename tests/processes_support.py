@@ -162,6 +162,7 @@ def _serve(link: socket.socket) -> Mapping[str, Any]:
 def _run(order: Mapping[str, Any]) -> None:
     """Be what a new interpreter would be for `-c CODE ARGUMENTS`."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))  # noqa: SIM115
     os.chdir(order["cwd"])
     os.environ.clear()
     os.environ.update(order["env"])

@@ -297,7 +297,7 @@ def test_a_fault_is_found(
         ("async def f():\n    await asyncio.sleep(1)", "asyncio.sleep("),
         ("async def f(run):\n    await asyncio.wait_for(run.ask(), 3)", "asyncio.wait_for("),
         ("from cuesmith.teleprompters.runtime.effects import effects_of", "runtime.effects"),
-        ("\n" * 251, "251 lines"),
+        ("\n" * 281, "281 lines"),
     ],
 )
 def test_impure_source_is_found(source: str, fault: str) -> None:

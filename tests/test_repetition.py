@@ -89,7 +89,7 @@ def test_entropy_against_scipy(counts: tuple[int, ...]) -> None:
 
 def test_a_bootstrap_sample_has_as_many_units() -> None:
     drawn = resamples(7, np.random.default_rng(0))
-    assert drawn.shape == (2000, 7) and set(drawn.sum(axis=1)) == {7.0}
+    assert drawn.shape == (1000, 7) and set(drawn.sum(axis=1)) == {7.0}
     assert drawn.mean(axis=0) == pytest.approx(np.ones(7), abs=0.1)
     assert drawn.var() == pytest.approx(6 / 7, abs=0.05)
 

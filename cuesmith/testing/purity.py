@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cuesmith.teleprompters.compiler import Compiler
 
-MOST_LINES = 250
+MOST_LINES = 280
 """Lines of a compiler's file."""
 
 _IMPURE_MODULES = frozenset(
