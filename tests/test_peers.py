@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import io
 import itertools
 import json
 import os
@@ -43,6 +44,7 @@ from cuesmith import Budget, EmbeddedLM, SimulatedOptimizer
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.peers import COPRO, GEPA, MIPRO, SIMBA, Bootstrap, Peer
 from cuesmith.teleprompters.peers.hosting import Host
+from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Plan
@@ -604,3 +606,18 @@ def test_prints_of_others_pass_while_dspys_are_dropped(capfd: pytest.CaptureFixt
 if __name__ == "__main__":
     killable(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
     os._exit(0)
+
+
+def test_a_block_that_was_left_behind_lets_nothing_of_later_ones_through(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    left, streams = quiet(), (io.StringIO(), io.StringIO())
+    left.__enter__()
+    for stream in streams:
+        monkeypatch.setattr(sys, "stdout", stream)
+        with quiet(), dspy.context(**{MARK: True}):
+            exec("print('dropped')", {"__name__": "dspy.evaluate"})
+            exec("print('kept')", {"__name__": "app"})
+        assert sys.stdout is stream and stream.getvalue() == "kept\n"
+    left.__exit__(None, None, None)
+    assert sys.stdout is streams[1]

@@ -21,14 +21,13 @@ MARK = "cuesmith_hosted"
 
 _LIBRARIES = frozenset({"dspy", "gepa", "optuna", "tqdm"})
 _lock = threading.Lock()
-_open = 0
 
 
 class _Muffler:
     """Stands in for a standard stream, and is the stream in all but that hosted libraries' text is dropped."""
 
     def __init__(self, stream: TextIO) -> None:
-        self.stream = stream
+        self.stream, self.blocks = stream, 0
 
     def write(self, text: str) -> int:
         """Write what is not a hosted library's."""
@@ -47,23 +46,32 @@ def _is_hosted() -> bool:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Drop what hosted libraries write, as long as the block lasts."""
-    global _open
+    """Drop what hosted libraries write, as long as the block lasts.
+
+    A block that was left behind holds the streams of its time alone: those that have come since are muffled anew.
+    """
     with _lock:
-        _open += 1
-        if _open == 1 and sys.stdout is not None and sys.stderr is not None:
-            sys.stdout, sys.stderr = cast(TextIO, _Muffler(sys.stdout)), cast(TextIO, _Muffler(sys.stderr))
+        held = [] if None in (sys.stdout, sys.stderr) else [_muffled(sys.stdout), _muffled(sys.stderr)]
+        if held:
+            sys.stdout, sys.stderr = cast(list[TextIO], held)
     try:
         yield
     finally:
         with _lock:
-            _open -= 1
-            if not _open:  # whoever replaced a stream meanwhile puts it back himself: a muffler left over lets all pass
-                sys.stdout, sys.stderr = _plain(sys.stdout), _plain(sys.stderr)
+            for muffler in held:
+                muffler.blocks -= 1
+            # Whoever replaced a stream meanwhile puts it back himself: a muffler left over lets all pass.
+            sys.stdout, sys.stderr = _plain(sys.stdout), _plain(sys.stderr)
+
+
+def _muffled(stream: TextIO) -> _Muffler:
+    muffler = stream if isinstance(stream, _Muffler) else _Muffler(stream)
+    muffler.blocks += 1
+    return muffler
 
 
 def _plain(stream: TextIO) -> TextIO:
-    return stream.stream if isinstance(stream, _Muffler) else stream
+    return stream.stream if isinstance(stream, _Muffler) and not stream.blocks else stream
 
 
 def quieten(logger: str) -> None:
