@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import copyreg
 import dataclasses
 import datetime
 import decimal
@@ -214,6 +215,12 @@ def test_copies_are_equal() -> None:
     assert fingerprint([shared, shared]) == fingerprint([[1, 2], [1, 2]])
     assert fingerprint(np.asfortranarray(np.arange(6).reshape(2, 3))) == fingerprint(np.arange(6).reshape(2, 3))
     assert fingerprint(frame([1, 2]).copy()) == fingerprint(frame([1, 2])[["a", "b"]])
+
+
+def test_an_exception_is_the_same_whatever_has_been_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = fingerprint(ValueError("a"))
+    monkeypatch.setitem(copyreg.dispatch_table, ValueError, lambda error: (ValueError, (), {"traceback": None}))
+    assert fingerprint(ValueError("a")) == before != fingerprint(ValueError("b"))
 
 
 def test_the_same_in_another_process() -> None:

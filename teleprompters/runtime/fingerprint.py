@@ -641,7 +641,8 @@ def _whole(reader: _Reader, value: object) -> str:
 
 
 def _reduced(value: Any) -> Any:
-    known = copyreg.dispatch_table.get(type(value))
+    # What Dask has entered for all exceptions as it was imported is no part of them.
+    known = None if isinstance(value, BaseException) else copyreg.dispatch_table.get(type(value))
     return known(value) if known is not None else value.__reduce_ex__(4)
 
 
