@@ -133,6 +133,8 @@ def check(
     budget: Budget | None = None,
     seed: int = 0,
     compilers: Sequence[str] | None = None,
+    trainset: Sequence[dspy.Example] | None = None,
+    valset: Sequence[dspy.Example] | None = None,
     sample: int = SAMPLE,
     draws: int = DRAWS,
     run_dir: str | os.PathLike[str] | None = None,
@@ -152,6 +154,8 @@ def check(
         budget: Hard caps over all of it.
         seed: Chooses the sample.
         compilers: Names of those whose cost is wanted; all by default.
+        trainset: As a compile would be given it, for what that keeps for its report and costs; `data` by default.
+        valset: Likewise; None if there would be none.
         sample: Examples that the program is scored on, at most.
         draws: Of the same example, to see how steady scores are; 1 draws none again.
         run_dir: Keeps a journal: the same check goes on there, and pays for no recorded call again.
@@ -201,7 +205,8 @@ def check(
     failed = _conducted(session)
     student = session.effects.so_far(session.effects.baseline, plan.sample)
     lms = models_of(program, target, target)
-    fresh = split_examples(data, None, seed=seed, n_select=Compiler.scoring, n_fresh=FRESH_EXAMPLES).fresh
+    trained = data if trainset is None else trainset
+    fresh = split_examples(trained, valset, seed=seed, n_select=Compiler.scoring, n_fresh=FRESH_EXAMPLES).fresh
     figures = figures_of(seen, student, data, len(fresh), deterministic=all(map(_is_steady, lms)))
     stopped = session.gate.stopped_by
     found = conclude(figures, failed=failed, stopped_by=stopped)
@@ -211,7 +216,13 @@ def check(
         found.worth,
         figures,
         compile_costs(
-            program, named, metric=metric, trainset=data, optimizer_lm=optimizer, run_price=_run_price(session, target)
+            program,
+            named,
+            metric=metric,
+            trainset=trained,
+            valset=valset,
+            optimizer_lm=optimizer,
+            run_price=_run_price(session, target),
         ),
         bound,
         session.ledger.spent(),

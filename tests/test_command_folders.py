@@ -75,6 +75,18 @@ def test_a_check_is_shown_as_what_it_is(here: Path, capsys: pytest.CaptureFixtur
     assert status == 2 and "holds no compile, but the scores of a check" in err
 
 
+def test_a_check_foresees_the_compile_that_follows_it(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = [{"question": f"{k} {k + 7} {k + 3}", "answer": str(k + 7)} for k in range(10, 40)]
+    (here / "max.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ("question -> answer", "--data", "max.jsonl")
+    found = json.loads(called(capsys, "check", *words, "--compilers", "opro", "--json")[1])
+    planned = json.loads(called(capsys, "compile", *words, "--compiler", "opro", "--dry-run", "--json")[1])
+    assert found["costs"][0]["calls"] == planned["calls"]
+    made = json.loads(called(capsys, "compile", *words, "--budget", "calls=40", "--json")[1])
+    (kept,) = (note["text"] for note in made["notes"] if note["kind"] == "power")
+    assert kept.startswith(f"{found['fresh']['examples']} fresh examples measure the gain")
+
+
 def test_no_command_takes_the_folder_of_another(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (*TASK, "--budget", "calls=40", "--run-dir", "one")
     assert called(capsys, "compile", *words)[0] == 0

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
     from cuesmith.teleprompters.compiler import Compiler
     from cuesmith.teleprompters.runtime.compilation import Compiled, Forecast
 
+TRAIN, VALIDATION = 40, 150
+"""Examples of a compile, unless told otherwise."""
+
 _OWN = {"metric", "optimizer_lm", "budget", "seed", "search"}
 _NOT_HERE = {"callbacks", "progress", "executor"}
 
@@ -101,8 +104,8 @@ class CompileOptions(WorkOptions):
     compiler: Compiling = "iterative-ape"
     search: Annotated[str | None, metavar("FORM")] = None
     option: OwnOptions = ()
-    train_size: Count = 40
-    validation_size: Count = 150
+    train_size: Count = TRAIN
+    validation_size: Count = VALIDATION
     save: Annotated[Path | None, metavar("FILE")] = None
     dry_run: bool = False
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, listed, model, of, only_one, seed
-from cuesmith.programs.commands.compiling import OwnOptions, check_options, compiler_known, options_of, save_program
+from cuesmith.programs.commands.compiling import (
+    TRAIN,
+    VALIDATION,
+    OwnOptions,
+    check_options,
+    compiler_known,
+    options_of,
+    save_program,
+)
 from cuesmith.programs.commands.run_folders import CONTEST, PROGRAM, KeptResult
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
@@ -19,6 +27,7 @@ from cuesmith.programs.commands.workbench import (
     prepare,
     print_json,
     print_text,
+    read_again,
 )
 
 if TYPE_CHECKING:
@@ -54,11 +63,13 @@ def check(options: CheckOptions) -> int:
 
         work = prepare(options, Sizes())
         task = work.task
+        given = read_again(options, work, Sizes(TRAIN, VALIDATION, 1))  # as `cuesmith compile` reads it
         with context_of(work), kept_run("check", options, work, "check", _nothing_compiled) as folder:
             found = checked(
                 work.program, metric=work.metric, data=[*task.train, *task.validation, *task.test], lm=work.target,
                 optimizer_lm=work.optimizer, budget=budget_of(options.budget), seed=options.seed,
-                compilers=options.compilers, run_dir=folder, max_in_flight=work.in_flight)  # fmt: skip
+                compilers=options.compilers, trainset=given.train, valset=given.validation, run_dir=folder,
+                max_in_flight=work.in_flight)  # fmt: skip
     text, data = found.to_markdown(), {"run_dir": str(folder), **found.to_json()}
     KeptResult(data, text).write(folder)
     if options.json:

@@ -145,6 +145,14 @@ def prepare(options: WorkOptions, sizes: "Sizes", lms: Sequence[str] = ()) -> Pr
     return PreparedWork(program, task, task.metric, target, optimizer, names, in_flight, simulated)
 
 
+def read_again(options: WorkOptions, work: PreparedWork, sizes: "Sizes") -> "Task":
+    """Read the data in other sizes; what is to be said of it has been said."""
+    metric = work.metric if metric_place(options.metric) is not None else options.metric
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _task(options, work.program, metric, sizes)
+
+
 def _is_no_stop(record: logging.LogRecord) -> bool:
     """Leave out what a compile says of an interrupt to Python code: the command says how to go on by itself."""
     return not record.getMessage().startswith("interrupted ")
