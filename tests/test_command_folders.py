@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 import dspy
@@ -99,6 +100,12 @@ def test_no_command_takes_the_folder_of_another(here: Path, capsys: pytest.Captu
     with pytest.raises(JournalError, match="holds a run that is no comparison"):
         compare_compilers(dspy.Predict("question -> answer"), ["opro"], metric=task.metric,
                           trainset=task.train, testset=task.test, run_dir="one", lms="openai/none")  # fmt: skip
+
+
+def test_what_is_to_be_typed_can_be_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = called(capsys, "compile", *TASK, "--budget", "calls=40", "--run-dir", "my $(runs)")
+    assert status == 0 and "`cuesmith report 'my $(runs)'`" in out
+    assert f"cuesmith export {shlex.quote('my $(runs)')}" in out
 
 
 def test_a_run_has_its_own_program(here: Path, capsys: pytest.CaptureFixture[str]) -> None:

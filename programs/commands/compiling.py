@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import BadInput, Count, RunFailed, metavar, of
-from cuesmith.programs.commands.run_folders import PROGRAM
+from cuesmith.programs.commands.run_folders import PROGRAM, to_call
 from cuesmith.programs.commands.sources import budget_of, check_saved, check_writable
 from cuesmith.programs.commands.workbench import (
     PreparedWork,
@@ -224,7 +224,7 @@ def _shown(options: CompileOptions, work: PreparedWork, compiled: "Compiled", fo
             from cuesmith.programs.models import EMBEDDED, SIMULATED
 
             lines += [SIMULATED.caveat, "", EMBEDDED.caveat, ""]
-        lines += [f"- saved: {saved}", f"- the report as a page: `cuesmith report {folder}`",
-                  f"- the prompt for use elsewhere: `cuesmith export {folder}`"]  # fmt: skip
+        lines += [f"- saved: {saved}", f"- the report as a page: `{to_call('report', folder)}`",
+                  f"- the prompt for use elsewhere: `{to_call('export', folder)}`"]  # fmt: skip
         print_text("\n".join(lines))
     return ended(compilation.stopped_by)

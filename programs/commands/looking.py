@@ -23,6 +23,7 @@ from cuesmith.programs.commands.run_folders import (
     found,
     line_of,
     result_of,
+    to_call,
 )
 from cuesmith.programs.commands.workbench import TargetOptions, aside, print_json, print_text
 
@@ -146,7 +147,7 @@ def report(options: ReportOptions) -> int:
     """Write a run's report as one page for a browser; it needs no network and no scripts."""
     if result_of(options.run_dir) is not None:
         here = options.run_dir
-        raise BadInput(f"{here}: is no compile; cuesmith show {here} prints what was found{_inside(here)}")
+        raise BadInput(f"{here}: is no compile; {to_call('show', here)} prints what was found{_inside(here)}")
     page, path = _read(options.run_dir).to_html(), options.output or options.run_dir / "report.html"
     try:
         path.write_text(page, encoding="utf-8", errors="replace")
@@ -163,7 +164,7 @@ def _read(folder: Path) -> "RunReport":
         if (folder / JOURNAL).is_file():
             if line_of(folder).state == "running":
                 raise BadInput(f"{folder}: the run in it is still going on")
-            go_on = f"cuesmith resume {folder}" if (folder / FILE).is_file() else "run the same code again"
+            go_on = to_call("resume", folder) if (folder / FILE).is_file() else "run the same code again"
             raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
         raise BadInput(f"{folder}: no run in it{_inside(folder)}")
     be_offline(models=False)
@@ -264,7 +265,7 @@ def _program(options: ExportOptions) -> "Iterator[dspy.Module]":
         raise BadInput(f"{'--cot' if options.cot else '--state'}: not with a run: {options.target} has its own program")
     state, kept = folder / PROGRAM, KeptCommand.of_compile(Path(options.target))
     if kept.command not in _MAKERS or not state.is_file():
-        go_on = f"; to go on with the run: cuesmith resume {options.target}" if kept.command == "compile" else ""
+        go_on = f"; to go on with the run: {to_call('resume', options.target)}" if kept.command == "compile" else ""
         raise BadInput(f"{options.target}: no compiled program in it{go_on}{_inside(folder)}")
     try:
         with contextlib.chdir(kept.directory):

@@ -16,7 +16,7 @@ from cuesmith.programs.commands.compiling import (
     options_of,
     save_program,
 )
-from cuesmith.programs.commands.run_folders import CONTEST, PROGRAM, KeptResult
+from cuesmith.programs.commands.run_folders import CONTEST, PROGRAM, KeptResult, to_call
 from cuesmith.programs.commands.sources import budget_of
 from cuesmith.programs.commands.workbench import (
     WorkOptions,
@@ -168,11 +168,12 @@ def _kept(contest: "Contest") -> Path | None:
 def _going_home(contest: "Contest", best: Path | None, folder: Path) -> list[str]:
     """Say where the programs are."""
     if best is None or contest.best is None:
-        return ["- the best here: the student, as far as can be told", f"- all compiles: `cuesmith runs {folder}`"]
+        return ["- the best here: the student, as far as can be told", f"- all compiles: `{to_call('runs', folder)}`"]
     row = contest.best
     return [f"- the best here: {row.compiler}, seed {row.seed}, on {row.model}; its program is {best / PROGRAM}",
-            f"- how it came about: `cuesmith report {best}`; the prompt for use elsewhere: `cuesmith export {best}`",
-            f"- all compiles: `cuesmith runs {folder}`"]  # fmt: skip
+            f"- how it came about: `{to_call('report', best)}`",
+            f"- its prompt for use elsewhere: `{to_call('export', best)}`",
+            f"- all compiles: `{to_call('runs', folder)}`"]  # fmt: skip
 
 
 def _nothing_compiled(_program: object, _folder: Path) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import fcntl
 import json
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -67,7 +68,7 @@ class KeptCommand:
         if (made := _command_in(folder)) not in (None, self.command):
             raise BadInput(
                 f"--run-dir {folder}: holds a run of cuesmith {made}: give a new folder, or go on with that "
-                f"by cuesmith resume {folder}"
+                f"by {to_call('resume', folder)}"
             )
         data = {"format": FORMAT, "created": datetime.now(UTC).isoformat(timespec="seconds")}
         text = json.dumps({**data, **vars(self), "about": dict(self.about)}, indent=1)
@@ -190,6 +191,11 @@ def words_of(options: Any) -> tuple[str, ...]:
         several = value if isinstance(value, tuple) else (value,)
         words += [name] if value is True else [f"{name}={one}" for one in several]
     return tuple(words)
+
+
+def to_call(command: str, folder: Path | str) -> str:
+    """Return what a person types to call a command on a folder."""
+    return f"cuesmith {command} {shlex.quote(str(folder))}"
 
 
 def new_folder(compiler: str, task: str) -> Path:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
-from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder
+from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder, to_call
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
 from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
@@ -339,7 +339,7 @@ def kept_run(
         yield folder
     except (Interrupted, Terminated) as stop:
         how_far = reached(stop.program, folder)
-        raise type(stop)(f"interrupted: {how_far}; to go on: cuesmith resume {folder}", stop.program) from None
+        raise type(stop)(f"interrupted: {how_far}; to go on: {to_call('resume', folder)}", stop.program) from None
     kept.write(folder)
 
 
