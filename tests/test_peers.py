@@ -6,6 +6,7 @@ As a script it compiles once, to be killed: python tests/test_peers.py NAME RUN_
 from __future__ import annotations
 
 import asyncio
+import builtins
 import gc
 import io
 import itertools
@@ -603,11 +604,6 @@ def test_prints_of_others_pass_while_dspys_are_dropped(capfd: pytest.CaptureFixt
     assert "judged" in out and not out.replace("judged", "").strip() and err == ""
 
 
-if __name__ == "__main__":
-    killable(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
-    os._exit(0)
-
-
 def test_a_block_that_was_left_behind_lets_nothing_of_later_ones_through(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -621,3 +617,20 @@ def test_a_block_that_was_left_behind_lets_nothing_of_later_ones_through(
         assert sys.stdout is stream and stream.getvalue() == "kept\n"
     left.__exit__(None, None, None)
     assert sys.stdout is streams[1]
+
+
+def test_dspys_prints_are_dropped_when_something_stands_in_for_print(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As Ray does for good in every process that has asked a cluster's worker for anything."""
+    ray = pytest.importorskip("ray.experimental.tqdm_ray")
+    monkeypatch.setattr(builtins, "print", ray.safe_print)
+    with quiet(), dspy.context(**{MARK: True}):
+        exec("print('dropped')", {"__name__": "dspy.evaluate"})
+        exec("print('kept')", {"__name__": "app"})
+    assert capfd.readouterr() == ("kept\n", "")
+
+
+if __name__ == "__main__":
+    killable(sys.argv[1], Path(sys.argv[2]), Path(sys.argv[3]))
+    os._exit(0)

@@ -7,11 +7,13 @@ its own threads. What anything else writes, a metric's own prints included, pass
 
 from __future__ import annotations
 
+import builtins
 import logging
 import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import FrameType
 from typing import Any, TextIO, cast
 
 import dspy
@@ -31,13 +33,19 @@ class _Muffler:
 
     def write(self, text: str) -> int:
         """Write what is not a hosted library's."""
-        writer = str(sys._getframe(1).f_globals.get("__name__", ""))
-        if writer.partition(".")[0] in _LIBRARIES and _is_hosted():
+        if _library(sys._getframe(1)) in _LIBRARIES and _is_hosted():
             return len(text)
         return self.stream.write(text)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stream, name)
+
+
+def _library(frame: FrameType) -> str:
+    """Return the top package of the code that writes, through whatever Ray or others have put in `print`'s place."""
+    stands_in = getattr(builtins.print, "__code__", None)
+    writer = frame.f_back if frame.f_code is stands_in and frame.f_back else frame
+    return str(writer.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def _is_hosted() -> bool:
