@@ -87,3 +87,15 @@ score_program(dspy.Predict("question -> answer"), [example], lambda e, p: 1, lm=
 print("completion" in object.__getattribute__(sys.modules["litellm"], "__dict__"))
 """
     assert run(code).split()[-1] == "True"
+
+
+def test_looking_for_keys_loads_nothing() -> None:
+    code = """
+import sys, litellm, openai
+litellm.completion
+from cuesmith.teleprompters.runtime.redaction import Redactor
+before = set(sys.modules)
+Redactor([])
+print(len(set(sys.modules) - before))
+"""
+    assert run(code) == "0"

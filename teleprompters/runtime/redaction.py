@@ -355,7 +355,8 @@ def _of_global(name: str, value: object) -> Iterator[str]:
     if name == "credential_list" and isinstance(value, list):
         for item in value:
             yield from _secrets(name, getattr(item, "credential_values", None))
-    elif (isinstance(value, str) and not name.isupper()) or (name == "headers" and isinstance(value, Mapping)):
+    # By its type: asked for its class, a lazy global of openai's loads a thousand modules.
+    elif (issubclass(type(value), str) and not name.isupper()) or (name == "headers" and isinstance(value, Mapping)):
         yield from _secrets(name, value)
 
 
