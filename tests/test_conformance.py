@@ -79,6 +79,7 @@ LONG = (
     "Test_abo_frontier",
     "Test_prompt_agent_frontier",
     "Test_opro_frontier",
+    "Test_apo_sum",
 )
 """Suites whose code others run too: with `pytest -m slow`."""
 

@@ -981,7 +981,7 @@ def test_every_call_is_counted_for_its_role_and_every_reply_replayed(
     replays(ran, run(name, server, ran.run_dir))
 
 
-@pytest.mark.parametrize("in_flight", [1, 64])
+@pytest.mark.parametrize("in_flight", [pytest.param(1, marks=pytest.mark.slow), 64])
 @pytest.mark.parametrize("name", MAKERS)
 def test_a_cap_holds(name: str, in_flight: int, server: Provider, whole: Callable[[str], Ran], tmp_path: Path) -> None:
     """Not one call more arrives, every one is counted, and what was called in other threads is not waited for.
