@@ -340,7 +340,7 @@ def test_two_of_ours_and_one_of_dspys() -> None:
              >> APO(graded, callbacks=lambda event: steps.append(event) if isinstance(event, StepDone) else None,
                     **SMALL))  # fmt: skip
     with dspy.context(lm=target.lm("target")):
-        made = chain.compile(dspy.Predict("question -> answer"), trainset=examples(8, "t"), valset=examples(12, "v"))
+        made = chain.compile(dspy.Predict("question -> answer"), trainset=examples(8, "t"), valset=examples(24, "v"))
     found = made.compilation
     assert [event.record.step for event in steps] == list(range(len(steps))) and len(steps) > 4
     assert len([note for note in found.notes if note.kind == "stage"]) == 3

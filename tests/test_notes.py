@@ -116,6 +116,44 @@ def test_some_replies_that_cannot_be_used_are_counted_and_leave_the_verdict() ->
     assert said["verdict"] == "Nothing scored above the student: it is returned unchanged."
 
 
+@pytest.mark.parametrize(("gained", "lost"), [(2, 99), (99, 1)])
+def test_a_choice_that_is_behind_on_fresh_examples_is_given_up_unless_all_examples_speak_for_it(
+    gained: int, lost: int
+) -> None:
+    select: list[str] = []
+    fresh: list[str] = []
+
+    def target(system: str, user: str, n: int) -> str:
+        word, better = re.findall(r"say (\w+)", user)[-1], "BETTER" in system
+        searching.append(better)
+        if word.startswith("w"):  # to show the optimizer
+            return says(system, user, n)
+        part = fresh if any(searching) and word not in select else select
+        part += [] if word in part else [word]
+        wrong = better and fresh.index(word) < lost if part is fresh else not better and select.index(word) < gained
+        return chat({"answer": "no" if wrong else word})
+
+    searching: list[bool] = []
+    judged = [dspy.Example(question=f"say v{i}", answer=f"v{i}").with_inputs("question") for i in range(20)]
+    with dspy.context(lm=model(target)):
+        made = IterativeAPE(
+            exact, optimizer_lm=model(writes("BETTER"), "optimizer"), steps=1, initial=2, max_in_flight=1
+        )
+        found = made.compile(dspy.Predict("question -> answer"), trainset=TRAIN, valset=judged).compilation
+    student, best = found.baseline, max(found.candidates, key=lambda trial: trial.mean)
+    assert student.select is not None and student.select.mean < best.mean == 1.0
+    assert student.fresh is not None and student.fresh.mean == 1.0 and student.fresh.n == len(fresh) > 4
+    assert found.gain is not None
+    if lost == 1:
+        assert found.best.candidate != student.candidate and found.gain.difference == pytest.approx(-1 / len(fresh))
+        return
+    assert found.best.candidate == student.candidate and found.gain.difference == 0.0
+    assert kinds(found)["verdict"] == (
+        f"The best by the selection examples scored 1 less than the student on fresh ones (n = {len(fresh)}): "
+        "the student is returned unchanged."
+    )
+
+
 def test_a_search_that_goes_well_says_nothing_of_the_kind() -> None:
     said = kinds(compiled(IterativeAPE, writes("BETTER")))
     assert set(said) == {"length", "power", "verdict"} and "significant (n = " in said["verdict"]

@@ -92,9 +92,12 @@ def verdict(unchanged: bool, gain: Gain | None, needed: tuple[int, int] | None =
 
     Args:
         unchanged: Whether the student is returned.
-        gain: As it was measured.
+        gain: As it was measured; if the student is returned, that of a choice which was given up for it.
         needed: Fresh examples that would show a gain of 10 and of 5 points.
     """
+    if unchanged and gain is not None:
+        told = f"scored {-gain.difference:.2g} less than the student on fresh ones (n = {gain.n})"
+        return Note("verdict", f"The best by the selection examples {told}: the student is returned unchanged.")
     if unchanged:
         return Note("verdict", "Nothing scored above the student: it is returned unchanged.")
     if gain is None:

@@ -49,6 +49,9 @@ from cuesmith.teleprompters.runtime.throttle import Throttle
 REPORT_SHARE = 0.3
 """At most this share of a cap is kept for the final report. Ours."""
 
+_NO_GAIN = Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
+"""The student's over itself."""
+
 GRACE_S = 2.0
 """Seconds that what is under way may still take once the run was stopped by anything but a cap. Ours."""
 _TICK_S = 0.25
@@ -163,6 +166,7 @@ class Session:
         self.run = Run(self.effects)
         if (job.budget.calls, job.budget.tokens, job.budget.usd) != (None, None, None):
             self.throttle.fits = lambda runs: self.ledger.affords(self.ledger.largest, runs * self.effects.most_calls)
+        self._overruled: Gain | None = None
         self._holding = False
         self._releasing = threading.Lock()
         self._search: asyncio.Future[Candidate | None] | None = None
@@ -183,6 +187,8 @@ class Session:
             self._announce()
             best = await self._searched()
             gain = await self._reported(best)
+            if gain is not None and self._is_behind(best, gain):
+                self._overruled, best, gain = gain, self.effects.baseline, _NO_GAIN
             await self.gate.settled()
             return self._finished(best, gain)
         except (asyncio.CancelledError, KeyboardInterrupt):
@@ -387,7 +393,7 @@ class Session:
                 self.effects.note(f"No gain is reported: the run was stopped by {by}.", "stopped")
             return None
         if best == self.effects.baseline:
-            return Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
+            return _NO_GAIN
         self.ledger.hold(Budget())
         self.gate.release = lambda: False
         self.gate.reopen()
@@ -399,6 +405,18 @@ class Session:
             self.effects.note(text, "partial")
         gain = gain_of(self.effects.so_far(self.effects.baseline, fresh), self.effects.so_far(best, fresh))
         return gain if gain.n else None
+
+    def _is_behind(self, best: Candidate, gain: Gain) -> bool:
+        """Whether the fresh examples put the search's choice below the student, and all examples do not clearly above.
+
+        The best of many is chosen by few examples, so that chance is a part of its score. Ours.
+        """
+        effects, split = self.effects, self.job.split
+        if gain.difference >= 0.0:
+            return False
+        examples = [*split.select, *split.fresh]
+        overall = gain_of(effects.so_far(effects.baseline, examples), effects.so_far(best, examples))
+        return not (overall.significant and overall.difference > 0.0)
 
     def _compilation(self, best: Candidate, gain: Gain | None) -> Compilation:
         job, run, by = self.job, self.effects, self.gate.stopped_by
@@ -482,7 +500,7 @@ class Session:
         run, fresh = self.effects, self.job.split.fresh
         if best == run.baseline:
             if any(trial.candidate != run.baseline for trial in run.trials()):
-                return verdict(True, gain)
+                return verdict(True, self._overruled)
             used = self.ledger.spent().by_role.get("optimizer")
             return nothing_tried(seen, self.gate.stopped_by, used.calls if used else 0)
         pairs = zip(run.known(run.baseline, fresh), run.known(best, fresh), strict=True)
