@@ -85,7 +85,7 @@ def shell(where: Path, *words: str) -> subprocess.CompletedProcess[str]:
 def made(place: Path) -> dict[str, Any]:
     """What `cuesmith compile` says as JSON; the run is in `run`."""
     done = shell(place, "compile", "app.py:program", "--metric", "app.py:metric", *QUICK, "--run-dir", "run",
-                 "--save", "saved.json", "--option", "steps=1", "--json")  # fmt: skip
+                 "--save", "saved.json", "--option", "steps=1", "--seed", "1", "--json")  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert done.stderr == "" and done.stdout.count("\n") == 1
     data: dict[str, Any] = json.loads(done.stdout)
