@@ -21,14 +21,14 @@ from typing import TypedDict
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
+from cuesmith.teleprompters.runtime._dspy import has_no_price, is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.checks import number, whole
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
-from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
@@ -369,14 +369,16 @@ def check_prices(budget: Budget, lms: Sequence[dspy.BaseLM]) -> None:
     """Raise if a cap in dollars cannot be held with these models.
 
     Raises:
-        ValueError: If a model runs on a custom engine, whose price nobody knows.
+        ValueError: If a model runs on a custom engine, whose price nobody knows, or if its name has no known price.
     """
-    for lm in lms:
-        if budget.usd is not None and not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
+    for lm in lms if budget.usd is not None else ():
+        if not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
             raise ValueError(
                 f"Budget(usd={budget.usd}) cannot be held: {lm.model} runs on a custom engine, "
                 "whose price is unknown; cap calls= or tokens= instead"
             )
+        if has_no_price(lm):
+            raise UnknownPrice.of(budget, lm.model)
 
 
 def check_examples(name: str, examples: Sequence[dspy.Example], student: dspy.Module) -> None:
