@@ -15,7 +15,6 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TypedDict
 
 import dspy
@@ -23,7 +22,7 @@ from dspy.teleprompt import Teleprompter
 
 from cuesmith.teleprompters.runtime._dspy import has_no_price, is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import number, whole
+from cuesmith.teleprompters.runtime.checks import folder, number, whole
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
@@ -254,7 +253,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
             hedge=self.hedge,
-            run_dir=None if run_dir is None else Path(run_dir),
+            run_dir=folder("run_dir", run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
             shortest=self.shortest,

@@ -323,10 +323,8 @@ def test_a_program_that_returns_no_prediction_stops_the_run_at_its_first_answer(
     with pytest.raises(CompileError, match=told) as raised:
         small(toy_lm(engine), student=Bare(), max_in_flight=1)
     assert engine.calls == 1 and raised.value.stopped_by == "configuration"
-    # A metric that can judge it is served.
-    assert (
-        small(toy_lm(engine), student=Bare(), metric=lambda e, p: p == returned).compilation.baseline.select.mean == 1
-    )
+    served = small(toy_lm(engine), student=Bare(), metric=lambda e, p: p == returned).compilation
+    assert served.baseline.select.mean == 1.0, "a metric that can judge it"
 
 
 def test_one_answer_that_is_no_prediction_is_a_failure_of_the_program() -> None:
@@ -377,6 +375,8 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     ),
     (TypeError, "student must be", lambda: ToySearch(exact).compile("program", trainset=words(3))),
     (ValueError, "no predictors", lambda: ToySearch(exact).compile(dspy.Module(), trainset=words(3))),
+    (TypeError, "run_dir=5 must be the path of a folder", lambda: small(toy_lm(ToyEngine()), run_dir=5)),
+    (ValueError, "run_dir='' names no folder", lambda: small(toy_lm(ToyEngine()), run_dir="")),
     (ValueError, "no teacher", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), teacher=Two())),
     (TypeError, "budget=", lambda: ToySearch(exact, budget=5)),
     (TypeError, "metric must be callable", lambda: ToySearch("metric")),  # type: ignore[arg-type]
