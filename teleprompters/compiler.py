@@ -333,15 +333,19 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     @property
     def title(self) -> str:
-        """What records and displays call it: the class's name."""
-        return type(self).__name__
+        """What records and displays call it: the class's name, with its module if it is the name of another here."""
+        registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
+        title: str = registry.title_of(type(self))
+        return title
 
     @property
     def called(self) -> str:
-        """The name by which `cuesmith.compile` knows it; of one that has none the class's, in small letters."""
+        """The name by which `cuesmith.compile` knows it; of one that has none its title, in small letters."""
         registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
         name: str | None = registry.name_of(type(self))
-        return name or re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
+        if name is not None or "." in self.title:
+            return name or self.title
+        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.title).lower()
 
     @property
     def success(self) -> float | None:
