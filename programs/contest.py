@@ -585,6 +585,8 @@ def _lock(held: int, folder: Path) -> None:
     except BlockingIOError:
         told = f"run_dir {str(folder)!r} is in use: another comparison works in it. Give each its own directory"
         raise JournalError(told) from None
+    except OSError:  # a file system that locks no folders: each run's journal has its own lock
+        pass
 
 
 def _kept(path: Path, read: Callable[[Any], T]) -> T | None:
