@@ -15,6 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -214,6 +215,7 @@ def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:
         SystemExit: With status 2, after one line on standard error, if the call is wrong.
     """
     try:
+        _check_words(words)
         result = app(words, exit_on_error=False, print_error=False, help_on_error=False)
     except CycloptsError as error:
         sys.exit(complain(" ".join(("cuesmith", *(error.command_chain or ()))), _wrong(error), 2))
@@ -235,6 +237,19 @@ def call(app: App, words: Sequence[str], command: str = "cuesmith") -> int:
             raise
         return complain("cuesmith", f"{type(error).__name__}: {error} ({TRACEBACK}=1 shows where)", 1)
     return result if isinstance(result, int) else 0
+
+
+def _check_words(words: Sequence[str]) -> None:
+    """Raise if one is empty: as a path it would be the working directory.
+
+    Raises:
+        BadInput: If so; it names the option.
+    """
+    for before, word in pairwise(("", *words)):
+        option, equals, value = word.partition("=")
+        if not word or (word.startswith("--") and equals and not value):
+            named = option or (before if before.startswith("--") else "an argument")
+            raise BadInput(f"{named} is empty: give it a value, or leave it out")
 
 
 def call_alone(command: Callable[[Any], int], words: Sequence[str]) -> int:

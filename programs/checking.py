@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import dspy
 
@@ -22,7 +21,7 @@ from cuesmith.programs.verdicts import CheckFigures, Finding, conclude, figures_
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices, optimizer_model
 from cuesmith.teleprompters.runtime._dspy import is_free, models_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import folder, whole
 from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interruption, run_coroutine
@@ -194,7 +193,7 @@ def check(
         seed,
         max_in_flight,
         600.0,
-        None if run_dir is None else Path(run_dir),
+        folder("run_dir", run_dir),
         {"draws": draws},
         bound,
         callbacks,

@@ -7,6 +7,7 @@ takes the compile as the unit (`spread`). Source: ours.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 import dspy
 
@@ -30,7 +31,7 @@ from cuesmith.teleprompters.compiler import check_examples, check_prices, optimi
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
-from cuesmith.teleprompters.runtime.checks import whole
+from cuesmith.teleprompters.runtime.checks import folder, whole
 from cuesmith.teleprompters.runtime.corpus import gain_of
 from cuesmith.teleprompters.runtime.events import Callback, Event, SpentChanged
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
@@ -57,6 +58,8 @@ __all__ = [
 
 Models: TypeAlias = Mapping[str, dspy.BaseLM | str] | Sequence[dspy.BaseLM | str] | dspy.BaseLM | str
 """Models of a program: one, several, or label -> model."""
+
+T = TypeVar("T")
 
 HELD_OUT_SHARE = 0.5
 """At most this share of what is left of a cap is kept for held-out scores. Ours."""
@@ -140,7 +143,7 @@ def compare_compilers(
             f"Budget(calls={budget.calls}) is too small: the held-out scores of {len(compiles)} compiles and "
             f"{len(chosen)} students alone take {runs:,} calls"
         )
-    with _folder(run_dir) as folder:
+    with _folder(run_dir) as place:
         running = _Running(
             program,
             named,
@@ -151,7 +154,7 @@ def compare_compilers(
             chosen,
             writer,
             budget,
-            folder,
+            place,
             run_dir is not None,
             max_in_flight,
             tuple(callbacks),
@@ -231,10 +234,12 @@ class _Running:
     share: Budget = field(default_factory=Budget)
     used: Usage = field(default_factory=Usage)
     left: list[_Compile] = field(default_factory=list)
+    before: dict[_Compile, float] = field(default_factory=dict)
 
     def all(self, compiles: Sequence[_Compile]) -> Contest:
         """Score the students, then compile and score one after the other."""
         self.left = list(compiles)
+        self.before = _kept(self.folder / "contest.json", _seconds) or {}  # it is written anew after each compile
         try:
             refused = self._students()
             self.share = self._shared()
@@ -310,6 +315,7 @@ class _Running:
             **chosen.options,
         }
         self.stage(str(one))
+        before = self._seconds_before(one)
         try:
             with dspy.context(lm=self._carried(model)):
                 compiled = compiler_of(chosen.compiler, self.metric, **given).compile(
@@ -322,10 +328,10 @@ class _Running:
             used = error.spent if isinstance(error, CompileError) else used
             total = None if used is None else used.total
             self.used += total or Usage()
-            return ContestEntry(*one, used=total, seconds=time.monotonic() - begun, error=self._told(error))
+            return ContestEntry(*one, used=total, seconds=before + time.monotonic() - begun, error=self._told(error))
         made = compiled.compilation
         self.used += made.spent.total
-        seconds = time.monotonic() - begun
+        seconds = before + time.monotonic() - begun
         entry = ContestEntry(*one, used=made.spent.total, compilation=made, seconds=seconds, program=compiled)
         return self._judged(one, entry)
 
@@ -407,6 +413,12 @@ class _Running:
 
     def _folder(self, one: _Compile) -> Path:
         return self.folder / _slug(one.model) / f"{_slug(one.label)}-{one.seed}"
+
+    def _seconds_before(self, one: _Compile) -> float:
+        """Return the seconds that earlier sessions of the comparison took for a compile, as far as they kept them."""
+        if one in self.before:
+            return self.before[one]
+        return _kept(self._folder(one) / "record.json", lambda record: float(record["seconds"])) or 0.0
 
     def _told(self, error: BaseException) -> str:
         """Return an error in one line, without a key."""
@@ -551,14 +563,47 @@ def _held_out(
 @contextmanager
 def _folder(run_dir: str | os.PathLike[str] | None) -> Iterator[Path]:
     """Yield the folder of the comparison; without one held-out scores are kept as long as it lasts."""
-    if run_dir is None:
-        with TemporaryDirectory(prefix="cuesmith-") as folder:
-            yield Path(folder)
+    kept = folder("run_dir", run_dir)
+    if kept is None:
+        with TemporaryDirectory(prefix="cuesmith-") as passing:
+            yield Path(passing)
     else:
-        if (Path(run_dir) / "journal.jsonl").exists():
+        if (kept / "journal.jsonl").exists():
             raise JournalError(f"run_dir {str(run_dir)!r} holds a run that is no comparison: give a new directory")
-        Path(run_dir).mkdir(parents=True, exist_ok=True)
-        yield Path(run_dir)
+        kept.mkdir(parents=True, exist_ok=True)
+        held = os.open(kept, os.O_RDONLY)
+        try:
+            _lock(held, kept)
+            yield kept
+        finally:
+            os.close(held)
+
+
+def _lock(held: int, folder: Path) -> None:
+    try:
+        fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a kill frees it
+    except BlockingIOError:
+        told = f"run_dir {str(folder)!r} is in use: another comparison works in it. Give each its own directory"
+        raise JournalError(told) from None
+    except OSError:  # a file system that locks no folders: each run's journal has its own lock
+        pass
+
+
+def _kept(path: Path, read: Callable[[Any], T]) -> T | None:
+    """Return what is read out of a file of JSON; None if it is not there."""
+    try:
+        return read(json.loads(path.read_bytes()))
+    except (OSError, LookupError, TypeError, ValueError):
+        return None
+
+
+def _seconds(contest: Mapping[str, Any]) -> dict[_Compile, float]:
+    return {
+        _Compile(row["compiler"], row["model"], entry["seed"]): float(entry["seconds"])
+        for row in contest["rows"]
+        for entry in row["entries"]
+        if entry["seconds"] is not None
+    }
 
 
 def _more(budget: Budget, replayed: Usage) -> Budget:

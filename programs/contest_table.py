@@ -31,7 +31,7 @@ class ContestEntry:
         gain: Over the student on the same examples, in pairs; None likewise.
         compilation: The compile's own record; None if it failed.
         used: What the compile used, as far as a failure left it known; None if it was not begun.
-        seconds: Of the compile, in this session; None likewise.
+        seconds: Of the compile, in all its sessions; None likewise.
         error: Why there is no result; "" if there is one.
         program: The compiled program; None if there is none.
     """
@@ -116,7 +116,7 @@ class ContestRow:
 
     @cached_property
     def seconds(self) -> float | None:
-        """Mean seconds likewise, in this session."""
+        """Mean seconds likewise, in all their sessions."""
         return _mean([entry.seconds for entry in self.done])
 
     @cached_property

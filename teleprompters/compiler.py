@@ -15,20 +15,19 @@ from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from pathlib import Path
 from typing import TypedDict
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
-from cuesmith.teleprompters.runtime._dspy import is_free, named_predictors
+from cuesmith.teleprompters.runtime._dspy import has_no_price, is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import number, whole
+from cuesmith.teleprompters.runtime.checks import folder, number, whole
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
 from cuesmith.teleprompters.runtime.interruption import Interruption
-from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
@@ -254,7 +253,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             max_in_flight=self.max_in_flight,
             timeout=self.example_timeout,
             hedge=self.hedge,
-            run_dir=None if run_dir is None else Path(run_dir),
+            run_dir=folder("run_dir", run_dir),
             options=self._options(),
             forecast=self._forecast(student, split),
             shortest=self.shortest,
@@ -334,15 +333,19 @@ class Compiler(Teleprompter):  # type: ignore[misc]
 
     @property
     def title(self) -> str:
-        """What records and displays call it: the class's name."""
-        return type(self).__name__
+        """What records and displays call it: the class's name, with its module if it is the name of another here."""
+        registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
+        title: str = registry.title_of(type(self))
+        return title
 
     @property
     def called(self) -> str:
-        """The name by which `cuesmith.compile` knows it; of one that has none the class's, in small letters."""
+        """The name by which `cuesmith.compile` knows it; of one that has none its title, in small letters."""
         registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
         name: str | None = registry.name_of(type(self))
-        return name or re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", type(self).__name__).lower()
+        if name is not None or "." in self.title:
+            return name or self.title
+        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.title).lower()
 
     @property
     def success(self) -> float | None:
@@ -369,14 +372,16 @@ def check_prices(budget: Budget, lms: Sequence[dspy.BaseLM]) -> None:
     """Raise if a cap in dollars cannot be held with these models.
 
     Raises:
-        ValueError: If a model runs on a custom engine, whose price nobody knows.
+        ValueError: If a model runs on a custom engine, whose price nobody knows, or if its name has no known price.
     """
-    for lm in lms:
-        if budget.usd is not None and not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
+    for lm in lms if budget.usd is not None else ():
+        if not isinstance(getattr(lm, "engine", "auto"), str) and not is_free(lm):
             raise ValueError(
                 f"Budget(usd={budget.usd}) cannot be held: {lm.model} runs on a custom engine, "
                 "whose price is unknown; cap calls= or tokens= instead"
             )
+        if has_no_price(lm):
+            raise UnknownPrice.of(budget, lm.model)
 
 
 def check_examples(name: str, examples: Sequence[dspy.Example], student: dspy.Module) -> None:

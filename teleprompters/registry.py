@@ -113,6 +113,12 @@ def name_of(kind: type[Compiler]) -> str | None:
     return among(COMPILERS) or among(_installed())
 
 
+def title_of(kind: type[Compiler]) -> str:
+    """Return a compiler's class name; with its module where the name alone would be taken for another compiler."""
+    apart = name_of(kind) is None and _key(kind.__name__, COMPILERS) is not None
+    return f"{kind.__module__}.{kind.__qualname__}" if apart else kind.__name__
+
+
 def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compiler:
     """Return a new compiler.
 

@@ -6,6 +6,7 @@ import functools
 import json
 import time
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import dspy
@@ -25,6 +26,8 @@ from e2e_support import (
 )
 
 from cuesmith import Budget
+from cuesmith.modules.embedded import EmbeddedLM
+from cuesmith.teleprompters.compiler import check_prices
 from cuesmith.teleprompters.runtime import session
 from cuesmith.teleprompters.runtime.ledger import Ledger
 
@@ -115,11 +118,29 @@ def test_dollars_stay_under_the_cap(in_flight: int, model: str, engine: str) -> 
         assert 65 <= provider.calls <= 100
 
 
-def test_an_unknown_price_is_refused_at_the_first_call() -> None:
+@pytest.mark.parametrize(("engine", "calls"), [("auto", 0), ("litellm", 1)])
+def test_an_unknown_price_is_refused_as_soon_as_it_can_be_known(engine: str, calls: int) -> None:
+    """LiteLLM may have other ways to what a call costs than its table: there the first call tells."""
     with Provider() as provider:
-        with pytest.raises(ValueError, match="price"):
-            big(provider.lm("unpriced"), budget=Budget(usd=1.0), max_in_flight=64)
-        assert provider.calls == 1
+        with pytest.raises(ValueError, match="needs the price of every call, but openai/unpriced reports none"):
+            big(provider.lm("unpriced", engine=engine), budget=Budget(usd=1.0), max_in_flight=64)
+        assert provider.calls == calls
+
+
+class Counting(dspy.LM):  # type: ignore[misc]
+    """Another class's calls may report what they cost."""
+
+
+@pytest.mark.parametrize(("lm", "refused"), [
+    (dspy.LM("openai/unpriced"), True), (dspy.LM("openai/gpt-4.1-mini"), False),
+    (dspy.LM("anthropic/claude-nobody"), True), (Counting("openai/unpriced"), False), (EmbeddedLM(), False),
+    (dspy.LM("azure/my-deployment"), False), (dspy.LM("openrouter/some/model", engine="litellm"), False),
+    (dspy.LM("openai/my-deployment", api_base="https://x.openai.azure.com/openai/v1"), False),
+], ids=lambda each: str(getattr(each, "model", each)))  # fmt: skip
+def test_only_models_that_cannot_report_a_price_are_refused(lm: dspy.BaseLM, refused: bool) -> None:
+    with pytest.raises(ValueError, match="price of every call") if refused else nullcontext():
+        check_prices(Budget(usd=1), [lm])
+    check_prices(Budget(calls=1), [lm])
 
 
 def test_an_engine_without_a_price_is_refused_before_any_call() -> None:

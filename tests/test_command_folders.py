@@ -102,6 +102,22 @@ def test_no_command_takes_the_folder_of_another(here: Path, capsys: pytest.Captu
                           trainset=task.train, testset=task.test, run_dir="one", lms="openai/none")  # fmt: skip
 
 
+@pytest.mark.parametrize("command", [
+    ("compile", "--lm", "openai/unpriced", "--budget", "usd=1"),
+    ("check", "--lm", "openai/unpriced", "--budget", "usd=1"),
+    ("compare", "--compilers", "opro", "--budget", "calls=1"),
+    ("compare", "--compilers", "opro", "--option", "stepz=1"),
+], ids=" ".join)  # fmt: skip
+def test_a_command_that_began_no_run_leaves_nothing(
+    here: Path, capsys: pytest.CaptureFixture[str], command: tuple[str, ...]
+) -> None:
+    for place in ((), ("--run-dir", "new/one"), ("--run-dir", "there")):
+        (here / "there").mkdir(exist_ok=True)
+        status, _, err = called(capsys, *command[:1], *TASK, *command[1:], *place)
+        assert status == 2 and err.count("\n") == 1
+        assert [p.name for p in here.rglob("*")] == ["there"]
+
+
 def test_what_is_to_be_typed_can_be_typed(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = called(capsys, "compile", *TASK, "--budget", "calls=40", "--run-dir", "my $(runs)")
     assert status == 0 and "`cuesmith report 'my $(runs)'`" in out

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shlex
 import signal
 import struct
 import subprocess
@@ -320,6 +321,10 @@ WRONG = [
     ("compare app.py:program --data max.jsonl --compilers abo --seeds 0,x", "'x' is not a whole number"),
     ("compare app.py:program --data max.jsonl --compilers abo --seeds 1,0,0", "--seeds: 0 is given twice"),
     ("check app.py:program", "--data is missing"),
+    ("compile app.py:program --data max.jsonl --run-dir ''", "--run-dir is empty: give it a value, or leave it out"),
+    ("compile app.py:program --data=", "--data is empty: give it a value, or leave it out"),
+    ("study errors --data ''", "--data is empty: give it a value, or leave it out"),
+    ("runs ''", "an argument is empty: give it a value, or leave it out"),
     ("resume none", "none: no such folder"),
     ("resume empty", "empty: no run of the command line in it"),
     ("runs none", "none: no such folder"),
@@ -335,7 +340,7 @@ WRONG = [
 
 @pytest.mark.parametrize(("words", "problem"), WRONG)
 def test_a_wrong_call_is_one_line(here: Path, capsys: pytest.CaptureFixture[str], words: str, problem: str) -> None:
-    status, out, err = called(capsys, *words.split())
+    status, out, err = called(capsys, *shlex.split(words))
     assert status == 2 and out == "" and err.count("\n") == 1
     assert problem in err and err.startswith("cuesmith")
 
@@ -345,7 +350,7 @@ def test_wrong_calls_are_answered_before_dspy_is_loaded(place: Path) -> None:
 import contextlib, io, sys, time
 from cuesmith import cli
 slow = 0.0
-for words in {[words.split() for words, _ in WRONG]!r}:
+for words in {[shlex.split(words) for words, _ in WRONG]!r}:
     start = time.process_time()
     with contextlib.suppress(SystemExit), contextlib.redirect_stderr(io.StringIO()):
         cli.main(words)

@@ -310,6 +310,35 @@ def _always(bad: object) -> Callable[..., object]:
     return metric
 
 
+@pytest.mark.parametrize(("returned", "shown"), [("no", "'no', a str"), ({"answer": 1}, "{'answer': 1}, a dict"),
+                                                  (None, "None, a NoneType")], ids=repr)  # fmt: skip
+def test_a_program_that_returns_no_prediction_stops_the_run_at_its_first_answer(returned: object, shown: str) -> None:
+    class Bare(Saying):
+        def forward(self, question: str) -> object:
+            self.say(question=question)
+            return returned
+
+    engine = ToyEngine()
+    told = rf"the program \(Bare\) returned {shown}, and the metric raised \w+: .*: programs return dspy.Prediction"
+    with pytest.raises(CompileError, match=told) as raised:
+        small(toy_lm(engine), student=Bare(), max_in_flight=1)
+    assert engine.calls == 1 and raised.value.stopped_by == "configuration"
+    served = small(toy_lm(engine), student=Bare(), metric=lambda e, p: p == returned).compilation
+    assert served.baseline.select.mean == 1.0, "a metric that can judge it"
+
+
+def test_one_answer_that_is_no_prediction_is_a_failure_of_the_program() -> None:
+    class Sometimes(Saying):
+        def forward(self, question: str) -> object:
+            found = self.say(question=question)
+            return "none" if question == "say w2" else found
+
+    with dspy.context(lm=toy_lm(ToyEngine(reply=lambda *_: "[[ ## answer ## ]]\nw1"))):
+        scores = score_program(Sometimes(), words(4), exact, max_in_flight=1)
+    assert scores.values == (0.0, 1.0, 0.0, 0.0) and scores.missing == 0
+    assert isinstance(scores.outcomes[2], ParseFailure) and "returned 'none', a str" in scores.outcomes[2].reason
+
+
 def test_a_program_that_raises_on_some_outputs_fails_there() -> None:
     class Strict(Saying):
         def __init__(self, least: int) -> None:
@@ -346,6 +375,8 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     ),
     (TypeError, "student must be", lambda: ToySearch(exact).compile("program", trainset=words(3))),
     (ValueError, "no predictors", lambda: ToySearch(exact).compile(dspy.Module(), trainset=words(3))),
+    (TypeError, "run_dir=5 must be the path of a folder", lambda: small(toy_lm(ToyEngine()), run_dir=5)),
+    (ValueError, "run_dir='' names no folder", lambda: small(toy_lm(ToyEngine()), run_dir="")),
     (ValueError, "no teacher", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), teacher=Two())),
     (TypeError, "budget=", lambda: ToySearch(exact, budget=5)),
     (TypeError, "metric must be callable", lambda: ToySearch("metric")),  # type: ignore[arg-type]

@@ -21,6 +21,7 @@ from cuesmith.corpus import MacroF1
 from cuesmith.programs.contest import Contest, ContestInterrupted, ContestRow, contest_forecast
 from cuesmith.programs.spread import Spread, spread
 from cuesmith.teleprompters.registry import COMPILERS
+from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
 
@@ -113,13 +114,32 @@ def test_tokens_and_dollars_are_shared_out_likewise() -> None:
 def test_a_comparison_goes_on_and_grows_without_paying_twice(tmp_path: Path) -> None:
     engine = Counting()
     first = contest(engine, run_dir=tmp_path)
-    paid = engine.calls
+    paid, took = engine.calls, json.loads((tmp_path / "contest.json").read_text())
+    took["rows"][0]["entries"][0]["seconds"] = 500.0
+    (tmp_path / "contest.json").write_text(json.dumps(took))
     again = contest(engine, run_dir=tmp_path)
+    assert 500.0 <= (again.rows[0].seconds or 0.0) < 600.0, "those of the session before count"
     assert engine.calls == paid == again.used.calls and again.rows[0].gain == first.rows[0].gain
     more = contest(engine, {"toy": {}, "short": Entrant("toy", {"steps": 1})}, run_dir=tmp_path)
     assert more.used.calls == engine.calls > paid and set(engine.heard.values()) == {1}
     kept = json.loads((tmp_path / "contest.json").read_text())
     assert {row["compiler"] for row in kept["rows"]} == {"toy", "short"} and kept["unfinished"] == []
+
+
+def test_two_comparisons_at_once_have_a_folder_each(tmp_path: Path) -> None:
+    second: list[str] = []
+
+    def begin(_nth: int) -> None:
+        if not second:
+            second.append("")
+            with pytest.raises(JournalError, match="is in use: another comparison works in it") as refused:
+                contest(idle, run_dir=tmp_path)
+            second[0] = str(refused.value)
+
+    idle = ToyEngine()
+    contest(ToyEngine(hook=begin), run_dir=tmp_path)
+    assert "\n" not in second[0] and idle.calls == 0
+    contest(idle, run_dir=tmp_path)  # the folder is free again
 
 
 def test_a_cache_shares_the_students_scores_among_compiles_too() -> None:

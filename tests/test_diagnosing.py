@@ -318,7 +318,9 @@ def test_a_cap_in_dollars_needs_prices() -> None:
         Inquiry(toy_lm(ToyEngine()), budget=Budget(usd=1))
     with Provider() as provider:
         provider.reply = lambda sent: reply(followed="yes")
-        inquiry = Inquiry(provider.lm(), budget=Budget(usd=1))
+        with pytest.raises(ValueError, match="price of every call"):
+            Inquiry(provider.lm(), budget=Budget(usd=1))
+        inquiry = Inquiry(provider.lm(engine="litellm"), budget=Budget(usd=1))
         with pytest.raises(UnknownPrice):
             inquiry.ask([OptimizerRequest(CheckRule, {"rule": "r", "response": str(k)}) for k in range(20)])
         assert provider.calls == 1

@@ -198,7 +198,9 @@ def test_caps_on_tokens_and_dollars_hold() -> None:
     assert toy.compile("copro", budget=Budget(tokens=6000)).compilation.stopped_by == "tokens"
     assert 5000 < toy.calls * 120 <= 6000
     with dspy.context(lm=EmbeddedLM()), Provider() as provider:
-        compiler = COPRO(exact, optimizer_lm=provider.lm("toy"), budget=Budget(usd=1), breadth=2, depth=1)
+        compiler = COPRO(
+            exact, optimizer_lm=provider.lm("toy", engine="litellm"), budget=Budget(usd=1), breadth=2, depth=1
+        )
         with pytest.raises(UnknownPrice, match="needs the price of every call"):
             compiler.compile(dspy.Predict("question -> answer"), trainset=words(4, "t"), valset=words(8, "v"))
 

@@ -202,6 +202,13 @@ def test_a_compiler_is_called_as_the_registry_knows_it(name: str) -> None:
     assert compiler_class(called) is kind and called == name
 
 
+@pytest.mark.parametrize("name", ["APO", "Ape", "IterativeAPE"])
+def test_a_compiler_of_the_users_is_told_from_ours_of_that_name(name: str) -> None:
+    own = type(name, (ToySearch,), {"__module__": "mine"})(exact)
+    assert own.title == own.called == f"mine.{name}"
+    assert (own >> ToySearch(exact)).called == f"mine.{name} >> toy-search"
+
+
 # --- whole programs ------------------------------------------------------------------------------------------
 
 LOAD = """

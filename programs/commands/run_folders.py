@@ -12,6 +12,7 @@ import json
 import re
 import shlex
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
 from pathlib import Path
@@ -110,6 +111,31 @@ class KeptCommand:
         """
         around = [each for each in folder.resolve().parents[:_DEPTH] if _command_in(each) == "compare"]
         return cls.read(folder if (folder / FILE).is_file() or not around else around[0])
+
+    @contextmanager
+    def beginning(self, folder: Path) -> Iterator[None]:
+        """Have it stand in its run's folder; of a command that fails before it began a run nothing stays.
+
+        What has begun there keeps its own command until this one went through: then it was of the same run.
+
+        Raises:
+            BadInput: As `write`.
+        """
+        from cuesmith.teleprompters.runtime.journal import JournalError
+
+        file, made = folder / FILE, [each for each in (folder, *folder.parents) if not each.exists()]
+        before = file.read_bytes() if file.is_file() else None
+        self.write(folder, replace_old=not any((folder / begun).exists() for begun in (JOURNAL, CONTEST)))
+        try:
+            yield
+        except Exception as error:
+            if isinstance(error, JournalError) or not any(p.is_file() and p != file for p in folder.rglob("*")):
+                file.unlink() if before is None else file.write_bytes(before)
+                with suppress(OSError):  # the first one that holds anything
+                    for each in made:
+                        each.rmdir()
+            raise
+        self.write(folder)
 
 
 @dataclass(frozen=True)

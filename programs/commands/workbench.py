@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
-from cuesmith.programs.commands.run_folders import CONTEST, JOURNAL, keep_command, new_folder, to_call
+from cuesmith.programs.commands.run_folders import keep_command, new_folder, to_call
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
 from cuesmith.programs.commands.target import NamedProgram, known_to_embedded, load_metric, metric_place
 
@@ -316,8 +316,6 @@ def kept_run(
 ) -> Iterator[Path]:
     """Give a run its folder and keep its command there, so that `cuesmith resume` repeats it; an interrupt says so.
 
-    The command of a run that has begun is replaced once the new one went through: then it was of the same run.
-
     Args:
         command: Its name.
         options: What it was told.
@@ -333,14 +331,12 @@ def kept_run(
 
     folder = options.run_dir or new_folder(name, work.task.name)
     about = {"compiler": name, "task": work.task.name, "lm": work.names[0], "optimizer": work.names[1]}
-    kept = keep_command(command, options, about)
-    kept.write(folder, replace_old=not any((folder / begun).exists() for begun in (JOURNAL, CONTEST)))
-    try:
-        yield folder
-    except (Interrupted, Terminated) as stop:
-        how_far = reached(stop.program, folder)
-        raise type(stop)(f"interrupted: {how_far}; to go on: {to_call('resume', folder)}", stop.program) from None
-    kept.write(folder)
+    with keep_command(command, options, about).beginning(folder):
+        try:
+            yield folder
+        except (Interrupted, Terminated) as stop:
+            how_far = reached(stop.program, folder)
+            raise type(stop)(f"interrupted: {how_far}; to go on: {to_call('resume', folder)}", stop.program) from None
 
 
 @contextmanager

@@ -27,9 +27,13 @@ import dspy
 import numpy as np
 from dspy.adapters import utils as formatting
 from dspy.clients import base_lm, embedding, execution
+from dspy.clients.backend_selection import select_backend
 from dspy.clients.call_result import CallResult, attributes, response_from_dict, response_to_dict
+from dspy.clients.capabilities import resolve
 from dspy.clients.execution import request_to_dict
 from dspy.clients.legacy_outputs import plain, value
+from dspy.clients.model_metadata import model_info, rate
+from dspy.lm15 import _binding_for
 from pydantic import TypeAdapter
 
 from cuesmith.teleprompters.runtime import _litellm
@@ -626,3 +630,24 @@ def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **o
 def is_free(lm: dspy.BaseLM) -> bool:
     """Whether the model runs in this process: its engine says so by an attribute `free`."""
     return bool(getattr(getattr(lm, "engine", None), "free", False))
+
+
+def has_no_price(lm: dspy.BaseLM) -> bool:
+    """Whether it is certain that no call of a model will report what it cost.
+
+    So it is where dspy sends the calls itself and has no price of that name. LiteLLM and models of another class have
+    ways of their own to a cost, and a deployment of Azure's answers by the name of the model behind it.
+    """
+    if type(lm) is not dspy.LM or not isinstance(lm.engine, str):
+        return False
+    try:
+        chosen = select_backend(lm)
+        route = resolve(lm) if chosen.native else None
+    except Exception:  # what is wrong with it, its first call says
+        return False
+    if route is None or "azure" in f"{route.provider} {lm.kwargs.get('api_base')} {lm.kwargs.get('base_url')}":
+        return False
+    binding = _binding_for(lm._providers, route.provider) if route.declared else None
+    spaces = None if binding is None else binding.metadata_namespaces
+    info = model_info(route.provider, route.model, namespaces=spaces)
+    return any(rate(info, name) is None for name in ("input_cost_per_token", "output_cost_per_token"))

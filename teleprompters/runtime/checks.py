@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -58,6 +60,22 @@ def switch(name: str, value: object) -> bool:
     if not isinstance(value, bool):
         raise TypeError(f"{name} must be True or False, got {value!r}")
     return value
+
+
+def folder(name: str, value: object) -> Path | None:
+    """Return the folder that `value` names; None for None.
+
+    Raises:
+        TypeError: If it is no path.
+        ValueError: If it is empty: that would be the working directory.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{name}={value!r} must be the path of a folder, such as 'runs/mine', or None")
+    if value == "":
+        raise ValueError(f"{name}='' names no folder: give one, such as 'runs/mine', or None to keep nothing")
+    return Path(value)
 
 
 def text(name: str, given: str) -> str:

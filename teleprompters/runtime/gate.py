@@ -597,11 +597,7 @@ class Gate:
         self.throttle.speed_up()
         if self.ledger.budget.usd is not None and not reply.price_known and usage.calls:
             self.stop("configuration", "unknown price")
-            raise UnknownPrice(
-                f"Budget(usd={self.ledger.budget.usd}) needs the price of every call, but {request.model} "
-                "reports none: register its price with litellm.register_model and reach it by "
-                "dspy.LM(..., engine='litellm'), or cap calls= or tokens="
-            )
+            raise UnknownPrice.of(self.ledger.budget, request.model)
 
     def _settle_failed(
         self, place: Admission, request: Request, error: BaseException, key: str | None, role: Role, current: Effect

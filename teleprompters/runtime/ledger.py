@@ -133,6 +133,14 @@ class RunStopped(BaseException):
 class UnknownPrice(ValueError):
     """A budget in dollars meets a model whose calls report no price."""
 
+    @classmethod
+    def of(cls, budget: Budget, model: str) -> UnknownPrice:
+        """Return what says that a budget cannot be held with a model, and what to do."""
+        return cls(
+            f"Budget(usd={budget.usd}) needs the price of every call, but {model} reports none: register its price "
+            "with litellm.register_model and reach it by dspy.LM(..., engine='litellm'), or cap calls= or tokens="
+        )
+
 
 @dataclass
 class Ticket:

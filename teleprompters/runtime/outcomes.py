@@ -68,6 +68,7 @@ class ParseFailure:
         trace: The predictor calls before it.
         raised: Whether it was the program's own code that raised.
         cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
+        unfit: Whether the program returned what is no `dspy.Prediction`, and the metric raised on it.
     """
 
     reason: str
@@ -75,6 +76,7 @@ class ParseFailure:
     trace: tuple[Step, ...] = ()
     raised: bool = False
     cut: int = 0
+    unfit: bool = False
 
 
 @dataclass(frozen=True)
@@ -114,7 +116,9 @@ def value(outcome: Outcome) -> float | None:
 def outcome_to_json(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON data."""
     name = type(outcome).__name__
-    rare = {name for name in ("objectives", "answer") if not getattr(outcome, name, None)}  # no word of what is not
+    rare = {
+        name for name in ("objectives", "answer", "unfit") if not getattr(outcome, name, None)
+    }  # no word of what is not
     body: object = _ADAPTERS[name].dump_python(outcome, mode="json", exclude=rare)
     return {"kind": name, "body": body}
 

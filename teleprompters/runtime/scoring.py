@@ -24,7 +24,7 @@ from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
-from cuesmith.teleprompters.runtime.metric import Judged, Metric
+from cuesmith.teleprompters.runtime.metric import BadScore, Judged, Metric
 from cuesmith.teleprompters.runtime.outages import is_outage
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,
@@ -180,6 +180,7 @@ class Scorer:
         self.together = None if metric.corpus is None else Corpus(metric.corpus, student)
         self.metric, self.lm, self._gate = metric, lm, pool.gate
         self._bound: dict[str, Bound] = {}
+        self._has_scored = False
 
     def program(self, candidate: Candidate) -> dspy.Module:
         """Return a copy of the student as the candidate has it: with its prompts, and behind its prompter.
@@ -300,8 +301,12 @@ class Scorer:
         failure = current.failure or next(iter(current.refused.values()), "")
         if stray.failures > strays:
             failure = failure or stray.failure
-        if failure and isinstance(outcome, Scored | MetricError):
+        unfit = isinstance(outcome, ParseFailure) and outcome.unfit
+        if failure and (unfit or isinstance(outcome, Scored | MetricError)):
             return ProviderFailure(failure)
+        self._has_scored |= isinstance(outcome, Scored)
+        if isinstance(outcome, ParseFailure) and unfit and not self._has_scored:
+            raise self._gate.stop("configuration", outcome.reason)  # it will be so on every example
         if current.failure and isinstance(outcome, ParseFailure):
             return ProviderFailure(current.failure)
         if current.cut and isinstance(outcome, Scored | ParseFailure):
@@ -367,7 +372,7 @@ class Scorer:
         try:
             judged = self.metric.call(example, prediction)
         except _RAISED as error:
-            return self._metric_failure(error, steps)
+            return self._metric_failure(error, prediction, steps)
         return scored(self.metric, judged, prediction, steps)
 
     async def _ajudge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
@@ -377,7 +382,7 @@ class Scorer:
         except TimeoutError:
             raise
         except Exception as error:
-            return self._metric_failure(_uncontained(error), steps)
+            return self._metric_failure(_uncontained(error), prediction, steps)
         return scored(self.metric, judged, prediction, steps)
 
     def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
@@ -396,13 +401,19 @@ class Scorer:
             case _:
                 return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
 
-    def _metric_failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
+    def _metric_failure(self, error: BaseException, prediction: object, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):
             raise error
         if isinstance(error, KeyboardInterrupt):
             raise self._interrupted()
         reason = self._reason(error)
-        return ProviderFailure(reason) if is_outage(error) else MetricError(reason, steps)
+        if is_outage(error):
+            return ProviderFailure(reason)
+        if isinstance(prediction, dspy.Prediction) or isinstance(error, BadScore):
+            return MetricError(reason, steps)
+        kind, shown = type(prediction).__name__, self._gate.redactor(repr(prediction))[:80]
+        told = f"the program ({type(self.student).__name__}) returned {shown}, a {kind}, and the metric raised {reason}"
+        return ParseFailure(f"{told}: programs return dspy.Prediction(...)", "", steps, raised=True, unfit=True)
 
     def _interrupted(self) -> RunStopped:
         """End the run: a program or a metric has raised what Ctrl-C does."""
