@@ -60,10 +60,11 @@ class Behavior:
         if has_reasoning(signature):
             demos = tuple(_demo(one, signature) for one in self.demonstrations)
             return Prompt(render_steps(self.task, self.steps), demos)
-        inlined = "\n\n".join(
+        texts = (
             f"{render_fields(one.case.inputs)}\n{one.work}\n{render_fields(one.case.outputs)}"
             for one in self.demonstrations
         )
+        inlined = "\n\n".join(text for text in texts if HEADER not in text)  # which would begin a field there
         return Prompt(render_steps(self.task, self.steps, inlined))
 
 
