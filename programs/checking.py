@@ -18,7 +18,14 @@ from cuesmith.programs.costing import CompileCost, compile_costs, entrants
 from cuesmith.programs.probing import SAMPLE, ProbePlan, Probes, probe
 from cuesmith.programs.readings import Failures, Noise, Tried
 from cuesmith.programs.verdicts import CheckFigures, Finding, conclude, figures_of, in_percent, in_points
-from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, check_examples, check_prices, optimizer_model
+from cuesmith.teleprompters.compiler import (
+    FRESH_EXAMPLES,
+    Compiler,
+    check_examples,
+    check_prices,
+    check_program,
+    optimizer_model,
+)
 from cuesmith.teleprompters.runtime._dspy import is_free, models_of, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
 from cuesmith.teleprompters.runtime.checks import folder, whole
@@ -245,10 +252,7 @@ def check_forecast(
 
 
 def _planned(program: dspy.Module, data: Sequence[dspy.Example], sample: int, draws: int, seed: int) -> ProbePlan:
-    if not isinstance(program, dspy.Module):
-        raise TypeError(f"program must be a dspy.Module, got {type(program).__name__}")
-    if not named_predictors(program):
-        raise ValueError(f"program {type(program).__name__} has no predictors to compile")
+    check_program("program", program)
     check_examples("data", data, program)
     if not data:
         raise ValueError("data is empty: give at least one dspy.Example, better 100 or more")

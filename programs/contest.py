@@ -27,7 +27,7 @@ from cuesmith.programs.contest_table import Contest, ContestEntry, ContestRow
 from cuesmith.programs.costing import CompileCost, Compilers, Entrant, compile_costs, entrants
 from cuesmith.programs.spread import Spread, spread
 from cuesmith.programs.studies.bench import by_example
-from cuesmith.teleprompters.compiler import check_examples, check_prices, optimizer_model
+from cuesmith.teleprompters.compiler import check_examples, check_prices, check_program, optimizer_model
 from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
@@ -544,8 +544,7 @@ def _held_out(
     Raises:
         TypeError, ValueError: If a set is wrong.
     """
-    if not isinstance(program, dspy.Module) or not named_predictors(program):
-        raise TypeError("program must be a dspy.Module with a predictor")
+    check_program("program", program)
     sets = {"trainset": trainset, "testset": testset} | ({} if valset is None else {"valset": valset})
     for name, examples in sets.items():
         check_examples(name, examples, program)

@@ -291,13 +291,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     def _split(
         self, student: dspy.Module, trainset: Sequence[dspy.Example], valset: Sequence[dspy.Example] | None
     ) -> Split:
-        if not isinstance(student, dspy.Module):
-            raise TypeError(f"student must be a dspy.Module, got {type(student).__name__}")
-        if not named_predictors(student):
-            raise ValueError(
-                f"student {type(student).__name__} has no predictors to compile: it needs a dspy.Predict, "
-                "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
-            )
+        check_program("student", student)
         self.check_student(student)
         check_examples("trainset", trainset, student)
         if not trainset:
@@ -382,6 +376,29 @@ def check_prices(budget: Budget, lms: Sequence[dspy.BaseLM]) -> None:
             )
         if has_no_price(lm):
             raise UnknownPrice.of(budget, lm.model)
+
+
+def check_program(name: str, program: object) -> None:
+    """Raise one clear error if `program` is none, or has no predictors that answer anything.
+
+    Raises:
+        TypeError: If it is no module.
+        ValueError: If it has no predictors, or one without an output field.
+    """
+    kind = type(program).__name__
+    if not isinstance(program, dspy.Module):
+        raise TypeError(f"{name} must be a dspy.Module, got {kind}")
+    if not (predictors := named_predictors(program)):
+        raise ValueError(
+            f"{name} {kind} has no predictors to compile: it needs a dspy.Predict, "
+            "dspy.ChainOfThought, ... as an attribute that is not frozen by an earlier compile"
+        )
+    for place, predictor in predictors:
+        if not predictor.signature.output_fields:
+            raise ValueError(
+                f"{name} {kind}: the signature of its predictor {place!r}, {predictor.signature.signature!r}, has no "
+                "output field, so nothing can be answered: name one, as in 'question -> answer'"
+            )
 
 
 def check_examples(name: str, examples: Sequence[dspy.Example], student: dspy.Module) -> None:

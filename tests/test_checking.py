@@ -400,6 +400,7 @@ def test_what_models_wrote_stands_as_text(tmp_path: Path) -> None:
         ({"draws": 0}, "draws"),
         ({"budget": Budget(usd=1)}, "custom engine"),
         ({"program": dspy.Module()}, "no predictors"),
+        ({"program": dspy.Predict("question -> ")}, "has no output field"),
         ({"lm": "openai/gpt"}, "lm must be a dspy.LM"),
     ],
 )

@@ -286,6 +286,7 @@ WRONG = [
     ("compile app:program:x --data max.jsonl", "neither a file that ends in .py nor the name of a module"),
     ("compile bare --data max.jsonl", "TARGET 'bare': no such program; it is module:program"),
     ("compile empty --data max.jsonl", "no saved program in this folder"),
+    ("compile question-> --data max.jsonl", "TARGET 'question->': names no field on one side of ->"),
     ("compile state.json --data max.jsonl", "a saved state has no code"),
     ("compile app.py:program --cot --data max.jsonl", "--cot: only with a signature"),
     ("compile app.py:program --data max.jsonl --metric exactt", "no metric 'exactt': did you mean 'exact'?"),

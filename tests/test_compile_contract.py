@@ -375,6 +375,8 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     ),
     (TypeError, "student must be", lambda: ToySearch(exact).compile("program", trainset=words(3))),
     (ValueError, "no predictors", lambda: ToySearch(exact).compile(dspy.Module(), trainset=words(3))),
+    (ValueError, "predictor 'self', 'question -> ', has no output field", lambda: ToySearch(exact).compile(
+        dspy.Predict("question -> "), trainset=words(3))),
     (TypeError, "run_dir=5 must be the path of a folder", lambda: small(toy_lm(ToyEngine()), run_dir=5)),
     (ValueError, "run_dir='' names no folder", lambda: small(toy_lm(ToyEngine()), run_dir="")),
     (ValueError, "no teacher", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), teacher=Two())),

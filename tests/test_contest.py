@@ -316,6 +316,8 @@ def _refused() -> Sequence[tuple[dict[str, Any], str]]:
         ({"budget": Budget(usd=1.0)}, "custom engine"),
         ({"lms": [toy_lm(ToyEngine()), toy_lm(ToyEngine())]}, "of different names"),
         ({"program": own}, "set_lm"),
+        ({"program": dspy.Module()}, "program Module has no predictors"),
+        ({"program": dspy.Predict("question -> ")}, "has no output field"),
     ]
 
 

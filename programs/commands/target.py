@@ -152,6 +152,8 @@ class NamedProgram:
         if self.state is not None:
             _check_state(self.state)
         if self.inline:
+            if not all(side.strip() for side in self.text.split("->", 1)):
+                raise BadInput(f"TARGET {self.text!r}: names no field on one side of ->, as question -> answer does")
             return
         path, place = Path(self.text), self.place
         if self.cot and (place is None or path.exists() or not place.may_be_class()):
