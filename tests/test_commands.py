@@ -368,7 +368,7 @@ print([name for name in ("dspy", "litellm", "numpy") if name in sys.modules], sl
         ("compile bad.py:program --data max.jsonl", "importing bad.py fails: ModuleNotFoundError"),
         ("compile app.py:number --data max.jsonl", "app.py:number: is a int: it must be a dspy.Module"),
         ("compile app.py:broken --data max.jsonl", "making the program fails: OSError: no way"),
-        ("compile app.py:program --data few.jsonl", "5 different rows, at least 12 are needed"),
+        ("compile app.py:program --data few.jsonl", "5 different rows, at least 12 are needed\n"),
         (
             "compile app.py:program --data other.jsonl",
             "other.jsonl: no column 'question'; there are: text, label; write --inputs question=COLUMN",

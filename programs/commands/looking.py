@@ -183,7 +183,7 @@ def _read(folder: Path) -> "RunReport":
 def _inside(folder: Path) -> str:
     """Return where there are runs in a folder, for a message; "" if there are none."""
     inside = [str(path) for path in found(folder) if path != folder]
-    return f"; there are compiles in {', '.join(inside[:5])}" if inside else ""
+    return f"; there are runs in {', '.join(inside[:5])}" if inside else ""
 
 
 @Parameter(name="*")

@@ -196,8 +196,8 @@ def _read(
         unfit = TaskError(f"{first}; write {' '.join(f'--{side} {columns}' for side, columns in named.items())}")
         try:
             task = load(data, **told, **more)
-        except TaskError:
-            raise unfit from None
+        except TaskError as second:  # the same whatever the columns: it is not about them
+            raise first if str(second) == str(first) else unfit from None
         if not {*(wanted["inputs"] or ())} <= {*task.train[0].inputs().keys()}:
             raise unfit from None
         if not callable(metric) and _unanswered(program, task):
