@@ -25,7 +25,7 @@ from cuesmith.teleprompters.runtime.charts import Curve, Picture, environment, p
 from cuesmith.teleprompters.runtime.evidence import shortened, sound, text_of
 from cuesmith.teleprompters.runtime.figures import visible
 from cuesmith.teleprompters.runtime.ledger import Usage
-from cuesmith.teleprompters.runtime.run_report.contrast import FATES, Fate
+from cuesmith.teleprompters.runtime.run_report.contrast import FATES, Contrast, Fate
 from cuesmith.teleprompters.runtime.run_report.family import Member, picture_of
 from cuesmith.teleprompters.runtime.run_report.honest import Scoring, p_words
 from cuesmith.teleprompters.runtime.run_report.word_diff import demo_text, prompt_changes
@@ -43,6 +43,8 @@ _LONGEST_LINE, _OPEN_LINE = 24, 8
 """Ancestors whose changes are on a page, and those of them that are not folded. Ours."""
 _TOLD = 40
 """Candidates whose prompts are on a page. Ours."""
+_PRINTED, _PRINTED_CASES, _PRINTED_CELLS = 12, 3, 200
+"""Candidates, examples and their marks that are on paper too; of more it says how many the page has. Ours."""
 _MOST_CELLS = 1_000
 _MOST_POINTS = 600
 _GIST = 160
@@ -130,6 +132,7 @@ def _of_lineage(r: RunReport) -> dict[str, object]:
         "family": picture_of(r.members, r.best.id, r.scoring.factor),
         "members": r.members,
         "told": r.members[:_TOLD],
+        "most_printed": _PRINTED,
         "ranks": _ranks(r),
         "changes_between": prompt_changes,
     }
@@ -142,7 +145,24 @@ def _of_examples(r: RunReport) -> dict[str, object]:
         "fates": FATES,
         "fate_words": lambda fate: fate_words(fate, r.unchanged),
         "most_cells": _MOST_CELLS,
+        "printed_cells": _PRINTED_CELLS,
+        "most_cases": _PRINTED_CASES,
+        "is_open": _is_open,
+        "unprinted": _unprinted,
     }
+
+
+def _is_open(contrast: Contrast, fate: Fate) -> bool:
+    """Whether the examples of a fate are not folded; the others are not on paper either."""
+    return contrast.name == "fresh" and fate == "lost"
+
+
+def _unprinted(contrast: Contrast) -> int:
+    """Return how many examples are written out on the page and not on paper."""
+    return sum(
+        len(cases) - (min(len(cases), _PRINTED_CASES) if _is_open(contrast, fate) else 0)
+        for fate, cases in contrast.groups
+    )
 
 
 def fragment(r: RunReport) -> str:
