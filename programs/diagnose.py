@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from cuesmith.programs.arguments import Amount, Count, Score, be_offline, complain, metavar, model, of
+from cuesmith.programs.arguments import Amount, BadInput, Count, Score, be_offline, complain, metavar, model, of
+from cuesmith.programs.commands.run_folders import check_finished
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.asking import Inquiry
@@ -210,6 +211,10 @@ def command(options: DiagnoseOptions) -> int:
     """
     if problem := _misfit(options):
         return complain(COMMAND, problem, 2)
+    try:
+        check_finished(options.run_dir)
+    except BadInput as error:
+        return complain(COMMAND, str(error), 2)
     be_offline(models=options.lm not in (None, SIMULATED), embedder=options.embedder is not None)
 
     from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named

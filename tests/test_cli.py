@@ -44,7 +44,7 @@ def test_compilers_are_listed() -> None:
 @pytest.mark.parametrize(
     ("arguments", "problem"),
     [
-        (["quickstart", "--task", "poetry"], "no task family 'poetry'; choose one of animals, "),
+        (["quickstart", "--task", "poetry"], "no task family 'poetry': there are animals, "),
         (["quickstart", "--data", "none.json"], "--data none.json: no such file"),
         (["quickstart", "--data", "{tmp}/bad.json"], "bad.json: line 2: not JSON"),
         (["quickstart", "--data", "{tmp}/bad.yaml"], "bad.yaml: 0 different rows, at least 12 are needed"),

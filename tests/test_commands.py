@@ -283,6 +283,8 @@ WRONG = [
     ("compile none.py:program --data max.jsonl", "no such file none.py"),
     ("compile wrong.py:program --data max.jsonl", "wrong.py is not Python: SyntaxError"),
     ("compile nomodule:program --data max.jsonl", "no module is called 'nomodule'"),
+    ("compile app:programm --data max.jsonl", "app defines no 'programm': did you mean 'program'?"),
+    ("compile app:program --data max.jsonl --metric app:metrik", "app defines no 'metrik': did you mean 'metric'?"),
     ("compile app:program:x --data max.jsonl", "neither a file that ends in .py nor the name of a module"),
     ("compile bare --data max.jsonl", "TARGET 'bare': no such program; it is module:program"),
     ("compile empty --data max.jsonl", "no saved program in this folder"),
@@ -330,6 +332,10 @@ WRONG = [
     ("resume empty", "empty: no run of the command line in it"),
     ("runs none", "none: no such folder"),
     ("show empty", "empty: no run in it"),
+    ("diagnose none", "none: no such folder"),
+    ("diagnose empty", "empty: no run in it"),
+    ("compile app.py:program --task maxx", "--task: no task family 'maxx': did you mean 'max'?"),
+    ("compile app.py:program --data max.jsonl --search sideways", 'Invalid value "sideways" for --search'),
     ("report empty -o no/such/x.html", "--output no/such/x.html: not a file in a folder that there is"),
     ("export nothing", "TARGET 'nothing': no such program"),
     ("export app.py:program --format html", 'Invalid value "html" for --format. Choose from: "messages"'),
@@ -388,7 +394,6 @@ print([name for name in ("dspy", "litellm", "numpy") if name in sys.modules], sl
         ("compile app.py:program --data max.jsonl --metric app.py:number", "--metric app.py:number: TypeError"),
         ("compile app.py:program --data max.jsonl --option stepz=3", "has no option stepz"),
         ("compile app.py:program --data max.jsonl --option steps=many", "steps"),
-        ("compile app.py:program --data max.jsonl --search sideways", "search"),
     ],
 )
 def test_what_only_loading_can_tell_is_one_line_too(

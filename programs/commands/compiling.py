@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -102,7 +102,7 @@ class CompileOptions(WorkOptions):
     """
 
     compiler: Compiling = "iterative-ape"
-    search: Annotated[str | None, metavar("FORM")] = None
+    search: Literal["unified", "native", "frontier"] | None = None
     option: OwnOptions = ()
     train_size: Count = TRAIN
     validation_size: Count = VALIDATION

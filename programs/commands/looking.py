@@ -20,7 +20,9 @@ from cuesmith.programs.commands.run_folders import (
     RECORD,
     KeptCommand,
     RunLine,
+    check_finished,
     found,
+    inside,
     line_of,
     result_of,
     to_call,
@@ -147,7 +149,7 @@ def report(options: ReportOptions) -> int:
     """Write a run's report as one page for a browser; it needs no network and no scripts."""
     if result_of(options.run_dir) is not None:
         here = options.run_dir
-        raise BadInput(f"{here}: is no compile; {to_call('show', here)} prints what was found{_inside(here)}")
+        raise BadInput(f"{here}: is no compile; {to_call('show', here)} prints what was found{inside(here)}")
     page, path = _read(options.run_dir).to_html(), options.output or options.run_dir / "report.html"
     try:
         path.write_text(page, encoding="utf-8", errors="replace")
@@ -158,15 +160,7 @@ def report(options: ReportOptions) -> int:
 
 
 def _read(folder: Path) -> "RunReport":
-    if not folder.is_dir():
-        raise BadInput(f"{folder}: no such folder")
-    if not (folder / RECORD).is_file():
-        if (folder / JOURNAL).is_file():
-            if line_of(folder).state == "running":
-                raise BadInput(f"{folder}: the run in it is still going on")
-            go_on = to_call("resume", folder) if (folder / FILE).is_file() else "run the same code again"
-            raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
-        raise BadInput(f"{folder}: no run in it{_inside(folder)}")
+    check_finished(folder)
     be_offline(models=False)
     from cuesmith.teleprompters.runtime.run_report import RunReport
 
@@ -178,12 +172,6 @@ def _read(folder: Path) -> "RunReport":
         made = "comparison" if report.compiler == HELD_OUT else "check"
         raise BadInput(f"{folder}: holds no compile, but the scores of a {made}")
     return report
-
-
-def _inside(folder: Path) -> str:
-    """Return where there are runs in a folder, for a message; "" if there are none."""
-    inside = [str(path) for path in found(folder) if path != folder]
-    return f"; there are runs in {', '.join(inside[:5])}" if inside else ""
 
 
 @Parameter(name="*")
@@ -266,7 +254,7 @@ def _program(options: ExportOptions) -> "Iterator[dspy.Module]":
     state, kept = folder / PROGRAM, KeptCommand.of_compile(Path(options.target))
     if kept.command not in _MAKERS or not state.is_file():
         go_on = f"; to go on with the run: {to_call('resume', options.target)}" if kept.command == "compile" else ""
-        raise BadInput(f"{options.target}: no compiled program in it{go_on}{_inside(folder)}")
+        raise BadInput(f"{options.target}: no compiled program in it{go_on}{inside(folder)}")
     try:
         with contextlib.chdir(kept.directory):
             told = parsed(_MAKERS[kept.command], kept.words).program

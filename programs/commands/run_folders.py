@@ -246,6 +246,30 @@ def found(folder: Path, depth: int = _DEPTH) -> Iterator[Path]:
             yield from found(child, depth - 1)
 
 
+def inside(folder: Path) -> str:
+    """Return where there are runs in a folder, for a message; "" if there are none."""
+    there = [str(path) for path in found(folder) if path != folder]
+    return f"; there are runs in {', '.join(there[:5])}" if there else ""
+
+
+def check_finished(folder: Path) -> None:
+    """Raise if a folder holds no finished run.
+
+    Raises:
+        BadInput: If so; it says what is there instead.
+    """
+    if not folder.is_dir():
+        raise BadInput(f"{folder}: no such folder")
+    if (folder / RECORD).is_file():
+        return
+    if not (folder / JOURNAL).is_file():
+        raise BadInput(f"{folder}: no run in it{inside(folder)}")
+    if _locked(folder / JOURNAL):
+        raise BadInput(f"{folder}: the run in it is still going on")
+    go_on = to_call("resume", folder) if (folder / FILE).is_file() else "run the same code again"
+    raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
+
+
 @dataclass(frozen=True)
 class RunLine:
     """A run in a list.

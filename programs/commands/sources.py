@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
+from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.modules.gguf_header import LocalModelError, read_header
 from cuesmith.programs.arguments import (
     BadInput,
@@ -58,6 +59,8 @@ class DataOptions:
         of_data = [f"--{name}" for name in ("inputs", "outputs", "metric") if getattr(self, name) is not None]
         if self.data is None and of_data:
             raise BadInput(f"{', '.join(of_data)}: only with --data")
+        if self.task is not None and self.task not in FAMILIES:
+            raise BadInput(f"--task: no task family {self.task!r}: {meant(self.task, sorted(FAMILIES))}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -60,20 +60,27 @@ class Place:
         path = Path(self.source)
         if not path.is_file():
             raise BadInput(f"{said}: no such file {self.source}")
-        names = _defined(path, said)
-        first = self.name.split(".")[0]
-        if names is not None and first not in names:
-            raise BadInput(f"{said}: {self.source} defines no {first!r}: {meant(first, sorted(names))}")
+        self._check_name(path, said)
 
     def _check_module(self, said: str) -> None:
         top = self.source.split(".")[0]
         if not all(part.isidentifier() for part in self.source.split(".")):
             raise BadInput(f"{said}: {self.source!r} is neither a file that ends in .py nor the name of a module")
         with _from_here():
-            found = top in sys.modules or importlib.util.find_spec(top) is not None
-        if not found:
+            held = sys.modules.get(top)
+            spec = importlib.util.find_spec(top) if held is None else held.__spec__
+        if held is None and spec is None:
             hint = f"; there is a file: write {top}.py:{self.name}" if Path(f"{top}.py").is_file() else ""
             raise BadInput(f"{said}: no module is called {top!r}{hint}")
+        origin = Path(spec.origin or "") if spec is not None and spec.submodule_search_locations is None else Path()
+        if self.source == top and origin.suffix == ".py":  # a package may get names of what is in it
+            self._check_name(origin, said)
+
+    def _check_name(self, path: Path, said: str) -> None:
+        """Look whether a file defines the object."""
+        names, first = _defined(path, said), self.name.split(".")[0]
+        if names is not None and first not in names:
+            raise BadInput(f"{said}: {self.source} defines no {first!r}: {meant(first, sorted(names))}")
 
     def may_be_class(self) -> bool:
         """Return whether it may be a class, as far as can be told without running anything."""
