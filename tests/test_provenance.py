@@ -12,6 +12,7 @@ import sys
 from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import cloudpickle
@@ -21,7 +22,7 @@ import pytest
 from e2e_support import KEY, ToyEngine, ToySearch, exact, toy_lm, words
 
 import cuesmith
-from cuesmith.teleprompters import COMPILERS
+from cuesmith.teleprompters import COMPILERS, registry
 from cuesmith.teleprompters.registry import compiler_class
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.provenance import Provenance, keep, provenance
@@ -207,6 +208,15 @@ def test_a_compiler_of_the_users_is_told_from_ours_of_that_name(name: str) -> No
     own = type(name, (ToySearch,), {"__module__": "mine"})(exact)
     assert own.title == own.called == f"mine.{name}"
     assert (own >> ToySearch(exact)).called == f"mine.{name} >> toy-search"
+
+
+def test_an_installed_compiler_is_told_from_ours_of_that_class(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("mine")
+    module.APO = type("APO", (ToySearch,), {"__module__": "mine"})  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "mine", module)
+    monkeypatch.setattr(registry, "_installed", lambda: {"my-apo": "mine:APO"})
+    own = module.APO(exact)
+    assert own.title == "mine.APO" and own.called == "my-apo"
 
 
 # --- whole programs ------------------------------------------------------------------------------------------
