@@ -288,9 +288,11 @@ def _models(
     if own is not None:
         return None, other or own, (own.model, (other or own).model)
     if not known_to_embedded(task):
+        from cuesmith.modules.embedded.families import FAMILIES
+
         raise BadInput(
             f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
-            f"runs, which does not know the task {task.name!r})"
+            f"runs, and {task.name!r} is no task like those that it knows: {', '.join(FAMILIES)})"
         )
     return made(EMBEDDED), other or made(SIMULATED), (EMBEDDED.name, told.optimizer.name if other else SIMULATED.name)
 
