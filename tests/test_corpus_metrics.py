@@ -23,6 +23,7 @@ from cuesmith.programs.evaluation import compare, estimate, evaluate
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.compiler import Compiler
 from cuesmith.teleprompters.peers.bootstrap import Bootstrap
+from cuesmith.teleprompters.runtime import session
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Compilation, Plan
 from cuesmith.teleprompters.runtime.corpus import Corpus, estimate_of, gain_of
@@ -41,7 +42,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
-from cuesmith.teleprompters.runtime.statistics import bootstrap95, bootstrap_gain, paired_gain, swap_p_value
+from cuesmith.teleprompters.runtime.statistics import Gain, bootstrap95, bootstrap_gain, paired_gain, swap_p_value
 from cuesmith.teleprompters.search.frontier import Front
 from cuesmith.testing import Engine, Sent
 from cuesmith.testing.fakes import chat
@@ -464,3 +465,10 @@ def test_a_corpus_that_fails_on_answers() -> None:
         pytest.raises(CompileError, match="makes nothing of the student's answers: KeyError: 'perhaps'"),
     ):
         Given(Strict(), progress=False).compile(student, trainset=tens(0, 20), valset=tens(100, 40))
+
+
+def test_a_choice_stays_where_nothing_can_be_made_of_the_fresh_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    unknown = Gain(difference=math.nan, low=math.nan, high=math.nan, p_value=1.0, n=20)
+    monkeypatch.setattr(session, "gain_of", lambda baseline, best: unknown)
+    found = compiled(Strict())
+    assert found.gain is unknown and found.best.candidate != found.baseline.candidate

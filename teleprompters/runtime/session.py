@@ -412,7 +412,7 @@ class Session:
         The best of many is chosen by few examples, so that chance is a part of its score. Ours.
         """
         effects, split = self.effects, self.job.split
-        if gain.difference >= 0.0:
+        if not gain.difference < 0.0:  # nor if nothing can be made of the answers all together
             return False
         examples = [*split.select, *split.fresh]
         overall = gain_of(effects.so_far(effects.baseline, examples), effects.so_far(best, examples))
