@@ -337,9 +337,10 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         """The name by which `cuesmith.compile` knows it; of one that has none its title, in small letters."""
         registry = importlib.import_module("cuesmith.teleprompters.registry")  # by its name: it stands floors above
         name: str | None = registry.name_of(type(self))
-        if name is not None or "." in self.title:
-            return name or self.title
-        return re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", self.title).lower()
+        if name is not None:
+            return name
+        title = self.title
+        return title if "." in title else re.sub("(?<=[a-z])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "-", title).lower()
 
     @property
     def success(self) -> float | None:

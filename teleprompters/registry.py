@@ -115,7 +115,7 @@ def name_of(kind: type[Compiler]) -> str | None:
 
 def title_of(kind: type[Compiler]) -> str:
     """Return a compiler's class name; with its module where the name alone would be taken for another compiler."""
-    apart = name_of(kind) not in COMPILERS and _key(kind.__name__, COMPILERS) is not None
+    apart = _key(kind.__name__, COMPILERS) is not None and name_of(kind) not in COMPILERS
     return f"{kind.__module__}.{kind.__qualname__}" if apart else kind.__name__
 
 

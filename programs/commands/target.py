@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs.arguments import BadInput, meant
 
 if TYPE_CHECKING:
@@ -255,7 +256,6 @@ def load_metric(place: Place) -> MetricFunction:
 
 def known_to_embedded(task: Task) -> bool:
     """Whether the embedded model knows a task: one of its families solves most of the examples."""
-    from cuesmith.modules.embedded.families import FAMILIES
 
     def solved(solve: Callable[[str], Any], question: str, answer: str) -> bool:
         found = solve(question)

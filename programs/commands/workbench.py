@@ -15,6 +15,7 @@ from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
+from cuesmith.modules.embedded.families import FAMILIES
 from cuesmith.programs.arguments import BadInput, Seed, be_offline, complain, meant, metavar
 from cuesmith.programs.commands.run_folders import keep_command, new_folder, to_call
 from cuesmith.programs.commands.sources import Caps, DataOptions, ModelOptions, check_run_dir
@@ -288,8 +289,6 @@ def _models(
     if own is not None:
         return None, other or own, (own.model, (other or own).model)
     if not known_to_embedded(task):
-        from cuesmith.modules.embedded.families import FAMILIES
-
         raise BadInput(
             f"no language model: give --lm PROVIDER/MODEL or --local FILE.gguf (without, the embedded model "
             f"runs, and {task.name!r} is no task like those that it knows: {', '.join(FAMILIES)})"

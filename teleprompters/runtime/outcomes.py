@@ -116,9 +116,7 @@ def value(outcome: Outcome) -> float | None:
 def outcome_to_json(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON data."""
     name = type(outcome).__name__
-    rare = {
-        name for name in ("objectives", "answer", "unfit") if not getattr(outcome, name, None)
-    }  # no word of what is not
+    rare = {name for name in ("objectives", "answer", "unfit") if not getattr(outcome, name, None)}
     body: object = _ADAPTERS[name].dump_python(outcome, mode="json", exclude=rare)
     return {"kind": name, "body": body}
 

@@ -301,12 +301,12 @@ class Scorer:
         failure = current.failure or next(iter(current.refused.values()), "")
         if stray.failures > strays:
             failure = failure or stray.failure
-        unfit = isinstance(outcome, ParseFailure) and outcome.unfit
+        unfit = outcome if isinstance(outcome, ParseFailure) and outcome.unfit else None
         if failure and (unfit or isinstance(outcome, Scored | MetricError)):
             return ProviderFailure(failure)
         self._has_scored |= isinstance(outcome, Scored)
-        if isinstance(outcome, ParseFailure) and unfit and not self._has_scored:
-            raise self._gate.stop("configuration", outcome.reason)  # it will be so on every example
+        if unfit and not self._has_scored:
+            raise self._gate.stop("configuration", unfit.reason)  # it will be so on every example
         if current.failure and isinstance(outcome, ParseFailure):
             return ProviderFailure(current.failure)
         if current.cut and isinstance(outcome, Scored | ParseFailure):
