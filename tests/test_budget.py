@@ -27,9 +27,12 @@ from e2e_support import (
 
 from cuesmith import Budget
 from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.teleprompters.compiler import check_prices
+from cuesmith.teleprompters.compiler import Compiler, check_prices
 from cuesmith.teleprompters.runtime import session
-from cuesmith.teleprompters.runtime.ledger import Ledger
+from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
+from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.ledger import Ledger, RunStopped
+from cuesmith.teleprompters.runtime.run import Run
 
 PER_CALL = INPUT_TOKENS + OUTPUT_TOKENS
 
@@ -235,3 +238,29 @@ def test_the_estimate_is_an_upper_bound() -> None:
     compilation = toy_compile(toy_lm(engine)).compilation
     assert 0 < engine.calls <= forecast.calls
     assert compilation.spent.by_role["optimizer"].calls == forecast.optimizer_calls
+
+
+class HardFirst(Compiler):
+    """Tries a prompt where the student fails, and is stopped there."""
+
+    skill = 0
+
+    def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
+        return Plan(0, n_select)
+
+    async def search(self, run: Run) -> Candidate:
+        [base] = await run.score([run.baseline], run.select)
+        failed = [example for example, _ in base.failures()]
+        child = run.baseline.replace(run.baseline.names[0], instructions=f"skill={self.skill}", origin=Origin("try"))
+        [tried] = await run.score([child], failed[: 1 + len(run.select) // 2])
+        assert tried.score > 0, "on these alone the child looks better, and has more than half of them"
+        raise RunStopped("calls")
+
+
+@pytest.mark.parametrize(("skill", "chosen"), [(3, False), (9, True)])
+def test_what_a_stop_left_unscored_counts_as_lost(monkeypatch: pytest.MonkeyPatch, skill: int, chosen: bool) -> None:
+    monkeypatch.setattr(HardFirst, "skill", skill)
+    with dspy.context(lm=toy_lm(ToyEngine())):
+        compiler = HardFirst(exact)
+        compiled = compiler.compile(dspy.Predict("question -> answer"), trainset=words(20), valset=words(50, "v"))
+    assert (compiled.compilation.best.candidate != compiled.compilation.baseline.candidate) == chosen

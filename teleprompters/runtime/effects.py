@@ -11,6 +11,7 @@ import asyncio
 import functools
 import hashlib
 import itertools
+import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from pathlib import Path
@@ -452,17 +453,21 @@ class Effects(Asker):
     def best_so_far(self) -> Candidate:
         """Return the best candidate by what is known now, compared with the baseline on the same examples.
 
-        Candidates scored on all selection examples come first. Only if none of them is above the baseline, one
-        that a stop left half scored may be taken: it must have a score on at least half of the examples.
+        What a stop left unscored counts as lost: searches begin where the student fails, so that a child's first
+        scores flatter it. A provider's failure counts for neither side.
         """
         base, ahead = self.so_far(self.baseline, self.select), []
         for candidate in list(self._candidates.values()):
             scores = self.so_far(candidate, self.select)
             both = [i for i, pair in enumerate(zip(scores.values, base.values, strict=True)) if None not in pair]
-            gained = scores.score_on(both) - base.score_on(both)
-            if gained > 0 and 2 * len(both) >= base.n:
-                ahead.append((len(both) == base.n, gained, -candidate.size, candidate))
-        return max(ahead, key=lambda entry: entry[:3])[3] if ahead else self.baseline
+            lost = [v for v, o in zip(base.values, scores.outcomes, strict=True) if o is _NOT_RUN and v is not None]
+            if (lost and self.together is not None) or not both:
+                continue
+            n = len(both) + len(lost)
+            gained = (scores.score_on(both) - base.score_on(both)) * len(both) / n - math.fsum(lost) / n
+            if gained > 0:
+                ahead.append((gained, -candidate.size, candidate))
+        return max(ahead, key=lambda entry: entry[:2])[2] if ahead else self.baseline
 
     def shortest_as_good(self, best: Candidate) -> Candidate:
         """Return the shortest candidate that cannot be told from the best one: it is above the student too, and the
