@@ -91,6 +91,8 @@ PROBLEMS = {
     "banking": Problem("26 of 77 classes", "banking77", dspy.Predict, 64, every=3),
     "gsm8k": Problem("word problems", "gsm8k", dspy.ChainOfThought, 320),
     "navigate": Problem("yes or no after steps", "bigbench/navigate.json", dspy.ChainOfThought, 256),
+    "snarks": Problem("which of two is sarcastic", "bigbench/snarks.json", dspy.ChainOfThought, 256),
+    "selection": Problem("which question", "bigbench/question_selection.json", dspy.ChainOfThought, 256),
     "sentiment": Problem("two classes", "instruction_induction/induce/sentiment.json", dspy.Predict, 64),
     "facility": Problem("typed extraction", "facility_support/dataset.json", dspy.Predict, 400),
 }
