@@ -42,6 +42,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+from kinds import Listed, judged, unlabelled, with_parity
 from records import PACKED, Book, Model, RecordedLM, RecordError, ServerModel
 
 from cuesmith.modules.local import LocalEngine
@@ -84,9 +85,11 @@ class Problem:
     options: tuple[tuple[str, Any], ...] = ()
     every: int = 1
     """Of a table of classes: every so many-th class of its alphabet only."""
+    kind_of: Callable[[Task, MetricFunction], tuple[Task, MetricFunction]] | None = None
+    """Makes another kind of task or metric of it (`kinds.py`)."""
 
 
-PROBLEMS = {
+TASKS = {
     "objects": Problem("reasoning with a fixed answer", "bigbench/object_counting.json", dspy.ChainOfThought, 256),
     "banking": Problem("26 of 77 classes", "banking77", dspy.Predict, 64, every=3),
     "gsm8k": Problem("word problems", "gsm8k", dspy.ChainOfThought, 320),
@@ -96,6 +99,21 @@ PROBLEMS = {
     "sentiment": Problem("two classes", "instruction_induction/induce/sentiment.json", dspy.Predict, 64),
     "facility": Problem("typed extraction", "facility_support/dataset.json", dspy.Predict, 400),
 }
+
+KINDS = {
+    "plain": Problem("no field for reasoning", "bigbench/object_counting.json", dspy.Predict, 256),
+    "judge": Problem("a judge without full marks", "bigbench/object_counting.json", dspy.ChainOfThought, 256,
+                     kind_of=judged),
+    "unlabelled": Problem("the judge, and no labels", "bigbench/object_counting.json", dspy.ChainOfThought, 256,
+                          kind_of=unlabelled),
+    "parity": Problem("two outputs", "bigbench/object_counting.json", dspy.ChainOfThought, 256, kind_of=with_parity),
+    "stages": Problem("two stages", "bigbench/object_counting.json", Listed, 128),
+    "negation": Problem("free text, by F1", "instruction_induction/induce/negation.json", dspy.Predict, 64,
+                        (("metric", "f1"),)),
+}  # fmt: skip
+"""Programs and metrics unlike those of the tasks above, for ABO."""
+
+PROBLEMS = TASKS | KINDS
 
 
 @dataclass(frozen=True)
@@ -207,8 +225,11 @@ def read(task: str, data: Path) -> tuple[Task, MetricFunction]:
     problem = PROBLEMS[task]
     with _every(data / problem.path, problem.every) as path:
         found = load(path, sizes=SIZES, seed=0, **dict(problem.options))
+    metric = found.metric
+    if problem.kind_of is not None:
+        found, metric = problem.kind_of(found, metric)
     signature = dspy.Signature(found.signature) if isinstance(found.signature, str) else found.signature
-    return found, Told(found.metric, tuple(signature.output_fields))
+    return found, Told(metric, tuple(signature.output_fields))
 
 
 @contextmanager

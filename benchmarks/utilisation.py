@@ -1,6 +1,7 @@
 """How full the slots are: program runs and optimizer calls under way, over what `max_in_flight` allows.
 
     python benchmarks/utilisation.py [--in-flight 16 64 256] [--latency constant tail] [--compilers abo:frontier gepa]
+    python benchmarks/utilisation.py --real --median 0.5 --hedge 4 --in-flight 64 --latency tail
 
 The models take time and no processor: 50 ms a call, or in "tail" a log-normal time of that median with 5 s for one call
 in a hundred. The clock is virtual: it moves only when every thread of the process sleeps, so that processors count as
@@ -43,7 +44,8 @@ from cuesmith.modules.simulated_optimizer import SimulatedOptimizerEngine
 from cuesmith.programs.tasks import generate
 from cuesmith.teleprompters.registry import compile
 
-MEDIAN, TAIL, SHARE = 0.05, 5.0, 0.01
+MEDIAN, SHARE, TAIL = 0.05, 0.01, 100.0
+"""Seconds of a call, which share of them is late, and how many times as long as the others these take."""
 OURS = ("iterative-ape", "apo", "apo-sum", "prompt-agent", "opro", "abo", "portfolio", "reflective-mutation:frontier",
         "apo:frontier", "prompt-agent:frontier", "opro:frontier", "abo:frontier")  # fmt: skip
 PEERS = ("mipro", "gepa", "simba", "bootstrap")
@@ -123,12 +125,14 @@ class Engine:
         clock: Where its calls wait.
         reply: Its answer to a request.
         tail: Whether one call in a hundred takes long.
+        median: Seconds of a call.
         times: How often each request came.
     """
 
     clock: Clock
     reply: Callable[[Request], Response]
     tail: bool
+    median: float = MEDIAN
     times: Counter[str] = field(default_factory=Counter)
 
     def __deepcopy__(self, memo: object) -> Engine:
@@ -136,13 +140,13 @@ class Engine:
 
     def complete(self, request: Request) -> Response:
         """Answer after a while; how long, is the request's, and another time for one that is sent once more."""
-        seconds = MEDIAN
+        seconds = 1.0
         if self.tail:
             said = str(request.system) + str([message.text for message in request.messages])
             self.times[said] += 1
             rng = random.Random(zlib.crc32(f"{self.times[said]} {said}".encode()))
-            seconds = TAIL if rng.random() < SHARE else MEDIAN * math.exp(0.5 * rng.gauss(0.0, 1.0))
-        self.clock.wait(seconds)
+            seconds = TAIL if rng.random() < SHARE else math.exp(0.5 * rng.gauss(0.0, 1.0))
+        self.clock.wait(self.median * seconds)
         return self.reply(request)
 
 
@@ -178,7 +182,7 @@ class Filled:
     wall: float
 
 
-def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None) -> Filled:
+def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None, median: float) -> Filled:
     """Run one compile."""
     logging.disable(logging.WARNING)
     teach()
@@ -186,8 +190,8 @@ def measure(name: str, slots: int, tail: bool, real: bool, hedge: float | None) 
     train, valid = list(task.train), list(task.validation)[:60]
     RIGHT.update({example.question: str(example.answer) for example in (*task.train, *task.validation)})
     clock, simulated = Clock(real=real), SimulatedOptimizerEngine()
-    target = dspy.LM("bench/target", engine=Engine(clock, answer, tail), cache=False)
-    optimizer = dspy.LM("bench/optimizer", engine=Engine(clock, simulated.complete, tail), cache=False)
+    target = dspy.LM("bench/target", engine=Engine(clock, answer, tail, median), cache=False)
+    optimizer = dspy.LM("bench/optimizer", engine=Engine(clock, simulated.complete, tail, median), cache=False)
     student = dspy.ChainOfThought(task.signature)
     with dspy.context(lm=target), clock.ticking():
         if name in PEERS:
@@ -241,8 +245,9 @@ def main() -> int:
     parser.add_argument("--compilers", nargs="+", default=[*OURS, *PEERS])
     parser.add_argument("--real", action="store_true", help="sleep instead of moving a virtual clock")
     parser.add_argument("--hedge", type=float, help="given to ours, with --real: hedging goes by real time")
+    parser.add_argument("--median", type=float, default=MEDIAN, help="seconds of a call")
     options = parser.parse_args()
-    jobs = [(name, slots, latency == "tail", options.real, options.hedge) for name in options.compilers
+    jobs = [(name, slots, latency == "tail", options.real, options.hedge, options.median) for name in options.compilers
             for latency in options.latency for slots in options.in_flight]  # fmt: skip
     done = []
     with ProcessPoolExecutor(1, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:

@@ -18,6 +18,7 @@ from collections.abc import Awaitable, Callable, Generator
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import cast, get_args
 
 from dspy.utils.exceptions import (
@@ -336,13 +337,13 @@ class Gate:
 
     def _send(self, place: Admission, request: Request, send: Callable[[], Reply], current: Effect) -> Answer:
         """Send a call, once more if it is late, and return what came back: a failure is an answer too."""
-        patience = self.pace.patience((place.ticket.role, request.model))
-        if patience is None or place.outer is not None:
+        if self.pace.multiple is None or place.outer is not None:
             return attempted(place, send)
+        left = partial(self.pace.left, (place.ticket.role, request.model))
         spares: list[Admission] = []
         tries = Tries[Answer](is_reply, lambda answer: self.settle_spare(spares[0], request, answer, current))
         tries.begin(lambda: attempted(place, send))
-        if (answer := tries.wait(patience)) is None and (spare := self.spare(place, request)) is not None:
+        if (answer := tries.wait(left)) is None and (spare := self.spare(place, request)) is not None:
             spares.append(spare)
             tries.begin(lambda: attempted(spare, send))
         found = answer or tries.wait()
@@ -353,9 +354,9 @@ class Gate:
         self, place: Admission, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect
     ) -> Answer:
         """Send a call as `_send` does."""
-        patience = self.pace.patience((place.ticket.role, request.model))
-        if patience is None or place.outer is not None:
+        if self.pace.multiple is None or place.outer is not None:
             return await aattempted(place, send)
+        left = partial(self.pace.left, (place.ticket.role, request.model))
         spares: list[Admission] = []
 
         def again() -> Callable[[], Awaitable[Answer]] | None:
@@ -366,7 +367,7 @@ class Gate:
 
         return await first_success(
             lambda: aattempted(place, send),
-            patience,
+            left,
             again,
             is_reply,
             lambda answer: self.settle_spare(spares[0], request, answer, current),

@@ -9,14 +9,19 @@ import asyncio
 import contextvars
 import statistics
 import threading
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
-ENOUGH = 16
-"""Answers of a kind from which on its median is taken for what such calls take. Ours."""
+ENOUGH = 3
+"""Answers of a kind from which on its median is taken for what such calls take: an optimizer is asked few things at a
+time, and one of four may be the late one. Ours."""
+
+TICK_S = 0.1
+"""How soon a call under way is looked at again while nobody can tell what its kind takes. Ours."""
 
 REMEMBERED = 256
 """Answers of a kind that the median is over. Ours."""
@@ -45,6 +50,16 @@ class Pace:
             return None
         return self.multiple * statistics.median(tuple(known))
 
+    def left(self, kind: Hashable, waited: float) -> float:
+        """Return how long to wait for a call of that kind before it is looked at again; 0 or less if it is late.
+
+        Args:
+            kind: The call's.
+            waited: Seconds since it was sent.
+        """
+        patience = self.patience(kind)
+        return TICK_S if patience is None else patience - waited
+
 
 class Tries(Generic[T]):
     """Threads that try the same. The first success counts; where all fail, the last failure.
@@ -68,9 +83,15 @@ class Tries(Generic[T]):
         thread = threading.Thread(target=lambda: self._put(context.run(work)), name="cuesmith-try", daemon=True)
         thread.start()
 
-    def wait(self, seconds: float | None = None) -> T | None:
-        """Return what counts; None if it has not come in so many seconds."""
-        return self._answers[0] if self._over.wait(seconds) else None
+    def wait(self, left: Callable[[float], float] | None = None) -> T | None:
+        """Return what counts; None once `left`, given the seconds waited so far, is 0 or less."""
+        began = time.monotonic()
+        while left is not None and not self._over.is_set():
+            if (seconds := left(time.monotonic() - began)) <= 0:
+                return None
+            self._over.wait(seconds)
+        self._over.wait()
+        return self._answers[0]
 
     def _put(self, answer: T) -> None:
         with self._lock:
@@ -88,7 +109,7 @@ class Tries(Generic[T]):
 
 async def first_success(
     work: Callable[[], Awaitable[T]],
-    seconds: float,
+    left: Callable[[float], float],
     again: Callable[[], Callable[[], Awaitable[T]] | None],
     succeeded: Callable[[T], bool],
     late: Callable[[T], None],
@@ -97,19 +118,21 @@ async def first_success(
 
     Args:
         work: What to await.
-        seconds: How long before it is begun once more.
+        left: Given the seconds waited so far: how long still, before it is begun once more.
         again: Returns what to await then; None if it is not to be begun again.
         succeeded: Whether an answer is a success.
         late: Given the other answer, whenever it comes.
     """
     tries = {asyncio.ensure_future(work())}
-    done, _ = await asyncio.wait(tries, timeout=seconds)
+    began, done = time.monotonic(), set[asyncio.Task[T]]()
+    while not done and (seconds := left(time.monotonic() - began)) > 0:
+        done, _ = await asyncio.wait(tries, timeout=seconds)
     if not done and (second := again()) is not None:
         tries.add(asyncio.ensure_future(second()))
     while True:
-        done, left = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
+        done, rest = await asyncio.wait(tries, return_when=asyncio.FIRST_COMPLETED)
         answer = done.pop().result()
-        tries = {*done, *left}
+        tries = {*done, *rest}
         if succeeded(answer) or not tries:
             for each in tries:
                 each.add_done_callback(lambda task: None if task.cancelled() else late(task.result()))
