@@ -64,6 +64,8 @@ DATA = Path(__file__).parents[2] / "shared" / "data"
 SIZES = Sizes(train=32, validation=40, test=100)
 CALLS = 200
 """Of one compile: program runs and calls to the optimizer together, final report included."""
+ROOM = 600
+"""Of a compile whose search is smaller than that, and which no cap ends."""
 STUDENT = "student"
 OPTIMIZER = "qwen15"
 MODELS = {
@@ -85,6 +87,7 @@ class Problem:
     options: tuple[tuple[str, Any], ...] = ()
     every: int = 1
     """Of a table of classes: every so many-th class of its alphabet only."""
+    calls: int = CALLS
     kind_of: Callable[[Task, MetricFunction], tuple[Task, MetricFunction]] | None = None
     """Makes another kind of task or metric of it (`kinds.py`)."""
 
@@ -101,15 +104,16 @@ TASKS = {
 }
 
 KINDS = {
-    "plain": Problem("no field for reasoning", "bigbench/object_counting.json", dspy.Predict, 256),
+    "plain": Problem("no field for reasoning", "bigbench/object_counting.json", dspy.Predict, 256, calls=ROOM),
     "judge": Problem("a judge without full marks", "bigbench/object_counting.json", dspy.ChainOfThought, 256,
-                     kind_of=judged),
+                     calls=ROOM, kind_of=judged),
     "unlabelled": Problem("the judge, and no labels", "bigbench/object_counting.json", dspy.ChainOfThought, 256,
-                          kind_of=unlabelled),
-    "parity": Problem("two outputs", "bigbench/object_counting.json", dspy.ChainOfThought, 256, kind_of=with_parity),
-    "stages": Problem("two stages", "bigbench/object_counting.json", Listed, 128),
+                          calls=ROOM, kind_of=unlabelled),
+    "parity": Problem("two outputs", "bigbench/object_counting.json", dspy.ChainOfThought, 256, calls=ROOM,
+                      kind_of=with_parity),
+    "stages": Problem("two stages", "bigbench/object_counting.json", Listed, 128, calls=ROOM),
     "negation": Problem("free text, by F1", "instruction_induction/induce/negation.json", dspy.Predict, 64,
-                        (("metric", "f1"),)),
+                        (("metric", "f1"),), calls=ROOM),
 }  # fmt: skip
 """Programs and metrics unlike those of the tasks above, for ABO."""
 
@@ -134,6 +138,9 @@ WAYS = {
     "prompt-agent": Way("prompt-agent"),
     "opro": Way("opro"),
     "abo": Way("abo", (), 1),
+    "abo-small": Way(
+        "abo", (("steps", 1), ("width", 2), ("branch", 2), ("initial", 2), ("minibatch", 8), ("scoring", 20))
+    ),
     "abo-steps": Way("abo", (("demonstrations", False),), 1),
     "mutation-frontier": Way("reflective-mutation", (("search", "frontier"),)),
     "apo-frontier": Way("apo", (("search", "frontier"),)),
@@ -269,7 +276,7 @@ def run(cell: Cell, data: Path, models: Mapping[str, str]) -> Done:
             try:
                 program = compile(
                     student, way.name, metric=metric, trainset=list(task.train), valset=list(task.validation),
-                    optimizer_lm=optimizer, seed=cell.seed, budget=Budget(calls=CALLS), progress=False,
+                    optimizer_lm=optimizer, seed=cell.seed, budget=Budget(calls=problem.calls), progress=False,
                     max_in_flight=way.in_flight, example_timeout=None, **dict(way.options),
                 )  # fmt: skip
                 compilation = program.compilation
