@@ -16,7 +16,7 @@ from typing import Any
 
 import dspy
 import pytest
-from e2e_support import Answer, OnlyAsync, Provider, Saying, ToyEngine, exact, toy_compile, toy_lm, words
+from e2e_support import Answer, OnlyAsync, Provider, Saying, ToyEngine, exact, toy_compile, toy_lm, toy_reply, words
 from processes_support import Forked
 
 import cuesmith
@@ -79,6 +79,18 @@ def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytes
         hanging.go.set()
     assert found.stopped_by == "outage" and time.monotonic() - began < 45
     assert any("none was answered for" in note for note in found.notes)
+
+
+def test_a_model_that_answers_in_a_word_may_write_for_long_as_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 0.5)
+
+    def reply(system: str, user: str, drawn: int | None) -> str:
+        if "`variation`" in system:
+            time.sleep(1.2)
+        return toy_reply(system, user, drawn)
+
+    found: Compilation = toy_compile(toy_lm(ToyEngine(reply=reply)), max_in_flight=8, steps=1).compilation
+    assert found.stopped_by is None and found.best.candidate != found.baseline.candidate
 
 
 def test_nothing_is_sent_after_an_error() -> None:

@@ -288,13 +288,13 @@ class Gate:
 
         A model that runs in this process has no provider that could be down: it is slow.
         """
-        waiting: dict[str, list[float]] = defaultdict(list)
+        waiting: dict[tuple[str, Role], list[float]] = defaultdict(list)
         with suppress(RuntimeError):  # changed by a thread meanwhile: it is looked at again soon
-            for request, began in self._sent.values():
+            for place, (request, began) in self._sent.items():
                 if not request.free:
-                    waiting[request.model].append(began)
-        for model, sent in waiting.items():
-            if reason := self._watch.silence(model, sent):
+                    waiting[request.model, place.ticket.role].append(began)
+        for (model, role), sent in waiting.items():
+            if reason := self._watch.silence(model, role, sent):
                 self.stop("outage", reason)
 
     def call(self, request: Request, send: Callable[[], Reply], current: Effect | None = None) -> object:
@@ -492,7 +492,7 @@ class Gate:
                 raise RunStopped(self.stopped_by or "stopped")
             if isinstance(answer, Reply):
                 seconds = time.monotonic() - began
-                self._watch.heard(request.model, seconds)
+                self._watch.heard(request.model, role, seconds)
                 self.pace.note((role, request.model), seconds)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs

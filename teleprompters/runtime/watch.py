@@ -8,10 +8,15 @@ from collections.abc import Sequence
 
 from dspy.utils.exceptions import LMRateLimitError, LMServerError, LMTimeoutError
 
+from cuesmith.teleprompters.runtime.ledger import Role
 from cuesmith.teleprompters.runtime.outages import is_unreadable
 
 PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
+
+FIRST_IN_ROLE = 4.0
+"""How many times as long a model may be silent before its first answer in a role: as the target it may say a word,
+and as the optimizer write for a minute. Ours."""
 
 FEW = 8
 """Calls given up in a row, none answered in between, that mean an outage: so many, or up to twice so many with as many
@@ -29,26 +34,29 @@ class Watch:
         self._max_retries = max_retries
         self._failures_in_a_row: Counter[str] = Counter()
         self._answered: set[str] = set()
-        self._slowest: dict[str, float] = {}
+        self._slowest: dict[tuple[str, Role], float] = {}
         self._last_sign: dict[str, float] = {}
 
-    def heard(self, model: str, seconds: float) -> None:
+    def heard(self, model: str, role: Role, seconds: float) -> None:
         """Note an answer, and how long it took."""
         self._answered.add(model)
         self._failures_in_a_row.pop(model, None)
         self._failures_in_a_row.pop("", None)
         self._last_sign[model] = time.monotonic()
-        self._slowest[model] = max(self._slowest.get(model, 0.0), seconds)
+        self._slowest[model, role] = max(self._slowest.get((model, role), 0.0), seconds)
 
-    def silence(self, model: str, sent: Sequence[float]) -> str:
+    def silence(self, model: str, role: Role, sent: Sequence[float]) -> str:
         """Return, in words, that a model has been silent for far longer than any answer took; "" if it has not.
 
         Args:
             model: Its name.
-            sent: When the calls that are under way were sent, by the monotonic clock.
+            role: Whose calls are under way.
+            sent: When they were sent, by the monotonic clock.
         """
-        slowest = self._slowest.get(model)
-        patience = FIRST_PATIENCE if slowest is None else max(PATIENCE, SLOWNESS * slowest)
+        slowest = max((took for (name, _), took in self._slowest.items() if name == model), default=None)
+        patience = FIRST_PATIENCE if slowest is None else FIRST_IN_ROLE * max(PATIENCE, SLOWNESS * slowest)
+        if (known := self._slowest.get((model, role))) is not None:
+            patience = max(PATIENCE, SLOWNESS * known)
         silent = time.monotonic() - max(min(sent), self._last_sign.get(model, 0.0))
         if silent <= patience:
             return ""
