@@ -67,6 +67,7 @@ CALLS = 200
 ROOM = 600
 """Of a compile whose search is smaller than that, and which no cap ends."""
 STUDENT = "student"
+SMALL = "abo-small"
 OPTIMIZER = "qwen15"
 MODELS = {
     "qwen05": "qwen2.5-coder-0.5b-instruct-q4_k_m",
@@ -138,9 +139,7 @@ WAYS = {
     "prompt-agent": Way("prompt-agent"),
     "opro": Way("opro"),
     "abo": Way("abo", (), 1),
-    "abo-small": Way(
-        "abo", (("steps", 1), ("width", 2), ("branch", 2), ("initial", 2), ("minibatch", 8), ("scoring", 20))
-    ),
+    SMALL: Way("abo", (("steps", 1), ("width", 2), ("branch", 2), ("initial", 2), ("minibatch", 8), ("scoring", 20))),
     "abo-steps": Way("abo", (("demonstrations", False),), 1),
     "mutation-frontier": Way("reflective-mutation", (("search", "frontier"),)),
     "apo-frontier": Way("apo", (("search", "frontier"),)),
@@ -318,11 +317,20 @@ def _malformed(scores: Scores) -> int:
 
 
 def tables(done: Sequence[Done]) -> Iterator[str]:
-    """Yield the lines of one Markdown table for each task and target, and the prompts found."""
-    groups = dict.fromkeys((one.cell.task, one.cell.target) for one in done)
+    """Yield the lines of all Markdown tables."""
+    for _, lines in _grouped(done):
+        yield from lines
+
+
+def _grouped(done: Sequence[Done]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each table's name and lines: one for each task and target, and one for the other kinds of program."""
+    groups = dict.fromkeys((one.cell.task, one.cell.target) for one in done if one.cell.task in TASKS)
     for task, target in groups:
         cells = [one for one in done if (one.cell.task, one.cell.target) == (task, target)]
-        yield from _table(task, target, cells)
+        yield f"{task} {target}", [*_table(task, target, cells)]
+    for target in MODELS:
+        if others := [one for one in done if one.cell.task in KINDS and one.cell.target == target]:
+            yield f"kinds {target}", [*_kinds(target, others)]
 
 
 def write(done: Sequence[Done], page: Path, readme: Path) -> None:
@@ -335,12 +343,11 @@ def write(done: Sequence[Done], page: Path, readme: Path) -> None:
     """
     text = page.read_text()
     rows: dict[str, str] = {}
-    for task, target in dict.fromkeys((one.cell.task, one.cell.target) for one in done):
-        cells = [one for one in done if (one.cell.task, one.cell.target) == (task, target)]
-        table = [line for line in _table(task, target, cells) if line.startswith("|")]
-        place = re.compile(rf"(<!-- table {task} {target} -->\n)(?:\|.*\n)*")
+    for name, lines in _grouped(done):
+        table = [line for line in lines if line.startswith("|")]
+        place = re.compile(rf"(<!-- table {name} -->\n)(?:\|.*\n)*")
         if not place.search(text):
-            print(f"{page} has no place for {task} on {target}: <!-- table {task} {target} -->", file=sys.stderr)
+            print(f"{page} has no place for it: <!-- table {name} -->", file=sys.stderr)
         text = place.sub(lambda found, table=table: found[1] + "\n".join(table) + "\n", text)  # type: ignore[misc]
         rows = rows or {line.split("|")[1].strip(): line for line in table}
     page.write_text(text)
@@ -351,6 +358,26 @@ def write(done: Sequence[Done], page: Path, readme: Path) -> None:
 
 _COLUMNS = 10
 """Bars in a row of a table."""
+
+
+def _kinds(target: str, cells: Sequence[Done]) -> Iterator[str]:
+    yield f"ABO on programs and metrics of other kinds, target {MODELS[target]}, n = {len(cells[0].scores)} held-out"
+    yield ""
+    yield "| program and metric | student | ABO | gain | malformed | calls target + optimizer | tokens |"
+    yield "|---|---|---|---|---|---|---|"
+    for task, problem in KINDS.items():
+        own = {one.cell.way: one for one in cells if one.cell.task == task}
+        if {STUDENT, SMALL} <= own.keys():
+            before, after = own[STUDENT], own[SMALL]
+            yield (f"| {problem.kind} | {_held(before)} | {_held(after)} | {spread([after.scores], [before.scores])} "
+                   f"| {after.malformed} | {after.calls.get('target', 0)} + {after.calls.get('optimizer', 0)} "
+                   f"| {after.tokens / 1000:.0f}k |")  # fmt: skip
+    yield ""
+
+
+def _held(one: Done) -> str:
+    held = estimate95(one.scores)
+    return f"{100 * held.mean:.0f} [{100 * held.low:.0f}, {100 * held.high:.0f}]"
 
 
 def _table(task: str, target: str, cells: Sequence[Done]) -> Iterator[str]:
