@@ -21,24 +21,6 @@ SAME_MODULES = {
 }  # fmt: skip
 """Names that more than one module has; who adds one, says why."""
 
-SAME_CLASSES = {
-    # A command's own, and the kernel's or another command's.
-    "Pace",
-    "Report",
-    "Settings",
-    # The embedded model's and the simulated optimizer's own, and what people meet.
-    "Form",
-    "Point",
-    "Prompt",
-    "Task",
-    # Of a task's loading, and of a diagnosis, a comparison or a compiler.
-    "Choice",
-    "Options",
-    "Record",
-    "Row",
-}
-"""Names that more than one public class has; who adds one, says why."""
-
 
 def modules() -> Iterator[Path]:
     """Yield the package's modules."""
@@ -60,8 +42,7 @@ def test_public_classes_have_names_of_their_own() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_CLASSES} == {}
-    assert {name for name in SAME_CLASSES if len(places[name]) < 2} == set(), "no longer the same"
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_no_file_is_too_long() -> None:

@@ -38,7 +38,7 @@ from cuesmith.teleprompters.runtime.admissions import (
     used_by,
 )
 from cuesmith.teleprompters.runtime.calls import Reply, Request
-from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
+from cuesmith.teleprompters.runtime.hedging import HedgingPolicy, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Cap, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outages import (
@@ -211,7 +211,7 @@ class Gate:
         max_retries: int = 5,
         hedge: float | None = None,
     ) -> None:
-        self.pace, self.hedged = Pace(hedge), 0
+        self.hedging, self.hedged = HedgingPolicy(hedge), 0
         self.ledger = ledger
         self.journal = journal
         self.throttle = throttle
@@ -336,7 +336,7 @@ class Gate:
 
     def _send(self, place: Admission, request: Request, send: Callable[[], Reply], current: Effect) -> Answer:
         """Send a call, once more if it is late, and return what came back: a failure is an answer too."""
-        patience = self.pace.patience((place.ticket.role, request.model))
+        patience = self.hedging.patience((place.ticket.role, request.model))
         if patience is None or place.outer is not None:
             return attempted(place, send)
         spares: list[Admission] = []
@@ -353,7 +353,7 @@ class Gate:
         self, place: Admission, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect
     ) -> Answer:
         """Send a call as `_send` does."""
-        patience = self.pace.patience((place.ticket.role, request.model))
+        patience = self.hedging.patience((place.ticket.role, request.model))
         if patience is None or place.outer is not None:
             return await aattempted(place, send)
         spares: list[Admission] = []
@@ -492,7 +492,7 @@ class Gate:
             if isinstance(answer, Reply):
                 seconds = time.monotonic() - began
                 self._watch.heard(request.model, seconds)
-                self.pace.note((role, request.model), seconds)
+                self.hedging.note((role, request.model), seconds)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
             assert isinstance(answer, BaseException)
