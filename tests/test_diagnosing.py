@@ -18,7 +18,7 @@ from diagnose_support import abo_run, run, said_by, toy_run
 from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.modules.simulated.judging import followed
+from cuesmith.modules.simulated.grading import followed
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs import diagnose

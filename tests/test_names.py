@@ -11,10 +11,8 @@ ROOT = Path(__file__).parents[1]
 MOST_LINES = 700
 
 SAME_MODULES = {
-    # What a request asks for, and how the simulated optimizer answers it.
-    "evidence", "instructions", "judging", "reflection", "steps",
     # A package, and the module or package that it is about.
-    "alignment", "behavior",
+    "alignment",
     # A number as text, and the figures of a report; what a run shows, and what a command does; a run's record, a
     # training's and a diagnosis's; a metric over a corpus, and the door to it; a command, and what it is known by.
     "corpus", "figures", "progress", "record",

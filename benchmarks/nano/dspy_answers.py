@@ -10,15 +10,15 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from cuesmith.modules.simulated.author import RECOGNISERS, Author, Source, Values
-from cuesmith.modules.simulated.evidence import InferredTask
-from cuesmith.modules.simulated.instructions import prior_options, variations_of, write_instructions
-from cuesmith.modules.simulated.reflection import (
+from cuesmith.modules.simulated.critique import (
     criticize_instruction,
     edit_instruction,
     reflect_on_successes,
     rewrite_instruction,
 )
+from cuesmith.modules.simulated.instruction_writing import prior_options, variations_of, write_instructions
 from cuesmith.modules.simulated.request import FORMS, Asked, FieldValue
+from cuesmith.modules.simulated.task_inference import InferredTask
 from cuesmith.modules.simulated.wordings import framed, norm
 from cuesmith.modules.simulated_optimizer import WRITERS
 from nano.dspy_requests import REQUESTS, Shown, recognised, shown, tasks_of

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.simulated.evidence import (
+from cuesmith.modules.simulated.points import stated
+from cuesmith.modules.simulated.request import Asked, Form
+from cuesmith.modules.simulated.task_inference import (
     InferredTask,
     asked_part,
     entries_of,
@@ -27,8 +29,6 @@ from cuesmith.modules.simulated.evidence import (
     solutions_of,
     tokens_of,
 )
-from cuesmith.modules.simulated.points import stated
-from cuesmith.modules.simulated.request import Asked, Form
 from cuesmith.modules.simulated.wordings import PHRASINGS, norm
 from cuesmith.signatures import parse_steps
 

@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 
 from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.sampling import weighted_order
-from cuesmith.modules.simulated.evidence import FIELD, InferredTask, asked_part, by_phrase, by_steps, explain
 from cuesmith.modules.simulated.points import read, stated
 from cuesmith.modules.simulated.request import Asked, FieldValue
+from cuesmith.modules.simulated.task_inference import FIELD, InferredTask, asked_part, by_phrase, by_steps, explain
 from cuesmith.modules.simulated.wordings import norm
 from cuesmith.signatures import parse_steps
 

@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
-from cuesmith.modules.simulated.evidence import InferredTask
+from cuesmith.modules.simulated.task_inference import InferredTask
 from cuesmith.modules.simulated.wordings import PHRASINGS, PRIOR_ADVICE, TABLES, norm, phrases, table
 from cuesmith.signatures import parse_steps
 

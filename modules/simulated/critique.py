@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import InferredTask, asked_part, entries_of, tokens_of
-from cuesmith.modules.simulated.instructions import (
+from cuesmith.modules.simulated.instruction_writing import (
     degraded_options,
     fallback_options,
     joined,
@@ -33,6 +32,7 @@ from cuesmith.modules.simulated.points import (
     stated,
     wordings,
 )
+from cuesmith.modules.simulated.task_inference import InferredTask, asked_part, entries_of, tokens_of
 from cuesmith.modules.simulated.wordings import FRAMES, REWORDINGS, framed, instructions_of, norm, phrases, siblings
 from cuesmith.signatures import parse_steps
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import InferredTask, entries_of, tokens_of
+from cuesmith.modules.simulated.task_inference import InferredTask, entries_of, tokens_of
 from cuesmith.modules.simulated.wordings import (
     FRAMES,
     PHRASINGS,
