@@ -128,7 +128,7 @@ def main(settings: AlignSettings, *, as_json: bool = False) -> int:
     from rich.console import Console
 
     from cuesmith.programs.alignment import configurations, findings, setup
-    from cuesmith.teleprompters.runtime.progress import Progress
+    from cuesmith.teleprompters.runtime.progress_bar import Progress
 
     _be_quiet()
     started, console = time.perf_counter(), Console(highlight=False)

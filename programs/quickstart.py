@@ -35,7 +35,7 @@ from cuesmith.programs.pace import Expected, expect, measure
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
-from cuesmith.teleprompters.runtime.progress import Progress
+from cuesmith.teleprompters.runtime.progress_bar import Progress
 
 CHANGEABLE = "(--compiler, --validation-size, --test-size and --budget-calls change these numbers)"
 

@@ -211,7 +211,7 @@ def run(settings: StudySettings, *, quiet: bool = False) -> StudyReport:
     """
     from cuesmith.programs.diagnosis.embedders import SimilarityError
     from cuesmith.teleprompters.runtime.ledger import UnknownPrice
-    from cuesmith.teleprompters.runtime.progress import Progress
+    from cuesmith.teleprompters.runtime.progress_bar import Progress
 
     chosen = study(settings.name)
     tasks, n = _tasks(settings, chosen), settings.n or chosen.n

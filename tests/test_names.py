@@ -13,9 +13,8 @@ MOST_LINES = 700
 SAME_MODULES = {
     # A package, and the module or package that it is about.
     "alignment",
-    # A number as text, and the figures of a report; what a run shows, and what a command does; a run's record, a
-    # training's and a diagnosis's; a metric over a corpus, and the door to it; a command, and what it is known by.
-    "corpus", "figures", "progress", "record",
+    # A run's record, a training's and a diagnosis's.
+    "record",
 }  # fmt: skip
 """Names that more than one module has; who adds one, says why."""
 
