@@ -23,7 +23,7 @@ from cuesmith.programs.diagnosis.change import (
     text_of_prompts,
 )
 from cuesmith.programs.diagnosis.embedders import TfIdf
-from cuesmith.programs.diagnosis.record import RunRecord
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, Scored, Step
 

@@ -19,7 +19,7 @@ from cuesmith.programs import diagnose
 from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section
 from cuesmith.programs.diagnosis.live import plan
-from cuesmith.programs.diagnosis.record import RunRecord, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.programs.tasks import generate
 
 EVIL = "<script>alert(1)</script>\x1b[31m\x00\u202e\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}[red]"

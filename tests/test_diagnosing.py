@@ -43,7 +43,7 @@ from cuesmith.programs.diagnosis.lm_judges import (
     labels_of,
 )
 from cuesmith.programs.diagnosis.planted import drawn
-from cuesmith.programs.diagnosis.record import RunRecord
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, section_of, validity_of
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CheckRule, IdentifyCondition

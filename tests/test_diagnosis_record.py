@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cuesmith.programs.diagnosis.inference import fisher_exact, holm, kappa, ratio, spearman, unpaired
-from cuesmith.programs.diagnosis.record import UNUSABLE, RecordError, RunRecord, answer, passed
+from cuesmith.programs.diagnosis.run_record import UNUSABLE, RecordError, RunRecord, answer, passed
 from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation

@@ -25,7 +25,7 @@ from cuesmith.programs.diagnosis.following import (
     rules_of,
     section_of,
 )
-from cuesmith.programs.diagnosis.record import RunRecord
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.behavior.steps import by_rule, first_missing
 from cuesmith.teleprompters.compiler import Compiler

@@ -10,14 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 700
 
-SAME_MODULES = {
-    # A package, and the module or package that it is about.
-    "alignment",
-    # A run's record, a training's and a diagnosis's.
-    "record",
-}  # fmt: skip
-"""Names that more than one module has; who adds one, says why."""
-
 
 def modules() -> Iterator[Path]:
     """Yield the package's modules."""
@@ -29,8 +21,7 @@ def test_modules_have_names_of_their_own() -> None:
     places = defaultdict(list)
     for path in modules():
         places[path.parent.name if path.stem == "__init__" else path.stem].append(str(path.relative_to(ROOT)))
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_MODULES} == {}
-    assert {name for name in SAME_MODULES if len(places[name]) < 2} == set(), "no longer the same"
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_public_classes_have_names_of_their_own() -> None:

@@ -15,7 +15,7 @@ import pytest
 from replies_support import Told
 
 import cuesmith
-from cuesmith.programs.diagnosis.record import RunRecord
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.teleprompters import ABO, APO, OPRO, IterativeAPE, PromptAgent
 from cuesmith.teleprompters.runtime.compilation import Compilation, Note
 from cuesmith.teleprompters.runtime.events import Event, Lost, Malformed, Noted, RunStarted

@@ -13,7 +13,7 @@ import pytest
 from e2e_support import ToyEngine, toy_compile, toy_lm
 
 from cuesmith.programs.diagnosis.figures import Curve, Figure
-from cuesmith.programs.diagnosis.record import KnownExample, RunRecord
+from cuesmith.programs.diagnosis.run_record import KnownExample, RunRecord
 from cuesmith.programs.diagnosis.trajectory import copied, section_of, trajectory
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt

@@ -22,7 +22,7 @@ from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import Correlation, drawn_shares, spearman
-from cuesmith.programs.diagnosis.record import RunRecord, answer, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, answer, passed
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain

@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
-from cuesmith.programs.diagnosis.record import RunRecord, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.behavior.steps import labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate

@@ -21,9 +21,9 @@ from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.lm_judges import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
-from cuesmith.programs.diagnosis.record import RunRecord, passed
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.programs.diagnosis.validity import ENOUGH, Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate

@@ -14,7 +14,7 @@ from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.change import texts_of_prompts
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, unpaired
-from cuesmith.programs.diagnosis.record import KnownExample, RunRecord
+from cuesmith.programs.diagnosis.run_record import KnownExample, RunRecord
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
