@@ -40,8 +40,8 @@ from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.simulated.evidence import tokens_of
 from cuesmith.modules.simulated.points import NOUNS
+from cuesmith.modules.simulated.task_inference import tokens_of
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizerEngine
 from cuesmith.programs.diagnosis.asking import Error, Evidence, numbered
 from cuesmith.programs.diagnosis.embedders import TfIdf, words_of

@@ -30,7 +30,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from cuesmith.modules.embedded.batching import Batcher
 from cuesmith.modules.embedded.blas import single_blas_thread
-from cuesmith.modules.embedded.engine import Decoder, Generation, NanoEngine, Prompt
+from cuesmith.modules.embedded.engine import Decoder, EncodedPrompt, Generation, NanoEngine
 from cuesmith.modules.embedded.network import Weights
 
 CALLERS = 32
@@ -137,7 +137,7 @@ class Embedded:
         vocab = self._engine.weights.vocab
         prefix = self._random.integers(4, vocab, work.prefix)
         tails = self._random.integers(4, vocab, (calls, work.prompt - work.prefix))
-        prompts = [Prompt(self._engine.weights.context([*prefix, *tail]), work.prefix) for tail in tails]
+        prompts = [EncodedPrompt(self._engine.weights.context([*prefix, *tail]), work.prefix) for tail in tails]
         return [Generation(prompt, work.new) for prompt in prompts]
 
     def rate(self, work: Workload, calls: int, callers: int) -> float:

@@ -48,8 +48,8 @@ from cuesmith.programs.studies.bench import Bench, Findings
 from cuesmith.programs.tasks import Sizes, Task, TaskError, load
 from cuesmith.programs.tasks.task import Row, build
 from cuesmith.teleprompters.align_pro import AlignPro
-from cuesmith.teleprompters.alignment.record import alignment_of
 from cuesmith.teleprompters.alignment.training import Training, train, warm_start
+from cuesmith.teleprompters.alignment.training_result import alignment_of
 from cuesmith.teleprompters.runtime.statistics import Gain, estimate95, paired_gain
 
 TARGET = "qwen05"

@@ -40,8 +40,8 @@ import numpy.typing as npt
 import torch
 
 from cuesmith.modules.policy import LocalPolicy
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.training import Trainer, Training, train
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 
 # Of two words: after an input of one, a rewrite that begins with the same word looks to the model as if it had not
 # begun (equal keys, equal values), and there are optima that it cannot represent.

@@ -26,7 +26,7 @@ os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from cuesmith.programs import report
-from cuesmith.programs.comparison import Result, Row, Settings, models, read_task, run
+from cuesmith.programs.comparison import ComparisonRow, Result, Settings, models, read_task, run
 from cuesmith.programs.evaluation import estimate
 from cuesmith.programs.quickstart import to_json
 
@@ -43,7 +43,7 @@ class Line:
     name: str
     seed: int
     result: Result
-    row: Row
+    row: ComparisonRow
     generated: bool
 
     @property

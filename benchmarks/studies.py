@@ -20,10 +20,10 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from cuesmith.programs.arguments import seed, share
 from cuesmith.programs.diagnosis.page import measured, plain, probability
 from cuesmith.programs.studies import STUDIES
-from cuesmith.programs.study import Report, Settings, run
+from cuesmith.programs.study import StudyReport, StudySettings, run
 
 
-def line(bias: float, found: Report) -> str:
+def line(bias: float, found: StudyReport) -> str:
     """Return a study's row: its first figure, and what it used."""
     first = next(figure for section in found.findings.sections for figure in section.figures)
     p_value = f", p {probability(first.p_value)}" if first.p_value is not None else ""
@@ -32,12 +32,12 @@ def line(bias: float, found: Report) -> str:
     return f"| {found.study.name} | {bias:g} | {value} | {found.n} {found.study.unit} | {used} |"
 
 
-def studies(data: Path | None, biases: list[float], number: int) -> Iterator[tuple[float, Report]]:
+def studies(data: Path | None, biases: list[float], number: int) -> Iterator[tuple[float, StudyReport]]:
     """Yield what each study found, at each bias; on a file those that are about one task, and complexity."""
     for name in STUDIES:
         for bias in biases:
             files = () if data is None or name == "abo-gain" else (data,)
-            yield bias, run(Settings(name, files=files, prior_bias=bias, seed=number), quiet=True)
+            yield bias, run(StudySettings(name, files=files, prior_bias=bias, seed=number), quiet=True)
 
 
 def main() -> None:

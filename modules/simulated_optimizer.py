@@ -34,10 +34,7 @@ from dspy.lm15 import Message, Request, Response, Usage
 
 from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.modules.simulated.author import Author, Source, Values, digest
-from cuesmith.modules.simulated.deviations import locate_deviation, revise_step
-from cuesmith.modules.simulated.instructions import summarize_data, vary_instructions, write_instructions
-from cuesmith.modules.simulated.judging import check_rule, identify_condition
-from cuesmith.modules.simulated.reflection import (
+from cuesmith.modules.simulated.critique import (
     criticize_instruction,
     edit_instruction,
     improve_instruction,
@@ -48,8 +45,11 @@ from cuesmith.modules.simulated.reflection import (
     rewrite_instruction,
     summarize_reasons,
 )
+from cuesmith.modules.simulated.deviations import locate_deviation, revise_step
+from cuesmith.modules.simulated.grading import check_rule, identify_condition
+from cuesmith.modules.simulated.instruction_writing import summarize_data, vary_instructions, write_instructions
 from cuesmith.modules.simulated.request import Asked, FieldValue
-from cuesmith.modules.simulated.steps import work_example, write_steps
+from cuesmith.modules.simulated.step_writing import work_example, write_steps
 from cuesmith.modules.simulated.wordings import PRIOR_ADVICE
 
 __all__ = [

@@ -4,7 +4,7 @@ Four configurations on the same held-out prompts: the frozen model alone, an unt
 one (Align-Pro), and the frozen model itself trained by the same trainer on the same reward (the RLHF oracle). The toy
 makes everything from a seed on this machine; every other preset runs the same code on the paper's models.
 
-Source: 2501.03486, section "Experimental Evaluations"; see `cuesmith.programs.alignment.configurations`.
+Source: 2501.03486, section "Experimental Evaluations"; see `cuesmith.programs.align_experiment.configurations`.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from cuesmith.programs.presets import PRESETS
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from cuesmith.programs.alignment.configurations import AlignStudy
-    from cuesmith.programs.alignment.findings import AlignFindings
-    from cuesmith.programs.alignment.setup import AlignSettings, Ready
+    from cuesmith.programs.align_experiment.configurations import AlignStudy
+    from cuesmith.programs.align_experiment.findings import AlignFindings
+    from cuesmith.programs.align_experiment.setup import AlignSettings, Ready
     from cuesmith.teleprompters.runtime.candidate import Json
 
 
@@ -127,8 +127,8 @@ def main(settings: AlignSettings, *, as_json: bool = False) -> int:
     """
     from rich.console import Console
 
-    from cuesmith.programs.alignment import configurations, findings, setup
-    from cuesmith.teleprompters.runtime.progress import Progress
+    from cuesmith.programs.align_experiment import configurations, findings, setup
+    from cuesmith.teleprompters.runtime.progress_bar import Progress
 
     _be_quiet()
     started, console = time.perf_counter(), Console(highlight=False)
@@ -168,7 +168,7 @@ def _be_quiet() -> None:
 
 def settings_of(options: AlignStudyOptions) -> AlignSettings:
     """Return the settings that the arguments ask for."""
-    from cuesmith.programs.alignment.setup import AlignSettings
+    from cuesmith.programs.align_experiment.setup import AlignSettings
 
     out = options.out or Path("runs") / "align-study" / f"{options.preset}-{options.seed}"
     preset = PRESETS[options.preset]
@@ -193,7 +193,7 @@ def _show(console: Console, settings: AlignSettings, ready: Ready, found: AlignF
     from rich.text import Text
 
     from cuesmith.programs import report
-    from cuesmith.programs.alignment import findings
+    from cuesmith.programs.align_experiment import findings
 
     for table in findings.tables(found):
         console.print(table)
@@ -224,7 +224,7 @@ def _json(
     settings: AlignSettings, ready: Ready, result: AlignStudy, found: AlignFindings, seconds: float
 ) -> dict[str, Json]:
     from cuesmith.programs import report
-    from cuesmith.programs.alignment import findings
+    from cuesmith.programs.align_experiment import findings
 
     plan = settings.plan()
     training = plan.prompter_training

@@ -19,7 +19,7 @@ from cuesmith.programs import report
 from cuesmith.programs.arguments import BadInput as BadInput
 from cuesmith.programs.arguments import RunFailed as RunFailed
 from cuesmith.programs.evaluation import compare, evaluate
-from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, Choice, answering, named, writing
+from cuesmith.programs.models import AT_ONCE, EMBEDDED, SIMULATED, ModelSpec, answering, named, writing
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task, TaskError, generate, load
 from cuesmith.programs.tasks.columns import Told
 from cuesmith.teleprompters.registry import compile, compiler_class
@@ -97,14 +97,14 @@ class Settings:
         return Sizes(validation=self.validation_size, test=self.test_size)
 
     @property
-    def target(self) -> Choice:
+    def target(self) -> ModelSpec:
         """The model that the program runs on."""
         if self.local is not None:
             return answering(self.local, self.threads)
         return EMBEDDED if self.lm is None else named(self.lm)
 
     @property
-    def optimizer(self) -> Choice:
+    def optimizer(self) -> ModelSpec:
         """The model that writes prompts."""
         file = self.local if self.optimizer_lm is None else None
         if (chosen := self.local_optimizer or file) is not None:
@@ -148,7 +148,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Row:
+class ComparisonRow:
     """What one compiler reached.
 
     Attributes:
@@ -177,7 +177,7 @@ class Result:
     settings: Settings
     task: Task
     baseline: Scores
-    rows: tuple[Row, ...]
+    rows: tuple[ComparisonRow, ...]
     seconds: float
 
 
@@ -205,13 +205,13 @@ def models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     return made(settings.target), made(settings.optimizer)
 
 
-def made(choice: Choice) -> dspy.BaseLM:
+def made(spec: ModelSpec) -> dspy.BaseLM:
     try:
-        return choice.make()
+        return spec.make()
     except LocalModelError as error:
         raise BadInput(one_line(error)) from None
     except Exception as error:  # whatever is objected to, it is the name
-        raise BadInput(f"model {choice.name!r}: {one_line(error)}") from None
+        raise BadInput(f"model {spec.name!r}: {one_line(error)}") from None
 
 
 def forecast(settings: Settings, task: Task) -> dict[Variant, Forecast]:
@@ -276,10 +276,10 @@ class _Compiled:
     saved: Path
     seconds: float
 
-    def row(self, student: dspy.Module, baseline: Scores, scores: Scores) -> Row:
+    def row(self, student: dspy.Module, baseline: Scores, scores: Scores) -> ComparisonRow:
         diff = report.prompt_diff(Candidate.of(student), Candidate.of(self.program))
         gain = compare(baseline, scores)
-        return Row(self.variant, scores, gain, self.program.compilation, diff, self.saved, self.seconds)
+        return ComparisonRow(self.variant, scores, gain, self.program.compilation, diff, self.saved, self.seconds)
 
 
 def _compile(

@@ -32,7 +32,7 @@ from cuesmith.teleprompters.registry import compiler_of
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, question_key
 from cuesmith.teleprompters.runtime.checks import folder, whole
-from cuesmith.teleprompters.runtime.corpus import gain_of
+from cuesmith.teleprompters.runtime.corpus_statistics import gain_of
 from cuesmith.teleprompters.runtime.events import Callback, Event, SpentChanged
 from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruption
 from cuesmith.teleprompters.runtime.journal import JournalError

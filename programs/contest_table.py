@@ -13,7 +13,7 @@ from cuesmith.programs import report
 from cuesmith.programs.spread import Spread
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.corpus import estimate_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of
 from cuesmith.teleprompters.runtime.ledger import Budget, Usage
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95

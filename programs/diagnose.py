@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.diagnosis.following import Following, Judge
     from cuesmith.programs.diagnosis.live import Live, LivePlan
-    from cuesmith.programs.diagnosis.record import Record
+    from cuesmith.programs.diagnosis.run_record import RunRecord
     from cuesmith.programs.diagnosis.trajectory import Trajectory
     from cuesmith.teleprompters.runtime.candidate import Json
     from cuesmith.teleprompters.runtime.ledger import Spent
@@ -94,7 +94,7 @@ class Diagnosis:
         account: What was asked of a model; None if none was.
     """
 
-    record: Record
+    record: RunRecord
     trajectory: Trajectory
     changes: Changes
     following: tuple[Following, ...]
@@ -149,10 +149,10 @@ def diagnose(
     """
     from cuesmith.programs.diagnosis.change import changes
     from cuesmith.programs.diagnosis.following import following
-    from cuesmith.programs.diagnosis.record import Record
+    from cuesmith.programs.diagnosis.run_record import RunRecord
     from cuesmith.programs.diagnosis.trajectory import trajectory
 
-    record = Record.read(run_dir)
+    record = RunRecord.read(run_dir)
     return Diagnosis(
         record,
         trajectory(record),
@@ -219,7 +219,7 @@ def command(options: DiagnoseOptions) -> int:
 
     from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
     from cuesmith.programs.diagnosis.lm_judges import LabelsError
-    from cuesmith.programs.diagnosis.record import RecordError
+    from cuesmith.programs.diagnosis.run_record import RecordError
 
     if options.html is not None and not options.html.parent.is_dir():  # before anything is paid for
         return complain(COMMAND, f"--html {options.html}: no such folder", 1)
@@ -382,7 +382,7 @@ def _labels(options: DiagnoseOptions) -> Sequence[tuple[str, str, bool]]:
     return HAND if options.labels is None else labels_of(options.labels)
 
 
-def _title(record: Record) -> str:
+def _title(record: RunRecord) -> str:
     return f"Diagnosis of a run of {record.compiler}"
 
 

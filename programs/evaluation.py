@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import dspy
 
-from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.score_program import score_program

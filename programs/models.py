@@ -21,7 +21,7 @@ AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class Choice:
+class ModelSpec:
     """A model that was chosen, and not made yet.
 
     Attributes:
@@ -39,34 +39,34 @@ class Choice:
     caveat: str = ""
 
 
-EMBEDDED = Choice(
+EMBEDDED = ModelSpec(
     "cuesmith/nano", "EmbeddedLM()", EmbeddedLM, " (embedded, tiny)",
     "The target is a tiny model that was trained, on generated text, to need good prompts. This shows how "
     "the machinery works; it is no evidence about large models: --lm takes any LiteLLM model, --local a model file.",
 )  # fmt: skip
-SIMULATED = Choice(
+SIMULATED = ModelSpec(
     "cuesmith/simulated-optimizer", "SimulatedOptimizer()", SimulatedOptimizer, " (no model: simulated)",
     "The optimizer is simulated: no model, but rules that answer each request from the request's own text. "
     "--optimizer-lm takes any LiteLLM model.",
 )  # fmt: skip
 
 
-def named(model: str) -> Choice:
+def named(model: str) -> ModelSpec:
     """The LiteLLM model of that name."""
-    return Choice(model, f"dspy.LM({model!r})", partial(dspy.LM, model))
+    return ModelSpec(model, f"dspy.LM({model!r})", partial(dspy.LM, model))
 
 
-def answering(file: Path, threads: int | None) -> Choice:
+def answering(file: Path, threads: int | None) -> ModelSpec:
     """A model file that runs the program; small models now and then write without end, which would take minutes."""
     return _local(file, threads, max_tokens=256)
 
 
-def writing(file: Path, threads: int | None) -> Choice:
+def writing(file: Path, threads: int | None) -> ModelSpec:
     """A model file that writes prompts, each draw another."""
     return _local(file, threads, temperature=0.7, max_tokens=512)
 
 
-def _local(file: Path, threads: int | None, **options: float) -> Choice:
+def _local(file: Path, threads: int | None, **options: float) -> ModelSpec:
     given: dict[str, float] = options if threads is None else {"threads": threads, **options}
     written = ", ".join([repr(str(file)), *(f"{name}={value}" for name, value in given.items())])
-    return Choice(f"local/{file.stem}", f"LocalLM({written})", partial(LocalLM, file, **given))  # type: ignore[arg-type]
+    return ModelSpec(f"local/{file.stem}", f"LocalLM({written})", partial(LocalLM, file, **given))  # type: ignore[arg-type]

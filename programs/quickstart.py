@@ -18,8 +18,8 @@ from rich.text import Text
 
 from cuesmith.programs import report
 from cuesmith.programs.comparison import (
+    ComparisonRow,
     Result,
-    Row,
     Settings,
     Variant,
     capped,
@@ -35,7 +35,7 @@ from cuesmith.programs.pace import Expected, expect, measure
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
-from cuesmith.teleprompters.runtime.progress import Progress
+from cuesmith.teleprompters.runtime.progress_bar import Progress
 
 CHANGEABLE = "(--compiler, --validation-size, --test-size and --budget-calls change these numbers)"
 
@@ -98,7 +98,7 @@ def to_json(result: Result, expected: Expected | None = None) -> dict[str, Json]
     }
 
 
-def _row_json(result: Result, row: Row) -> Json:
+def _row_json(result: Result, row: ComparisonRow) -> Json:
     return {
         "compiler": row.variant.compiler,
         "options": dict(row.variant.options),
@@ -172,14 +172,14 @@ def _table(result: Result) -> Table:
     return table
 
 
-def _show_row(row: Row, console: Console) -> None:
+def _show_row(row: ComparisonRow, console: Console) -> None:
     console.print(f"\n{row.variant.label}: the prompt before and after", style="bold")
     console.print(report.styled_diff(row.diff) if row.diff else "(unchanged)", soft_wrap=True)
     console.print(Text(report.bullet_list(_remarks(row))), soft_wrap=True)
     console.print(Text(f"saved: {row.saved} (loaded back: the same prompts)"), soft_wrap=True)
 
 
-def _remarks(row: Row) -> list[str]:
+def _remarks(row: ComparisonRow) -> list[str]:
     calls = {role: usage.calls for role, usage in row.compilation.spent.by_role.items()}
     remarks = [f"calls: {report.describe_calls(calls)}"]
     if replayed := row.compilation.spent.total.replayed:

@@ -18,7 +18,7 @@ from cuesmith.programs import report
 from cuesmith.programs.diagnosis.inference import holm
 from cuesmith.programs.probing import REPEATED, Probes
 from cuesmith.teleprompters.runtime.candidate import Json, to_json
-from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.evidence import labels_of, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, Scored, Scores, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain

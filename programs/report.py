@@ -14,11 +14,11 @@ from collections.abc import Iterable, Mapping
 from rich.text import Text
 
 from cuesmith.teleprompters.runtime.candidate import Json
-from cuesmith.teleprompters.runtime.figures import describe_estimate as describe_estimate
-from cuesmith.teleprompters.runtime.figures import json_text as json_text
-from cuesmith.teleprompters.runtime.figures import percent as percent
-from cuesmith.teleprompters.runtime.figures import usd as usd
-from cuesmith.teleprompters.runtime.figures import visible as visible
+from cuesmith.teleprompters.runtime.formatting import describe_estimate as describe_estimate
+from cuesmith.teleprompters.runtime.formatting import json_text as json_text
+from cuesmith.teleprompters.runtime.formatting import percent as percent
+from cuesmith.teleprompters.runtime.formatting import usd as usd
+from cuesmith.teleprompters.runtime.formatting import visible as visible
 from cuesmith.teleprompters.runtime.ledger import Spent
 from cuesmith.teleprompters.runtime.run_report.word_diff import prompt_diff as prompt_diff
 from cuesmith.teleprompters.runtime.run_report.word_diff import prompt_text as prompt_text

@@ -48,7 +48,7 @@ COMMAND = "cuesmith study"
 
 
 @dataclass(frozen=True)
-class Settings:
+class StudySettings:
     """What to run.
 
     Attributes:
@@ -86,7 +86,7 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Report:
+class StudyReport:
     """What a study found, and what it took.
 
     Attributes:
@@ -163,9 +163,9 @@ class StudyOptions:
                 raise BadInput(f"--data {path}: no such file")
 
     @property
-    def settings(self) -> Settings:
+    def settings(self) -> StudySettings:
         """What the arguments ask for."""
-        return Settings(**values_of(self, Settings, families=self.task, files=self.data))
+        return StudySettings(**values_of(self, StudySettings, families=self.task, files=self.data))
 
 
 def command(options: StudyOptions) -> int:
@@ -196,7 +196,7 @@ def command(options: StudyOptions) -> int:
     return 0 if found.bench.stopped_by in (None, *CAPS) else 1
 
 
-def run(settings: Settings, *, quiet: bool = False) -> Report:
+def run(settings: StudySettings, *, quiet: bool = False) -> StudyReport:
     """Run a study.
 
     Args:
@@ -211,7 +211,7 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
     """
     from cuesmith.programs.diagnosis.embedders import SimilarityError
     from cuesmith.teleprompters.runtime.ledger import UnknownPrice
-    from cuesmith.teleprompters.runtime.progress import Progress
+    from cuesmith.teleprompters.runtime.progress_bar import Progress
 
     chosen = study(settings.name)
     tasks, n = _tasks(settings, chosen), settings.n or chosen.n
@@ -232,10 +232,10 @@ def run(settings: Settings, *, quiet: bool = False) -> Report:
             if bench.spent.total.calls:
                 raise  # what is wrong with the arguments is found before the first call
             raise BadInput(str(error)) from None
-    return Report(chosen, tasks, n, bench, findings, time.perf_counter() - started)
+    return StudyReport(chosen, tasks, n, bench, findings, time.perf_counter() - started)
 
 
-def _bench(settings: Settings, callbacks: Sequence[Callback]) -> Bench:
+def _bench(settings: StudySettings, callbacks: Sequence[Callback]) -> Bench:
     """Return what the study works with, once the embedder has answered: it would fail at the end, all being paid."""
     from cuesmith.programs.diagnosis.embedders import SimilarityError, similarity_named
     from cuesmith.programs.studies.bench import Bench
@@ -262,7 +262,7 @@ def _bench(settings: Settings, callbacks: Sequence[Callback]) -> Bench:
         raise BadInput(str(error)) from None
 
 
-def _tasks(settings: Settings, chosen: Study) -> tuple[Task, ...]:
+def _tasks(settings: StudySettings, chosen: Study) -> tuple[Task, ...]:
     from cuesmith.programs.tasks import TaskError, generate, load
 
     families = settings.families or chosen.families
@@ -276,7 +276,7 @@ def _tasks(settings: Settings, chosen: Study) -> tuple[Task, ...]:
         raise BadInput(str(error)) from None
 
 
-def _models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
+def _models(settings: StudySettings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
     from cuesmith.programs import comparison
 
@@ -289,7 +289,7 @@ def _models(settings: Settings) -> tuple[dspy.BaseLM, dspy.BaseLM]:
     ) if simulated else optimizer
 
 
-def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int) -> str:
+def _announced(settings: StudySettings, chosen: Study, tasks: Sequence[Task], n: int) -> str:
     from cuesmith.programs.report import visible
 
     most = chosen.forecast(tasks, n)
@@ -299,7 +299,7 @@ def _announced(settings: Settings, chosen: Study, tasks: Sequence[Task], n: int)
     return visible(f"{said}; {n} {chosen.unit}; {', '.join(task.name for task in tasks)}")
 
 
-def _show(settings: Settings, found: Report, *, as_json: bool) -> None:
+def _show(settings: StudySettings, found: StudyReport, *, as_json: bool) -> None:
     from rich.console import Console
 
     from cuesmith.programs.diagnosis import page
@@ -312,7 +312,7 @@ def _show(settings: Settings, found: Report, *, as_json: bool) -> None:
         page.show(_title(found), _notes(settings, found), sections, console)
 
 
-def _write(settings: Settings, found: Report, path: Path) -> str:
+def _write(settings: StudySettings, found: StudyReport, path: Path) -> str:
     """Write the report's page, and return what is wrong; nothing if it is written."""
     from cuesmith.programs.diagnosis.page import html
 
@@ -323,11 +323,11 @@ def _write(settings: Settings, found: Report, path: Path) -> str:
     return ""
 
 
-def _title(found: Report) -> str:
+def _title(found: StudyReport) -> str:
     return f"Study {found.study.name}: {found.study.question}"
 
 
-def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
+def _sections(settings: StudySettings, found: StudyReport) -> tuple[Section, ...]:
     from cuesmith.programs.diagnosis.figures import Section
     from cuesmith.programs.models import EMBEDDED, SIMULATED
 
@@ -337,7 +337,7 @@ def _sections(settings: Settings, found: Report) -> tuple[Section, ...]:
     return (*found.findings.sections, Section("What this does not show", limits, ()))
 
 
-def _notes(settings: Settings, found: Report) -> list[str]:
+def _notes(settings: StudySettings, found: StudyReport) -> list[str]:
     from cuesmith.programs.report import describe_calls, usd
 
     spent, stopped = found.bench.spent, found.bench.stopped_by
@@ -350,7 +350,7 @@ def _notes(settings: Settings, found: Report) -> list[str]:
     return [ran, took, *cut, *found.bench.notes]
 
 
-def _about(settings: Settings, found: Report) -> Mapping[str, Json]:
+def _about(settings: StudySettings, found: StudyReport) -> Mapping[str, Json]:
     from cuesmith.programs.report import spent_json
 
     return {

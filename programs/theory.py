@@ -53,7 +53,7 @@ class TheoryCheck:
 
 
 @dataclass(frozen=True, slots=True)
-class Point:
+class CurvePoint:
     """The theory of one instance at one lambda; gap and bound in units of reward, KL in nats."""
 
     kl_coefficient: float
@@ -187,19 +187,19 @@ def example() -> Instance:
     )
 
 
-def curve(instance: Instance, points: int) -> list[Point]:
+def curve(instance: Instance, points: int) -> list[CurvePoint]:
     """The theory against lambda, at points evenly spaced on a logarithmic axis."""
     low, high = (math.log10(end) for end in _LAMBDAS)
     found = []
     for i in range(points):
         kl_coefficient = 10 ** (low + (high - low) * i / (points - 1))
         theory = instance.with_kl_coefficient(kl_coefficient).theory()
-        found.append(Point(kl_coefficient, theory.gap, theory.bound, theory.kl))
+        found.append(CurvePoint(kl_coefficient, theory.gap, theory.bound, theory.kl))
     return found
 
 
 def _show(
-    checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...], console: Console
+    checks: list[TheoryCheck], points: list[CurvePoint], intervals: tuple[tuple[float, float], ...], console: Console
 ) -> None:
     from rich.table import Table
 
@@ -230,7 +230,10 @@ def _describe(intervals: tuple[tuple[float, float], ...]) -> str:
 
 
 def _to_json(
-    options: TheoryOptions, checks: list[TheoryCheck], points: list[Point], intervals: tuple[tuple[float, float], ...]
+    options: TheoryOptions,
+    checks: list[TheoryCheck],
+    points: list[CurvePoint],
+    intervals: tuple[tuple[float, float], ...],
 ) -> dict[str, Json]:
     return {
         "instances": options.instances,
@@ -271,7 +274,7 @@ class _Panel:
     lines: list[tuple[str, str, str]]
 
 
-def picture(points: list[Point], intervals: tuple[tuple[float, float], ...]) -> str:
+def picture(points: list[CurvePoint], intervals: tuple[tuple[float, float], ...]) -> str:
     """Draw gap and bound (above) and KL (below) against lambda as one self-contained SVG.
 
     Args:
@@ -304,7 +307,7 @@ def picture(points: list[Point], intervals: tuple[tuple[float, float], ...]) -> 
 def _panel(
     top: int,
     bottom: int,
-    points: list[Point],
+    points: list[CurvePoint],
     lines: dict[str, tuple[str, list[float]]],
     unit: str,
     shaded: list[tuple[float, float]],

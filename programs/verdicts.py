@@ -24,7 +24,7 @@ from cuesmith.programs.readings import (
     read_noise,
     read_tried,
 )
-from cuesmith.teleprompters.runtime.corpus import estimate_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.remarks import needed
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, pairs_to_show

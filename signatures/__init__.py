@@ -1,6 +1,5 @@
 """Every request that Cuesmith makes to a language model, as a typed, documented `dspy.Signature`."""
 
-from cuesmith.signatures.behavior import Deviation, LocateDeviation, Move, ReviseStep, StepWork, WorkExample, WriteSteps
 from cuesmith.signatures.diagnosing import CheckRule, Followed, IdentifyCondition
 from cuesmith.signatures.instructions import (
     STYLES,
@@ -10,7 +9,16 @@ from cuesmith.signatures.instructions import (
     WriteInstructions,
     naming_answers,
 )
-from cuesmith.signatures.reflection import (
+from cuesmith.signatures.procedure import (
+    Deviation,
+    LocateDeviation,
+    Move,
+    ReviseStep,
+    StepWork,
+    WorkExample,
+    WriteSteps,
+)
+from cuesmith.signatures.refinement import (
     CriticizeInstruction,
     EditInstruction,
     ImproveInstruction,

@@ -9,7 +9,8 @@ from typing import Unpack
 import dspy
 
 from cuesmith.signatures import ReviseStep, WriteSteps, render_steps
-from cuesmith.teleprompters.behavior.behavior import (
+from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
+from cuesmith.teleprompters.behavior.worked_examples import (
     Behavior,
     Demonstration,
     Draft,
@@ -18,7 +19,6 @@ from cuesmith.teleprompters.behavior.behavior import (
     outside_demonstrations,
     with_demonstrations,
 )
-from cuesmith.teleprompters.behavior.steps import Located, locate, mend, most_frequent, step_list, steps_fault
 from cuesmith.teleprompters.prompt_search import BeamSearch, SearchOptions
 from cuesmith.teleprompters.runtime.candidate import Candidate, made_from, question_key
 from cuesmith.teleprompters.runtime.checks import whole

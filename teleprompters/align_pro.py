@@ -17,8 +17,8 @@ from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.modules.reweighted import Reweighted
 from cuesmith.teleprompters.alignment.frozen import Frozen
 from cuesmith.teleprompters.alignment.prompters import check_label_free, kl_of, sampled, trained
-from cuesmith.teleprompters.alignment.record import Alignment
 from cuesmith.teleprompters.alignment.training import PrompterModel, Training, prompter_of, warm_started
+from cuesmith.teleprompters.alignment.training_result import Alignment
 from cuesmith.teleprompters.alignment.yardstick import attainable, realised
 from cuesmith.teleprompters.compiler import FRESH_EXAMPLES, Compiler, Options
 from cuesmith.teleprompters.runtime._dspy import copy_program

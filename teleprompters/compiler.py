@@ -433,7 +433,7 @@ def _display(wanted: bool | None, watched: bool) -> AbstractContextManager[Callb
     terminal = sys.stderr is not None and not sys.stderr.closed and sys.stderr.isatty()
     if not terminal or not (not watched if wanted is None else wanted):
         return nullcontext()
-    from cuesmith.teleprompters.runtime.progress import Progress  # and rich, only where something is drawn
+    from cuesmith.teleprompters.runtime.progress_bar import Progress  # and rich, only where something is drawn
 
     return Progress()
 

@@ -27,8 +27,8 @@ from cuesmith.modules.reweighted import Reweighted  # noqa: E402
 from cuesmith.modules.tiny import tiny_policy  # noqa: E402
 from cuesmith.teleprompters.align_pro import AlignPro  # noqa: E402
 from cuesmith.teleprompters.alignment.checkpoints import LearningCurve  # noqa: E402
-from cuesmith.teleprompters.alignment.record import TrainingStepDone, alignment_of  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Training  # noqa: E402
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone, alignment_of  # noqa: E402
 from cuesmith.teleprompters.runtime.events import Event, RunStarted  # noqa: E402
 from cuesmith.testing.purity import source_faults, sources_of  # noqa: E402
 
@@ -221,7 +221,7 @@ def test_bad_options_are_refused_before_any_call(change: dict[str, object], says
 def test_its_source_is_pure() -> None:
     rooms = "cuesmith.teleprompters.alignment"
     files = sources_of(AlignPro, {f"{rooms}.{name}" for name in ("frozen", "training", "checkpoints")})
-    assert {file.name for file in files} >= {"align_pro.py", "prompters.py", "record.py", "yardstick.py"}
+    assert {file.name for file in files} >= {"align_pro.py", "prompters.py", "training_result.py", "yardstick.py"}
     for file in files:
         assert source_faults(file.read_text(), most_lines=1000) == [], file
     assert len(Path(inspect.getfile(AlignPro)).read_text().splitlines()) <= 250

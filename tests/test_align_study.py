@@ -25,8 +25,8 @@ from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.judges import RewardModel
 from cuesmith.modules.policy import LocalPolicy
 from cuesmith.programs import align_study
-from cuesmith.programs.alignment import configurations, setup, toy
-from cuesmith.programs.alignment.configurations import (
+from cuesmith.programs.align_experiment import configurations, setup, toy
+from cuesmith.programs.align_experiment.configurations import (
     ALIGN_PRO,
     ALONE,
     ORACLE,
@@ -36,8 +36,8 @@ from cuesmith.programs.alignment.configurations import (
     StudyParts,
     StudyPlan,
 )
-from cuesmith.programs.alignment.findings import findings, limits, meaning
-from cuesmith.programs.alignment.measures import (
+from cuesmith.programs.align_experiment.findings import findings, limits, meaning
+from cuesmith.programs.align_experiment.measures import (
     count_wins,
     equal_length_gain,
     reward_verdicts,

@@ -23,19 +23,19 @@ from cuesmith.programs.diagnosis.change import (
     text_of_prompts,
 )
 from cuesmith.programs.diagnosis.embedders import TfIdf
-from cuesmith.programs.diagnosis.record import Record
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, Scored, Step
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory: pytest.TempPathFactory) -> Record:
+def record(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
     directory = tmp_path_factory.mktemp("run")
     toy_compile(toy_lm(ToyEngine()), run_dir=directory, steps=3, width=4)
-    return Record.read(directory)
+    return RunRecord.read(directory)
 
 
-def test_each_refinement_is_counted_by_hand(record: Record) -> None:
+def test_each_refinement_is_counted_by_hand(record: RunRecord) -> None:
     found = changes(record)
     assert len(found.changes) == len(list(record.pairs())) == 12 and found.unknown == 0
     for one in found.changes:
@@ -52,7 +52,7 @@ def test_each_refinement_is_counted_by_hand(record: Record) -> None:
         assert one.distance == pytest.approx(1 - TfIdf().matrix(texts)[places[0], places[1]], abs=1e-6)
 
 
-def test_what_is_said_of_all_refinements(record: Record) -> None:
+def test_what_is_said_of_all_refinements(record: RunRecord) -> None:
     found = changes(record)
     gains = [one.gain.difference for one in found.changes]
     expected = stats.spearmanr([one.distance for one in found.changes], np.abs(gains))
@@ -67,7 +67,7 @@ def test_what_is_said_of_all_refinements(record: Record) -> None:
     assert len(section.curves[0].x) == 12
 
 
-def test_a_similarity_that_is_given_is_used(record: Record) -> None:
+def test_a_similarity_that_is_given_is_used(record: RunRecord) -> None:
     class Alike:
         def matrix(self, texts: Sequence[str]) -> np.ndarray[tuple[int, int], np.dtype[np.float64]]:
             return np.full((len(texts), len(texts)), 0.25)
@@ -75,14 +75,14 @@ def test_a_similarity_that_is_given_is_used(record: Record) -> None:
     assert {one.distance for one in changes(record, Alike()).changes} == {0.75}
 
 
-def test_a_run_without_refinements(record: Record) -> None:
+def test_a_run_without_refinements(record: RunRecord) -> None:
     alone = dataclasses.replace(record, trials=tuple(t for t in record.trials if t.candidate == record.baseline))
     found = changes(alone)
     assert found.changes == () and found.improved.n == 0
     assert "no refined prompt" in section_of(found).summary
 
 
-def test_examples_without_a_score_or_an_answer_are_left_out(record: Record) -> None:
+def test_examples_without_a_score_or_an_answer_are_left_out(record: RunRecord) -> None:
     parent, child = next(record.pairs())
     rows = dict(record.outcomes[child.id])
     lost, unparsed = record.select[0].id, record.select[1].id

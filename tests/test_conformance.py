@@ -323,4 +323,4 @@ def test_what_a_search_calls_in_its_own_package_is_read_too(tmp_path: Path, monk
     kind = importlib.import_module("own_package.search").Own
     assert {path.name for path in sources_of(kind) if source_faults(path.read_text())} == {"helper.py"}
     named = {path.name for path in sources_of(compiler_class("abo"))}
-    assert {"abo.py", "prompt_search.py", "behavior.py", "scene.py"} <= named and "run.py" not in named
+    assert {"abo.py", "prompt_search.py", "worked_examples.py", "scene.py"} <= named and "run.py" not in named

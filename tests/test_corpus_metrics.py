@@ -26,7 +26,7 @@ from cuesmith.teleprompters.peers.bootstrap import Bootstrap
 from cuesmith.teleprompters.runtime import session
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt
 from cuesmith.teleprompters.runtime.compilation import Compilation, Plan
-from cuesmith.teleprompters.runtime.corpus import Corpus, estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus_statistics import Corpus, estimate_of, gain_of
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.outcomes import (
     MetricError,

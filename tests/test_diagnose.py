@@ -19,7 +19,7 @@ from cuesmith.programs import diagnose
 from cuesmith.programs.diagnosis import page
 from cuesmith.programs.diagnosis.figures import Curve, Figure, Section
 from cuesmith.programs.diagnosis.live import plan
-from cuesmith.programs.diagnosis.record import Record, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.programs.tasks import generate
 
 EVIL = "<script>alert(1)</script>\x1b[31m\x00\u202e\"'><img src=x onerror=alert(2)>{{ 7 * 7 }}[red]"
@@ -246,7 +246,7 @@ def test_live_instruments_on_the_errors_of_the_run(abo: Path, capsys: pytest.Cap
         "Does the feedback repeat itself?",
         "Does the reflection look at the errors?",
     ]
-    record = Record.read(abo)
+    record = RunRecord.read(abo)
     planned = plan(record)
     assert captured.err == f"cuesmith diagnose: asking simulated at most {planned.requests} times\n"
     # The student has the most errors, and what is shown are its own, with the labels of their examples.

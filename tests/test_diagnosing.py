@@ -18,7 +18,7 @@ from diagnose_support import abo_run, run, said_by, toy_run
 from e2e_support import KEY, Answer, Provider, ToyEngine, error_body, number, toy_lm
 
 from cuesmith.modules.embedded import EmbeddedLM
-from cuesmith.modules.simulated.judging import followed
+from cuesmith.modules.simulated.grading import followed
 from cuesmith.modules.simulated.request import Asked
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer, SimulatedOptimizerEngine
 from cuesmith.programs import diagnose
@@ -43,7 +43,7 @@ from cuesmith.programs.diagnosis.lm_judges import (
     labels_of,
 )
 from cuesmith.programs.diagnosis.planted import drawn
-from cuesmith.programs.diagnosis.record import Record
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.programs.diagnosis.validity import Feedback, Judging, ShownConditions, section_of, validity_of
 from cuesmith.programs.tasks import Sizes, generate
 from cuesmith.signatures import CheckRule, IdentifyCondition
@@ -366,7 +366,7 @@ def test_a_judged_diagnosis_says_how_far_to_trust_the_judge(abo: Path, capsys: p
     captured = capsys.readouterr()
     found = json.loads(captured.out)
     results, account = found["results"], found["results"]["account"]
-    planned, pairs = plan(Record.read(abo)), pairs_of(Record.read(abo), sample=diagnose.JUDGED)
+    planned, pairs = plan(RunRecord.read(abo)), pairs_of(RunRecord.read(abo), sample=diagnose.JUDGED)
     most = planned.requests + planned.judgements + 3 * (len(pairs) + len(HAND))
     assert captured.err == f"cuesmith diagnose: asking simulated at most {most} times\n"
     assert account["planned"] == most and planned.requests < account["answered"] <= most
@@ -594,7 +594,7 @@ def test_similarity_by_a_local_model(tmp_path: Path) -> None:
 
 def test_the_prompt_in_question_is_not_one_behind_a_prompter(abo: Path) -> None:
     """What a rewritten input led to is not the instruction's doing."""
-    record = Record.read(abo)
+    record = RunRecord.read(abo)
     base = record.baseline
     behind = Candidate(base.prompts, Origin("trained by ppo", (base.id,)), prompter="0123456789abcdef")
     trial = Trial(behind, (0.0,) * len(record.select), 0.0, len(record.select))
@@ -623,7 +623,7 @@ def test_runs_of_other_compilers(name: str, tmp_path: Path, capsys: pytest.Captu
         )  # fmt: skip
     assert run(tmp_path, "--lm", "simulated", "--judge", "--json") == 0
     found = json.loads(capsys.readouterr().out)
-    record, course = Record.read(tmp_path), found["results"]["trajectory"]
+    record, course = RunRecord.read(tmp_path), found["results"]["trajectory"]
     assert record.best != record.baseline and course["points"][-1]["candidate"] == record.best.id
     if name == "gepa":  # dspy's optimizers record no beams: what they kept is not known
         assert course["accepted"]["n"] == 0
@@ -641,7 +641,7 @@ def test_runs_of_other_compilers(name: str, tmp_path: Path, capsys: pytest.Captu
 
 
 def test_live_from_python_is_the_commands(abo: Path) -> None:
-    planned = plan(Record.read(abo))
+    planned = plan(RunRecord.read(abo))
     found = live(planned, Inquiry(SimulatedOptimizer()))
     assert found.repetition is not None and found.validity is not None and not found.no_repetition + found.no_validity
     assert found.validity.missing == found.repetition.missing == 0

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from cuesmith.programs.diagnosis.inference import fisher_exact, holm, kappa, ratio, spearman, unpaired
-from cuesmith.programs.diagnosis.record import UNUSABLE, Record, RecordError, answer, passed
+from cuesmith.programs.diagnosis.run_record import UNUSABLE, RecordError, RunRecord, answer, passed
 from cuesmith.teleprompters.runtime import journal
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation
@@ -34,7 +34,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Compilatio
 
 def test_a_record_holds_what_the_compile_returned(finished: tuple[Path, Compilation]) -> None:
     directory, compilation = finished
-    record = Record.read(directory)
+    record = RunRecord.read(directory)
     assert record.compiler == "ToySearch"
     assert record.best == compilation.best.candidate and record.baseline == compilation.baseline.candidate
     assert record.trials == compilation.candidates and record.steps == compilation.steps
@@ -46,7 +46,7 @@ def test_a_record_holds_what_the_compile_returned(finished: tuple[Path, Compilat
 
 
 def test_outcomes_are_those_of_the_journal(finished: tuple[Path, Compilation]) -> None:
-    record = Record.read(finished[0])
+    record = RunRecord.read(finished[0])
     for trial in record.trials:
         outcomes = record.outcomes[trial.candidate.id]
         assert [passed(outcomes[e.id], 1.0) for e in record.select] == [s == 1.0 for s in trial.scores]
@@ -65,7 +65,7 @@ def test_reading_changes_nothing(finished: tuple[Path, Compilation]) -> None:
         return sorted((p.name, p.read_bytes()) for p in finished[0].iterdir())
 
     before = state()
-    Record.read(finished[0])
+    RunRecord.read(finished[0])
     assert state() == before
 
 
@@ -74,7 +74,7 @@ def test_a_copy_that_may_not_be_written_is_read(finished: tuple[Path, Compilatio
     for path in (*copy.iterdir(), copy):
         os.chmod(path, 0o555)
     try:
-        assert Record.read(copy).outcomes == Record.read(finished[0]).outcomes
+        assert RunRecord.read(copy).outcomes == RunRecord.read(finished[0]).outcomes
     finally:
         os.chmod(copy, 0o755)
 
@@ -88,7 +88,7 @@ def test_a_candidate_whose_texts_were_redacted_keeps_its_outcomes(
     parent = known[known[stored["best"]]["origin"]["parents"][0]]
     parent["prompts"]["self"]["instructions"] = "the key is [redacted]"
     (copy / "record.json").write_text(json.dumps(stored))
-    record = Record.read(copy)
+    record = RunRecord.read(copy)
     found = record.candidates[record.best.origin.parents[0]]
     assert found.id != parent["id"] and found.prompts["self"].instructions == "the key is [redacted]"
     assert len(record.outcomes[found.id]) >= len(record.select)
@@ -155,14 +155,14 @@ def test_what_is_no_finished_run_is_refused_in_one_line(
     copy = shutil.copytree(finished[0], tmp_path / "run")
     do(copy)
     with pytest.raises(RecordError, match=said) as raised:
-        Record.read(copy)
+        RunRecord.read(copy)
     assert "\n" not in str(raised.value) and str(copy) in str(raised.value)
 
 
 def test_the_folder_above_runs_names_them(finished: tuple[Path, Compilation], tmp_path: Path) -> None:
     shutil.copytree(finished[0], tmp_path / "abo")
     with pytest.raises(RecordError, match="there are runs in its folders abo"):
-        Record.read(tmp_path)
+        RunRecord.read(tmp_path)
 
 
 def outcome(**outputs: str) -> Outcome:
@@ -316,7 +316,7 @@ def test_kappa() -> None:
 
 
 def test_candidates_of_the_record_are_real(finished: tuple[Path, Compilation]) -> None:
-    record = Record.read(finished[0])
+    record = RunRecord.read(finished[0])
     assert all(isinstance(c, Candidate) and key == c.id for key, c in record.candidates.items())
     example = record.select[0].example
     assert set(example.inputs()) == {"question"} and example.answer in example.question

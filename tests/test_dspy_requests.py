@@ -33,10 +33,10 @@ from nano.dspy_requests import REQUESTS, told
 
 from cuesmith import signatures
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.simulated.evidence import tokens_of
-from cuesmith.modules.simulated.instructions import prior_options
+from cuesmith.modules.simulated.instruction_writing import prior_options
 from cuesmith.modules.simulated.points import HINTS, stated
 from cuesmith.modules.simulated.request import form_of
+from cuesmith.modules.simulated.task_inference import tokens_of
 from cuesmith.modules.simulated.wordings import instructions_of
 from cuesmith.modules.simulated_optimizer import Asked, SimulatedOptimizer, SimulatedOptimizerEngine, Truth
 from cuesmith.programs.tasks import Sizes, generate

@@ -25,7 +25,7 @@ from cuesmith.programs.diagnosis.following import (
     rules_of,
     section_of,
 )
-from cuesmith.programs.diagnosis.record import Record
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.behavior.steps import by_rule, first_missing
 from cuesmith.teleprompters.compiler import Compiler
@@ -60,7 +60,7 @@ class Written(Compiler):
 
 def finished(
     directory: Path, target: Callable[[str, str], str], *texts: str, n: int = 80, student: dspy.Module | None = None
-) -> Record:
+) -> RunRecord:
     """Run prompts on a scripted target: (system, question) -> its reply."""
 
     def reply(system: str, user: str, drawn: int | None) -> str:
@@ -76,7 +76,7 @@ def finished(
             valset=words(n, "v"),
             run_dir=directory,
         )
-    return Record.read(directory)
+    return RunRecord.read(directory)
 
 
 def skipping(
@@ -100,7 +100,7 @@ def skipping(
 PROMPT = render_steps("Repeat the word.", STEPS)
 
 
-def one(record: Record) -> Following:
+def one(record: RunRecord) -> Following:
     found = following(record)
     assert len(found) == 1
     return found[0]

@@ -17,7 +17,7 @@ from cuesmith import Budget
 from cuesmith.modules.simulated_optimizer import SimulatedOptimizer
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
-from cuesmith.teleprompters.runtime.hedging import ENOUGH, Pace, Tries, first_success
+from cuesmith.teleprompters.runtime.hedging import ENOUGH, HedgingPolicy, Tries, first_success
 from cuesmith.testing import Engine, Sent
 from cuesmith.testing.fakes import chat
 
@@ -90,13 +90,13 @@ def test_a_resumed_run_counts_what_was_sent_twice(engine: Straggling, tmp_path: 
 
 
 def test_nothing_is_late_before_the_median_is_known_or_without_the_option() -> None:
-    pace = Pace(3.0)
+    policy = HedgingPolicy(3.0)
     for _ in range(ENOUGH - 1):
-        pace.note("a", 2.0)
-    assert pace.patience("a") is None
-    pace.note("a", 100.0)
-    assert pace.patience("a") == 6.0 and pace.patience("b") is None
-    off = Pace(None)
+        policy.note("a", 2.0)
+    assert policy.patience("a") is None
+    policy.note("a", 100.0)
+    assert policy.patience("a") == 6.0 and policy.patience("b") is None
+    off = HedgingPolicy(None)
     for _ in range(ENOUGH):
         off.note("a", 2.0)
     assert off.patience("a") is None

@@ -10,35 +10,6 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 MOST_LINES = 700
 
-SAME_MODULES = {
-    # What a request asks for, and how the simulated optimizer answers it.
-    "evidence", "instructions", "judging", "reflection", "steps",
-    # A package, and the module or package that it is about.
-    "alignment", "behavior",
-    # A number as text, and the figures of a report; what a run shows, and what a command does; a run's record, a
-    # training's and a diagnosis's; a metric over a corpus, and the door to it; a command, and what it is known by.
-    "corpus", "figures", "progress", "record",
-}  # fmt: skip
-"""Names that more than one module has; who adds one, says why."""
-
-SAME_CLASSES = {
-    # A command's own, and the kernel's or another command's.
-    "Pace",
-    "Report",
-    "Settings",
-    # The embedded model's and the simulated optimizer's own, and what people meet.
-    "Form",
-    "Point",
-    "Prompt",
-    "Task",
-    # Of a task's loading, and of a diagnosis, a comparison or a compiler.
-    "Choice",
-    "Options",
-    "Record",
-    "Row",
-}
-"""Names that more than one public class has; who adds one, says why."""
-
 
 def modules() -> Iterator[Path]:
     """Yield the package's modules."""
@@ -50,8 +21,7 @@ def test_modules_have_names_of_their_own() -> None:
     places = defaultdict(list)
     for path in modules():
         places[path.parent.name if path.stem == "__init__" else path.stem].append(str(path.relative_to(ROOT)))
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_MODULES} == {}
-    assert {name for name in SAME_MODULES if len(places[name]) < 2} == set(), "no longer the same"
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_public_classes_have_names_of_their_own() -> None:
@@ -60,8 +30,7 @@ def test_public_classes_have_names_of_their_own() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
                 places[node.name].append(f"{path.relative_to(ROOT)}:{node.lineno}")
-    assert {name: found for name, found in places.items() if len(found) > 1 and name not in SAME_CLASSES} == {}
-    assert {name for name in SAME_CLASSES if len(places[name]) < 2} == set(), "no longer the same"
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}
 
 
 def test_no_file_is_too_long() -> None:

@@ -15,7 +15,7 @@ import pytest
 from replies_support import Told
 
 import cuesmith
-from cuesmith.programs.diagnosis.record import Record
+from cuesmith.programs.diagnosis.run_record import RunRecord
 from cuesmith.teleprompters import ABO, APO, OPRO, IterativeAPE, PromptAgent
 from cuesmith.teleprompters.runtime.compilation import Compilation, Note
 from cuesmith.teleprompters.runtime.events import Event, Lost, Malformed, Noted, RunStarted
@@ -361,7 +361,7 @@ def test_notes_are_events_after_the_start_and_stand_in_the_record_with_their_kin
     assert isinstance(events[0], RunStarted)
     stored = json.loads((tmp_path / "record.json").read_text())["notes"]
     assert stored == [{"kind": note.kind, "text": note.text} for note in found.notes] and len(stored) == 3
-    read = Record.read(tmp_path).notes
+    read = RunRecord.read(tmp_path).notes
     assert [(note.kind, note.text) for note in read] == [(note.kind, note.text) for note in found.notes]
 
 

@@ -115,8 +115,8 @@ def test_the_base_install_has_no_training_framework() -> None:
 ARROWS = (
     ("signatures/__init__.py", "import cuesmith.modules.sampling", "the folders",
      "cuesmith.signatures -> cuesmith.modules.sampling"),
-    ("teleprompters/runtime/run.py", "from cuesmith.teleprompters.alignment import record", "the kernel knows",
-     "cuesmith.teleprompters.runtime.run -> cuesmith.teleprompters.alignment.record"),
+    ("teleprompters/runtime/run.py", "from cuesmith.teleprompters.alignment import training_result", "the kernel knows",
+     "cuesmith.teleprompters.runtime.run -> cuesmith.teleprompters.alignment.training_result"),
     ("teleprompters/search/scene.py", "import cuesmith.teleprompters.runtime.effects", "a search sees",
      "cuesmith.teleprompters.search.scene -> cuesmith.teleprompters.runtime.effects"),
     ("programs/report.py", "import cuesmith.programs.quickstart", "no circles", ".report -> .quickstart"),

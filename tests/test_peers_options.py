@@ -20,8 +20,8 @@ import cuesmith
 from cuesmith import Budget
 from cuesmith.modules.prompter import Prompted
 from cuesmith.teleprompters.align_pro import AlignPro
-from cuesmith.teleprompters.alignment.record import alignment_of
 from cuesmith.teleprompters.alignment.training import Training
+from cuesmith.teleprompters.alignment.training_result import alignment_of
 from cuesmith.teleprompters.peers import COPRO, GEPA, MIPRO, SIMBA, Bootstrap, Peer
 from cuesmith.teleprompters.peers.gepa import PASSED_ON
 from cuesmith.teleprompters.registry import ALIASES, COMPILERS, compiler_class

@@ -42,7 +42,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Pr
 from cuesmith.teleprompters.runtime.compilation import Forecast
 from cuesmith.teleprompters.runtime.events import EffectDone, Retried, RunStarted, Stopped
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
-from cuesmith.teleprompters.runtime.progress import Progress
+from cuesmith.teleprompters.runtime.progress_bar import Progress
 from cuesmith.teleprompters.runtime.statistics import Gain
 from cuesmith.testing import Engine, Sent
 from cuesmith.testing.fakes import Reply, chat

@@ -9,7 +9,6 @@ import dspy
 import pytest
 
 from cuesmith.signatures import StepWork, parse_steps
-from cuesmith.teleprompters.behavior.behavior import Behavior, Demonstration, ends_in, fault, followed
 from cuesmith.teleprompters.behavior.steps import (
     Located,
     by_rule,
@@ -21,6 +20,7 @@ from cuesmith.teleprompters.behavior.steps import (
     steps_fault,
     under_labels,
 )
+from cuesmith.teleprompters.behavior.worked_examples import Behavior, Demonstration, ends_in, fault, followed
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, Prompt, distinct, question_key
 from cuesmith.teleprompters.runtime.evidence import (
     answer_fields,

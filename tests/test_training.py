@@ -27,8 +27,8 @@ from gguf_support import write_model  # noqa: E402
 
 from cuesmith.modules.policy import LocalPolicy  # noqa: E402
 from cuesmith.teleprompters.alignment.checkpoints import KEPT, MANIFEST, Checkpoints  # noqa: E402
-from cuesmith.teleprompters.alignment.record import TrainingStepDone  # noqa: E402
 from cuesmith.teleprompters.alignment.training import Trainer, Training, train, warm_start  # noqa: E402
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone  # noqa: E402
 
 WORDS = ("<end>", *"abcdef")
 INPUTS = ("a", "b", "c")

@@ -13,7 +13,7 @@ import pytest
 from e2e_support import ToyEngine, toy_compile, toy_lm
 
 from cuesmith.programs.diagnosis.figures import Curve, Figure
-from cuesmith.programs.diagnosis.record import KnownExample, Record
+from cuesmith.programs.diagnosis.run_record import KnownExample, RunRecord
 from cuesmith.programs.diagnosis.trajectory import copied, section_of, trajectory
 from cuesmith.signatures import render_steps
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin, Prompt
@@ -33,7 +33,7 @@ def record_of(
     beams: Sequence[Sequence[Candidate]] = (),
     fresh: tuple[Sequence[float | None], Sequence[float | None]] = ((), ()),
     train: Sequence[str] = (),
-) -> Record:
+) -> RunRecord:
     """A run made by hand; the first candidate is the student."""
     scores = {c.id: values for c, values in tried}
     steps = [
@@ -41,7 +41,7 @@ def record_of(
         for k, beam in enumerate(beams)
     ]
     n = len(tried[0][1])
-    return Record(
+    return RunRecord(
         directory=Path("run"),
         compiler="Hand",
         inputs={"p": ("q",)},
@@ -63,7 +63,7 @@ def record_of(
 
 def test_all_of_a_real_run(tmp_path: Path) -> None:
     compilation = toy_compile(toy_lm(ToyEngine()), run_dir=tmp_path).compilation
-    found = trajectory(Record.read(tmp_path))
+    found = trajectory(RunRecord.read(tmp_path))
     assert found.search == compilation.best.select and found.fresh == compilation.best.fresh
     assert compilation.best.select is not None and compilation.best.fresh is not None
     assert found.optimism is not None

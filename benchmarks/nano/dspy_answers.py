@@ -10,15 +10,15 @@ import itertools
 from collections.abc import Callable, Sequence
 
 from cuesmith.modules.simulated.author import RECOGNISERS, Author, Source, Values
-from cuesmith.modules.simulated.evidence import Task
-from cuesmith.modules.simulated.instructions import prior_options, variations_of, write_instructions
-from cuesmith.modules.simulated.reflection import (
+from cuesmith.modules.simulated.critique import (
     criticize_instruction,
     edit_instruction,
     reflect_on_successes,
     rewrite_instruction,
 )
+from cuesmith.modules.simulated.instruction_writing import prior_options, variations_of, write_instructions
 from cuesmith.modules.simulated.request import FORMS, Asked, FieldValue
+from cuesmith.modules.simulated.task_inference import InferredTask
 from cuesmith.modules.simulated.wordings import framed, norm
 from cuesmith.modules.simulated_optimizer import WRITERS
 from nano.dspy_requests import REQUESTS, Shown, recognised, shown, tasks_of
@@ -40,7 +40,7 @@ _NOTHING = (
 )  # fmt: skip
 
 
-def _as_if(author: Author, tasks: Sequence[Task], name: str, **inputs: FieldValue) -> Author:
+def _as_if(author: Author, tasks: Sequence[InferredTask], name: str, **inputs: FieldValue) -> Author:
     """The same author asked for something of `cuesmith.signatures`, about tasks that are recognised already."""
     other = copy.copy(author)
     other.asked, other.tasks = Asked(name, inputs, {}), list(tasks)
@@ -135,7 +135,7 @@ def propose_after_feedback(author: Author, source: Source) -> Values:
     return {"new_instruction": _mended(author, source, author.tasks, seen, seen.instruction)[1]}
 
 
-def _mended(author: Author, source: Source, tasks: Sequence[Task], seen: Shown, head: str) -> tuple[str, str]:
+def _mended(author: Author, source: Source, tasks: Sequence[InferredTask], seen: Shown, head: str) -> tuple[str, str]:
     """What is wrong with an instruction, and `head` edited by that."""
     if source in ("evidence", "fallback") and not tasks and not seen.examples:
         return "Nothing shows which answer is right.", _untold(author, Shown(head, tried=(head,)))

@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from cuesmith.modules.embedded.families import FAMILIES
-from cuesmith.modules.simulated.evidence import (
-    Task,
+from cuesmith.modules.simulated.points import stated
+from cuesmith.modules.simulated.request import Asked, Form
+from cuesmith.modules.simulated.task_inference import (
+    InferredTask,
     asked_part,
     entries_of,
     explain,
@@ -27,8 +29,6 @@ from cuesmith.modules.simulated.evidence import (
     solutions_of,
     tokens_of,
 )
-from cuesmith.modules.simulated.points import stated
-from cuesmith.modules.simulated.request import Asked, Form
 from cuesmith.modules.simulated.wordings import PHRASINGS, norm
 from cuesmith.signatures import parse_steps
 
@@ -101,12 +101,12 @@ def shown(asked: Asked) -> dict[str, Shown]:
     return _READERS[asked.name](asked)
 
 
-def recognised(asked: Asked, rng: random.Random) -> list[Task]:
+def recognised(asked: Asked, rng: random.Random) -> list[InferredTask]:
     """The tasks that one of dspy's requests is about."""
     return list(dict.fromkeys(task for one in shown(asked).values() for task in tasks_of(one, rng)))
 
 
-def tasks_of(seen: Shown, rng: random.Random) -> list[Task]:
+def tasks_of(seen: Shown, rng: random.Random) -> list[InferredTask]:
     """The tasks that explain what is shown.
 
     Examples decide. If several families explain them, what was said decides between those, and that a wrong answer
@@ -119,22 +119,23 @@ def tasks_of(seen: Shown, rng: random.Random) -> list[Task]:
     meant = {task.family.name for task in (*said, *named)} - wrong or set(FAMILIES) - wrong
     examples = [asked_part(text) for text in seen.examples]
     if found := explain(examples, parsed[1] if parsed else (), rng, meant) or said:
-        return [Task(task.field.removeprefix("expected "), task.family) for task in found]
+        return [InferredTask(task.field.removeprefix("expected "), task.family) for task in found]
     return [] if examples else [task for task in named if task.family.name not in wrong]
 
 
-def told(text: str) -> list[Task]:
+def told(text: str) -> list[InferredTask]:
     """The tasks that a text names, for each "for `field`:" in it the one that it names most often."""
     parts = re.split(r"\bfor `(\w+)`:", text, flags=re.IGNORECASE)
     said = dict.fromkeys(parts[1::2], "") or {"": text}
     for field, part in zip(parts[1::2], parts[2::2], strict=True):
         said[field] += f" {part}"
-    tasks: list[Task] = []
+    tasks: list[InferredTask] = []
     for field, words in said.items():
         given = f" {norm(words)} ".replace(" ", "  ")
         counts = Counter({name: sum(map(given.count, sayings)) for name, sayings in _sayings().items()})
         (name, most), *_ = counts.most_common(1)
-        tasks += [Task(field, FAMILIES[name])] if most else [Task(field, task.family) for task in stated(words)[:1]]
+        families = [FAMILIES[name]] if most else [task.family for task in stated(words)[:1]]
+        tasks += [InferredTask(field, family) for family in families]
     return tasks
 
 

@@ -99,7 +99,7 @@ class ChatTokenizer(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Prompt:
+class EncodedPrompt:
     """An encoded chat.
 
     Attributes:
@@ -134,7 +134,7 @@ class Generation:
         finish_reason: Why it ended; None while it runs.
     """
 
-    prompt: Prompt
+    prompt: EncodedPrompt
     max_new_tokens: int
     temperature: float = 0.0
     seed: int = 0
@@ -391,17 +391,17 @@ class NanoEngine:
             )
         return Generation(prompt, max_new_tokens, temperature, seed)
 
-    def encode(self, chat: Chat) -> Prompt:
+    def encode(self, chat: Chat) -> EncodedPrompt:
         """The input of a chat, ending where the assistant's answer begins."""
         asked = max((i for i, (role, _) in enumerate(chat) if role == "user"), default=len(chat) - 1)
         prefix = self._encode_prefix(tuple(chat[:asked]))
         ids = [*prefix, *self._encode_messages(tuple(chat[asked:])), self.tokenizer.roles["assistant"]]
-        return Prompt(self.weights.context(ids), len(prefix))
+        return EncodedPrompt(self.weights.context(ids), len(prefix))
 
     def _encode_messages(self, messages: tuple[tuple[str, str], ...]) -> list[int]:
         return [token for role, text in messages for token in self.tokenizer.encode_message(role, text)]
 
-    def prefix(self, key: bytes, prompt: Prompt) -> tuple[Prefix | None, bool]:
+    def prefix(self, key: bytes, prompt: EncodedPrompt) -> tuple[Prefix | None, bool]:
         """Keys and values of a prompt's prefix (None if it has none), and whether they were cached."""
         if not prompt.prefix:
             return None, False

@@ -105,7 +105,7 @@ class Weights:
         )
 
     def context(self, ids: Sequence[int]) -> Ints:
-        """The (tokens, 5) input ids of a sequence that begins at position 0; see `Prompt`."""
+        """The (tokens, 5) input ids of a sequence that begins at position 0; see `EncodedPrompt`."""
         tokens = np.asarray(ids, dtype=np.int64)
         place = np.arange(1, len(tokens) + 1)
         start = np.maximum.accumulate(place * self.word_start[tokens])  # 1-based, 0 where there is none

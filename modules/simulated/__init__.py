@@ -1,1 +1,1 @@
-"""The parts of the simulated optimizer: reading a request, the evidence in it, the wordings, one writer each."""
+"""The parts of the simulated optimizer: reading a request, inferring its task, the wordings, one writer each."""

@@ -7,9 +7,9 @@ from typing import Literal, TypeVar
 
 from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.sampling import weighted_order
-from cuesmith.modules.simulated.evidence import FIELD, Task, asked_part, by_phrase, by_steps, explain
 from cuesmith.modules.simulated.points import read, stated
 from cuesmith.modules.simulated.request import Asked, FieldValue
+from cuesmith.modules.simulated.task_inference import FIELD, InferredTask, asked_part, by_phrase, by_steps, explain
 from cuesmith.modules.simulated.wordings import norm
 from cuesmith.signatures import parse_steps
 
@@ -17,7 +17,7 @@ Values = dict[str, FieldValue]
 """An answer: a value for each output field."""
 Source = Literal["evidence", "prior", "noise", "fallback"]
 """Where an answer comes from; see `cuesmith.modules.simulated_optimizer.Truth`."""
-RECOGNISERS: dict[str, Callable[[Asked, random.Random], list[Task]]] = {}
+RECOGNISERS: dict[str, Callable[[Asked, random.Random], list[InferredTask]]] = {}
 """What finds the tasks that one of the `request.FORMS` is about."""
 T = TypeVar("T")
 
@@ -90,7 +90,7 @@ class Author:
         return [options[k] for k in (*ranked[first:], *ranked[:first])]
 
 
-def _recognised(asked: Asked, rng: random.Random) -> list[Task]:
+def _recognised(asked: Asked, rng: random.Random) -> list[InferredTask]:
     """The task that a request is about, from what it shows."""
     steps = asked.texts("steps")
     match asked.name:
@@ -126,10 +126,10 @@ def _recognised(asked: Asked, rng: random.Random) -> list[Task]:
             return RECOGNISERS[asked.name](asked, rng) if asked.name in RECOGNISERS else []
 
 
-def _shown(asked: Asked, examples: Sequence[str], rng: random.Random) -> list[Task]:
+def _shown(asked: Asked, examples: Sequence[str], rng: random.Random) -> list[InferredTask]:
     """The tasks that explain what an instruction was tried on; if several can, the one that it names."""
     instruction = asked.text("instruction")
     parsed = parse_steps(instruction)
     said = {task.family.name for task in stated(instruction)}
     tasks = explain([asked_part(text) for text in examples], parsed[1] if parsed else (), rng, said)
-    return [Task(task.field.removeprefix("expected "), task.family) for task in tasks]
+    return [InferredTask(task.field.removeprefix("expected "), task.family) for task in tasks]

@@ -7,9 +7,9 @@ from typing import get_args
 
 from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import canonical, entries_of, tokens_of
-from cuesmith.modules.simulated.instructions import surface
-from cuesmith.modules.simulated.steps import MAX_STEPS, Worked, work_of
+from cuesmith.modules.simulated.instruction_writing import surface
+from cuesmith.modules.simulated.step_writing import MAX_STEPS, Worked, work_of
+from cuesmith.modules.simulated.task_inference import canonical, entries_of, tokens_of
 from cuesmith.modules.simulated.wordings import (
     LAST_FRAMES,
     PRIOR_REASONS,

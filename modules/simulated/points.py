@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Literal
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
-from cuesmith.modules.simulated.evidence import Task
+from cuesmith.modules.simulated.task_inference import InferredTask
 from cuesmith.modules.simulated.wordings import PHRASINGS, PRIOR_ADVICE, TABLES, norm, phrases, table
 from cuesmith.signatures import parse_steps
 
@@ -34,12 +34,12 @@ _FORM = re.compile(r"\bform\b|nothing else|other words|bare answer|only the answ
 # --- writing -----------------------------------------------------------------------------------------------
 
 
-def faults(tasks: Sequence[Task], fault: Fault) -> list[str]:
+def faults(tasks: Sequence[InferredTask], fault: Fault) -> list[str]:
     """Every sentence that finds `fault` with an instruction for `tasks`."""
     return [frame.replace("{}", noun) for frame in TABLES["faults"][fault] for noun in _nouns(tasks)]
 
 
-def merits(tasks: Sequence[Task]) -> list[str]:
+def merits(tasks: Sequence[InferredTask]) -> list[str]:
     """Every sentence that says that an instruction for `tasks` is right."""
     return [frame.replace("{}", noun) for frame in TABLES["kept"] for noun in _nouns(tasks)]
 
@@ -60,7 +60,7 @@ def sentence(text: str) -> str:
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def _nouns(tasks: Sequence[Task]) -> list[str]:
+def _nouns(tasks: Sequence[InferredTask]) -> list[str]:
     if len(tasks) == 1:
         return list(NOUNS[tasks[0].family.name])
     named = [[f"for `{task.field}`: {noun}" for noun in NOUNS[task.family.name]] for task in tasks]
@@ -80,7 +80,7 @@ class Point:
         advice: What it asks for beyond: sentences that could be added to an instruction.
     """
 
-    tasks: tuple[Task, ...]
+    tasks: tuple[InferredTask, ...]
     fault: Fault
     advice: tuple[str, ...]
 
@@ -107,14 +107,14 @@ def _named(text: str) -> Family | None:
     return next(named, None)
 
 
-def stated(text: str) -> tuple[Task, ...]:
+def stated(text: str) -> tuple[InferredTask, ...]:
     """The tasks that a text names, one for each "for `field`:" in it; of an instruction with steps, its head."""
     parsed = parse_steps(text)
     heads = list(re.finditer(r"\bfor `(\w+)`:", text := parsed[0] if parsed else text, re.IGNORECASE))
     ends = [*(head.start() for head in heads[1:]), len(text)]
     parts = {head[1]: text[head.end() : end] for head, end in zip(heads, ends, strict=False)} or {"": text}
     named = ((field, _named(part)) for field, part in parts.items())
-    return tuple(Task(field, family) for field, family in named if family is not None)
+    return tuple(InferredTask(field, family) for field, family in named if family is not None)
 
 
 def advice_in(text: str) -> tuple[str, ...]:

@@ -231,7 +231,7 @@ def export(options: ExportOptions) -> int:
         except (TypeError, ValueError) as error:
             raise BadInput(str(error)) from None
     if options.output is None:
-        from cuesmith.teleprompters.runtime.figures import visible
+        from cuesmith.teleprompters.runtime.formatting import visible
 
         print(visible(text) if sys.stdout.isatty() else text)  # a file gets the prompt as it is
         return 0

@@ -156,7 +156,7 @@ class KeptResult:
         Raises:
             BadInput: If that cannot be done.
         """
-        from cuesmith.teleprompters.runtime.figures import json_text
+        from cuesmith.teleprompters.runtime.formatting import json_text
 
         try:
             (folder / RESULT).write_text(json_text({"data": self.data, "text": self.text}) + "\n", "utf-8")

@@ -394,7 +394,7 @@ def print_text(markdown: str) -> None:
 
 def print_json(data: object) -> None:
     """Print one JSON object in one line."""
-    from cuesmith.teleprompters.runtime.figures import json_text
+    from cuesmith.teleprompters.runtime.formatting import json_text
 
     (_out.get() or sys.stdout).write(json_text(data) + "\n")
 

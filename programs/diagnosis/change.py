@@ -22,7 +22,7 @@ from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Curve, Section
 from cuesmith.programs.diagnosis.inference import Correlation, drawn_shares, spearman
-from cuesmith.programs.diagnosis.record import Record, answer, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, answer, passed
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95, paired_gain
@@ -95,7 +95,7 @@ class Changes:
     significant: int
 
 
-def changes(record: Record, similarity: Similarity | None = None, *, threshold: float = 1.0) -> Changes:
+def changes(record: RunRecord, similarity: Similarity | None = None, *, threshold: float = 1.0) -> Changes:
     """Compare every refined prompt with the one it was made from, on the selection examples both have a score on.
 
     A candidate that racing stopped early is compared on the few examples it was run on, and counted like the others:
@@ -144,7 +144,7 @@ def texts_of_prompts(candidate: Candidate) -> Iterator[str]:
         yield from (str(text) for demo in prompt.demos for _, text in demo.values)
 
 
-def _change(record: Record, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
+def _change(record: RunRecord, parent: Candidate, child: Candidate, distance: float, threshold: float) -> Change | None:
     before, after = (_row(record, c) for c in (parent, child))
     old, new = (_right(record, c, row, threshold) for c, row in ((parent, before), (child, after)))
     gain = paired_gain(old, new)
@@ -163,12 +163,12 @@ def _change(record: Record, parent: Candidate, child: Candidate, distance: float
     )
 
 
-def _row(record: Record, candidate: Candidate) -> Row:
+def _row(record: RunRecord, candidate: Candidate) -> Row:
     known = record.outcomes.get(candidate.id, {})
     return [known.get(example.id) for example in record.select]
 
 
-def _right(record: Record, candidate: Candidate, row: Row, threshold: float) -> list[bool | None]:
+def _right(record: RunRecord, candidate: Candidate, row: Row, threshold: float) -> list[bool | None]:
     """Whether each selection example was answered rightly, by its score where there is no outcome.
 
     The journal of a hosted optimizer has none: its programs are run by dspy, which tells scores alone.

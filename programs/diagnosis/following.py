@@ -19,7 +19,7 @@ from dataclasses import dataclass, replace
 from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, fisher_exact, kappa, ratio, unpaired
-from cuesmith.programs.diagnosis.record import Record, passed
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.signatures import parse_steps
 from cuesmith.teleprompters.behavior.steps import labelled
 from cuesmith.teleprompters.runtime.candidate import Candidate
@@ -170,7 +170,7 @@ def _by_rule(rules: Sequence[Rule], response: Response) -> tuple[bool | None, ..
 
 
 def following(
-    record: Record,
+    record: RunRecord,
     *,
     judge: Judge | None = None,
     hand: Sequence[tuple[str, str, bool]] = (),
@@ -213,7 +213,7 @@ def following(
     return tuple(found)
 
 
-def pairs_of(record: Record, *, threshold: float = 1.0, sample: int | None = None) -> list[tuple[str, str]]:
+def pairs_of(record: RunRecord, *, threshold: float = 1.0, sample: int | None = None) -> list[tuple[str, str]]:
     """Return the pairs of a rule and a response that `following` puts to a judge, each once, in its order.
 
     Args:
@@ -245,12 +245,12 @@ def _sampled(responses: list[Response], sample: int | None) -> list[Response]:
     return [responses[k] for k in chosen]
 
 
-def _responses(record: Record, candidate: Candidate, name: str, threshold: float) -> list[Response]:
+def _responses(record: RunRecord, candidate: Candidate, name: str, threshold: float) -> list[Response]:
     read = (_response(record, name, one, threshold) for one in record.held_out(candidate).values())
     return [one for one in read if one is not None]
 
 
-def _response(record: Record, name: str, outcome: Outcome, threshold: float) -> Response | None:
+def _response(record: RunRecord, name: str, outcome: Outcome, threshold: float) -> Response | None:
     """Return what predictor `name` wrote; None if it had no part in the run, or that is not known.
 
     A reply that could not be used is that of the first predictor, in the program's order, without a call in the
@@ -305,7 +305,7 @@ def _fisher(followed: Sequence[bool], not_followed: Sequence[bool]) -> float:
 
 
 def _by_position(
-    record: Record, name: str, own: Sequence[tuple[bool | None, ...]], judge: Judge | None, threshold: float
+    record: RunRecord, name: str, own: Sequence[tuple[bool | None, ...]], judge: Judge | None, threshold: float
 ) -> tuple[Estimate95, ...]:
     """Pool the checks of all prompts of the run by position; those of the returned one are made already."""
     rows = list(own)

@@ -21,9 +21,9 @@ from cuesmith.programs.diagnosis.embedders import Similarity, TfIdf
 from cuesmith.programs.diagnosis.figures import Section
 from cuesmith.programs.diagnosis.lm_judges import ConditionJudge, JudgeFailed, describe
 from cuesmith.programs.diagnosis.planted import BATCH, shuffled
-from cuesmith.programs.diagnosis.record import Record, passed
 from cuesmith.programs.diagnosis.repetition import Repetition, repetition_of
 from cuesmith.programs.diagnosis.repetition import section_of as repetition_section
+from cuesmith.programs.diagnosis.run_record import RunRecord, passed
 from cuesmith.programs.diagnosis.validity import ENOUGH, Feedback, Judging, ShownConditions, Validity, validity_of
 from cuesmith.programs.diagnosis.validity import section_of as validity_section
 from cuesmith.programs.tasks import generate
@@ -93,7 +93,7 @@ class Live:
     no_validity: str = ""
 
 
-def plan(record: Record, *, threshold: float = 1.0) -> LivePlan:
+def plan(record: RunRecord, *, threshold: float = 1.0) -> LivePlan:
     """Choose what to show, from a finished run; calls nothing.
 
     Args:
@@ -177,12 +177,12 @@ def sections_of(found: Live) -> tuple[Section, ...]:
     )
 
 
-def _predictor(record: Record) -> str:
+def _predictor(record: RunRecord) -> str:
     """The predictor that gives the answer: the last one."""
     return list(record.outputs)[-1]
 
 
-def _answers(record: Record, candidate: Candidate, threshold: float) -> Iterator[tuple[Error, bool]]:
+def _answers(record: RunRecord, candidate: Candidate, threshold: float) -> Iterator[tuple[Error, bool]]:
     """Yield what the last predictor wrote on each example with known labels, and whether the answer was right."""
     outcomes = record.outcomes.get(candidate.id, {})
     fields = [name for name in record.outputs[_predictor(record)] if name != REASONING]
@@ -196,7 +196,7 @@ def _answers(record: Record, candidate: Candidate, threshold: float) -> Iterator
             yield Error(inputs, text, gold, outcome.feedback if isinstance(outcome, Scored) else ""), right
 
 
-def _shown(record: Record, outcome: Outcome, inputs: object) -> tuple[dict[str, object], str]:
+def _shown(record: RunRecord, outcome: Outcome, inputs: object) -> tuple[dict[str, object], str]:
     given = dict(inputs) if isinstance(inputs, dict) else {}
     if isinstance(outcome, ParseFailure):
         return given, outcome.response
@@ -204,7 +204,7 @@ def _shown(record: Record, outcome: Outcome, inputs: object) -> tuple[dict[str, 
     return (dict(calls[-1].inputs), render_fields(calls[-1].outputs)) if calls else (given, "")
 
 
-def _others(record: Record) -> list[Evidence]:
+def _others(record: RunRecord) -> list[Evidence]:
     """Batches of errors of a task that is not the run's own: right answers of a generated task, shuffled."""
     own = "\n".join(example.text for example in record.train[:20])
     tasks = [generate(name) for name in STRANGERS]

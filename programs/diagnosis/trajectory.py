@@ -14,7 +14,7 @@ from cuesmith.programs.diagnosis import words
 from cuesmith.programs.diagnosis.change import texts_of_prompts
 from cuesmith.programs.diagnosis.figures import Curve, Section, percent_curve
 from cuesmith.programs.diagnosis.inference import Difference, unpaired
-from cuesmith.programs.diagnosis.record import KnownExample, Record
+from cuesmith.programs.diagnosis.run_record import KnownExample, RunRecord
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
@@ -97,7 +97,7 @@ class Trajectory:
     copied: Copied
 
 
-def trajectory(record: Record) -> Trajectory:
+def trajectory(record: RunRecord) -> Trajectory:
     """Read a search's course from the record of its run."""
     best, start = record.best, record.baseline
     known = {start.id: record.fresh_baseline, best.id: record.fresh_best}
@@ -132,7 +132,7 @@ def _estimate(scores: Sequence[float | None] | None) -> Estimate95 | None:
     return estimate if estimate.n else None
 
 
-def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tuple[BestAfter, ...]:
+def _points(record: RunRecord, known: Mapping[str, Sequence[float | None]]) -> tuple[BestAfter, ...]:
     candidates = record.candidates
     points = [
         BestAfter(
@@ -151,7 +151,7 @@ def _points(record: Record, known: Mapping[str, Sequence[float | None]]) -> tupl
     return tuple(points)
 
 
-def _gain_optimism(record: Record, known: Mapping[str, Sequence[float | None]]) -> Difference | None:
+def _gain_optimism(record: RunRecord, known: Mapping[str, Sequence[float | None]]) -> Difference | None:
     best, start = record.best, record.baseline
     if best == start:
         return None
@@ -166,7 +166,7 @@ def _differences(first: Sequence[float | None], second: Sequence[float | None]) 
     return [b - a for a, b in zip(first, second, strict=True) if a is not None and b is not None]
 
 
-def _accepted(record: Record) -> Estimate95:
+def _accepted(record: RunRecord) -> Estimate95:
     children = [c.id for c in record.candidates.values() if c.origin.parents and c != record.baseline]
     kept = {known for step in record.steps for known in step.beam} & set(children)
     if record.best.id in children:

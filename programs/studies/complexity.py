@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from cuesmith.programs.diagnosis.figures import Section, percent_curve
 from cuesmith.programs.diagnosis.following import Response, check, rules_of
 from cuesmith.programs.diagnosis.inference import holm, interval95, ratio, resamples, trend_of
-from cuesmith.programs.diagnosis.record import passed
+from cuesmith.programs.diagnosis.run_record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies.bench import Bench, Findings, Study, labels_of
 from cuesmith.programs.tasks import Sizes, Task

@@ -25,7 +25,7 @@ from cuesmith.programs.diagnosis.inference import (
     two_way_interval,
     two_way_sign_flip,
 )
-from cuesmith.programs.diagnosis.record import passed
+from cuesmith.programs.diagnosis.run_record import passed
 from cuesmith.programs.diagnosis.words import paragraphs_of, sections_of
 from cuesmith.programs.studies.bench import Bench, Findings, Study, by_example
 from cuesmith.programs.tasks import Sizes, Task

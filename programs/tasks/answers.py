@@ -167,7 +167,7 @@ _ANNOUNCED = re.compile(
 
 
 @dataclass(frozen=True)
-class Options:
+class AnswerOptions:
     """What a question lets choose from.
 
     Attributes:
@@ -225,11 +225,11 @@ class Options:
         return within[0] if len(within) == 1 else None
 
 
-LETTERS = Options(("",) * 26, lettered=True)
+LETTERS = AnswerOptions(("",) * 26, lettered=True)
 """Options of which nothing but the letters is known."""
 
 
-def options_in(text: str) -> Options | None:
+def options_in(text: str) -> AnswerOptions | None:
     """Return the options that a question lists; None if it lists none.
 
     They are "(A) ...", "A) ...", "A. ..." from A on, lines with a dash below "Options:", or BIG-bench's "choice: ...".
@@ -237,11 +237,11 @@ def options_in(text: str) -> Options | None:
     for pattern in (_IN_BRACKETS, _AT_LINE_START):
         run = _last_run(list(pattern.finditer(text)))
         if len(run) > 1:
-            return Options(tuple(_between(text, run)), lettered=True)
+            return AnswerOptions(tuple(_between(text, run)), lettered=True)
     headed = _HEADED.findall(text)
     listed = [line.strip().removeprefix("-").strip() for line in headed[-1].splitlines()] if headed else []
     listed = listed or [str(choice).strip() for choice in _NAMED.findall(text)]
-    return Options(tuple(listed), lettered=False) if len(listed) > 1 else None
+    return AnswerOptions(tuple(listed), lettered=False) if len(listed) > 1 else None
 
 
 def _last_run(marks: Sequence[re.Match[str]]) -> list[re.Match[str]]:

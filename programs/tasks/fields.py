@@ -75,7 +75,7 @@ Values = dict[str, object]
 
 
 @dataclass(frozen=True)
-class Form:
+class TypedDataset:
     """What the data of a task is in fields.
 
     Attributes:
@@ -121,7 +121,7 @@ _Columns = dict[str, _Column]
 
 def formed(
     where: str, records: Sequence[Record], columns: Columns, metric: str | None, *, with_classes: bool = True
-) -> Form:
+) -> TypedDataset:
     """Return the data of a task in fields.
 
     Args:
@@ -139,7 +139,7 @@ def formed(
     if len(columns.outputs) > 1:
         if metric not in (None, "json_fields"):
             raise TaskError(f"{where}: metric {metric!r} judges one output, there are {len(columns.outputs)}")
-        return _form(inputs, _outputs(records, columns, names), {}, "json_fields")
+        return _dataset(inputs, _outputs(records, columns, names), {}, "json_fields")
     path = columns.outputs[0] if columns.outputs else _LAST
     gold = _parsed([_gold(record, path) for record in records] if columns.outputs else last)
     if _is_text(path, gold, metric):
@@ -153,7 +153,7 @@ def formed(
     suits = "json_fields" if any(isinstance(value, Mapping) for value in gold) else "set_f1"
     if suits == "set_f1" and any(_tagged(each.values, column.values) for each in inputs.values()):
         suits = "in_order"
-    return _form(inputs, {names[path]: column}, {}, "exact" if column.kind is bool else suits)
+    return _dataset(inputs, {names[path]: column}, {}, "exact" if column.kind is bool else suits)
 
 
 def _tagged(asked: Sequence[object], answers: Sequence[object]) -> bool:
@@ -162,12 +162,12 @@ def _tagged(asked: Sequence[object], answers: Sequence[object]) -> bool:
     return all(isinstance(a, list) and isinstance(b, list) and len(a) == len(b) for a, b in pairs)
 
 
-def _form(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[object]], metric: str) -> Form:
+def _dataset(inputs: _Columns, outputs: _Columns, notes: Mapping[str, Sequence[object]], metric: str) -> TypedDataset:
     columns = {name: column.values for name, column in {**inputs, **outputs}.items()} | dict(notes)
     rows = [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
     kinds = [{name: column.kind for name, column in fields.items()} for fields in (inputs, outputs)]
     told = [{name: v for name, v in row.items() if v is not None or name in inputs} for row in rows]
-    return Form(kinds[0], kinds[1], told, metric)
+    return TypedDataset(kinds[0], kinds[1], told, metric)
 
 
 def _names(columns: Columns) -> dict[str, str]:
@@ -357,7 +357,9 @@ def texts_at(where: str, values: Mapping[str, object], path: str) -> tuple[str, 
     return preferred_first(text_at(where, {path: each}, path) for each in listed)
 
 
-def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[str, ...]], with_classes: bool) -> Form:
+def _of_text(
+    inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[str, ...]], with_classes: bool
+) -> TypedDataset:
     notes: dict[str, Sequence[object]] = {}
     if all(MARK in each[0] for each in accepted):  # GSM8K
         notes[SOLUTION] = [each[0] for each in accepted]
@@ -379,7 +381,7 @@ def _of_text(inputs: _Columns, name: str, path: str, accepted: Sequence[tuple[st
     elif suits == "number" and plain_name(path) not in ANSWERS and _are_scores(texts):
         suits = "near"
     column = _Column(kind, [each[0] for each in accepted])
-    return _form(inputs, {name: column}, {ACCEPTED: accepted, **notes}, suits)
+    return _dataset(inputs, {name: column}, {ACCEPTED: accepted, **notes}, suits)
 
 
 def _suiting(name: str, asked: Sequence[str], accepted: Sequence[tuple[str, ...]]) -> str:

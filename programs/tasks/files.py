@@ -94,18 +94,18 @@ def load(
     columns = replace(_with_values(columns, table.parts), names=names)
     records = [record for part in table.parts.values() for record in part]
     wanted = metric if isinstance(metric, str) else None
-    form = formed(str(path), records, columns, wanted, with_classes=not ready)
-    items = form.items
+    dataset = formed(str(path), records, columns, wanted, with_classes=not ready)
+    items = dataset.items
     _tell_repeats(str(path), items)
     if callable(metric):
-        return _divided(table, form.signature, metric, items, sizes, seed)
-    name, answered = wanted or form.metric, tuple(form.outputs)
+        return _divided(table, dataset.signature, metric, items, sizes, seed)
+    name, answered = wanted or dataset.metric, tuple(dataset.outputs)
     judge = JsonFields(answered) if name == "json_fields" else METRICS[name](answered[0])
     if isinstance(judge, Near):
         judge = replace(judge, span=_range(item.example[answered[0]] for item in items))
     for record, item in zip(records, items, strict=True):
         _check_gold(record.where, name, judge, item.example, answered)
-    return _divided(table, form.signature, judge, items, sizes, seed)
+    return _divided(table, dataset.signature, judge, items, sizes, seed)
 
 
 def _range(texts: Iterable[str]) -> float:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import cast
 
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 
 MANIFEST = "manifest.json"
 KEPT = 2

@@ -15,7 +15,7 @@ from typing import TypeVar
 import dspy
 
 from cuesmith.teleprompters.alignment.gains import Sampled
-from cuesmith.teleprompters.alignment.record import Alignment
+from cuesmith.teleprompters.alignment.training_result import Alignment
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest
 from cuesmith.teleprompters.runtime.effects import effects_of
 from cuesmith.teleprompters.runtime.events import Event

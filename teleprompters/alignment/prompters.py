@@ -18,8 +18,8 @@ from cuesmith.signatures.rewriting import RewriteInput
 from cuesmith.teleprompters.alignment.checkpoints import LearningCurve
 from cuesmith.teleprompters.alignment.frozen import Frozen
 from cuesmith.teleprompters.alignment.gains import PolicyKL, Sampled
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.training import Training, train
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 from cuesmith.teleprompters.alignment.yardstick import policy_kl
 from cuesmith.teleprompters.runtime.candidate import Json, digest
 from cuesmith.teleprompters.runtime.outcomes import MetricError

@@ -36,8 +36,8 @@ from cuesmith.teleprompters.alignment._trl import (
     add_fused_lm_head,
 )
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.training import RewardFunction, Training
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 
 WEIGHTS = "trained.safetensors"
 Batch = dict[str, Any]

@@ -17,7 +17,6 @@ from cuesmith.modules.policy import LocalPolicy
 from cuesmith.teleprompters.alignment._trl import GRPOConfig, RLOOConfig
 from cuesmith.teleprompters.alignment.checkpoints import Checkpoints
 from cuesmith.teleprompters.alignment.ppo import PPO
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
 from cuesmith.teleprompters.alignment.rollouts import (
     GRPO,
     RLOO,
@@ -32,6 +31,7 @@ from cuesmith.teleprompters.alignment.training import (
     check_resumable,
     identity,
 )
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 
 
 def train(

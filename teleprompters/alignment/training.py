@@ -29,7 +29,7 @@ import dspy
 from cuesmith.modules.decoding import Decoding
 from cuesmith.modules.policy import LocalPolicy, require_train
 from cuesmith.modules.prompter import Prompter
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 from cuesmith.teleprompters.runtime.checks import chosen, number, whole
 
 if TYPE_CHECKING:

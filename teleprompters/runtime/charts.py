@@ -12,7 +12,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from cuesmith.teleprompters.runtime.figures import visible
+from cuesmith.teleprompters.runtime.formatting import visible
 
 __all__ = ["Curve", "Picture", "Scale", "Tick", "environment", "pictures", "scale_of", "ticks"]
 

@@ -26,7 +26,7 @@ from cuesmith.modules.sampling import draw as current_draw
 from cuesmith.teleprompters.runtime._dspy import takes_temperature
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest, line_of, to_json
 from cuesmith.teleprompters.runtime.compilation import Note, Standing, StepRecord, Trial, undominated
-from cuesmith.teleprompters.runtime.corpus import p_value_of
+from cuesmith.teleprompters.runtime.corpus_statistics import p_value_of
 from cuesmith.teleprompters.runtime.events import EffectDone, Malformed, Missing, Noted, SpentChanged, Stream
 from cuesmith.teleprompters.runtime.evidence import shortened, sound
 from cuesmith.teleprompters.runtime.gate import Effect, effect

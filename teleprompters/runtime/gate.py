@@ -39,7 +39,7 @@ from cuesmith.teleprompters.runtime.admissions import (
     used_by,
 )
 from cuesmith.teleprompters.runtime.calls import Reply, Request
-from cuesmith.teleprompters.runtime.hedging import Pace, Tries, first_success
+from cuesmith.teleprompters.runtime.hedging import HedgingPolicy, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Cap, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
 from cuesmith.teleprompters.runtime.outages import (
@@ -212,7 +212,7 @@ class Gate:
         max_retries: int = 5,
         hedge: float | None = None,
     ) -> None:
-        self.pace, self.hedged = Pace(hedge), 0
+        self.hedging, self.hedged = HedgingPolicy(hedge), 0
         self.ledger = ledger
         self.journal = journal
         self.throttle = throttle
@@ -337,9 +337,9 @@ class Gate:
 
     def _send(self, place: Admission, request: Request, send: Callable[[], Reply], current: Effect) -> Answer:
         """Send a call, once more if it is late, and return what came back: a failure is an answer too."""
-        if self.pace.multiple is None or place.outer is not None:
+        if self.hedging.multiple is None or place.outer is not None:
             return attempted(place, send)
-        left = partial(self.pace.left, (place.ticket.role, request.model))
+        left = partial(self.hedging.left, (place.ticket.role, request.model))
         spares: list[Admission] = []
         tries = Tries[Answer](is_reply, lambda answer: self.settle_spare(spares[0], request, answer, current))
         tries.begin(lambda: attempted(place, send))
@@ -354,9 +354,9 @@ class Gate:
         self, place: Admission, request: Request, send: Callable[[], Awaitable[Reply]], current: Effect
     ) -> Answer:
         """Send a call as `_send` does."""
-        if self.pace.multiple is None or place.outer is not None:
+        if self.hedging.multiple is None or place.outer is not None:
             return await aattempted(place, send)
-        left = partial(self.pace.left, (place.ticket.role, request.model))
+        left = partial(self.hedging.left, (place.ticket.role, request.model))
         spares: list[Admission] = []
 
         def again() -> Callable[[], Awaitable[Answer]] | None:
@@ -493,7 +493,7 @@ class Gate:
             if isinstance(answer, Reply):
                 seconds = time.monotonic() - began
                 self._watch.heard(request.model, role, seconds)
-                self.pace.note((role, request.model), seconds)
+                self.hedging.note((role, request.model), seconds)
                 self._accept(place, request, answer, key, role, current)
                 return answer.outputs
             assert isinstance(answer, BaseException)

@@ -27,8 +27,8 @@ REMEMBERED = 256
 """Answers of a kind that the median is over. Ours."""
 
 
-class Pace:
-    """What calls of each kind take.
+class HedgingPolicy:
+    """When a call is late: measured by what calls of its kind take.
 
     Args:
         multiple: A call that takes more than so many times the median of its kind is late; None: none ever is.

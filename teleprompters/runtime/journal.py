@@ -50,7 +50,7 @@ class JournalError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class JournalRow:
     """A line of a journal whose checksum holds; the first line's table is the file's format, its body the identity."""
 
     table: str
@@ -65,7 +65,7 @@ class Row:
         return body
 
 
-def read(file: BinaryIO, where: str) -> Iterator[Row]:
+def read(file: BinaryIO, where: str) -> Iterator[JournalRow]:
     """Yield the rows of a journal in the order in which they were written.
 
     Args:
@@ -85,7 +85,7 @@ def read(file: BinaryIO, where: str) -> Iterator[Row]:
         row = _ROW.match(line)
         if row is None or line[-_TAIL:] != _tail(line[:-_TAIL], run, start):
             raise JournalError(_damaged(where, start))
-        yield Row(row[1].decode(), _text(row[2]), start, line)
+        yield JournalRow(row[1].decode(), _text(row[2]), start, line)
         run = run or bytes.fromhex(row[2].decode())
         start += len(line)
 
@@ -239,7 +239,7 @@ class Journal:
                 raise self._unusable(error) from error
         if line[-_TAIL:] != _tail(line[:-_TAIL], self._run, start):
             raise JournalError(_damaged(self._where, start))
-        return Row("", "", start, line).body
+        return JournalRow("", "", start, line).body
 
     def put(self, table: Table, key: str, body: Mapping[str, object]) -> bool:
         """Store a body; it survives a kill once this returns. A key that is there already keeps its body.

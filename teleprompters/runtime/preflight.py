@@ -24,7 +24,7 @@ from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
-from cuesmith.teleprompters.runtime.corpus import finite
+from cuesmith.teleprompters.runtime.corpus_statistics import finite
 from cuesmith.teleprompters.runtime.evidence import labels_of
 from cuesmith.teleprompters.runtime.metric import BadScore, Metric
 from cuesmith.teleprompters.runtime.remarks import listed

@@ -160,7 +160,7 @@ class RemoteGate(Gate):
         answer: Any = yield Send(place)
         del self._calls[place]
         if isinstance(answer, Reply):
-            self.pace.note((place.ticket.role, request.model), time.monotonic() - began)
+            self.hedging.note((place.ticket.role, request.model), time.monotonic() - began)
         found: Answer = answer
         return found
 

@@ -17,7 +17,7 @@ import dspy
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, made_from
 from cuesmith.teleprompters.runtime.compilation import StepRecord, Trial
-from cuesmith.teleprompters.runtime.corpus import estimate_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of
 from cuesmith.teleprompters.runtime.effects import LONGEST_INPUT, Effects, seeded
 from cuesmith.teleprompters.runtime.events import StepDone
 from cuesmith.teleprompters.runtime.guards import Fault, Guard, longest_of, unwrapped

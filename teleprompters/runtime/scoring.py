@@ -19,7 +19,7 @@ from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from cuesmith.teleprompters.runtime._dspy import door, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
-from cuesmith.teleprompters.runtime.corpus import Corpus
+from cuesmith.teleprompters.runtime.corpus_statistics import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption

@@ -23,7 +23,7 @@ import dspy
 from cuesmith.teleprompters.runtime._dspy import models_of, named_predictors, prepare
 from cuesmith.teleprompters.runtime.candidate import Candidate, digest
 from cuesmith.teleprompters.runtime.compilation import Compilation, Compiled, CompileWarning, Forecast, Note, Report
-from cuesmith.teleprompters.runtime.corpus import estimate_of, gain_of
+from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.effects import Effects
 from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished, RunStarted, Stopped, Stream
 from cuesmith.teleprompters.runtime.executors import Parcel

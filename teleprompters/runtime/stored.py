@@ -305,7 +305,7 @@ def outcomes_in(directory: Path, of: Collection[str] | None = None) -> dict[str,
     return found
 
 
-def _outcome(row: journal.Row) -> Outcome:
+def _outcome(row: journal.JournalRow) -> Outcome:
     outcome = row.body["outcome"]
     if not isinstance(outcome, dict):
         raise ValueError(f"the outcome of {row.key} is no object")

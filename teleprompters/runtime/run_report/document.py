@@ -23,7 +23,7 @@ from markupsafe import Markup
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.charts import Curve, Picture, environment, pictures
 from cuesmith.teleprompters.runtime.evidence import shortened, sound, text_of
-from cuesmith.teleprompters.runtime.figures import visible
+from cuesmith.teleprompters.runtime.formatting import visible
 from cuesmith.teleprompters.runtime.ledger import Usage
 from cuesmith.teleprompters.runtime.run_report.contrast import FATES, Contrast, Fate
 from cuesmith.teleprompters.runtime.run_report.family import Member, picture_of

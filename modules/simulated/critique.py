@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import Task, asked_part, entries_of, tokens_of
-from cuesmith.modules.simulated.instructions import (
+from cuesmith.modules.simulated.instruction_writing import (
     degraded_options,
     fallback_options,
     joined,
@@ -33,6 +32,7 @@ from cuesmith.modules.simulated.points import (
     stated,
     wordings,
 )
+from cuesmith.modules.simulated.task_inference import InferredTask, asked_part, entries_of, tokens_of
 from cuesmith.modules.simulated.wordings import FRAMES, REWORDINGS, framed, instructions_of, norm, phrases, siblings
 from cuesmith.signatures import parse_steps
 
@@ -58,7 +58,7 @@ def _criticism(author: Author, source: Source, shown: Sequence[str]) -> dict[str
         return dict.fromkeys(open_facts(_facts(shown)), 1.0)
     if source == "noise":
         first = author.tasks[0]
-        wrong = [Task(first.field, other) for other in siblings(first.family)]
+        wrong = [InferredTask(first.field, other) for other in siblings(first.family)]
         return dict.fromkeys((text for task in wrong for text in faults([task], "missing")), 1.0)
     if not _precise(author):
         return dict.fromkeys(faults(author.tasks, "missing"), 1.0)
@@ -261,7 +261,7 @@ def _precise_changes(point: Point, head: str) -> dict[str, float]:
     return changed
 
 
-def _wordings(tasks: Sequence[Task]) -> dict[str, float]:
+def _wordings(tasks: Sequence[InferredTask]) -> dict[str, float]:
     """Precise instructions for tasks, with their weights; those with odd openings only where others are used up."""
     columns = []
     for task in tasks:

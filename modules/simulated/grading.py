@@ -1,4 +1,4 @@
-"""Judging for a diagnosis: whether a response follows a rule, and under which condition a feedback was given.
+"""Grading for a diagnosis: whether a response follows a rule, and under which condition a feedback was given.
 
 Both by the request's own words. Rules about the form of an answer can be checked, and "unclear" is said of all others:
 this model does not understand what a rule asks for.
@@ -8,8 +8,8 @@ import re
 from collections.abc import Callable, Sequence
 
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import asked_part, entries_of, explain
 from cuesmith.modules.simulated.points import read
+from cuesmith.modules.simulated.task_inference import asked_part, entries_of, explain
 from cuesmith.modules.simulated.wordings import STOP, norm
 
 _NUMBERS = {word: k for k, word in enumerate(

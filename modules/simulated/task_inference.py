@@ -53,7 +53,7 @@ def solutions_of(family: Family, questions: Iterable[str]) -> list[tuple[str, So
 
 
 @dataclass(frozen=True, slots=True)
-class Task:
+class InferredTask:
     """A family that explains the values of one output field."""
 
     field: str
@@ -74,7 +74,7 @@ def _explained(text: str) -> frozenset[tuple[str, str]]:
 
 def explain(
     examples: Sequence[str], steps: Sequence[str], rng: random.Random, said: Collection[str] = ()
-) -> list[Task]:
+) -> list[InferredTask]:
     """The families that explain the examples: for each output field the one that explains most of them.
 
     Real data holds wrong labels, so half of the examples are enough. Several families can explain as many
@@ -82,7 +82,7 @@ def explain(
     family is among those `said` to be meant, else chance.
     """
     counts = Counter(pair for example in examples for pair in _explained(example))
-    tasks: list[Task] = []
+    tasks: list[InferredTask] = []
     for output in dict.fromkeys(field for field, _ in sorted(counts)):
         ranked = {family: count for (field, family), count in counts.items() if field == output}
         most = max(ranked.values())
@@ -92,7 +92,7 @@ def explain(
         # The last word of "not True" is its value too: an answer of a type says more than a word does.
         fit = {name: (_fit(FAMILIES[name], steps), FAMILIES[name].answer_type is not str) for name in tied}
         best = [name for name in tied if fit[name] == max(fit.values())]
-        tasks.append(Task(output, FAMILIES[rng.choice([name for name in best if name in said] or best)]))
+        tasks.append(InferredTask(output, FAMILIES[rng.choice([name for name in best if name in said] or best)]))
     return tasks
 
 
@@ -101,12 +101,12 @@ def _fit(family: Family, steps: Sequence[str]) -> int:
     return sum(canonical(family, step) is not None for step in steps)
 
 
-def by_steps(text: str, steps: Sequence[str]) -> list[Task]:
+def by_steps(text: str, steps: Sequence[str]) -> list[InferredTask]:
     """The family whose steps are given and that can solve the text; for an example with a wrong label."""
     questions = questions_of(entries_of(text))
     fits = {name: _fit(family, steps) for name, family in FAMILIES.items() if solutions_of(family, questions)}
     best = max(fits, key=lambda name: fits[name], default="")
-    return [Task("", FAMILIES[best])] if fits.get(best) else []
+    return [InferredTask("", FAMILIES[best])] if fits.get(best) else []
 
 
 @lru_cache(maxsize=4096)
@@ -135,8 +135,8 @@ def _phrases() -> dict[str, str]:
     return {norm(text): name for name, family in FAMILIES.items() for text in instructions_of(family)[0]}
 
 
-def by_phrase(instruction: str) -> list[Task]:
+def by_phrase(instruction: str) -> list[InferredTask]:
     """The family of an instruction that is, as a whole, one of this model's wordings."""
     parsed = parse_steps(instruction)
     name = _phrases().get(norm(parsed[0] if parsed else instruction))
-    return [Task("", FAMILIES[name])] if name else []
+    return [InferredTask("", FAMILIES[name])] if name else []

@@ -26,7 +26,7 @@ from cuesmith.teleprompters.runtime.events import (
     StepDone,
     Stopped,
 )
-from cuesmith.teleprompters.runtime.figures import describe_estimate, usd, visible
+from cuesmith.teleprompters.runtime.formatting import describe_estimate, usd, visible
 from cuesmith.teleprompters.runtime.ledger import Spent
 
 _WIDE = 110

@@ -14,8 +14,8 @@ import dspy
 
 from cuesmith.modules.judges import RewardModel
 from cuesmith.modules.policy import LocalPolicy, require_train
-from cuesmith.programs.alignment import toy
-from cuesmith.programs.alignment.configurations import StudyParts, StudyPlan
+from cuesmith.programs.align_experiment import toy
+from cuesmith.programs.align_experiment.configurations import StudyParts, StudyPlan
 from cuesmith.programs.presets import Preset
 from cuesmith.programs.tasks.preferences import Preference, load_preferences, load_prompts
 from cuesmith.programs.tasks.task import TaskError

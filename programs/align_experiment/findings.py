@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from rich.table import Table
 
 from cuesmith.programs import report
-from cuesmith.programs.alignment.configurations import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, AlignStudy, Evaluated
-from cuesmith.programs.alignment.measures import (
+from cuesmith.programs.align_experiment.configurations import ALIGN_PRO, ALONE, ORACLE, UNTRAINED, AlignStudy, Evaluated
+from cuesmith.programs.align_experiment.measures import (
     EqualLength,
     Wins,
     count_wins,
@@ -234,7 +234,7 @@ def meaning(found: AlignFindings) -> tuple[str, ...]:
     """Say in plain words what the figures mean, a sentence or two each."""
     ours = found[ALIGN_PRO].against_frozen_alone
     forms = figure, describe_gain, probability
-    return paragraphs_of("alignment/findings", found, ours, _variances(found), *forms, part="meaning")
+    return paragraphs_of("align_experiment/findings", found, ours, _variances(found), *forms, part="meaning")
 
 
 def _variances(found: AlignFindings) -> tuple[str, Estimate95, Estimate95] | None:
@@ -248,4 +248,4 @@ def _variances(found: AlignFindings) -> tuple[str, Estimate95, Estimate95] | Non
 
 def limits(found: AlignFindings, *, toy: bool) -> tuple[str, ...]:
     """Say what the figures do not show."""
-    return paragraphs_of("alignment/findings", found[ALONE].reward.n, found.judge == REWARD_AS_JUDGE, toy)
+    return paragraphs_of("align_experiment/findings", found[ALONE].reward.n, found.judge == REWARD_AS_JUDGE, toy)

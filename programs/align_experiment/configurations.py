@@ -24,9 +24,9 @@ import dspy
 from cuesmith.modules.decoding import PAPER, Decoding
 from cuesmith.modules.judges import PairwiseJudge
 from cuesmith.modules.policy import LocalPolicy
-from cuesmith.programs.alignment.measures import Verdict
-from cuesmith.teleprompters.alignment.record import TrainingStepDone
+from cuesmith.programs.align_experiment.measures import Verdict
 from cuesmith.teleprompters.alignment.training import Training, train
+from cuesmith.teleprompters.alignment.training_result import TrainingStepDone
 from cuesmith.teleprompters.runtime.score_program import score_program
 
 ALONE, UNTRAINED, ALIGN_PRO, ORACLE = "frozen alone", "untrained prompter", "Align-Pro", "RLHF oracle"

@@ -21,14 +21,14 @@ from cuesmith.teleprompters.runtime.stored import (
     step_of,
 )
 
-__all__ = ["UNUSABLE", "KnownExample", "Record", "RecordError", "answer", "passed"]
+__all__ = ["UNUSABLE", "KnownExample", "RecordError", "RunRecord", "answer", "passed"]
 
 UNUSABLE = ""
 """Stands for the answer of a reply that could not be parsed; a parsed one names its fields and is never empty."""
 
 
 @dataclass(frozen=True)
-class Record:
+class RunRecord:
     """A finished run.
 
     Attributes:
@@ -68,7 +68,7 @@ class Record:
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(repr=False)
 
     @classmethod
-    def read(cls, run_dir: str | Path) -> Record:
+    def read(cls, run_dir: str | Path) -> RunRecord:
         """Read a run directory.
 
         Args:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 
 from cuesmith.modules.embedded.families import FAMILIES, Family
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import Task, entries_of, tokens_of
+from cuesmith.modules.simulated.task_inference import InferredTask, entries_of, tokens_of
 from cuesmith.modules.simulated.wordings import (
     FRAMES,
     PHRASINGS,
@@ -25,7 +25,7 @@ from cuesmith.modules.simulated.wordings import (
 from cuesmith.signatures import parse_steps
 
 
-def joined(tasks: Sequence[Task], texts: Sequence[str]) -> str:
+def joined(tasks: Sequence[InferredTask], texts: Sequence[str]) -> str:
     """One text for all output fields; their names are needed only if there are several."""
     if len(texts) == 1:
         return texts[0]

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 from cuesmith.modules.embedded.families import Family
 from cuesmith.modules.simulated.author import Author, Source, Values
-from cuesmith.modules.simulated.evidence import canonical, entries_of, questions_of, solutions_of, tokens_of
-from cuesmith.modules.simulated.instructions import (
+from cuesmith.modules.simulated.instruction_writing import (
     fallback_instruction,
     joined,
     prior_instruction,
     surface,
     wording_of,
 )
+from cuesmith.modules.simulated.task_inference import canonical, entries_of, questions_of, solutions_of, tokens_of
 from cuesmith.modules.simulated.wordings import PRIOR_LAST, PRIOR_STEPS, VAGUE_STEPS, filled, phrases, step_variants
 
 MAX_STEPS = 8
