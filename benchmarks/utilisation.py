@@ -1,7 +1,7 @@
 """How full the slots are: program runs and optimizer calls under way, over what `max_in_flight` allows.
 
     python benchmarks/utilisation.py [--in-flight 16 64 256] [--latency constant tail] [--compilers abo:frontier gepa]
-    python benchmarks/utilisation.py --real --median 0.5 --hedge 4 --in-flight 64 --latency tail
+    python benchmarks/utilisation.py --real --median 0.28 --hedge 4 --in-flight 64 --latency tail
 
 The models take time and no processor: 50 ms a call, or in "tail" a log-normal time of that median with 5 s for one call
 in a hundred. The clock is virtual: it moves only when every thread of the process sleeps, so that processors count as
