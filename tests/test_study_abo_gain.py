@@ -133,7 +133,7 @@ def test_a_budget_leaves_what_was_found(calls: int) -> None:
 
 def test_a_search_that_a_cap_ended_says_nothing_of_abo() -> None:
     """A student that stays because the budget ended is not a gain of 0."""
-    found = result(toy(0.2, steps=1.0, budget=Budget(calls=44))[0], [words()])
+    found = result(toy(0.2, steps=1.0, budget=Budget(calls=30))[0], [words()])
     assert found.tasks[0].observed.gain is None and found.tasks[0].observed.stopped_by == "calls"
 
 
