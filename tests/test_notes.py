@@ -241,7 +241,7 @@ def test_a_threshold_that_every_answer_reaches_is_named() -> None:
     assert "counted as a success (scores 0.5 to 0.75, threshold 0.5)" in said["threshold"]
     assert "threshold=" in said["threshold"]
     said = kinds(compiled(APO, writes("plain"), graded(0.9, 0.2)))
-    assert "No answer counted as a success: the highest score is 0.2, the threshold 0.9" in said["threshold"]
+    assert "No answer came up to the threshold of 0.9: the highest score is 0.2." in said["threshold"]
     assert "threshold" not in kinds(compiled(APO, writes("plain"), graded(1.0, 0.0)))
 
 
