@@ -64,8 +64,13 @@ def compare(baseline: Scores, best: Scores) -> Gain:
         have a score for.
 
     Raises:
+        TypeError: If they are no scores.
         ValueError: If the two are not over the same examples.
     """
+    if not (isinstance(baseline, Scores) and isinstance(best, Scores)):
+        raise TypeError(
+            "compare() takes two results of evaluate(); compilers are run side by side by compare_compilers()"
+        )
     if baseline.examples != best.examples:
         raise ValueError("only scores on the same examples can be compared")
     return gain_of(baseline, best)

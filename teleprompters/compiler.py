@@ -388,7 +388,9 @@ def check_program(name: str, program: object) -> None:
     """
     kind = type(program).__name__
     if not isinstance(program, dspy.Module):
-        raise TypeError(f"{name} must be a dspy.Module, got {kind}")
+        wrapped = isinstance(program, str) or (isinstance(program, type) and issubclass(program, dspy.Signature))
+        hint = ": put the signature into one, such as dspy.Predict(signature)" if wrapped else ""
+        raise TypeError(f"{name} must be a dspy.Module, got {kind}{hint}")
     if not (predictors := named_predictors(program)):
         raise ValueError(
             f"{name} {kind} has no predictors to compile: it needs a dspy.Predict, "

@@ -45,10 +45,20 @@ GROUP = "cuesmith.compilers"
 ALIASES: dict[str, str] = {
     "ape": "iterative-ape",
     "miprov2": "mipro",
+    "protegi": "apo",
     "bootstrap-rs": "bootstrap",
     "bootstrap-few-shot-with-random-search": "bootstrap",
 }
 """What some also call a compiler, such as dspy's own class names -> its name."""
+
+HERE = {
+    "reflection_lm": "'optimizer_lm'",
+    "prompt_model": "'optimizer_lm'",
+    "task_model": "the program's own model (dspy.configure, or its set_lm)",
+    "num_threads": "'max_in_flight'",
+    "log_dir": "'run_dir', an argument of compile",
+}
+"""Options of dspy's own optimizers -> what they are called here."""
 
 
 def compiler_place(name: str) -> tuple[str, str]:
@@ -99,6 +109,9 @@ def compiler_classes(name: str) -> list[type[Compiler]]:
     Raises:
         ValueError, TypeError: As `compiler_class`.
     """
+    if isinstance(name, type):
+        near = f"give {name_of(name)!r}, or call" if name_of(name) else "call"
+        raise TypeError(f"a compiler's name is wanted, got the class {name.__name__}: {near} it and its compile()")
     return [compiler_class(part.strip()) for part in str(name).split(">>")]
 
 
@@ -136,8 +149,8 @@ def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compile
     unknown = sorted(set(options) - known)
     if unknown:
         titles = " >> ".join(kind.__name__ for kind in kinds)
-        near = difflib.get_close_matches(unknown[0], known, n=1)
-        meant = f"did you mean {near[0]!r}? It takes" if near else "it takes"
+        near = HERE.get(unknown[0]) or next(map(repr, difflib.get_close_matches(unknown[0], known, n=1)), "")
+        meant = f"did you mean {near}? It takes" if near else "it takes"
         raise TypeError(f"{titles} has no option {', '.join(unknown)}: {meant} {', '.join(sorted(known))}")
     each = ({key: value for key, value in options.items() if key in kind.options()} for kind in kinds)
     made = [kind(metric=metric, **own) for kind, own in zip(kinds, each, strict=True)]  # type: ignore[arg-type]
@@ -146,7 +159,7 @@ def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compile
 
 def compile(
     student: dspy.Module,
-    name: str,
+    compiler: str,
     *,
     metric: MetricFunction,
     trainset: Sequence[dspy.Example],
@@ -154,16 +167,18 @@ def compile(
     run_dir: str | os.PathLike[str] | None = None,
     **options: object,
 ) -> Compiled:
-    """Compile `student` with the compiler called `name`.
+    """Compile a program with the compiler of that name.
 
     Args:
-        student: Any dspy module.
-        name: As for `compiler_of`, e.g. "abo", or "abo >> apo" for one after the other.
-        metric: As for every compiler.
-        trainset: As for `Compiler.compile`.
-        valset: As for `Compiler.compile`.
-        run_dir: As for `Compiler.compile`.
-        **options: The compiler's own constructor options; an unknown one is refused.
+        student: Any dspy module; stays untouched.
+        compiler: Its name, such as "iterative-ape", "abo", "gepa" or "mipro"; "abo >> apo" for one after the other.
+        metric: (example, prediction), and a trace if it takes one -> a number, higher is better, a truth value, or a
+            `dspy.Prediction(score=, feedback=)`.
+        trainset: Examples with `with_inputs`; without a `valset` a part of them chooses the prompt.
+        valset: Examples that choose the prompt and measure its gain.
+        run_dir: A folder that keeps all replies: the same call goes on there after a crash, and pays for none again.
+        **options: `optimizer_lm`, `budget`, `seed`, `max_in_flight`, `callbacks`, and the compiler's own, as its class
+            has them; an unknown one is refused.
 
     Returns:
         The compiled program, with its `compilation`.
@@ -172,8 +187,8 @@ def compile(
         ValueError: If there is no such compiler.
         TypeError: If it has no such option.
     """
-    compiler = compiler_of(name, metric, **options)
-    return compiler.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
+    made = compiler_of(compiler, metric, **options)
+    return made.compile(student, trainset=trainset, valset=valset, run_dir=run_dir)
 
 
 def _installed() -> dict[str, str]:
@@ -191,4 +206,4 @@ def _key(name: str, places: Mapping[str, str]) -> str | None:
 
 
 def _plain(name: object) -> str:
-    return re.sub("[-_]", "", str(name).lower())
+    return re.sub("[-_]", "", str(name).lower().removeprefix("dspy."))

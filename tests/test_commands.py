@@ -129,6 +129,23 @@ def test_resume_pays_nothing_again_from_anywhere(made: dict[str, Any], place: Pa
     assert (place / "run" / "journal.jsonl").read_bytes() == journal
 
 
+def test_a_finished_run_is_not_made_anew_from_less_than_it_used(made: dict[str, Any], place: Path) -> None:
+    before = (place / "run" / "record.json").read_bytes()
+    done = shell(place, "resume", "run", "--budget", "calls=50")
+    assert done.returncode == 2 and "has used" in done.stderr and done.stderr.count("\n") == 1
+    assert (place / "run" / "record.json").read_bytes() == before
+
+
+def test_a_program_that_no_run_has_made_is_not_replaced(
+    here: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "program.json").write_text("mine")
+    told = ("compile", "question -> answer", *QUICK, "--run-dir", str(tmp_path))
+    status, _, err = called(capsys, *told)
+    assert status == 2 and "program.json" in err and err.count("\n") == 1
+    assert (tmp_path / "program.json").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("command", "number", "status", "said"),
     [
@@ -151,7 +168,8 @@ def test_a_run_that_was_interrupted_goes_on(
     _, err = process.communicate()
     assert process.returncode == status and err.count("\n") == 1
     assert err.startswith(f"cuesmith: {said}") and f"to go on: cuesmith resume {folder}" in err
-    assert line_of(place / folder).state == "interrupted"
+    line = line_of(place / folder)
+    assert line.state == "interrupted" and line.calls > 10
 
 
 def test_runs_are_listed(made: dict[str, Any], here: Path, capsys: pytest.CaptureFixture[str]) -> None:

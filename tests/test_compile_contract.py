@@ -397,6 +397,12 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
                                                                  trainset=words(3), num_trials=3)),
     (ValueError, "no compiler is called", lambda: cuesmith.compile(dspy.Predict(Q), "aboo", metric=exact,
                                                                    trainset=words(3))),
+    (TypeError, "give 'iterative-ape', or call it", lambda: cuesmith.compile(
+        dspy.Predict(Q), cuesmith.IterativeAPE, metric=exact, trainset=words(3))),  # type: ignore[arg-type]
+    (TypeError, "reflection_lm: did you mean 'optimizer_lm'", lambda: cuesmith.compile(
+        dspy.Predict(Q), "dspy.GEPA", metric=exact, trainset=words(3), reflection_lm=None)),
+    (TypeError, "such as dspy.Predict", lambda: cuesmith.compile("q -> a", "apo", metric=exact, trainset=words(3))),
+    (TypeError, "compare_compilers", lambda: cuesmith.compare(dspy.Predict(Q), dspy.Predict(Q))),
 ]  # fmt: skip
 
 
@@ -405,9 +411,10 @@ def test_bad_input_is_one_clear_error_before_any_call(
     kind: type[Exception], words_of_it: str, wrong: Callable[[], object]
 ) -> None:
     engine = ToyEngine()
-    with dspy.context(lm=toy_lm(engine)), pytest.raises(kind, match=words_of_it):
+    with dspy.context(lm=toy_lm(engine)), pytest.raises(kind, match=words_of_it) as told:
         wrong()
     assert engine.calls == 0
+    assert "no running event loop" not in repr(told.value.__context__)
 
 
 def test_no_language_model_is_one_clear_error() -> None:

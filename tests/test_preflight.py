@@ -297,6 +297,24 @@ def test_a_gold_that_its_own_metric_refuses_is_named_before_the_first_call() -> 
     assert "(answer = '0 + 1 = 1 #### 1') the score 0" in note
 
 
+def test_a_label_in_a_file_is_text_where_the_program_answers_a_number() -> None:
+    train = [dspy.Example(question=f"q{i}", pieces=str(i)).with_inputs("question") for i in range(12)]
+    seen = []
+
+    def right(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
+        seen.append(prediction.pieces)
+        return bool(int(example.pieces) == prediction.pieces)
+
+    engine = fixed("[[ ## pieces ## ]]\n7\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]")
+    with dspy.context(lm=engine.lm("m")):
+        found = (
+            IterativeAPE(right, steps=0, initial=1)
+            .compile(dspy.Predict("question -> pieces: int"), trainset=train)
+            .compilation
+        )
+    assert seen[0] == 0 and not [note for note in found.notes if note.kind == "gold"]
+
+
 def test_a_metric_that_takes_its_gold_is_called_once_and_nothing_is_said() -> None:
     metric = Counted(1.0)
     assert gold(metric) == () and metric.calls == 1

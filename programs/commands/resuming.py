@@ -1,7 +1,7 @@
 """`cuesmith resume`: the command that made a run, once more. Source: ours."""
 
 import contextlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,7 +11,7 @@ from cyclopts import CycloptsError, Parameter
 from cuesmith.programs.arguments import BadInput, metavar, parsed
 from cuesmith.programs.commands.compiling import CompileOptions, compile_program
 from cuesmith.programs.commands.measuring import CheckOptions, CompareOptions, check, compare
-from cuesmith.programs.commands.run_folders import KeptCommand
+from cuesmith.programs.commands.run_folders import RECORD, KeptCommand, spent_in
 from cuesmith.programs.commands.sources import Caps
 
 COMMANDS: dict[str, tuple[Any, Callable[[Any], int]]] = {
@@ -54,6 +54,7 @@ def resume(options: ResumeOptions) -> int:
     folder = options.run_dir.resolve()
     try:
         with contextlib.chdir(kept.directory):
+            _check_caps(folder, options.budget)
             told: Any = parsed(kind, kept.words)
             more = {} if options.budget is None else {"budget": options.budget}
             return command(replace(told, run_dir=folder, json=options.json, **more))
@@ -61,3 +62,20 @@ def resume(options: ResumeOptions) -> int:
         raise BadInput(f"{options.run_dir}: its command cannot be read: {error}") from None
     except FileNotFoundError:
         raise BadInput(f"{options.run_dir}: the folder that it was called in is gone: {kept.directory}") from None
+
+
+def _check_caps(folder: Path, caps: Mapping[str, float] | None) -> None:
+    """Raise if a run has used more than it may now: with less than its record it would lose what it has found.
+
+    Raises:
+        BadInput: If so.
+    """
+    if caps is None or not (folder / RECORD).is_file():
+        return
+    used = spent_in(folder)
+    for name, cap in caps.items():
+        if used.get(name, 0) > cap:
+            raise BadInput(
+                f"--budget {name}={cap:g}: {folder} has used {used[name]:g} {name}: give as much or more, or its "
+                "result would be made anew from less"
+            )

@@ -304,7 +304,7 @@ def line_of(folder: Path) -> RunLine:
         task, compiler = "", ""
     if not (folder / RECORD).is_file():
         state = "running" if _locked(folder / JOURNAL) else "interrupted"
-        return RunLine(str(folder), compiler, task, None, None, 0, None, state)
+        return RunLine(str(folder), compiler, task, None, None, _paid(folder / JOURNAL), None, state)
     try:
         data = _json(folder / RECORD)
         stopped, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
@@ -317,6 +317,26 @@ def line_of(folder: Path) -> RunLine:
             None if None in prices else float(sum(prices)), state)  # fmt: skip
     except (BadInput, AttributeError, KeyError, TypeError, ValueError):
         return RunLine(str(folder), compiler, task, None, None, 0, None, "damaged")
+
+
+def spent_in(folder: Path) -> dict[str, float]:
+    """Return what a finished run has used, by the names of caps; nothing of what cannot be read."""
+    with suppress(BadInput, AttributeError, KeyError, TypeError, ValueError):
+        spent = list(dict(_json(folder / RECORD)["spent"]).values())
+        names = {"calls": ("calls",), "tokens": ("input_tokens", "output_tokens"), "usd": ("usd",)}
+        return {cap: sum(float(used[n] or 0.0) for used in spent for n in each) for cap, each in names.items()}
+    return {}
+
+
+def _paid(journal: Path) -> int:
+    """Return the calls that a journal has on record, as far as it can be read."""
+    from cuesmith.teleprompters.runtime.journal import JournalError, read
+
+    calls = 0
+    with suppress(OSError, JournalError, KeyError, TypeError), journal.open("rb") as file:
+        for row in read(file, str(journal)):
+            calls += int(row.body["usage"]["calls"]) if row.table == "calls" else 0  # type: ignore[index]
+    return calls
 
 
 def _score(data: Mapping[str, Any]) -> tuple[float, float, float] | None:

@@ -19,6 +19,7 @@ from cuesmith.programs.arguments import (
     of,
     only_one,
 )
+from cuesmith.programs.commands.run_folders import CONTEST, FILE, JOURNAL, PROGRAM, RESULT
 
 if TYPE_CHECKING:
     from cuesmith.teleprompters.runtime.ledger import Budget
@@ -182,3 +183,8 @@ def check_run_dir(path: Path | None) -> None:
     """
     if path is not None and path.exists() and not path.is_dir():
         raise BadInput(f"--run-dir {path}: is not a folder")
+    made = [FILE, JOURNAL, CONTEST, RESULT]
+    if path is not None and (path / PROGRAM).exists() and not any((path / name).exists() for name in made):
+        raise BadInput(
+            f"--run-dir {path}: has a {PROGRAM} that no run has made, which this one would replace: give a new folder"
+        )

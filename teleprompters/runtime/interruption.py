@@ -202,9 +202,7 @@ def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
     Args:
         make: Makes the coroutine; called once, on the thread that runs it, in a copy of this context.
     """
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
+    if not _in_loop():  # asked apart, or every error would be told as one that came of "no running event loop"
         return asyncio.run(_alone(make))
     result: Future[T] = Future()
     context = contextvars.copy_context()
@@ -217,6 +215,14 @@ def run_coroutine(make: Callable[[], Coroutine[object, object, T]]) -> T:
 
     threading.Thread(target=serve, name="cuesmith", daemon=True).start()
     return result.result()
+
+
+def _in_loop() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return False
+    return True
 
 
 async def _alone(make: Callable[[], Coroutine[object, object, T]]) -> T:

@@ -152,6 +152,10 @@ class Scores:
     outcomes: tuple[Outcome, ...] = field(repr=False)
     together: Together | None = field(default=None, repr=False, compare=False)
 
+    def __str__(self) -> str:
+        """Return the score, and of how many examples."""
+        return f"{self.score:.3g} (n = {self.n}{f', {self.missing} missing' if self.missing else ''})"
+
     @cached_property
     def values(self) -> tuple[float | None, ...]:
         """The score of each example; None where it is missing."""

@@ -282,7 +282,7 @@ async def check_gold(
         ValueError: If all of `scored` lack what it reads, if it reads a label of a prediction that the program does not
             answer, or if it returns no score for right answers.
     """
-    labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := labels_of(e))]
+    labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := _right_answers(e, program))]
     if not labelled:
         return ()
     i, example, labels = labelled[0]
@@ -328,6 +328,19 @@ async def check_gold(
             "program is to answer?",
         ),
     )
+
+
+def _right_answers(example: dspy.Example, program: dspy.Module) -> dict[str, object]:
+    """Return an example's labels as the program would answer them: a file has its numbers as text."""
+    types = {
+        name: info.annotation for _, p in named_predictors(program) for name, info in p.signature.output_fields.items()
+    }
+    labels = labels_of(example)
+    for name in labels.keys() & types.keys():
+        if isinstance(labels[name], str):
+            with suppress(ValueError, PydanticUserError):  # then it is as it is
+                labels[name] = TypeAdapter(types[name]).validate_python(labels[name])
+    return labels
 
 
 def _answered(program: dspy.Module) -> frozenset[str]:
@@ -434,7 +447,7 @@ def check_corpus(metric: Metric, examples: Sequence[dspy.Example], program: dspy
     Raises:
         ValueError: If it raises, calls a model, or returns no finite number.
     """
-    labels = [labels_of(example) for example in examples]
+    labels = [_right_answers(example, program) for example in examples]
     if metric.corpus is None or not all(labels):
         return ()
     right: list[dspy.Prediction | None] = [dspy.Prediction(**each) for each in labels]

@@ -221,8 +221,8 @@ def _scale(seen: Seen) -> Iterator[Note]:
     elif high < seen.threshold and not low == high == 0.0:
         yield Note(
             "threshold",
-            f"No answer came up to the threshold of {seen.threshold:g}: the highest score is {high:g}. If right answers "
-            "do not score more, give threshold= what they score.",
+            f"No answer came up to the threshold of {seen.threshold:g}: the highest score is {high:g}. If right "
+            "answers do not score more, give threshold= what they score.",
         )
 
 

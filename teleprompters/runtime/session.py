@@ -229,7 +229,11 @@ class Session:
         elif found:
             interruption.program = self._finished(self.effects.best_so_far(), None)
             kept = "The best program so far is this exception's `program`."
-        go_on = f"run the same again with run_dir={str(run_dir)!r}" if run_dir else "give run_dir= to be able to go on"
+        go_on = (
+            f"run the same again with run_dir={str(run_dir)!r}"
+            if run_dir
+            else "run it again (with run_dir= it would go on)"
+        )
         interruption.message = f"interrupted after {calls} calls; nothing more is sent. {kept} To go on: {go_on}."
 
     def _finished(self, best: Candidate, gain: Gain | None) -> Compiled:

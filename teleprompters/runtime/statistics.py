@@ -77,6 +77,10 @@ class Gain:
     p_value: float
     n: int
 
+    def __str__(self) -> str:
+        """Return it as a person writes it, in the unit of the scores."""
+        return f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}], p = {self.p_value:.2g}, n = {self.n}"
+
     @property
     def significant(self) -> bool:
         """Whether the test rejects "no difference" at 5 % and the interval excludes 0, in either direction.
