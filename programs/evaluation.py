@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import dspy
 
+from cuesmith.teleprompters.runtime.candidate import example_id
 from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of, gain_of
 from cuesmith.teleprompters.runtime.metric import MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Scores
@@ -71,6 +72,6 @@ def compare(baseline: Scores, best: Scores) -> Gain:
         raise TypeError(
             "compare() takes two results of evaluate(); compilers are run side by side by compare_compilers()"
         )
-    if baseline.examples != best.examples:
+    if [*map(example_id, baseline.examples)] != [*map(example_id, best.examples)]:
         raise ValueError("only scores on the same examples can be compared")
     return gain_of(baseline, best)

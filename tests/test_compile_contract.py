@@ -18,7 +18,7 @@ from pydantic import BaseModel
 
 import cuesmith
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin
-from cuesmith.teleprompters.runtime.outcomes import ParseFailure
+from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.score_program import score_program
 from cuesmith.teleprompters.runtime.session import CompileError
@@ -420,6 +420,15 @@ def test_bad_input_is_one_clear_error_before_any_call(
 def test_no_language_model_is_one_clear_error() -> None:
     with dspy.context(lm=None), pytest.raises(ValueError, match="no language model for the student"):
         ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3))
+
+
+def test_equal_examples_of_arrays_are_the_same_examples() -> None:
+    def scored() -> Scores:
+        rows = [dspy.Example(question="q", seen=np.arange(k + 2), answer="x").with_inputs("question") for k in range(3)]
+        with dspy.context(lm=toy_lm(ToyEngine())):
+            return cuesmith.evaluate(dspy.Predict(Q), rows, lambda example, prediction: 1.0)
+
+    assert cuesmith.compare(scored(), scored()).n == 3
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])

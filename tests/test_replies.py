@@ -240,6 +240,28 @@ def test_the_users_adapter_is_for_the_users_program(adapter: dspy.Adapter) -> No
     ) and not any("<instruction>" in str(r.system) for r in engine.requests)
 
 
+class Plainly(dspy.BaseLM):  # type: ignore[misc]
+    """A model as before dspy 3: called itself, and answering with texts."""
+
+    def __call__(self, prompt: object = None, messages: Any = None, **options: object) -> list[str]:
+        good, word = GOOD in messages[0]["content"], messages[-1]["content"].split("say ")[-1].split()[0]
+        return [f"[[ ## answer ## ]]\n{word if good else 'no'}"]
+
+
+def test_instructions_reach_a_model_that_is_called_itself() -> None:
+    data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(12)]
+    compiler = IterativeAPE(
+        lambda example, prediction, trace=None: example.answer == prediction.answer,
+        steps=1,
+        initial=2,
+        optimizer_lm=dspy.LM("test/optimizer", engine=Told(written(GOOD)), cache=False),
+    )
+    with dspy.context(lm=Plainly("own/model")):
+        found = compiler.compile(dspy.Predict("question -> answer"), trainset=data).compilation
+    assert found.best.candidate.prompts["self"].instructions == GOOD
+    assert not [note for note in found.notes if getattr(note, "kind", "") == "unseen"]
+
+
 class Rebuilt(dspy.Module):  # type: ignore[misc]
     """A program that says something else than its predictor does, or nothing at all."""
 

@@ -60,7 +60,11 @@ class Request:
     @cached_property
     def text(self) -> str:
         """All its text."""
-        return request_text(*self.parts[:2])
+        first, second = self.parts[:2]
+        if not isinstance(second, Mapping):
+            return request_text(first, second)
+        given = [*_list(first), second.get("prompt"), second.get("messages")]  # a model's own method was called
+        return "\n".join(request_text(one, one) for one in given)
 
 
 @dataclass(frozen=True)

@@ -147,7 +147,7 @@ def _made_anew(module: dspy.Module) -> dict[str, Frame]:
 
 def _from_tools(text: str, module: dspy.Module) -> Frame | None:
     """Return what begins with the first line of instructions that describes a tool of the module, if one does."""
-    tools = [_described(tool) for held in vars(module).values() for tool in _tools_in(held)]
+    tools = [_described(tool, inspect.isroutine(held)) for held in vars(module).values() for tool in _tools_in(held)]
     start = 0
     for line in text.splitlines(keepends=True):
         if any(tool.search(line) for tool in tools):
@@ -161,15 +161,19 @@ def _tools_in(held: object) -> Iterator[object]:
     yield from (one for one in several if isinstance(one, dspy.Tool) or inspect.isroutine(one))
 
 
-def _described(tool: Any) -> re.Pattern[str]:
+def _described(tool: Any, alone: bool) -> re.Pattern[str]:
     """Return what a line has in it that describes a tool: its name first, or beside the first line of what it does.
 
-    Its name alone is none: a helper called `search` may stand in a module whose prompt speaks of search results.
+    Its name alone is none: a helper called `search` may stand in a module whose prompt speaks of search results. Nor is
+    its name first, of a function that the module holds by itself, and not among tools: a prompt may begin a line with
+    "answer:" where a helper is called so.
     """
     said = tool.desc if isinstance(tool, dspy.Tool) else inspect.getdoc(tool)
     name = re.escape(str((tool.name if isinstance(tool, dspy.Tool) else getattr(tool, "__name__", "")) or ""))
     does = next((line.strip() for line in str(said or "").splitlines() if line.strip()), "")
     beside = rf"|(?=.*\b{name}\b).*{re.escape(does)}" if does else ""
+    if alone:
+        return re.compile(beside.removeprefix("|") if name and beside else r"(?!)")
     return re.compile(rf"^\W*{name}\s*[:(]{beside}" if name else r"(?!)")
 
 
