@@ -97,12 +97,13 @@ def command(options: AlignStudyOptions = AlignStudyOptions()) -> int:
     """
     from cuesmith.programs.tasks.task import TaskError
     from cuesmith.teleprompters.runtime.ledger import RunStopped
+    from cuesmith.teleprompters.runtime.score_program import EvaluationStopped
 
     try:
         return main(settings_of(options), as_json=options.json)
     except (TaskError, ValueError) as error:
         return complain("cuesmith", str(error)[:300], 2)
-    except RunStopped as stopped:
+    except (RunStopped, EvaluationStopped) as stopped:
         return complain("cuesmith", f"the provider refuses the calls ({stopped.by})", 1)
     except (ImportError, OSError) as error:  # the extra is not installed; a model or file is not there
         return complain("cuesmith", str(error)[:300], 1)

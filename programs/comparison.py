@@ -29,6 +29,7 @@ from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interrupted
 from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped
 from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.score_program import EvaluationStopped
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import Gain
 
@@ -343,7 +344,7 @@ def explained() -> Iterator[None]:
     """Turn what ends a run into one line."""
     try:
         yield
-    except RunStopped as stop:
+    except (RunStopped, EvaluationStopped) as stop:
         hint = _HINTS.get(stop.by, "")
         raise RunFailed(f"the provider refuses the calls ({stop.by}){hint}") from None
     except CompileError as error:

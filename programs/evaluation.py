@@ -41,7 +41,7 @@ def evaluate(
     Raises:
         TypeError: If the program cannot run there.
         ValueError: If there are no examples.
-        RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
+        EvaluationStopped: If the provider refuses calls for good (wrong key, no credit, no such model), or is silent.
     """
     if not examples:
         raise ValueError("evaluate() needs at least one example")

@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import RunFinished
 from cuesmith.teleprompters.runtime.ledger import Budget
 from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
-from cuesmith.teleprompters.runtime.score_program import score_program
+from cuesmith.teleprompters.runtime.score_program import EvaluationStopped, score_program
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.testing.fakes import completion
 
@@ -79,6 +79,24 @@ def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytes
         hanging.go.set()
     assert found.stopped_by == "outage" and time.monotonic() - began < 45
     assert any("none was answered for" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("how", "by"), [("silent", "outage: .* none was answered for"), ("refused", "auth: .*revoked")]
+)
+def test_an_evaluation_ends_as_a_compile_does_and_says_why(how: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watch, "PATIENCE", 0.5)
+    hanging = Hanging(5)
+
+    def refused(nth: int, body: Mapping[str, object]) -> Answer | None:
+        return (401, {}, {"error": {"message": "key revoked", "code": "invalid_api_key"}}) if nth > 5 else None
+
+    with Provider(hanging if how == "silent" else refused) as provider:
+        began = time.monotonic()
+        with pytest.raises(EvaluationStopped, match=f"stopped by {by}"):
+            cuesmith.evaluate(dspy.Predict("question -> answer"), words(20), exact, lm=provider.lm(), max_in_flight=4)
+        hanging.go.set()
+    assert time.monotonic() - began < 45
 
 
 def test_a_model_that_answers_in_a_word_may_write_for_long_as_the_optimizer(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,13 +11,29 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.executors import parcel, remote_of
 from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, Scores
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.throttle import Throttle
+
+_TICK_S = 0.25
+"""How often it is looked whether the provider is silent."""
+
+
+class EvaluationStopped(RuntimeError):
+    """A provider refuses the calls for good, or does not answer any more.
+
+    Attributes:
+        by: In one word, as `Compilation.stopped_by`.
+    """
+
+    def __init__(self, by: str, reason: str) -> None:
+        """Remember why."""
+        super().__init__(f"stopped by {by}: {reason}")
+        self.by = by
 
 
 def score_program(
@@ -46,7 +62,7 @@ def score_program(
 
     Raises:
         TypeError: If the program cannot run there.
-        RunStopped: If the provider refuses calls for good (wrong key, no credit, no such model).
+        EvaluationStopped: If the provider refuses calls for good (wrong key, no credit, no such model), or is silent.
     """
     throttle, judge, remote = Throttle(max_in_flight), Metric(metric), remote_of(executor)
     chosen = lm if lm is not None else dspy.settings.lm
@@ -61,10 +77,23 @@ def score_program(
     async def one(number: int, example: dspy.Example) -> Outcome:
         return await scorer.run(candidate, example, Effect(str(number), "target", gate))
 
+    async def watch(runs: asyncio.Future[list[Outcome]]) -> None:
+        while gate.stopped_by is None:
+            await asyncio.sleep(_TICK_S)
+            gate.check_silence()
+        runs.cancel()
+
     async def everything() -> list[Outcome]:
+        runs = asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples)))
+        watchdog = asyncio.create_task(watch(runs))
         try:
-            return list(await asyncio.gather(*(asyncio.create_task(one(i, e)) for i, e in enumerate(examples))))
+            return list(await runs)
+        except (RunStopped, asyncio.CancelledError):
+            if gate.stopped_by is None:
+                raise
+            raise EvaluationStopped(gate.stopped_by, gate.reason) from None
         finally:
+            watchdog.cancel()
             gate.close()
             pool.close()
 
