@@ -155,6 +155,22 @@ def test_what_earlier_sessions_paid_counts_from_the_start(tmp_path: Path) -> Non
     house.journal.close()
 
 
+def test_a_call_past_the_door_whose_end_is_never_told_counts_in_every_session(tmp_path: Path) -> None:
+    first = _House(run_dir=tmp_path)
+    assert first.journal is not None
+    with _within() as current:
+        late, told = (first.gate.admit_foreign(Request.foreign("m", "hi"), current, "target") for _ in range(2))
+        first.gate.settle_foreign(told, PAID, current)
+        first.gate.count_lost()
+        assert first.ledger.spent().total.calls == 2
+        first.gate.settle_foreign(late, PAID, current)  # it is told after all
+    assert first.ledger.spent().total.calls == 2
+    first.journal.close()
+    house = _House(run_dir=tmp_path)
+    assert house.ledger.spent().total.calls == 2 and house.journal is not None
+    house.journal.close()
+
+
 def test_identical_requests_of_an_effect_are_told_apart_by_their_number(tmp_path: Path) -> None:
     house = _House(run_dir=tmp_path)
     assert house.journal is not None

@@ -230,7 +230,7 @@ class Gate:
         self._watch = Watch(max_retries)
         self._sent: dict[Admission, tuple[Request, float]] = {}
         self._at_cap: set[object] = set()
-        self._foreign = 0
+        self._foreign: set[Ticket] = set()
         if journal is not None:
             self._recount(journal)
 
@@ -415,18 +415,14 @@ class Gate:
 
     def admit_foreign_steps(self, request: Request, current: Effect, role: Role) -> Generator[Wait, object, Ticket]:
         """Yield what to wait for before `admit_foreign` has its answer; returns that."""
-        self._foreign += 1
-        try:
-            place = yield from self._admission(role, request, current)
-        except BaseException:
-            self._foreign -= 1
-            raise
+        place = yield from self._admission(role, request, current)
+        self._foreign.add(place.ticket)
         return place.ticket
 
     async def settled(self, patience: float = 1.0) -> None:
         """Wait until calls that were sent past the door have told what they used, which they do a little late."""
         end = time.monotonic() + patience
-        while self._foreign > 0 and time.monotonic() < end:
+        while self._foreign and time.monotonic() < end:
             await asyncio.sleep(0.005)
 
     async def drained(self, patience: float) -> None:
@@ -444,6 +440,8 @@ class Gate:
 
     def settle_foreign(self, ticket: Ticket, usage: Usage, current: Effect, failure: str = "") -> None:
         """Count what a call that was sent past the door has used; it cannot be given again, so it is only counted."""
+        if ticket not in self._foreign:
+            return  # it was counted as lost when the run ended
         self.ledger.settle(ticket, usage, answered=not failure)
         current.add(ticket.role, usage)
         if failure:
@@ -452,7 +450,7 @@ class Gate:
             if self.journal is not None:
                 self._keep(f"{current.key}:past", ticket.role, None, usage)
         finally:  # not before it is kept: the end of a run waits for this, and closes the journal
-            self._foreign -= 1
+            self._foreign.discard(ticket)
 
     def _refusal(self, current: Effect, stop: RunStopped) -> BaseException:
         """Mark the effect, whose result can mean nothing any more, and return what to raise in this thread."""
@@ -665,6 +663,8 @@ class Gate:
         """Count the calls that have been sent and not come back: they may be paid for, and nobody waits for them."""
         for place in list(self._sent):
             self.lose(place)
+        while self._foreign:
+            self._count_lost(self._foreign.pop(), Usage(calls=1, usd=0.0))
 
     def forget(self, place: Admission) -> None:
         """Count a call that was sent by a process that is gone."""
@@ -677,10 +677,12 @@ class Gate:
         if place not in self._sent or place.taken or place.lost:
             return
         place.lost = True
-        usage = Usage(calls=place.most, usd=0.0)
-        self.ledger.settle(place.ticket, usage, answered=False)
+        self._count_lost(place.ticket, Usage(calls=place.most, usd=0.0))
+
+    def _count_lost(self, ticket: Ticket, usage: Usage) -> None:
+        self.ledger.settle(ticket, usage, answered=False)
         if self.journal is not None:
-            self._keep("lost", place.ticket.role, None, usage)
+            self._keep("lost", ticket.role, None, usage)
 
 
 def _forget(history: list[object], entry: object) -> None:

@@ -142,7 +142,7 @@ class UnknownPrice(ValueError):
         )
 
 
-@dataclass
+@dataclass(eq=False)
 class Ticket:
     """One admitted call: what is reserved for it until it is settled."""
 
