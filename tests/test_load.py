@@ -380,6 +380,13 @@ def test_lists_by_part_in_one_file(tmp_path: Path) -> None:
     assert [len(task.train), len(task.validation), len(task.test)] == [40, 20, 20]
 
 
+def test_a_test_part_stays_test_where_only_a_validation_part_stands_beside_it(tmp_path: Path) -> None:
+    task = load(write(tmp_path / "data.json", {"dev": pairs(40, "v"), "test": pairs(20, "t")}))
+    assert [{e.question[0] for e in split} for split in (task.train, task.validation, task.test)] == [
+        {"v"}, {"v"}, {"t"}
+    ]  # fmt: skip
+
+
 def test_a_test_part_without_answers_is_left_out(tmp_path: Path) -> None:
     write_table(tmp_path / "train.csv", classified())
     write_table(tmp_path / "test.csv", [{"text": f"unseen {k}"} for k in range(N)])

@@ -315,3 +315,26 @@ def test_metrics_are_known_by_their_content(name: str) -> None:
 def test_a_missing_field_is_an_error_and_no_zero(metric: MetricFunction) -> None:
     with pytest.raises(AttributeError):
         metric(dspy.Example(x="a"), dspy.Prediction(answer="a"))
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer", "right"),
+    [
+        ("80796964954", "80796965004", False),
+        ("80796964954", "80,796,964,954", True),
+        ("0.3", str(0.1 + 0.2), True),
+        ("20", "one hundred and twenty", False),
+        ("120", "One hundred and twenty.", True),
+        ("21", "two, nineteen, twenty-one", True),
+        ("2300000", "two million three hundred thousand", True),
+        ("5", "5 million", False),
+        ("5000000", "about $5 million", True),
+        ("5", "minus five", False),
+    ],
+)
+def test_a_number_is_no_other_number(gold: str, answer: str, right: bool) -> None:
+    assert judged(Number(), gold, answer)[0] == float(right)
+
+
+def test_a_code_is_no_number() -> None:
+    assert not is_number("02160") and is_number("0.5") and is_number("0")

@@ -72,6 +72,7 @@ _NUMBER = re.compile(
     rf"(?P<sign>(?<![\w)\]])[-\u2212\u2013])?(?:[$€£¥₹](?P<minus>-)?)?(?<![\w.])(?<!\d/)"
     rf"(?:(?P<whole>\d+)\s+(?=\d+/))?(?P<value>(?:{_DIGITS})(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
     r"(?:\s?/\s?(?P<under>\d+)(?!\d|/\d|\.\d))?(?P<percent>\s?(?:%|percent\b))?"
+    r"(?:\s(?P<scale>(?i:thousand|million|billion))\b)?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
@@ -81,7 +82,12 @@ _UNITS = [
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: k for k, word in enumerate(_UNITS)} | {word: 10 * k for k, word in enumerate(_TENS, 2)}
-_SPELT = re.compile(rf"\b(?:({'|'.join(_TENS)})[-\s]({'|'.join(_UNITS[1:10])})|({'|'.join(_WORDS)}))\b")
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SMALL = rf"(?:(?:{'|'.join(_TENS)})[-\s](?:{'|'.join(_UNITS[1:10])})|{'|'.join(_WORDS)})\b"
+_GROUP = rf"{_SMALL}(?:\s+hundred\b(?:\s+(?:and\s+)?{_SMALL})?)?"
+_SPELT = re.compile(
+    rf"\b(?P<sign>(?:minus|negative)\s+)?(?P<said>{_GROUP}(?:\s+(?:{'|'.join(_SCALES)})\b(?:,?\s+(?:and\s+)?{_GROUP})?)*)"
+)
 
 
 @dataclass(frozen=True)
@@ -97,33 +103,46 @@ class Quantity:
     percent: bool = False
 
     def equals(self, other: Quantity) -> bool:
-        """Return whether two numbers are the same up to rounding of the machine; 50 % is 50, and 0.5."""
+        """Return whether two numbers are the same, whole ones exactly, others up to the machine's rounding; 50 % is 50,
+        and 0.5."""
         pairs = [(self.value, other.value)]
         if self.percent != other.percent:
             pairs.append(tuple(n.value / 100 if n.percent else n.value for n in (self, other)))  # type: ignore[arg-type]
-        return any(abs(a - b) <= max(abs(a), abs(b)) / 10**9 for a, b in pairs)
+        return any(
+            a == b if a.denominator == b.denominator == 1 else abs(a - b) <= max(abs(a), abs(b)) / 10**9
+            for a, b in pairs
+        )
 
 
 def number_in(text: str) -> Quantity | None:
     r"""Return the last number of a text; None if it has none.
 
     After "####" or in a `\boxed{}`, if there is one. Currency signs, separators of thousands, units and percent signs
-    are read over; fractions, exponents and signs count. Words up to ninety-nine are read where there are no digits.
+    are read over; fractions, exponents, signs and "million" count. Words are read where there are no digits.
     """
     said = _focus(text)
     found = list(_NUMBER.finditer(said))
     if found:
         return _number(found[-1])
-    spelt = _SPELT.findall(said.casefold())
-    if not spelt:
-        return None
-    tens, unit, alone = spelt[-1]
-    return Quantity(Fraction(_WORDS[alone] if alone else _WORDS[tens] + _WORDS[unit]))
+    spelt = list(_SPELT.finditer(said.casefold()))
+    return _in_words(spelt[-1]) if spelt else None
+
+
+def _in_words(found: re.Match[str]) -> Quantity:
+    whole = part = 0
+    for word in re.findall(r"[a-z]+", found["said"]):
+        if word in _SCALES:
+            whole, part = whole + part * _SCALES[word], 0
+        else:
+            part = part * 100 if word == "hundred" else part + _WORDS.get(word, 0)  # "and" is nothing
+    return Quantity(Fraction(-(whole + part) if found["sign"] else whole + part))
 
 
 def is_number(text: str) -> bool:
-    """Return whether a text is a number and nothing else."""
+    """Return whether a text is a number and nothing else; one that begins with a 0 too many is a code."""
     said = _focus(text).strip()
+    if re.match(r"0\d", said):
+        return False
     return bool(_NUMBER.fullmatch(said) or _SPELT.fullmatch(said.casefold())) and number_in(said) is not None
 
 
@@ -143,6 +162,7 @@ def _number(found: re.Match[str]) -> Quantity | None:
         return None
     if found["under"] and int(found["under"]):
         value = int(found["whole"] or 0) + value / int(found["under"])
+    value *= _SCALES.get((found["scale"] or "").casefold(), 1)
     return Quantity(-value if found["sign"] or found["minus"] else value, percent=found["percent"] is not None)
 
 

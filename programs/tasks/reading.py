@@ -216,7 +216,12 @@ def _groups(files: Iterable[Path]) -> dict[Path, dict[str, list[Path]]]:
 
 
 def _apart(group: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-    """Return the parts, training first, or all as one where there is nothing to train on or nothing else."""
+    """Return the parts, training first, or all as one where there is nothing to train on or nothing else.
+
+    Where there is none for training beside a test, what is for validation is.
+    """
+    if "train" not in group and {"validation", "test"} <= group.keys():
+        group = {("train" if part == "validation" else part): held for part, held in group.items()}
     if "train" in group and len(group) > 1:
         return {part: group[part] for part in PARTS if part in group}
     return {WHOLE: list(chain.from_iterable(group.values()))}
@@ -385,7 +390,7 @@ def _parts_in(path: str, data: object) -> Parts:
     if isinstance(data, Mapping):
         named = {_PART.get(str(key).lower(), WHOLE): value for key, value in data.items()}
         divided = {part: records for part, value in named.items() if part and (records := _list_in(value)) is not None}
-        if "train" in divided and len(divided) > 1:
+        if {"train", "validation"} & divided.keys() and len(divided) > 1:
             return {p: _records(f"{path}[{p}]", "row", rows) for p, rows in _apart(divided).items()}
         usual = [(key, records) for key in _LISTS if (records := _list_in(data.get(key))) is not None]
         lists = [(key, value) for key, value in data.items() if isinstance(value, list) and value and _list_in(value)]
