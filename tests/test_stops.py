@@ -168,6 +168,20 @@ def test_a_reply_without_content_is_no_zero(choices: list[object] | None, engine
     assert scores.n == 0 and all(isinstance(outcome, ProviderFailure) for outcome in scores.outcomes)
 
 
+@pytest.mark.parametrize(("tokens", "missing"), [(0, 2), (1, 0)])
+def test_a_reply_of_no_tokens_is_empty(tokens: int, missing: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gates, "BACKOFF", 0.01)
+
+    def nothing(nth: int, body: Mapping[str, object]) -> Answer | None:
+        status, headers, data = completion("")
+        assert isinstance(data, dict)
+        return status, headers, {**data, "usage": {"prompt_tokens": 9, "completion_tokens": tokens, "total_tokens": 9}}
+
+    with Provider(nothing) as provider:
+        scores = score_program(dspy.Predict("question -> answer"), words(2), exact, lm=provider.lm())
+    assert scores.missing == missing
+
+
 def test_a_cut_reply_is_told_from_a_wrong_one() -> None:
     def cut(nth: int, body: Mapping[str, object]) -> Answer | None:
         return completion("[[ ## answer ## ]]\nw0 and", "length")

@@ -435,10 +435,16 @@ def _finish(result: CallResult) -> tuple[str, ...]:
 
 
 def _is_empty(result: CallResult, finish: Sequence[str]) -> bool:
-    """Whether the provider has sent nothing: no choices, or no content. "" may be a model's answer, `null` is none."""
+    """Whether the provider has sent nothing: no choices, or no content.
+
+    "" may be a model's answer, if it took tokens; `null` is none.
+    """
     outputs = [each if isinstance(each, Mapping) else {"text": each} for each in result.outputs]
-    if "length" in finish or any(each.get("text") or each.get("tool_calls") for each in outputs):
+    if "length" in finish or any(str(each.get("text") or "").strip() or each.get("tool_calls") for each in outputs):
         return False
+    used = result.usage or {}
+    if used.get("prompt_tokens") and used.get("completion_tokens") == 0:
+        return True
     sent = _sent(result)
     if any(data is None for data in sent):  # a model of the user's own
         return all(each.get("text") is None for each in outputs)
