@@ -12,12 +12,12 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from cuesmith.teleprompters.runtime._dspy import door, named_predictors
+from cuesmith.teleprompters.runtime._dspy import door
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.corpus_statistics import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
@@ -35,10 +35,10 @@ from cuesmith.teleprompters.runtime.outcomes import (
     Step,
 )
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
+from cuesmith.teleprompters.runtime.traces import Names, Trace, steps_of
 from cuesmith.teleprompters.runtime.workers import Workers
 
 T = TypeVar("T")
-Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
 
 GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
@@ -50,12 +50,12 @@ class Bound:
 
     Attributes:
         program: The bound copy.
-        names: id of each of its predictors -> the predictor's name.
+        names: Of its predictors.
         is_async: Whether it has only an async `forward`.
     """
 
     program: dspy.Module
-    names: Mapping[int, str]
+    names: Names
     is_async: bool
 
 
@@ -338,8 +338,7 @@ class Scorer:
             inner = candidate.bind(self.student)
             program = self._front(candidate, inner)
             # The student's predictors keep the names that its candidates know them by.
-            names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
-            kind = type(program)
+            names, kind = Names(program, inner), type(program)
             self._bound[candidate.id] = Bound(
                 program, names, hasattr(kind, "aforward") and not hasattr(kind, "forward")
             )
@@ -352,8 +351,8 @@ class Scorer:
         try:
             prediction = bound.program(**inputs)
         except _RAISED as error:
-            return self._failure(error, _steps(trace, bound.names))
-        steps = _steps(trace, bound.names)
+            return self._failure(error, steps_of(trace, bound.names))
+        steps = steps_of(trace, bound.names)
         return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
     async def _run_async(self, bound: Bound, inputs: Mapping[str, object], trace: Trace) -> Outcome | _Unjudged:
@@ -364,8 +363,8 @@ class Scorer:
             except TimeoutError:
                 raise
             except Exception as error:
-                return self._failure(_uncontained(error), _steps(trace, bound.names))
-        return _Unjudged(prediction, _steps(trace, bound.names))
+                return self._failure(_uncontained(error), steps_of(trace, bound.names))
+        return _Unjudged(prediction, steps_of(trace, bound.names))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
@@ -469,13 +468,6 @@ def _as_judge() -> None:
         current.role = current.judge
 
 
-def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
-    return tuple(
-        Step(names.get(id(predictor), type(predictor).__name__), _data(inputs), _data(dict(outputs.items())))
-        for predictor, inputs, outputs in trace
-    )
-
-
 def _with_asides(outcome: Outcome, said: Sequence[object]) -> Outcome:
     """Add to each call what its reply held before the first field, where every call had one reply."""
     if isinstance(outcome, ProviderFailure) or not 0 < len(outcome.trace) == len(said):
@@ -497,10 +489,6 @@ def _aside(stored: object) -> str:
     text = first.get("text") if isinstance(first, Mapping) else first
     head, found, _ = strip_thinking(text).partition(HEADER) if isinstance(text, str) else ("", "", "")
     return head.strip() if found else ""
-
-
-def _data(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: to_json(value) for name, value in values.items()}
 
 
 def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:

@@ -1,0 +1,56 @@
+"""Whose the calls of a run are, in which order they stand, and whose a reply is that cannot be read."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import dspy
+import pytest
+from replies_support import Told, written
+
+import cuesmith
+from cuesmith.teleprompters import APO
+from cuesmith.teleprompters.runtime.traces import Names
+from cuesmith.testing.fakes import chat
+
+TRAIN = [dspy.Example(question=f"say w{i}", answer=f"w{i}").with_inputs("question") for i in range(12)]
+
+
+def exact(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> bool:
+    return bool(example.answer == prediction.answer)
+
+
+def asked(student: dspy.Module, answers: Callable[[str, str, int], str]) -> list[str]:
+    """Compile a student and return what the optimizer was asked."""
+    optimizer = Told(lambda system, user, n: written(f"Rule {n}.")(system, user, n))
+    with dspy.context(lm=Told(answers).lm("target")):
+        APO(
+            exact,
+            optimizer_lm=optimizer.lm("optimizer"),
+            steps=1,
+            width=1,
+            branch=2,
+            initial=2,
+            budget=cuesmith.Budget(calls=150),
+        ).compile(student, trainset=TRAIN)
+    return [sent.user for sent in optimizer.sent]
+
+
+@pytest.mark.parametrize("kind", [dspy.BestOfN, dspy.Refine])
+def test_failures_of_copies_are_the_programs_own(kind: type[dspy.Module]) -> None:
+    student = kind(dspy.ChainOfThought("question -> answer"), N=1, reward_fn=lambda a, p: 1.0, threshold=1.0)
+    told = asked(student, lambda system, user, n: chat({"reasoning": "r", "answer": "nope"}))
+    assert any("nope" in one for one in told)
+
+
+def test_a_copy_is_known_by_its_prompt_where_the_program_has_copies_itself() -> None:
+    program = dspy.Module()
+    program.a = dspy.Predict("question -> answer")
+    program.b, program.c = copy.deepcopy(program.a), copy.deepcopy(program.a)
+    program.b.signature = program.b.signature.with_instructions("Other.")
+    names = Names(program)
+    assert [names.of(one) for one in (program.a, program.b, program.c)] == ["a", "b", "c"]
+    assert names.of(copy.deepcopy(program.b)) == "b"
+    assert names.of(copy.deepcopy(program.a)) == "Predict"  # or of c: nobody can tell
+    assert names.of(dspy.Predict("question -> answer")) == "Predict"
