@@ -258,7 +258,9 @@ def _execute(lm: Any, call: Any) -> CallResult:
     gate.redactor.learn(lm, call.kwargs)
     request = _request(lm, call, current)
     with current.around(lm, request):
-        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call, gate), current)
+        result: CallResult = gate.call(
+            request, lambda: _reply(_real_execute(lm, call), lm, call, gate, request), current
+        )
     return result
 
 
@@ -273,7 +275,7 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     request = _request(lm, call, current)
 
     async def send() -> Reply:
-        return _reply(await _real_aexecute(lm, call), lm, call, gate)
+        return _reply(await _real_aexecute(lm, call), lm, call, gate, request)
 
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
@@ -379,7 +381,7 @@ def _loaded(stored: object) -> CallResult:
     return CallResult(responses, attributes(stored["outputs"]), dict(usage), cost, raw, stored["model"], hit)
 
 
-def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
+def _reply(result: CallResult, lm: Any, call: Any, gate: Gate, request: Request) -> Reply:
     finish, free = _finish(result), is_free(lm)
     hit = result.cache_hit
     cost = 0.0 if free else result.cost
@@ -394,7 +396,7 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
         filtered.usage = usage
         raise filtered
     if call.request is None:
-        result.outputs = [_cleaned(each) for each in result.outputs]
+        result.outputs = [_cleaned(each, request.text) for each in result.outputs]
     # A program or a metric may read what a call used: it reads the same when the run goes on.
     stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model,
                                  "usage": plain(dict(result.usage or {})), "cost": result.cost, "hit": hit}  # fmt: skip
@@ -406,17 +408,17 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
     return Reply(result, usage, hit or cost is not None, stored, finish)
 
 
-def _cleaned(output: Any) -> Any:
+def _cleaned(output: Any, asked: str) -> Any:
     """Return one completion as the answer, without thinking, and whole.
 
     Half a character would make dspy fail where it puts replies into prompts. Thinking that does not end stays: it is
     told from an answer where it is read.
     """
     if isinstance(output, str):
-        output = strip_thinking(output) or output
+        output = strip_thinking(output, asked) or output
         return output if output.isascii() else output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(output, dict) and isinstance(output.get("text"), str):
-        output["text"] = _cleaned(output["text"])
+        output["text"] = _cleaned(output["text"], asked)
     return output
 
 
