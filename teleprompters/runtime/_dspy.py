@@ -395,6 +395,7 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate, request: Request)
         filtered = FilteredReply("the provider's filter has withheld the reply", model=lm.model)
         filtered.usage = usage
         raise filtered
+    thought = call.request is None and any(_has_thinking(each, request.text) for each in result.outputs)
     if call.request is None:
         result.outputs = [_cleaned(each, request.text) for each in result.outputs]
     # A program or a metric may read what a call used: it reads the same when the run goes on.
@@ -402,6 +403,8 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate, request: Request)
                                  "usage": plain(dict(result.usage or {})), "cost": result.cost, "hit": hit}  # fmt: skip
     if call.request is not None and result.responses:
         stored["responses"] = [response_to_dict(each, include_provider_data=True) for each in result.responses]
+    if thought:
+        stored["thought"] = True  # `calls.thought`: the run says that it was taken off
     kept = gate.redactor.reply(stored)
     if kept is not stored:  # the provider has echoed a key: nobody sees it, now or on resume
         result, stored = _loaded(kept), kept
@@ -420,6 +423,11 @@ def _cleaned(output: Any, asked: str) -> Any:
     if isinstance(output, dict) and isinstance(output.get("text"), str):
         output["text"] = _cleaned(output["text"], asked)
     return output
+
+
+def _has_thinking(output: Any, asked: str) -> bool:
+    text = output.get("text") if isinstance(output, dict) else output
+    return isinstance(text, str) and strip_thinking(text, asked) not in ("", text)
 
 
 def _usage(counts: Mapping[str, Any], cost: float | None, *, calls: int) -> Usage:
