@@ -32,6 +32,7 @@ def asked(student: dspy.Module, answers: Callable[[str, str, int], str]) -> list
             width=1,
             branch=2,
             initial=2,
+            next_predictor="credit",
             budget=cuesmith.Budget(calls=150),
         ).compile(student, trainset=TRAIN)
     return [sent.user for sent in optimizer.sent]
@@ -54,3 +55,38 @@ def test_a_copy_is_known_by_its_prompt_where_the_program_has_copies_itself() -> 
     assert names.of(copy.deepcopy(program.b)) == "b"
     assert names.of(copy.deepcopy(program.a)) == "Predict"  # or of c: nobody can tell
     assert names.of(dspy.Predict("question -> answer")) == "Predict"
+
+
+class Loop(dspy.Module):  # type: ignore[misc]
+    """Calls a predictor in a loop, and then another one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.step = dspy.Predict("question, notes -> answer, done: bool")
+        self.extract = dspy.Predict("question, notes -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        for notes in ("", "note"):
+            self.step(question=question, notes=notes)
+        return self.extract(question=question, notes="all")
+
+
+class Branch(dspy.Module):  # type: ignore[misc]
+    """Calls the second of two predictors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.even, self.odd = dspy.Predict("question -> answer"), dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.odd(question=question)
+
+
+@pytest.mark.parametrize(("student", "writer"), [(Loop(), "step"), (Branch(), "odd")])
+def test_an_unreadable_reply_is_that_of_the_predictor_that_was_called(student: dspy.Module, writer: str) -> None:
+    def target(system: str, user: str, n: int) -> str:
+        readable = "`done`" in system and "note" not in user.split("notes ## ]]")[-1].split("Respond")[0]
+        return chat({"answer": "x", "done": "False"}) if readable else "I would rather not."
+
+    told = [one for one in asked(student, target) if "I would rather not." in one]
+    assert told and all(f'this stage: "{writer}"' in one for one in told)

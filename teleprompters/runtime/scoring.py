@@ -35,7 +35,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     Step,
 )
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
-from cuesmith.teleprompters.runtime.traces import Names, Trace, steps_of
+from cuesmith.teleprompters.runtime.traces import Names, Trace, failed_step, steps_of
 from cuesmith.teleprompters.runtime.workers import Workers
 
 T = TypeVar("T")
@@ -351,7 +351,7 @@ class Scorer:
         try:
             prediction = bound.program(**inputs)
         except _RAISED as error:
-            return self._failure(error, steps_of(trace, bound.names))
+            return self._failure(error, trace, bound)
         steps = steps_of(trace, bound.names)
         return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
@@ -363,7 +363,7 @@ class Scorer:
             except TimeoutError:
                 raise
             except Exception as error:
-                return self._failure(_uncontained(error), steps_of(trace, bound.names))
+                return self._failure(_uncontained(error), trace, bound)
         return _Unjudged(prediction, steps_of(trace, bound.names))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
@@ -384,21 +384,21 @@ class Scorer:
             return self._metric_failure(_uncontained(error), prediction, steps)
         return scored(self.metric, judged, prediction, steps)
 
-    def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
-        reason = self._reason(error)
+    def _failure(self, error: BaseException, trace: Trace, bound: Bound) -> Outcome:
+        reason, steps, failed = self._reason(error), steps_of(trace, bound.names), failed_step(error, bound.names)
         match error:
             case UnknownPrice():
                 raise error
             case KeyboardInterrupt():
                 raise self._interrupted()
             case AdapterParseError():
-                return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps)
+                return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps, failed=failed)
             case ContextWindowExceededError():
-                return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps)
+                return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps, failed=failed)
             case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
-                return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
+                return ParseFailure(f"the program raised {reason}", "", steps, raised=True, failed=failed)
 
     def _metric_failure(self, error: BaseException, prediction: object, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):

@@ -49,5 +49,23 @@ def steps_of(trace: Trace, names: Names) -> tuple[Step, ...]:
     return tuple(Step(names.of(who), _data(inputs), _data(dict(outputs.items()))) for who, inputs, outputs in trace)
 
 
+def failed_step(error: BaseException, names: Names) -> Step | None:
+    """Return the call, without outputs, in which an error came up: that of the innermost predictor; None outside one.
+
+    Who handles the error knows no more of the call than its traceback; a trace has only calls that came to their end.
+    """
+    found, link = None, error.__traceback__
+    while link is not None:
+        frame = link.tb_frame
+        who = frame.f_locals.get("self")
+        if isinstance(who, dspy.Predict) and frame.f_code.co_name in ("forward", "aforward"):
+            given = frame.f_locals.get("kwargs")
+            found = Step(names.of(who), _data(given if isinstance(given, dict) else {}), {})
+        link = link.tb_next
+    if found is None and error.__cause__ is not None:
+        return failed_step(error.__cause__, names)
+    return found
+
+
 def _data(values: Mapping[str, object]) -> dict[str, object]:
     return {name: to_json(value) for name, value in values.items()}
