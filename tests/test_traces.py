@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import re
+import time
 from collections.abc import Callable
 
 import dspy
@@ -11,6 +13,11 @@ from replies_support import Told, written
 
 import cuesmith
 from cuesmith.teleprompters import APO
+from cuesmith.teleprompters.compiler import Compiler
+from cuesmith.teleprompters.runtime.candidate import Candidate
+from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.outcomes import Scored
+from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.traces import Names
 from cuesmith.testing.fakes import chat
 
@@ -90,3 +97,41 @@ def test_an_unreadable_reply_is_that_of_the_predictor_that_was_called(student: d
 
     told = [one for one in asked(student, target) if "I would rather not." in one]
     assert told and all(f'this stage: "{writer}"' in one for one in told)
+
+
+class Parts(dspy.Module):  # type: ignore[misc]
+    """Asks one predictor of several parts at once, and then of the whole."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = dspy.Predict("question -> answer")
+
+    def forward(self, question: str) -> dspy.Prediction:
+        parts = [(self.part, {"question": f"part {k}"}) for k in range(4)]
+        dspy.Parallel(num_threads=4, disable_progress_bar=True)(parts)
+        return self.part(question="whole")
+
+
+@pytest.mark.parametrize("slow", [0, 3])
+def test_calls_in_threads_stand_in_the_programs_order_with_their_asides(slow: int) -> None:
+    def target(system: str, user: str, n: int) -> str:
+        said = (re.findall(r"part \d|whole", user) or ["?"])[-1]
+        time.sleep(0.2 * (said == f"part {slow}"))
+        return f"Of {said}:\n" + chat({"answer": said})
+
+    seen: list[list[tuple[object, str]]] = []
+
+    class Watching(Compiler):
+        def plan(self, n_predictors: int, n_select: int, n_train: int) -> Plan:
+            return Plan(0, 2)
+
+        async def search(self, run: Run) -> Candidate:
+            for outcome in (await run.score([run.baseline], run.train[:2]))[0].outcomes:
+                assert isinstance(outcome, Scored)
+                seen.append([(step.outputs["answer"], step.aside) for step in outcome.trace])
+            return run.baseline
+
+    with dspy.context(lm=Told(target).lm("target")):
+        Watching(exact).compile(Parts(), trainset=TRAIN)
+    names = [*(f"part {k}" for k in range(4)), "whole"]
+    assert seen == [[(name, f"Of {name}:") for name in names]] * 2

@@ -41,6 +41,7 @@ from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Reply, Request, public_options
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, hired
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
+from cuesmith.teleprompters.runtime.lines import Line, branched, line
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
@@ -605,23 +606,24 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-Carried = tuple[Effect | None, list[str] | None, bool]
-"""What a thread takes over: the effect that it works for, whether calls are forbidden, and whether it is `hired`."""
+Carried = tuple[Effect | None, list[str] | None, bool, Line | None]
+"""What a thread takes over: the effect it works for, whether calls are forbidden, whether it is `hired`, its line."""
 
 
 def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Do a thread's work on behalf of whom it was begun for."""
-    tokens = effect.set(carried[0]), _forbidden.set(carried[1]), hired.set(carried[2])
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1]), hired.set(carried[2]), line.set(carried[3])
     try:
         return work(*args, **options)
     finally:
         effect.reset(tokens[0])
         _forbidden.reset(tokens[1])
         hired.reset(tokens[2])
+        line.reset(tokens[3])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get(), _forbidden.get(), True
+    carried = effect.get(), _forbidden.get(), True, branched()
     if carried[:2] != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
@@ -634,7 +636,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, (effect.get(), _forbidden.get(), False), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get(), False, branched()), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

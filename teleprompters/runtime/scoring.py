@@ -24,6 +24,7 @@ from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
+from cuesmith.teleprompters.runtime.lines import Line, line
 from cuesmith.teleprompters.runtime.metric import BadScore, Judged, Metric
 from cuesmith.teleprompters.runtime.outages import is_outage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -238,8 +239,9 @@ class Scorer:
     ) -> Outcome:
         """Run in this process, on the pool's threads or on the event loop."""
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
-        trace: Trace = []
+        trace = Trace()
         effect.set(current)
+        line.set(Line())
         with self._context(draw, trace=trace):
             if bound.is_async:
                 ran = await self._run_async(bound, inputs, trace)
@@ -271,8 +273,9 @@ class Scorer:
             awaited: Runs what is async to its end.
         """
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
-        trace: Trace = []
+        trace = Trace()
         effect.set(current)
+        line.set(Line())
         with self._context(draw, trace=trace), settling(current):
             work = functools.partial(self._run, bound, example, inputs, trace)
             ran = awaited(self._run_async(bound, inputs, trace)) if bound.is_async else work()
@@ -472,22 +475,29 @@ def _with_asides(outcome: Outcome, said: Sequence[object]) -> Outcome:
     """Add to each call what its reply held before the first field, where every call had one reply."""
     if isinstance(outcome, ProviderFailure) or not 0 < len(outcome.trace) == len(said):
         return outcome
-    asides = [_aside(reply) for reply in said]
-    if not any(asides):
+    left, steps = [(_text(reply), _aside(reply)) for reply in said], []
+    if not any(aside for _, aside in left):
         return outcome
-    return replace(outcome, trace=tuple(map(_with_aside, outcome.trace, asides)))
+    for step in outcome.trace:  # replies came in any order, where several threads made the calls
+        values = [value for value in step.outputs.values() if isinstance(value, str)]
+        own = next((one for one in left if all(value in one[0] for value in values)), None)
+        if own is None:
+            return outcome
+        left.remove(own)
+        steps.append(replace(step, aside=own[1]))
+    return replace(outcome, trace=tuple(steps))
 
 
-def _with_aside(step: Step, aside: str) -> Step:
-    return replace(step, aside=aside)
+def _text(stored: object) -> str:
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    text = first.get("text") if isinstance(first, Mapping) else first
+    return text if isinstance(text, str) else ""
 
 
 def _aside(stored: object) -> str:
     """Return the text before the first field of a reply in dspy's chat format; "" in any other."""
-    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
-    first = outputs[0] if isinstance(outputs, list) and outputs else None
-    text = first.get("text") if isinstance(first, Mapping) else first
-    head, found, _ = strip_thinking(text).partition(HEADER) if isinstance(text, str) else ("", "", "")
+    head, found, _ = strip_thinking(_text(stored)).partition(HEADER)
     return head.strip() if found else ""
 
 

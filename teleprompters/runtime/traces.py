@@ -2,16 +2,42 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TypeAlias
 
 import dspy
 
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import to_json
+from cuesmith.teleprompters.runtime.lines import line
 from cuesmith.teleprompters.runtime.outcomes import Step
 
-Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
+Call: TypeAlias = tuple[object, Mapping[str, object], Mapping[str, object]]
+
+
+class Trace(list[Call]):
+    """The calls of a program run as dspy adds them: when they end, from any thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._numbers: dict[int, tuple[int, ...]] = {}
+
+    def append(self, call: Call, /) -> None:
+        """Add a call, with its place in the program's own order."""
+        if (current := line.get()) is not None:
+            self._numbers[id(call)] = current.number()
+        super().append(call)
+
+    def extend(self, calls: Iterable[Call], /) -> None:
+        """Add calls in their order."""
+        for call in calls:
+            self.append(call)
+
+    def ordered(self) -> list[Call]:
+        """Return the calls in the program's own order; as they were added, where that is not known."""
+        calls = list(self)
+        known = all(id(call) in self._numbers for call in calls)
+        return sorted(calls, key=lambda call: self._numbers[id(call)]) if known else calls
 
 
 class Names:
@@ -46,7 +72,9 @@ def _prompt(predictor: object) -> tuple[object, object]:
 
 def steps_of(trace: Trace, names: Names) -> tuple[Step, ...]:
     """Return the calls of a trace by the names of who made them."""
-    return tuple(Step(names.of(who), _data(inputs), _data(dict(outputs.items()))) for who, inputs, outputs in trace)
+    return tuple(
+        Step(names.of(who), _data(inputs), _data(dict(outputs.items()))) for who, inputs, outputs in trace.ordered()
+    )
 
 
 def failed_step(error: BaseException, names: Names) -> Step | None:
