@@ -365,6 +365,18 @@ def test_notes_are_events_after_the_start_and_stand_in_the_record_with_their_kin
     assert [(note.kind, note.text) for note in read] == [(note.kind, note.text) for note in found.notes]
 
 
+@pytest.mark.parametrize("thinks", [True, False])
+def test_thinking_that_was_taken_off_is_named_also_by_a_resumed_run(thinks: bool, tmp_path: Path) -> None:
+    def target(system: str, user: str, n: int) -> str:
+        return ("<think>no</think>\n" if thinks else "") + says(system, user, n)
+
+    made = IterativeAPE(exact, optimizer_lm=model(writes("BETTER"), "optimizer"), steps=0, initial=1)
+    with dspy.context(lm=model(target)):
+        for _ in range(2):
+            found = made.compile(dspy.Predict("question -> answer"), trainset=TRAIN, run_dir=tmp_path).compilation
+            assert isinstance(found, Compilation) and ("thinking" in kinds(found)) is thinks
+
+
 def test_every_note_of_a_run_has_a_kind_of_one_word() -> None:
     for found in (compiled(ABO, refuses), compiled(APO, writes("plain"), graded(5, 2))):
         assert all(isinstance(note, Note) and re.fullmatch("[a-z]+", note.kind) for note in found.notes)

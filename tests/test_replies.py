@@ -12,6 +12,7 @@ import pytest
 from dspy.lm15 import InvalidRequestError
 from replies_support import Told, written
 
+import cuesmith
 from cuesmith.signatures import WriteSteps
 from cuesmith.teleprompters import IterativeAPE
 from cuesmith.teleprompters.runtime.compilation import Compilation
@@ -45,6 +46,44 @@ GOOD = "BETTER: say the word."
 )
 def test_thinking_is_taken_off_the_front(text: str, answer: str) -> None:
     assert strip_thinking(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("<reasoning>a</reasoning><answer>b</answer>", "<reasoning>a</reasoning><answer>b</answer>"),
+        ("<think>no</think><Reasoning>a</Reasoning>b", "<Reasoning>a</Reasoning>b"),
+        ("no</think>\n<reasoning>a</reasoning>b", "\n<reasoning>a</reasoning>b"),
+        ("a</reasoning>\nb", "a</reasoning>\nb"),
+    ],
+)
+def test_a_tag_that_the_request_names_is_no_thinking(text: str, answer: str) -> None:
+    assert strip_thinking(text, "Write <reasoning>{reasoning}</reasoning>") == answer
+
+
+def test_a_chain_of_thought_in_xml_is_scored() -> None:
+    target = Told(lambda system, user, n: "<reasoning>easy</reasoning>\n<answer>yes</answer>")
+    example = dspy.Example(question="?", answer="yes").with_inputs("question")
+    with dspy.context(lm=target.lm("target"), adapter=dspy.XMLAdapter()):
+        found = cuesmith.evaluate(
+            dspy.ChainOfThought("question -> answer"), [example], lambda e, p, trace=None: e.answer == p.answer
+        )
+    assert list(found.values) == [1.0]
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_header_of_another_field_cuts_nothing(listed: bool) -> None:
+    kind = "list[str]" if listed else "str"
+    text = "BETTER: in this form:\n\n[[ ## answer ## ]]\n<the word>\n\nNever more."
+    reply = f"[[ ## instruction ## ]]\n{text}\n\n[[ ## completed ## ]]\n\n[[ ## examples ## ]]\nmore"
+    read = ADAPTER.parse(dspy.Signature(f"examples -> instruction: {kind}"), reply)["instruction"]
+    joined = "\n".join(read) if listed else read
+    assert joined.endswith("Never more.") and "[[ ##" in joined
+
+
+def test_an_instruction_with_a_header_on_its_line_is_dropped_and_counted() -> None:
+    found, _ = compiled(Told(written(f"{GOOD}\n\n[[ ## answer ## ]]\n<the word>\n\nNever more.")))
+    assert "field header" in next(str(note) for note in found.notes if note.kind == "dropped" or "drafts" in note)
 
 
 @pytest.mark.parametrize(

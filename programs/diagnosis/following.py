@@ -253,13 +253,14 @@ def _responses(record: RunRecord, candidate: Candidate, name: str, threshold: fl
 def _response(record: RunRecord, name: str, outcome: Outcome, threshold: float) -> Response | None:
     """Return what predictor `name` wrote; None if it had no part in the run, or that is not known.
 
-    A reply that could not be used is that of the first predictor, in the program's order, without a call in the
-    trace (as `search.examples.read_failure` has it).
+    A reply that could not be used is that of `ParseFailure.writer`.
     """
     if not isinstance(outcome, Scored | ParseFailure):
         return None
     fields = record.outputs.get(name, ())
     reasons = REASONING in fields and len(fields) > 1
+    if isinstance(outcome, ParseFailure) and name == outcome.writer(list(record.outputs)):
+        return Response(outcome.response, outcome.response, False, False)
     calls = [step for step in outcome.trace if step.predictor == name]
     if calls:
         outputs = calls[-1].outputs
@@ -267,10 +268,6 @@ def _response(record: RunRecord, name: str, outcome: Outcome, threshold: float) 
         answered = any(text_of(outputs.get(field, "")).strip() for field in fields if field != REASONING or not reasons)
         work = text_of(outputs.get(REASONING, "")) if reasons else text if any(labelled(text)) else None
         return Response(text, work, answered, passed(outcome, threshold))
-    if isinstance(outcome, ParseFailure):
-        done = {step.predictor for step in outcome.trace}
-        if name == next((other for other in record.outputs if other not in done), None):
-            return Response(outcome.response, outcome.response, False, False)
     return None
 
 

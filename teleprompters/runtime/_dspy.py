@@ -41,6 +41,7 @@ from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Reply, Request, public_options
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, hired
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
+from cuesmith.teleprompters.runtime.lines import Line, branched, line
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
@@ -258,7 +259,9 @@ def _execute(lm: Any, call: Any) -> CallResult:
     gate.redactor.learn(lm, call.kwargs)
     request = _request(lm, call, current)
     with current.around(lm, request):
-        result: CallResult = gate.call(request, lambda: _reply(_real_execute(lm, call), lm, call, gate), current)
+        result: CallResult = gate.call(
+            request, lambda: _reply(_real_execute(lm, call), lm, call, gate, request), current
+        )
     return result
 
 
@@ -273,7 +276,7 @@ async def _aexecute(lm: Any, call: Any) -> CallResult:
     request = _request(lm, call, current)
 
     async def send() -> Reply:
-        return _reply(await _real_aexecute(lm, call), lm, call, gate)
+        return _reply(await _real_aexecute(lm, call), lm, call, gate, request)
 
     with current.around(lm, request):
         result: CallResult = await gate.acall(request, send, current)
@@ -379,7 +382,7 @@ def _loaded(stored: object) -> CallResult:
     return CallResult(responses, attributes(stored["outputs"]), dict(usage), cost, raw, stored["model"], hit)
 
 
-def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
+def _reply(result: CallResult, lm: Any, call: Any, gate: Gate, request: Request) -> Reply:
     finish, free = _finish(result), is_free(lm)
     hit = result.cache_hit
     cost = 0.0 if free else result.cost
@@ -393,31 +396,39 @@ def _reply(result: CallResult, lm: Any, call: Any, gate: Gate) -> Reply:
         filtered = FilteredReply("the provider's filter has withheld the reply", model=lm.model)
         filtered.usage = usage
         raise filtered
+    thought = call.request is None and any(_has_thinking(each, request.text) for each in result.outputs)
     if call.request is None:
-        result.outputs = [_cleaned(each) for each in result.outputs]
+        result.outputs = [_cleaned(each, request.text) for each in result.outputs]
     # A program or a metric may read what a call used: it reads the same when the run goes on.
     stored: dict[str, object] = {"outputs": plain(result.outputs), "model": result.response_model,
                                  "usage": plain(dict(result.usage or {})), "cost": result.cost, "hit": hit}  # fmt: skip
     if call.request is not None and result.responses:
         stored["responses"] = [response_to_dict(each, include_provider_data=True) for each in result.responses]
+    if thought:
+        stored["thought"] = True  # `calls.thought`: the run says that it was taken off
     kept = gate.redactor.reply(stored)
     if kept is not stored:  # the provider has echoed a key: nobody sees it, now or on resume
         result, stored = _loaded(kept), kept
     return Reply(result, usage, hit or cost is not None, stored, finish)
 
 
-def _cleaned(output: Any) -> Any:
+def _cleaned(output: Any, asked: str) -> Any:
     """Return one completion as the answer, without thinking, and whole.
 
     Half a character would make dspy fail where it puts replies into prompts. Thinking that does not end stays: it is
     told from an answer where it is read.
     """
     if isinstance(output, str):
-        output = strip_thinking(output) or output
+        output = strip_thinking(output, asked) or output
         return output if output.isascii() else output.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
     if isinstance(output, dict) and isinstance(output.get("text"), str):
-        output["text"] = _cleaned(output["text"])
+        output["text"] = _cleaned(output["text"], asked)
     return output
+
+
+def _has_thinking(output: Any, asked: str) -> bool:
+    text = output.get("text") if isinstance(output, dict) else output
+    return isinstance(text, str) and strip_thinking(text, asked) not in ("", text)
 
 
 def _usage(counts: Mapping[str, Any], cost: float | None, *, calls: int) -> Usage:
@@ -601,23 +612,24 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-Carried = tuple[Effect | None, list[str] | None, bool]
-"""What a thread takes over: the effect that it works for, whether calls are forbidden, and whether it is `hired`."""
+Carried = tuple[Effect | None, list[str] | None, bool, Line | None]
+"""What a thread takes over: the effect it works for, whether calls are forbidden, whether it is `hired`, its line."""
 
 
 def _within(carried: Carried, work: Callable[..., Any], *args: Any, **options: Any) -> Any:
     """Do a thread's work on behalf of whom it was begun for."""
-    tokens = effect.set(carried[0]), _forbidden.set(carried[1]), hired.set(carried[2])
+    tokens = effect.set(carried[0]), _forbidden.set(carried[1]), hired.set(carried[2]), line.set(carried[3])
     try:
         return work(*args, **options)
     finally:
         effect.reset(tokens[0])
         _forbidden.reset(tokens[1])
         hired.reset(tokens[2])
+        line.reset(tokens[3])
 
 
 def _start(thread: threading.Thread) -> None:
-    carried = effect.get(), _forbidden.get(), True
+    carried = effect.get(), _forbidden.get(), True, branched()
     if carried[:2] != (None, None) and not isinstance(thread, threading._DummyThread):
         run = thread.run
 
@@ -630,7 +642,7 @@ def _start(thread: threading.Thread) -> None:
 
 
 def _submit(pool: ThreadPoolExecutor, fn: Callable[..., Any], /, *args: Any, **options: Any) -> Any:
-    return _real_submit(pool, _within, (effect.get(), _forbidden.get(), False), fn, *args, **options)
+    return _real_submit(pool, _within, (effect.get(), _forbidden.get(), False, branched()), fn, *args, **options)
 
 
 def is_free(lm: dspy.BaseLM) -> bool:

@@ -86,6 +86,11 @@ class Reply:
     finish: tuple[str, ...] = ()
 
 
+def thought(role: object, stored: object) -> bool:
+    """Return whether thinking was taken off a reply of the target's, by what the journal holds of it."""
+    return role == "target" and isinstance(stored, Mapping) and bool(stored.get("thought"))
+
+
 def request_text(prompt: object, messages: object) -> str:
     """Return all text of a request to a model, given as one prompt or as messages."""
     held = [message.get("content") for message in _list(messages) if isinstance(message, Mapping)]

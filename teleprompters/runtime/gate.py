@@ -21,10 +21,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import cast, get_args
 
-from dspy.utils.exceptions import (
-    LMError,
-    LMRateLimitError,
-)
+from dspy.utils.exceptions import LMError, LMRateLimitError
 
 from cuesmith.teleprompters.runtime.admissions import (
     Admission,
@@ -38,7 +35,7 @@ from cuesmith.teleprompters.runtime.admissions import (
     is_reply,
     used_by,
 )
-from cuesmith.teleprompters.runtime.calls import Reply, Request
+from cuesmith.teleprompters.runtime.calls import Reply, Request, thought
 from cuesmith.teleprompters.runtime.hedging import HedgingPolicy, Tries, first_success
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Cap, Ledger, Role, RunStopped, Ticket, UnknownPrice, Usage
@@ -197,6 +194,7 @@ class Gate:
     Attributes:
         hedged: How many were.
         stray: The effect of calls that no effect of the run makes, such as those of threads begun before it.
+        cleaned: Whether thinking was taken off a reply of the target's.
         unseen: What the door sees only in part, in words.
         stopped_by: What has stopped the run; None while nothing has.
         reason: Why, in words.
@@ -212,7 +210,7 @@ class Gate:
         max_retries: int = 5,
         hedge: float | None = None,
     ) -> None:
-        self.hedging, self.hedged = HedgingPolicy(hedge), 0
+        self.hedging, self.hedged, self.cleaned = HedgingPolicy(hedge), 0, False
         self.ledger = ledger
         self.journal = journal
         self.throttle = throttle
@@ -523,6 +521,7 @@ class Gate:
             role, usage = body["role"], body["usage"]
             if isinstance(unseen := body.get("unseen"), str):
                 self.unseen.add(unseen)
+            self.cleaned |= thought(body["role"], body["outputs"])
             assert role in get_args(Role) and isinstance(usage, dict)
             self.ledger.replay(cast(Role, role), Usage(**usage))
 
@@ -593,6 +592,7 @@ class Gate:
         if not place.depth:
             current.hear(role, reply.stored)
         current.refused.pop(request.caller, None)
+        self.cleaned |= thought(role, reply.stored)
         self.throttle.speed_up()
         if self.ledger.budget.usd is not None and not reply.price_known and usage.calls:
             self.stop("configuration", "unknown price")

@@ -68,6 +68,7 @@ class ParseFailure:
         trace: The predictor calls before it.
         raised: Whether it was the program's own code that raised.
         cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
+        failed: The call that was under way; without outputs. None if it is not known, or none was.
         unfit: Whether the program returned what is no `dspy.Prediction`, and the metric raised on it.
     """
 
@@ -77,6 +78,17 @@ class ParseFailure:
     raised: bool = False
     cut: int = 0
     unfit: bool = False
+    failed: Step | None = None
+
+    def writer(self, names: Sequence[str]) -> str | None:
+        """Return the predictor whose reply could not be used; None if it is none of `names`.
+
+        Where no call is known to have been under way, it is the first one, in their order, without a call in the trace.
+        """
+        if self.failed is not None:
+            return self.failed.predictor if self.failed.predictor in names else None
+        done = {step.predictor for step in self.trace}
+        return next((name for name in names if name not in done), None)
 
 
 @dataclass(frozen=True)
@@ -116,7 +128,7 @@ def value(outcome: Outcome) -> float | None:
 def outcome_to_json(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON data."""
     name = type(outcome).__name__
-    rare = {name for name in ("objectives", "answer", "unfit") if not getattr(outcome, name, None)}
+    rare = {name for name in ("objectives", "answer", "unfit", "failed") if not getattr(outcome, name, None)}
     body: object = _ADAPTERS[name].dump_python(outcome, mode="json", exclude=rare)
     return {"kind": name, "body": body}
 

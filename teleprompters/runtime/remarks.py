@@ -21,6 +21,13 @@ from cuesmith.teleprompters.runtime.statistics import Gain, pairs_to_show
 OF_A_COMPILE = frozenset({"verdict", "unmeasured", "power"})
 """Kinds of notes about a compile's result and its report, which mean nothing of a run that is made for a study."""
 
+THOUGHT = (
+    "The target's server leaves thinking (such as <think>) in its replies. It was taken off before they were scored; "
+    "the compiled program gets them whole, and may do worse. Let the server's reasoning parser, or "
+    "your LM, take it off."
+)
+"""What a run says whose scores are not quite those of the program as it is deployed."""
+
 _LONGEST = 200
 """Characters of a reply, an answer or an error that a note repeats."""
 _REASONS = 2

@@ -23,6 +23,7 @@ ANALYSIS = "analysis"
 """The field of a request in which a model may think before it answers. A reply without it is as good."""
 
 _HEADER = "[[ ##"
+_ANY_HEADER = re.compile(r"\[\[ ## (\w+) ## \]\]")
 
 _REFUSED = re.compile(
     r"(?:i['’]?m (?:very |so |really )?sorry|i am (?:very |so |really )?sorry|sorry|my apologies"
@@ -61,7 +62,7 @@ class _Own(dspy.ChatAdapter):  # type: ignore[misc]
 
     def parse(self, signature: type[dspy.Signature], completion: str) -> dict[str, Any]:
         """Read a reply; raises `AdapterParseError`."""
-        text = _answer(self, signature, completion)
+        text = _owned(signature, _answer(self, signature, completion))
         try:
             return _unanalysed(super().parse, signature, text)
         except AdapterParseError:
@@ -91,11 +92,21 @@ def _unanalysed(
         return {ANALYSIS: "", **parse(signature.delete(ANALYSIS), text)}
 
 
+def _owned(signature: type[dspy.Signature], text: str) -> str:
+    """Return a reply in which only headers of the request's own fields divide it.
+
+    An instruction may show the target's form with a header on a line of its own. dspy would end the field there, and
+    drop the rest of it without a word. Spoilt as a header, it stays in the text, which `guards` then refuse for it.
+    """
+    own = {*signature.fields, "completed"}
+    return _ANY_HEADER.sub(lambda found: found[0] if found[1] in own else f"{_HEADER} {found[1]} ##]]", text)
+
+
 def _listed(signature: type[dspy.Signature], text: str) -> str:
     """Return a reply with its lists of texts as JSON: small models write them line by line."""
     for name, field in signature.output_fields.items():
         if field.annotation == list[str]:
-            section = rf"(\[\[ ## {name} ## \]\]\s*\n)(.*?)(?=\[\[ ##|\Z)"
+            section = rf"(\[\[ ## {name} ## \]\]\s*\n)(.*?)(?=\[\[ ## \w+ ## \]\]|\Z)"
             text = re.sub(section, _as_json, text, count=1, flags=re.DOTALL)
     return text
 

@@ -12,18 +12,19 @@ from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, S
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any, NamedTuple, Protocol, TypeAlias, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from cuesmith.teleprompters.runtime._dspy import door, named_predictors
+from cuesmith.teleprompters.runtime._dspy import door
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.corpus_statistics import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
+from cuesmith.teleprompters.runtime.lines import Line, line
 from cuesmith.teleprompters.runtime.metric import BadScore, Judged, Metric
 from cuesmith.teleprompters.runtime.outages import is_outage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -35,10 +36,10 @@ from cuesmith.teleprompters.runtime.outcomes import (
     Step,
 )
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
+from cuesmith.teleprompters.runtime.traces import Names, Trace, failed_step, steps_of
 from cuesmith.teleprompters.runtime.workers import Workers
 
 T = TypeVar("T")
-Trace: TypeAlias = list[tuple[object, Mapping[str, object], Mapping[str, object]]]
 
 GRACE = 1.0
 """Seconds that a call in flight may outlast the budget's seconds: it is paid for."""
@@ -50,12 +51,12 @@ class Bound:
 
     Attributes:
         program: The bound copy.
-        names: id of each of its predictors -> the predictor's name.
+        names: Of its predictors.
         is_async: Whether it has only an async `forward`.
     """
 
     program: dspy.Module
-    names: Mapping[int, str]
+    names: Names
     is_async: bool
 
 
@@ -238,8 +239,9 @@ class Scorer:
     ) -> Outcome:
         """Run in this process, on the pool's threads or on the event loop."""
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
-        trace: Trace = []
+        trace = Trace()
         effect.set(current)
+        line.set(Line())
         with self._context(draw, trace=trace):
             if bound.is_async:
                 ran = await self._run_async(bound, inputs, trace)
@@ -271,8 +273,9 @@ class Scorer:
             awaited: Runs what is async to its end.
         """
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
-        trace: Trace = []
+        trace = Trace()
         effect.set(current)
+        line.set(Line())
         with self._context(draw, trace=trace), settling(current):
             work = functools.partial(self._run, bound, example, inputs, trace)
             ran = awaited(self._run_async(bound, inputs, trace)) if bound.is_async else work()
@@ -338,8 +341,7 @@ class Scorer:
             inner = candidate.bind(self.student)
             program = self._front(candidate, inner)
             # The student's predictors keep the names that its candidates know them by.
-            names = {id(p): name for whole in (program, inner) for name, p in named_predictors(whole)}
-            kind = type(program)
+            names, kind = Names(program, inner), type(program)
             self._bound[candidate.id] = Bound(
                 program, names, hasattr(kind, "aforward") and not hasattr(kind, "forward")
             )
@@ -352,8 +354,8 @@ class Scorer:
         try:
             prediction = bound.program(**inputs)
         except _RAISED as error:
-            return self._failure(error, _steps(trace, bound.names))
-        steps = _steps(trace, bound.names)
+            return self._failure(error, trace, bound)
+        steps = steps_of(trace, bound.names)
         return _Unjudged(prediction, steps) if self.metric.is_async else self._judge(example, prediction, steps)
 
     async def _run_async(self, bound: Bound, inputs: Mapping[str, object], trace: Trace) -> Outcome | _Unjudged:
@@ -364,8 +366,8 @@ class Scorer:
             except TimeoutError:
                 raise
             except Exception as error:
-                return self._failure(_uncontained(error), _steps(trace, bound.names))
-        return _Unjudged(prediction, _steps(trace, bound.names))
+                return self._failure(_uncontained(error), trace, bound)
+        return _Unjudged(prediction, steps_of(trace, bound.names))
 
     def _judge(self, example: dspy.Example, prediction: dspy.Prediction, steps: tuple[Step, ...]) -> Outcome:
         _as_judge()
@@ -385,21 +387,21 @@ class Scorer:
             return self._metric_failure(_uncontained(error), prediction, steps)
         return scored(self.metric, judged, prediction, steps)
 
-    def _failure(self, error: BaseException, steps: tuple[Step, ...]) -> Outcome:
-        reason = self._reason(error)
+    def _failure(self, error: BaseException, trace: Trace, bound: Bound) -> Outcome:
+        reason, steps, failed = self._reason(error), steps_of(trace, bound.names), failed_step(error, bound.names)
         match error:
             case UnknownPrice():
                 raise error
             case KeyboardInterrupt():
                 raise self._interrupted()
             case AdapterParseError():
-                return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps)
+                return ParseFailure(f"the reply does not parse: {reason}", str(error.lm_response), steps, failed=failed)
             case ContextWindowExceededError():
-                return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps)
+                return ParseFailure(f"the prompt is too long for the model: {reason}", "", steps, failed=failed)
             case _ if is_outage(error):
                 return ProviderFailure(reason)
             case _:
-                return ParseFailure(f"the program raised {reason}", "", steps, raised=True)
+                return ParseFailure(f"the program raised {reason}", "", steps, raised=True, failed=failed)
 
     def _metric_failure(self, error: BaseException, prediction: object, steps: tuple[Step, ...]) -> Outcome:
         if isinstance(error, UnknownPrice):
@@ -469,38 +471,34 @@ def _as_judge() -> None:
         current.role = current.judge
 
 
-def _steps(trace: Trace, names: Mapping[int, str]) -> tuple[Step, ...]:
-    return tuple(
-        Step(names.get(id(predictor), type(predictor).__name__), _data(inputs), _data(dict(outputs.items())))
-        for predictor, inputs, outputs in trace
-    )
-
-
 def _with_asides(outcome: Outcome, said: Sequence[object]) -> Outcome:
     """Add to each call what its reply held before the first field, where every call had one reply."""
     if isinstance(outcome, ProviderFailure) or not 0 < len(outcome.trace) == len(said):
         return outcome
-    asides = [_aside(reply) for reply in said]
-    if not any(asides):
+    left, steps = [(_text(reply), _aside(reply)) for reply in said], []
+    if not any(aside for _, aside in left):
         return outcome
-    return replace(outcome, trace=tuple(map(_with_aside, outcome.trace, asides)))
+    for step in outcome.trace:  # replies came in any order, where several threads made the calls
+        values = [value for value in step.outputs.values() if isinstance(value, str)]
+        own = next((one for one in left if all(value in one[0] for value in values)), None)
+        if own is None:
+            return outcome
+        left.remove(own)
+        steps.append(replace(step, aside=own[1]))
+    return replace(outcome, trace=tuple(steps))
 
 
-def _with_aside(step: Step, aside: str) -> Step:
-    return replace(step, aside=aside)
+def _text(stored: object) -> str:
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
+    first = outputs[0] if isinstance(outputs, list) and outputs else None
+    text = first.get("text") if isinstance(first, Mapping) else first
+    return text if isinstance(text, str) else ""
 
 
 def _aside(stored: object) -> str:
     """Return the text before the first field of a reply in dspy's chat format; "" in any other."""
-    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
-    first = outputs[0] if isinstance(outputs, list) and outputs else None
-    text = first.get("text") if isinstance(first, Mapping) else first
-    head, found, _ = strip_thinking(text).partition(HEADER) if isinstance(text, str) else ("", "", "")
+    head, found, _ = strip_thinking(_text(stored)).partition(HEADER)
     return head.strip() if found else ""
-
-
-def _data(values: Mapping[str, object]) -> dict[str, object]:
-    return {name: to_json(value) for name, value in values.items()}
 
 
 def redrawn(lm: dspy.BaseLM, draw: int) -> dspy.BaseLM:

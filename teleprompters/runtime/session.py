@@ -38,7 +38,16 @@ from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, P
 from cuesmith.teleprompters.runtime.provenance import Provenance, keep, provenance
 from cuesmith.teleprompters.runtime.record import examples_of, record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor, redacted
-from cuesmith.teleprompters.runtime.remarks import Seen, needed, nothing_tried, points, remarks, replies, verdict
+from cuesmith.teleprompters.runtime.remarks import (
+    THOUGHT,
+    Seen,
+    needed,
+    nothing_tried,
+    points,
+    remarks,
+    replies,
+    verdict,
+)
 from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
@@ -426,6 +435,8 @@ class Session:
         job, run, by = self.job, self.effects, self.gate.stopped_by
         if self.gate.hedged:
             run.note(f"{self.gate.hedged} calls were late and sent once more; both count.", kind="hedged")
+        if self.gate.cleaned:
+            run.note(THOUGHT, kind="thinking")
         if self.gate.unseen:
             run.note(f"Seen only in part: {'; '.join(sorted(self.gate.unseen))}.", kind="uncounted")
         if by is not None:

@@ -13,11 +13,15 @@ _CHANNEL = re.compile(r"<\|channel\|>final(?: [^<]*)?<\|message\|>")
 _HEADER = "[[ ##"
 
 
-def strip_thinking(text: str) -> str:
+def strip_thinking(text: str, asked: str = "") -> str:
     """Return a reply without the thinking that some servers leave in front of it.
 
     Blocks of the known kinds are taken off the beginning, and everything before a closing tag that nothing opened (the
     template of the chat did). A tag inside the answer stays: an answer may be about such tags.
+
+    Args:
+        text: The reply.
+        asked: The text of the request: a tag that it names is asked for, as `dspy.XMLAdapter` does with a field's name.
 
     Returns:
         "" where the thinking does not end.
@@ -28,6 +32,8 @@ def strip_thinking(text: str) -> str:
     while True:
         stripped = text.lstrip()
         if opened := OPEN.match(stripped):
+            if opened[0].lower() in asked.lower():
+                return text
             closed = _CLOSE.search(stripped, opened.end())
             if closed is None:
                 return ""
@@ -35,6 +41,8 @@ def strip_thinking(text: str) -> str:
             continue
         closed, opened = _CLOSE.search(text), OPEN.search(text)
         if closed is None or (opened is not None and opened.start() < closed.start()):
+            return text
+        if closed[0].lower() in asked.lower():
             return text
         after = text[closed.end() :]
         if after.strip() and not after.startswith(("\n", _HEADER, "{")):

@@ -218,8 +218,7 @@ def read_failure(
 ) -> Failure | None:
     """Return what predictor `name` did in a failed run; None if it had no part in it.
 
-    A reply that could not be used is that of the first predictor, in the program's order, without a call in the
-    trace: the others are not blamed for it.
+    A reply that could not be used is that of `ParseFailure.writer`: the others are not blamed for it.
 
     Args:
         example: The program's example.
@@ -233,10 +232,10 @@ def read_failure(
     calls = [step for step in outcome.trace if step.predictor == name]
     feedback, right = feedback_of(outcome), expected(example, signature, alone=len(names) == 1)
     if isinstance(outcome, ParseFailure):
-        done = {step.predictor for step in outcome.trace}
-        if name != next((other for other in names if other not in done), None):
+        if name != outcome.writer(names):
             return None
-        inputs = inputs_of(example)
+        failed = outcome.failed
+        inputs = inputs_of(example) if failed is None else typed_fields(failed.inputs, signature)
         reasoning = outcome.response if has_reasoning(signature) else None
         return Failure(example, inputs, right, outcome.response, reasoning, False, feedback)
     if not calls:

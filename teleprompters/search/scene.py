@@ -299,8 +299,8 @@ def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, thresho
     """Return the predictor where most failed runs went wrong.
 
     A run is compared with one that succeeded on the same example, of whichever candidate: the first predictor, in
-    the program's order, that answered differently is to blame. A reply that cannot be used is that of the first
-    predictor without a call. Where neither tells, and on ties, it is round robin.
+    the program's order, that answered differently is to blame. A reply that cannot be used is that of
+    `ParseFailure.writer`. Where neither tells, and on ties, it is round robin.
 
     Args:
         names: All predictors.
@@ -312,8 +312,7 @@ def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, thresho
     blame: Counter[str] = Counter()
     for example, outcome in ran.failures(threshold):
         if isinstance(outcome, ParseFailure):
-            done = {call.predictor for call in outcome.trace}
-            blame.update([name for name in names if name not in done][:1])
+            blame.update([name for name in names if name == outcome.writer(names)])
         elif isinstance(outcome, Scored) and (good := book.success(example)):
             blame.update([name for name in names if _said(outcome.trace, name) != _said(good, name)][:1])
     first = (step - 1) % len(names)
