@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import dspy
 
-from cuesmith.programs.probing import HIGH, MetricScale, Probes
+from cuesmith.programs.probing import HIGH, MetricScale, Probes, too_many_unjudged, upside_down
 from cuesmith.programs.readings import (
     Failures,
     Noise,
@@ -45,6 +45,7 @@ class CheckFigures:
     Attributes:
         student: Its score with the interval, in the metric's unit; None if it has none.
         scale: Of the scores, up to what the metric gives to right answers, as far as it was asked.
+        unjudged: Whether the metric failed on so many of the student's answers that the rest say little.
         refused: Whether the metric gives nothing above 0 to anything, right answers included.
         gold: What it gave to right answers.
         mistaken: What it gave to the right answers of other examples.
@@ -61,6 +62,7 @@ class CheckFigures:
 
     student: Estimate95 | None
     scale: MetricScale
+    unjudged: bool
     refused: bool
     gold: tuple[float, ...]
     mistaken: tuple[float, ...]
@@ -117,6 +119,7 @@ def figures_of(
     return CheckFigures(
         estimate_of(student),
         seen.scale,
+        too_many_unjudged(student),
         seen.refused,
         tuple(seen.gold),
         tuple(seen.mistaken),
@@ -168,6 +171,13 @@ def conclude(figures: CheckFigures, *, failed: str = "", stopped_by: str | None 
 def _faults(figures: CheckFigures, stopped_by: str | None) -> Iterator[Conclusion]:
     """Yield what speaks against a compile, what is to be mended first at the front."""
     student, failures = figures.student, figures.failures
+    if figures.unjudged:
+        yield Conclusion(
+            "metric",
+            False,
+            f"Mend the metric first: it failed on {failures.unjudged} of {failures.n + failures.missing} answers, "
+            f"which have no score for it, and the others say little. {failures.objection}",
+        )
     if student is None or (stopped_by is not None and student.n < ENOUGH):
         n = 0 if student is None else student.n
         yield Conclusion("unmeasured", None, f"Not decided: the budget's cap on {stopped_by} left {n} scored examples.")
@@ -208,6 +218,14 @@ def _faults(figures: CheckFigures, stopped_by: str | None) -> Iterator[Conclusio
 
 def _of_the_metric(figures: CheckFigures, student: Estimate95) -> Iterator[Conclusion]:
     gold, mistaken = figures.gold, figures.mistaken
+    if upside_down(gold, mistaken):
+        yield Conclusion(
+            "metric",
+            False,
+            f"The metric is upside down: it gives right answers {max(gold):g} at most and wrong ones {min(mistaken):g} "
+            f"at least (the right answer of another example, {len(mistaken)} asked). The better an answer, the higher "
+            "its score must be.",
+        )
     if figures.refused:
         yield Conclusion(
             "metric",
