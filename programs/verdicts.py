@@ -57,7 +57,8 @@ class CheckFigures:
         needed: Fresh examples that show a gain of 10 points, and of 5, at best: scores of 0 and 1, none worse.
         needed_as_seen: The same if answers change as much as they did with the generic prompt that changed most; None
             if none was tried.
-        visible: The least gain that `fresh` examples can show, in points, in the first case; None if they show none.
+        visible: The least gain that `fresh` examples can show, in points, at best; None if they show none.
+        differences: Seen between the student and that prompt, in shares of the full score.
     """
 
     student: Estimate95 | None
@@ -74,6 +75,7 @@ class CheckFigures:
     needed: tuple[int, int]
     needed_as_seen: tuple[int, int] | None
     visible: int | None
+    differences: tuple[float, ...] = ()
 
     @property
     def room(self) -> float:
@@ -115,7 +117,7 @@ def figures_of(
         deterministic: Whether the program's models run at temperature 0.
     """
     differences = differences_of(seen)
-    shown = [gain for gain in range(1, 101) if pairs_to_show(gain / 100) <= fresh]
+    shown = [gain for gain in range(1, 101) if at_best(gain / 100, differences) <= fresh]
     return CheckFigures(
         estimate_of(student),
         seen.scale,
@@ -131,7 +133,19 @@ def figures_of(
         needed((), 1.0),
         needed(differences, 1.0) if differences else None,
         min(shown, default=None),
+        tuple(differences),
     )
+
+
+def at_best(gain: float, differences: Sequence[float]) -> int:
+    """Return how many fresh examples show a gain at best: as scores of 0 and 1 do, none worse, or as graded ones moved.
+
+    Graded scores move by less than the whole, so that fewer examples tell; those that move by a fixed step are like 0
+    and 1 on the scale of that step.
+    """
+    step = max(map(abs, differences), default=0.0)
+    plain = pairs_to_show(gain)
+    return min(plain, pairs_to_show(gain / step, [one / step for one in differences])) if step else plain
 
 
 def in_percent(figures: CheckFigures, estimate: Estimate95) -> str:
@@ -272,7 +286,7 @@ def _too_few(figures: CheckFigures) -> Iterator[Conclusion]:
     if math.isnan(figures.room) or (figures.visible is not None and figures.visible <= figures.room):
         return
     wanted = max(0.05, min(0.2, figures.room / 200))
-    least = 4 * pairs_to_show(wanted)
+    least = 4 * at_best(wanted, figures.differences)
     shows = "show no gain at all" if figures.visible is None else f"show a gain of {figures.visible} points or more"
     yield Conclusion(
         "few",

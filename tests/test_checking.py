@@ -111,6 +111,15 @@ def test_a_metric_that_gives_wrong_answers_more_is_upside_down() -> None:
         assert found.spent.total.calls == SAMPLE
 
 
+def test_graded_scores_need_fewer_examples_than_right_and_wrong_ones() -> None:
+    found = checked(
+        lambda s, w: w if FORM in s and number(w) % 2 else "no",
+        n=40,
+        metric=lambda e, p: 1.0 if e.answer == p.answer else 0.7,
+    )
+    assert found.finding == "headroom" and found.figures.visible is not None and found.figures.visible < 30
+
+
 def test_failures_of_form_ask_for_another_form_first() -> None:
     found = checked(
         lambda system, word: "about seven",
