@@ -41,6 +41,9 @@ HIGH = 0.95
 WITH_EXAMPLES = "examples shown"
 """The probe that shows plain examples as demonstrations."""
 
+UNJUDGED = 0.1
+"""Share of the student's answers on which a failing metric leaves no mean to go by; three at least. Ours."""
+
 _NOT_RUN = ProviderFailure("not run yet")
 
 
@@ -109,10 +112,20 @@ class Probes:
 
     @property
     def settled(self) -> bool:
-        """Whether the student's own scores leave nothing to be tried: all is right, or the metric refuses the truth."""
-        if self.student is None or not self.student.n:
+        """Whether there is nothing to be tried: all is right, or the metric fails, or refuses the truth."""
+        if self.student is None or not self.student.n or too_many_unjudged(self.student):
             return True
-        return self.scale.share(self.student.mean) >= HIGH or self.refused
+        return self.scale.share(self.student.mean) >= HIGH or self.refused or upside_down(self.gold, self.mistaken)
+
+
+def too_many_unjudged(scores: Scores) -> bool:
+    """Return whether the metric failed on so many answers that the rest say little: those are seldom the right ones."""
+    return len(scores.unjudged) >= max(3, UNJUDGED * len(scores.outcomes))
+
+
+def upside_down(gold: Sequence[float], mistaken: Sequence[float]) -> bool:
+    """Return whether a metric gives every wrong answer more than any right one; three of each at least, for chance."""
+    return min(len(gold), len(mistaken)) >= 3 and min(mistaken) > max(gold)
 
 
 @dataclass(frozen=True)

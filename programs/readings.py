@@ -38,6 +38,8 @@ class Failures:
         cut: Of all these, those with a reply that was cut at `max_tokens`.
         missing: Runs without a score: the provider or the metric failed.
         first: Why the first of `unread` could not be read; "" without one.
+        unjudged: Of `missing`, those on which the metric failed.
+        objection: Why it failed on the first of them; "" without one.
     """
 
     n: int = 0
@@ -49,6 +51,8 @@ class Failures:
     cut: int = 0
     missing: int = 0
     first: str = ""
+    unjudged: int = 0
+    objection: str = ""
 
     @property
     def failed(self) -> int:
@@ -140,8 +144,15 @@ def read_failures(scores: Scores, top: float) -> Failures:
     kinds = Counter(_kind(example, outcome, top) for example, outcome in pairs)
     unread = [o.reason for _, o in pairs if isinstance(o, ParseFailure) and not o.raised]
     cut = sum(isinstance(o, Scored | ParseFailure) and o.cut > 0 for _, o in pairs)
-    missing = kinds.pop("missing", 0)
-    return Failures(sum(kinds.values()), cut=cut, missing=missing, first=min(unread, default=""), **kinds)
+    missing, unjudged = kinds.pop("missing", 0), scores.unjudged
+    told = {"missing": missing, "unjudged": len(unjudged), **kinds}
+    return Failures(
+        sum(kinds.values()),
+        cut=cut,
+        first=min(unread, default=""),
+        objection=" ".join(min(unjudged, default="").split()),
+        **told,
+    )
 
 
 def _kind(example: dspy.Example, outcome: Outcome, top: float) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cuesmith.teleprompters.runtime.statistics import paired_gain
 
@@ -45,22 +46,41 @@ def spread(ours: Sequence[Sequence[float | None]], theirs: Sequence[Sequence[flo
     """Compare compiles with others on the same held-out examples.
 
     With one compile on either side the interval is the paired one over the examples, and says nothing of other
-    compiles. With several it is a bootstrap that draws compiles, then examples, each with replacement.
+    compiles. With several it is a bootstrap that draws compiles, then examples, each with replacement; where all
+    draws are alike, which says nothing of other examples, it is the paired one of the compiles' means. A compile is
+    compared on the examples that it and any of `theirs` have a score for.
 
     Args:
         ours: Scores of each compile, an example each.
         theirs: As `ours`; of another number of compiles, if need be.
+
+    Returns:
+        The difference; all nan where no example is scored on both sides.
     """
     mine, other = (np.array([[math.nan if v is None else v for v in row] for row in rows]) for rows in (ours, theirs))
-    each = np.nanmean(mine - np.nanmean(other, axis=0), axis=1)
     if len(mine) == len(other) == 1:
         gain = paired_gain(theirs[0], ours[0])
         return Spread(gain.difference, gain.low, gain.high, gain.difference, gain.difference, 1)
+    each = _means((mine - _means(other)).T) if mine.size and other.size else np.array([])
+    each = each[~np.isnan(each)]
+    if not len(each):
+        return Spread(math.nan, math.nan, math.nan, math.nan, math.nan, len(mine))
     rng = np.random.default_rng(0)
     draws = []
     for _ in range(4000):
         examples = rng.integers(mine.shape[1], size=mine.shape[1])
-        means = [np.nanmean(rows[rng.integers(len(rows), size=len(rows))][:, examples]) for rows in (mine, other)]
-        draws.append(means[0] - means[1])
-    low, high = np.quantile(draws, (0.025, 0.975))
+        drawn = [rows[rng.integers(len(rows), size=len(rows))][:, examples] for rows in (mine, other)]
+        draws.append(_means(_means((drawn[0] - _means(drawn[1])).T)))
+    low, high = np.nanquantile(draws, (0.025, 0.975))
+    if low == high != 0.0:  # of programs that answer alike, 0 is known
+        gain = paired_gain(_means(other).tolist(), _means(mine).tolist())
+        low, high = gain.low, gain.high
     return Spread(float(each.mean()), float(low), float(high), float(each.min()), float(each.max()), len(mine))
+
+
+def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the mean of each column over what is known of it; nan where nothing is."""
+    known = ~np.isnan(rows)
+    n = known.sum(axis=0)
+    found: NDArray[np.float64] = np.where(n > 0, np.where(known, rows, 0.0).sum(axis=0) / np.maximum(n, 1), math.nan)
+    return found

@@ -13,7 +13,7 @@ from typing import Literal, TypeAlias
 
 import dspy
 
-from cuesmith.programs.probing import HIGH, MetricScale, Probes
+from cuesmith.programs.probing import HIGH, MetricScale, Probes, too_many_unjudged, upside_down
 from cuesmith.programs.readings import (
     Failures,
     Noise,
@@ -45,6 +45,7 @@ class CheckFigures:
     Attributes:
         student: Its score with the interval, in the metric's unit; None if it has none.
         scale: Of the scores, up to what the metric gives to right answers, as far as it was asked.
+        unjudged: Whether the metric failed on so many of the student's answers that the rest say little.
         refused: Whether the metric gives nothing above 0 to anything, right answers included.
         gold: What it gave to right answers.
         mistaken: What it gave to the right answers of other examples.
@@ -56,11 +57,13 @@ class CheckFigures:
         needed: Fresh examples that show a gain of 10 points, and of 5, at best: scores of 0 and 1, none worse.
         needed_as_seen: The same if answers change as much as they did with the generic prompt that changed most; None
             if none was tried.
-        visible: The least gain that `fresh` examples can show, in points, in the first case; None if they show none.
+        visible: The least gain that `fresh` examples can show, in points, at best; None if they show none.
+        differences: Seen between the student and that prompt, in shares of the full score.
     """
 
     student: Estimate95 | None
     scale: MetricScale
+    unjudged: bool
     refused: bool
     gold: tuple[float, ...]
     mistaken: tuple[float, ...]
@@ -72,6 +75,7 @@ class CheckFigures:
     needed: tuple[int, int]
     needed_as_seen: tuple[int, int] | None
     visible: int | None
+    differences: tuple[float, ...] = ()
 
     @property
     def room(self) -> float:
@@ -113,10 +117,11 @@ def figures_of(
         deterministic: Whether the program's models run at temperature 0.
     """
     differences = differences_of(seen)
-    shown = [gain for gain in range(1, 101) if pairs_to_show(gain / 100) <= fresh]
+    shown = [gain for gain in range(1, 101) if at_best(gain / 100, differences) <= fresh]
     return CheckFigures(
         estimate_of(student),
         seen.scale,
+        too_many_unjudged(student),
         seen.refused,
         tuple(seen.gold),
         tuple(seen.mistaken),
@@ -128,7 +133,19 @@ def figures_of(
         needed((), 1.0),
         needed(differences, 1.0) if differences else None,
         min(shown, default=None),
+        tuple(differences),
     )
+
+
+def at_best(gain: float, differences: Sequence[float]) -> int:
+    """Return how many fresh examples show a gain at best: as scores of 0 and 1 do, none worse, or as graded ones moved.
+
+    Graded scores move by less than the whole, so that fewer examples tell; those that move by a fixed step are like 0
+    and 1 on the scale of that step.
+    """
+    step = max(map(abs, differences), default=0.0)
+    plain = pairs_to_show(gain)
+    return min(plain, pairs_to_show(gain / step, [one / step for one in differences])) if step else plain
 
 
 def in_percent(figures: CheckFigures, estimate: Estimate95) -> str:
@@ -168,6 +185,13 @@ def conclude(figures: CheckFigures, *, failed: str = "", stopped_by: str | None 
 def _faults(figures: CheckFigures, stopped_by: str | None) -> Iterator[Conclusion]:
     """Yield what speaks against a compile, what is to be mended first at the front."""
     student, failures = figures.student, figures.failures
+    if figures.unjudged:
+        yield Conclusion(
+            "metric",
+            False,
+            f"Mend the metric first: it failed on {failures.unjudged} of {failures.n + failures.missing} answers, "
+            f"which have no score for it, and the others say little. {failures.objection}",
+        )
     if student is None or (stopped_by is not None and student.n < ENOUGH):
         n = 0 if student is None else student.n
         yield Conclusion("unmeasured", None, f"Not decided: the budget's cap on {stopped_by} left {n} scored examples.")
@@ -208,6 +232,14 @@ def _faults(figures: CheckFigures, stopped_by: str | None) -> Iterator[Conclusio
 
 def _of_the_metric(figures: CheckFigures, student: Estimate95) -> Iterator[Conclusion]:
     gold, mistaken = figures.gold, figures.mistaken
+    if upside_down(gold, mistaken):
+        yield Conclusion(
+            "metric",
+            False,
+            f"The metric is upside down: it gives right answers {max(gold):g} at most and wrong ones {min(mistaken):g} "
+            f"at least (the right answer of another example, {len(mistaken)} asked). The better an answer, the higher "
+            "its score must be.",
+        )
     if figures.refused:
         yield Conclusion(
             "metric",
@@ -254,7 +286,7 @@ def _too_few(figures: CheckFigures) -> Iterator[Conclusion]:
     if math.isnan(figures.room) or (figures.visible is not None and figures.visible <= figures.room):
         return
     wanted = max(0.05, min(0.2, figures.room / 200))
-    least = 4 * pairs_to_show(wanted)
+    least = 4 * at_best(wanted, figures.differences)
     shows = "show no gain at all" if figures.visible is None else f"show a gain of {figures.visible} points or more"
     yield Conclusion(
         "few",

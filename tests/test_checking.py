@@ -94,6 +94,32 @@ def test_a_metric_that_raises_is_named() -> None:
     assert found.finding == "unmeasured" and "no such column" in found.verdict and found.student is None
 
 
+def test_a_metric_that_raises_on_wrong_answers_is_not_judged_by_the_right_ones() -> None:
+    def metric(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return {example.answer: 1.0}[prediction.answer]
+
+    found = checked(half, metric=metric)
+    assert found.finding == "metric" and found.worth is False and "KeyError" in found.verdict
+    assert f"failed on {found.failures.unjudged} of {SAMPLE} answers" in found.verdict and found.failures.unjudged > 3
+    assert found.spent.total.calls == SAMPLE  # nothing more is tried
+
+
+def test_a_metric_that_gives_wrong_answers_more_is_upside_down() -> None:
+    for rule in (half, lambda system, word: word):
+        found = checked(rule, metric=lambda e, p: abs(float(number(e.answer)) - float(number(p.answer))))
+        assert found.finding == "metric" and found.worth is False and "upside down" in found.verdict
+        assert found.spent.total.calls == SAMPLE
+
+
+def test_graded_scores_need_fewer_examples_than_right_and_wrong_ones() -> None:
+    found = checked(
+        lambda s, w: w if FORM in s and number(w) % 2 else "no",
+        n=40,
+        metric=lambda e, p: 1.0 if e.answer == p.answer else 0.7,
+    )
+    assert found.finding == "headroom" and found.figures.visible is not None and found.figures.visible < 30
+
+
 def test_failures_of_form_ask_for_another_form_first() -> None:
     found = checked(
         lambda system, word: "about seven",

@@ -184,6 +184,11 @@ class Scores:
         return len(self.outcomes) - self.n
 
     @property
+    def unjudged(self) -> tuple[str, ...]:
+        """Why the metric gave no score, for each example on which it failed."""
+        return tuple(outcome.reason for outcome in self.outcomes if isinstance(outcome, MetricError))
+
+    @property
     def mean(self) -> float:
         """Mean over the examples that have a score; NaN if none has."""
         return mean(self.values)

@@ -111,6 +111,8 @@ def verdict(unchanged: bool, gain: Gain | None, needed: tuple[int, int] | None =
         return Note("verdict", "The gain was not measured on fresh examples: the selection score is optimistic.")
     if gain.significant:
         return Note("verdict", f"The gain on fresh examples is significant (n = {gain.n}).")
+    if not gain.holds:
+        return Note("verdict", f"No gain is shown (n = {gain.n}) with the answers counted on which the metric failed.")
     text = f"No significant gain on fresh examples (n = {gain.n}, p = {gain.p_value:.2g})"
     if needed is not None and gain.n < needed[1]:
         text += f": about {needed[0]} would show a gain of 10 points, {needed[1]} one of 5"

@@ -69,6 +69,7 @@ class Gain:
         high: Upper end of its 95 % interval; nan if the values allow none.
         p_value: Two-sided; 1.0 without pairs.
         n: Number of pairs in which both are scored.
+        holds: False where the metric failed on answers, and the gain is not shown with those counted as nothing.
     """
 
     difference: float
@@ -76,6 +77,7 @@ class Gain:
     high: float
     p_value: float
     n: int
+    holds: bool = True
 
     def __str__(self) -> str:
         """Return it as a person writes it, in the unit of the scores."""
@@ -86,9 +88,9 @@ class Gain:
         """Whether the test rejects "no difference" at 5 % and the interval excludes 0, in either direction.
 
         Test and interval rest on different approximations, so near the border they can disagree: then the
-        answer is no.
+        answer is no. It is no too where the gain rests on answers that a failing metric left out (`holds`).
         """
-        return self.p_value < 0.05 and (self.low > 0.0 or self.high < 0.0)
+        return self.holds and self.p_value < 0.05 and (self.low > 0.0 or self.high < 0.0)
 
 
 def estimate95(values: Iterable[float | None]) -> Estimate95:

@@ -154,6 +154,8 @@ def verdict_of(
 
 def _torn(gain: Gain) -> str:
     """Return why nothing can be told although one of interval and test would."""
+    if not gain.holds:
+        return " The metric failed on answers: with those counted as nothing the difference is not shown."
     if gain.low > 0.0 or gain.high < 0.0:
         return " The interval leaves 0 out, but the test does not: a gain is told only where both agree."
     if gain.p_value < 0.05:
