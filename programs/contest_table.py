@@ -16,6 +16,7 @@ from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of
 from cuesmith.teleprompters.runtime.ledger import Budget, Usage
 from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.run_report.honest import Scoring
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 
 
@@ -199,13 +200,20 @@ class Contest:
         said += [f"Each compile had the same share of the budget: {', '.join(caps)}."] if caps else []
         return said + ([f"Not done: {'; '.join(self.unfinished)}."] if self.unfinished else [])
 
+    @cached_property
+    def _factor(self) -> float:
+        """What scores are multiplied by: those from 0 to 1 are told in percent, others in the metric's own unit."""
+        scores = [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
+        return Scoring.of([v for each in scores for v in each.values if v is not None]).factor
+
     def to_markdown(self) -> str:
         """Return one table a model, and what has to be known of it."""
         lines = []
         for model, student in self.students.items():
             own = [row for row in self.rows if row.model == model]
-            head = "| compiler | compiles | held-out % | gain in points | calls | USD | s | prompt, characters |"
-            score = report.describe_estimate(self.student_scores[model])
+            unit, gained = ("%", "in points") if self._factor == 100.0 else ("score", "in score")
+            head = f"| compiler | compiles | held-out {unit} | gain {gained} | calls | USD | s | prompt, characters |"
+            score = report.describe_estimate(self.student_scores[model], self._factor)
             lines += [
                 f"Model: {report.markdown(model)}",
                 "",
@@ -213,7 +221,7 @@ class Contest:
                 "|---|---|---|---|---|---|---|---|",
                 f"| (student) | | {score} | | | | | {student.candidate.size:,} |",
             ]
-            lines += [_markdown_row(row) for row in own] + [""]
+            lines += [_markdown_row(row, self._factor) for row in own] + [""]
         return "\n".join([*lines, *map(report.markdown, self.sentences())]) + "\n"
 
     def to_json(self) -> dict[str, Json]:
@@ -235,21 +243,25 @@ def _mean(values: Sequence[float | None]) -> float | None:
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _markdown_row(row: ContestRow) -> str:
+def _markdown_row(row: ContestRow, factor: float) -> str:
     name, why = report.markdown(row.compiler), "; ".join(map(report.markdown, row.errors))
     if row.gain is None:
         return f"| {name} | 0 | failed: {why} | | | | | |"
     failed = f" ({len(row.entries) - len(row.done)} failed: {why})" if why else ""
-    cells = (report.describe_estimate(row.score), _gain(row.gain), _figure(row.calls, ",.0f"), _figure(row.usd, ".4f"),
+    held = report.describe_estimate(row.score, factor)
+    cells = (held, _gain(row.gain, factor), _figure(row.calls, ",.0f"), _figure(row.usd, ".4f"),
              _figure(row.seconds, ".0f"), _figure(row.characters, ",.0f"))  # fmt: skip
     return f"| {name} | {len(row.done)}{failed} | {' | '.join(cells)} |"
 
 
-def _gain(gain: Spread) -> str:
-    """Return a gain in points, with its interval where there is one, and the worst and best of several compiles."""
+def _gain(gain: Spread, factor: float) -> str:
+    """Return a gain in points, or in the metric's own unit, with its interval where there is one, and the worst and
+    best of several compiles."""
     if math.isnan(gain.mean):
         return "unknown"
-    mean, low, high, least, most = (f"{100 * v:+.1f}" for v in (gain.mean, gain.low, gain.high, gain.least, gain.most))
+    mean, low, high, least, most = (
+        f"{factor * v:+.1f}" for v in (gain.mean, gain.low, gain.high, gain.least, gain.most)
+    )
     interval = "" if math.isnan(gain.low) else f" [{low}, {high}]"
     return f"{mean}{interval}" + (f" ({least} to {most})" if gain.compiles > 1 else "")
 

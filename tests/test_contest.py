@@ -83,6 +83,13 @@ def test_the_table_has_paired_gains_over_the_student_and_what_it_cost() -> None:
     assert means == sorted(means, reverse=True) and found.best == found.rows[0].entries[0]
 
 
+def test_another_scale_stands_in_the_table_as_it_is() -> None:
+    hundred = lambda example, prediction, trace=None: 50.0 + 50.0 * exact(example, prediction)  # noqa: E731
+    found = contest(ToyEngine(), metric=hundred)
+    assert found.best is not None and found.best.scores is not None
+    assert f"| {found.best.scores.mean:.1f} [" in found.to_markdown() and "held-out %" not in found.to_markdown()
+
+
 def test_several_seeds_take_the_compile_as_the_unit() -> None:
     found = contest(ToyEngine(), seeds=(0, 1, 2))
     (row,) = found.rows

@@ -87,7 +87,8 @@ def _print_table(lines: list[RunLine]) -> None:
 def _figure(interval: tuple[float, float, float] | None, sign: str) -> str:
     if interval is None:
         return "-"
-    mean, low, high = (f"{100 * value:{sign}.1f}" for value in interval)
+    factor = 100.0 if max(map(abs, interval)) <= 1.0 else 1.0  # of another scale than 0 to 1
+    mean, low, high = (f"{factor * value:{sign}.1f}" for value in interval)
     return f"{mean} [{low}, {high}]"
 
 

@@ -26,9 +26,9 @@ def json_text(data: object, indent: int | None = None) -> str:
     return "".join(c if c == "\n" or c.isprintable() else json.dumps(c)[1:-1] for c in text)
 
 
-def percent(share: float) -> str:
-    """A share in percent: ``83.2``; a dash where there is none."""
-    return "-" if math.isnan(share) else f"{100 * share:.1f}"
+def percent(share: float, factor: float = 100.0) -> str:
+    """A share in percent: ``83.2``; a dash where there is none. A score that is no share has the factor 1."""
+    return "-" if math.isnan(share) else f"{factor * share:.1f}"
 
 
 def usd(amount: float | None) -> str:
@@ -38,6 +38,7 @@ def usd(amount: float | None) -> str:
     return f"${amount:.4f}" if amount else ""
 
 
-def describe_estimate(estimate: Estimate95) -> str:
-    """A score in percent with its 95 % interval: ``83.2 [78.1, 87.3]``."""
-    return f"{percent(estimate.mean)} [{percent(estimate.low)}, {percent(estimate.high)}]"
+def describe_estimate(estimate: Estimate95, factor: float = 100.0) -> str:
+    """A score in percent with its 95 % interval: ``83.2 [78.1, 87.3]``; `factor` as for `percent`."""
+    mean, low, high = (percent(value, factor) for value in (estimate.mean, estimate.low, estimate.high))
+    return f"{mean} [{low}, {high}]"
