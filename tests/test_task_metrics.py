@@ -338,3 +338,8 @@ def test_a_number_is_no_other_number(gold: str, answer: str, right: bool) -> Non
 
 def test_a_code_is_no_number() -> None:
     assert not is_number("02160") and is_number("0.5") and is_number("0")
+
+
+@pytest.mark.parametrize("said", ["(A) or (B)", "A/B", "A, B and C", "Not A", "not (B)."])
+def test_more_than_one_option_is_none(said: str) -> None:
+    assert LETTERS.picked(said) is None and LETTERS.picked("(B)") == LETTERS.picked("b.") == 1

@@ -176,6 +176,7 @@ _NAMED = re.compile(r"^[ \t]*choice:[ \t]*(\S.*)$", re.MULTILINE)
 
 _AROUND = " \t\n\"'`*_.:"
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[).:]?")
+_UNDECIDED = re.compile(r"not\s+\(?[A-Z]\)?|\(?[A-Z]\)?(?:\s*(?:,|/|,?\s(?:or|and)\s)\s*\(?[A-Z]\)?)+", re.IGNORECASE)
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
 _LEADING = re.compile(r"([A-Za-z])[).:](?=\s|$)|([A-Za-z])\)(?=\S)|([B-HJ-Z])(?=\s*[-–—,]\s)")
 _LAST = re.compile(r"(?<!\w)([A-Z])\W*$")
@@ -205,6 +206,8 @@ class AnswerOptions:
         is the article of a sentence.
         """
         said = _BOXED.sub(r"\1", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer)).strip(_AROUND)
+        if _UNDECIDED.fullmatch(said):
+            return None
         for letter_or_text in (self._letter_alone(said), self._text(said), self._letter_within(said)):
             if letter_or_text is not None:
                 return letter_or_text
