@@ -41,7 +41,7 @@ from cuesmith.teleprompters.runtime.admissions import admission
 from cuesmith.teleprompters.runtime.calls import Reply, Request, public_options
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect, hired
 from cuesmith.teleprompters.runtime.ledger import RunStopped, Usage
-from cuesmith.teleprompters.runtime.lines import Line, branched, line
+from cuesmith.teleprompters.runtime.lines import ThreadLine, branched, line
 from cuesmith.teleprompters.runtime.outages import EmptyReply, FilteredReply
 from cuesmith.teleprompters.runtime.thinking import strip_thinking
 
@@ -612,7 +612,7 @@ def _vectors_of(stored: object) -> Any:
     return np.frombuffer(base64.b64decode(stored["data"]), dtype=np.float32).reshape(stored["shape"])
 
 
-Carried = tuple[Effect | None, list[str] | None, bool, Line | None]
+Carried = tuple[Effect | None, list[str] | None, bool, ThreadLine | None]
 """What a thread takes over: the effect it works for, whether calls are forbidden, whether it is `hired`, its line."""
 
 

@@ -6,7 +6,7 @@ import itertools
 from contextvars import ContextVar
 
 
-class Line:
+class ThreadLine:
     """One thread of a program run, which numbers what it does. What it begins goes on from such a number.
 
     So the order depends on the program alone, and not on which call is answered first. Tasks of one event loop share
@@ -24,11 +24,11 @@ class Line:
         return (*self._path, next(self._numbers))
 
 
-line: ContextVar[Line | None] = ContextVar("cuesmith_line", default=None)
+line: ContextVar[ThreadLine | None] = ContextVar("cuesmith_line", default=None)
 """The line of this thread; None where no program runs."""
 
 
-def branched() -> Line | None:
+def branched() -> ThreadLine | None:
     """Return the line of a thread, or of a task of a pool, that this thread begins."""
     current = line.get()
-    return None if current is None else Line(current.number())
+    return None if current is None else ThreadLine(current.number())

@@ -96,10 +96,21 @@ def _owned(signature: type[dspy.Signature], text: str) -> str:
     """Return a reply in which only headers of the request's own fields divide it.
 
     An instruction may show the target's form with a header on a line of its own. dspy would end the field there, and
-    drop the rest of it without a word. Spoilt as a header, it stays in the text, which `guards` then refuse for it.
+    drop the rest of it without a word. Spoilt as a header, it stays in the text, which `guards` then refuse for it. A
+    list that is complete, or a value that is no text, ends there: what follows is a field that nobody has asked for.
     """
-    own = {*signature.fields, "completed"}
-    return _ANY_HEADER.sub(lambda found: found[0] if found[1] in own else f"{_HEADER} {found[1]} ##]]", text)
+    own, within, begun = signature.fields, "", 0
+
+    def kept(found: re.Match[str]) -> str:
+        nonlocal within, begun
+        if found[1] in own or found[1] == "completed":
+            within, begun = found[1], found.end()
+        is_text = within in own and own[within].annotation in (str, list[str])
+        if found[1] in (*own, "completed") or not is_text or text[begun : found.start()].strip().startswith("["):
+            return found[0]
+        return f"{_HEADER} {found[1]} ##]]"
+
+    return _ANY_HEADER.sub(kept, text)
 
 
 def _listed(signature: type[dspy.Signature], text: str) -> str:

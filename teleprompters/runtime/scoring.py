@@ -24,7 +24,7 @@ from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.guards import HEADER
 from cuesmith.teleprompters.runtime.interruption import current as current_interruption
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
-from cuesmith.teleprompters.runtime.lines import Line, line
+from cuesmith.teleprompters.runtime.lines import ThreadLine, line
 from cuesmith.teleprompters.runtime.metric import BadScore, Judged, Metric
 from cuesmith.teleprompters.runtime.outages import is_outage
 from cuesmith.teleprompters.runtime.outcomes import (
@@ -241,7 +241,7 @@ class Scorer:
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
         trace = Trace()
         effect.set(current)
-        line.set(Line())
+        line.set(ThreadLine())
         with self._context(draw, trace=trace):
             if bound.is_async:
                 ran = await self._run_async(bound, inputs, trace)
@@ -275,7 +275,7 @@ class Scorer:
         bound, inputs = self._bind(candidate), {**example.inputs(), **rewritten}
         trace = Trace()
         effect.set(current)
-        line.set(Line())
+        line.set(ThreadLine())
         with self._context(draw, trace=trace), settling(current):
             work = functools.partial(self._run, bound, example, inputs, trace)
             ran = awaited(self._run_async(bound, inputs, trace)) if bound.is_async else work()
