@@ -282,7 +282,8 @@ async def check_gold(
         ValueError: If all of `scored` lack what it reads, if it reads a label of a prediction that the program does not
             answer, or if it returns no score for right answers.
     """
-    labelled = [(i, e, labels) for i, e in enumerate(examples) if (labels := _right_answers(e, program))]
+    right = _right_answers(examples, program)
+    labelled = [(i, e, labels) for i, (e, labels) in enumerate(zip(examples, right, strict=True)) if labels]
     if not labelled:
         return ()
     i, example, labels = labelled[0]
@@ -330,17 +331,21 @@ async def check_gold(
     )
 
 
-def _right_answers(example: dspy.Example, program: dspy.Module) -> dict[str, object]:
-    """Return an example's labels as the program would answer them: a file has its numbers as text."""
-    types = {
-        name: info.annotation for _, p in named_predictors(program) for name, info in p.signature.output_fields.items()
-    }
-    labels = labels_of(example)
-    for name in labels.keys() & types.keys():
-        if isinstance(labels[name], str):
+def _right_answers(examples: Sequence[dspy.Example], program: dspy.Module) -> list[dict[str, object]]:
+    """Return the labels of examples as the program would answer them: a file has its numbers as text."""
+    adapters = {}
+    for name, info in (field for _, p in named_predictors(program) for field in p.signature.output_fields.items()):
+        if info.annotation is not str:
+            with suppress(PydanticUserError):  # a type that only the program's adapter reads
+                adapters[name] = TypeAdapter(info.annotation)
+
+    def read(name: str, label: object) -> object:
+        if isinstance(label, str) and name in adapters:
             with suppress(ValueError, PydanticUserError):  # then it is as it is
-                labels[name] = TypeAdapter(types[name]).validate_python(labels[name])
-    return labels
+                return adapters[name].validate_python(label)
+        return label
+
+    return [{name: read(name, label) for name, label in labels_of(example).items()} for example in examples]
 
 
 def _answered(program: dspy.Module) -> frozenset[str]:
@@ -447,7 +452,7 @@ def check_corpus(metric: Metric, examples: Sequence[dspy.Example], program: dspy
     Raises:
         ValueError: If it raises, calls a model, or returns no finite number.
     """
-    labels = [_right_answers(example, program) for example in examples]
+    labels = _right_answers(examples, program)
     if metric.corpus is None or not all(labels):
         return ()
     right: list[dspy.Prediction | None] = [dspy.Prediction(**each) for each in labels]

@@ -18,9 +18,7 @@ from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.remote import RemoteWorkers
 from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.throttle import Throttle
-
-_TICK_S = 0.25
-"""How often it is looked whether the provider is silent."""
+from cuesmith.teleprompters.runtime.watch import TICK_S
 
 
 class EvaluationStopped(RuntimeError):
@@ -79,7 +77,7 @@ def score_program(
 
     async def watch(runs: asyncio.Future[list[Outcome]]) -> None:
         while gate.stopped_by is None:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(TICK_S)
             gate.check_silence()
         runs.cancel()
 

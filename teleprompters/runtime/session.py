@@ -54,6 +54,7 @@ from cuesmith.teleprompters.runtime.scoring import Pool, Scorer
 from cuesmith.teleprompters.runtime.splitting import Split
 from cuesmith.teleprompters.runtime.statistics import Gain
 from cuesmith.teleprompters.runtime.throttle import Throttle
+from cuesmith.teleprompters.runtime.watch import TICK_S
 
 REPORT_SHARE = 0.3
 """At most this share of a cap is kept for the final report. Ours."""
@@ -63,8 +64,6 @@ _NO_GAIN = Gain(difference=0.0, low=0.0, high=0.0, p_value=1.0, n=0)
 
 GRACE_S = 2.0
 """Seconds that what is under way may still take once the run was stopped by anything but a cap. Ours."""
-_TICK_S = 0.25
-
 CAPS = ("usd", "calls", "tokens", "seconds")
 
 
@@ -214,7 +213,7 @@ class Session:
     async def _watch(self) -> None:
         """Give up what is under way once the provider is silent, or the run was stopped by anything but a cap."""
         while self.gate.stopped_by is None or self.gate.stopped_by in CAPS:
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(TICK_S)
             self.gate.check_silence()
         await self.effects.abandon(GRACE_S)
         if self._search is not None:

@@ -14,6 +14,9 @@ from cuesmith.teleprompters.runtime.outages import is_unreadable
 PATIENCE, SLOWNESS, FIRST_PATIENCE = 30.0, 20.0, 300.0
 """Silence that means an outage: so many seconds, and so many times the slowest answer; before any answer. Ours."""
 
+TICK_S = 0.25
+"""How often it is looked whether a provider is silent. Ours."""
+
 FIRST_IN_ROLE = 4.0
 """How many times as long a model may be silent before its first answer in a role: as the target it may say a word,
 and as the optimizer write for a minute. Ours."""

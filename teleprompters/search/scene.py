@@ -312,7 +312,7 @@ def blamed(names: Sequence[str], step: int, ran: Scores, book: Casebook, thresho
     blame: Counter[str] = Counter()
     for example, outcome in ran.failures(threshold):
         if isinstance(outcome, ParseFailure):
-            blame.update([name for name in names if name == outcome.writer(names)])
+            blame.update(filter(None, [outcome.writer(names)]))
         elif isinstance(outcome, Scored) and (good := book.success(example)):
             blame.update([name for name in names if _said(outcome.trace, name) != _said(good, name)][:1])
     first = (step - 1) % len(names)
