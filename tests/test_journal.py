@@ -320,17 +320,20 @@ def test_a_file_that_is_no_longer_the_runs_is_noticed(tmp_path: Path, change: st
     journal.close()
 
 
-def test_fifty_thousand_rows_open_within_a_second(tmp_path: Path) -> None:
+def test_fifty_thousand_rows_open_in_thrice_the_time_of_reading_them(tmp_path: Path) -> None:
     journal = _open(tmp_path)
     for i in range(50_000):
         journal.put_soon("calls" if i % 2 else "outcomes", f"{i:090d}", {"outputs": ["x" * 400], "n": i})
     journal.close()
     start = time.process_time()
+    with (tmp_path / FILE).open("rb") as file:
+        assert len([json.loads(line) for line in file]) > 50_000
+    ideal = time.process_time() - start
     journal = _open(tmp_path)
-    taken = time.process_time() - start
+    taken = time.process_time() - start - ideal
     assert journal.get("calls", f"{49_999:090d}") == {"outputs": ["x" * 400], "n": 49_999}
     journal.close()
-    assert taken < 1.0
+    assert taken < 3 * ideal
 
 
 # Damage to the journal of a finished run: an error in one line, or a resume with the same result.

@@ -18,7 +18,9 @@ prefix; ``python benchmarks/generation.py --engines``). Compiling asks many ques
 How it is made repeatable: a row's result must not depend on its neighbours. Every matrix product has at least two
 rows (one row alone takes another BLAS routine with another order of summation), sizes that vary with the batch are
 padded with exact zeros to multiples of `BLOCK`, and softmax needs neither a maximum nor a sum over a padded axis:
-query/key norms bound the scores, and a column of ones beside the values accumulates the denominator.
+query/key norms bound the scores, and a column of ones beside the values accumulates the denominator. With OpenBLAS's
+kernels for AVX-512 the logits are then the same to the bit; its kernels for older processors sum the last rows of a
+product in another order, and the logits agree to the last digits (a text differs only where two tokens tie in these).
 """
 
 from __future__ import annotations
