@@ -48,7 +48,7 @@ from cuesmith.teleprompters.peers.hosting import Host
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.registry import compile
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.compilation import Plan
+from cuesmith.teleprompters.runtime.compilation import CompileWarning, Plan
 from cuesmith.teleprompters.runtime.events import EffectDone, Event
 from cuesmith.teleprompters.runtime.ledger import RunStopped, UnknownPrice
 from cuesmith.teleprompters.runtime.run import Run
@@ -354,6 +354,14 @@ def test_an_optimizer_model_that_refuses_the_key_stops_the_run(name: str) -> Non
     with Provider(intercept=lambda nth, body: refused) as provider:
         record = toy.compile(name, optimizer_lm=provider.lm(), **only_rules).compilation  # type: ignore[arg-type]
     assert record.stopped_by == "auth" and provider.calls == 1
+
+
+@pytest.mark.parametrize("name", ["mipro", "gepa", "copro"])
+def test_replies_of_no_use_are_counted(name: str) -> None:
+    toy = Toy(optimizer=ToyEngine(reply=lambda *_: "I'm sorry, but I can't help with that."))
+    with pytest.warns(CompileWarning, match=r"0 of \d+ optimizer replies could be used: \d+ refused"):
+        record = toy.compile(name).compilation
+    assert any(note.startswith(f"0 of {toy.optimizer.calls} optimizer replies") for note in record.notes)
 
 
 def test_a_call_that_does_not_come_back_ends_the_run(capfd: pytest.CaptureFixture[str]) -> None:

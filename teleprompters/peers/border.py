@@ -29,7 +29,7 @@ from cuesmith.teleprompters.runtime.calls import Request
 from cuesmith.teleprompters.runtime.candidate import digest
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
 from cuesmith.teleprompters.runtime.ledger import Role, RunStopped, UnknownPrice
-from cuesmith.teleprompters.runtime.outages import is_outage
+from cuesmith.teleprompters.runtime.outages import FilteredReply, is_outage
 
 T = TypeVar("T")
 
@@ -47,11 +47,15 @@ class Border:
         name: Names the effects.
         timeout: Seconds a call may take before it stops the run; None for ever.
         on_refused: Called, from any thread, with a request that the provider refused: the foreign code sees that error.
+
+    Attributes:
+        replies: What came back from the optimizer's model, as it is journalled, and how it ended.
     """
 
     def __init__(self, gate: Gate, name: str, timeout: float | None, on_refused: Callable[[Exception], None]) -> None:
         self.gate = gate
         self.target, self.judge, self.optimizer = (_Foreign(name, role, gate, border=self) for role in _ROLES)
+        self.replies: list[tuple[object, Sequence[str]]] = []
         self.loop = asyncio.get_running_loop()
         self._timeout = timeout
         self._on_refused = on_refused
@@ -150,6 +154,10 @@ class Border:
         except UnknownPrice as error:
             self.fail(error)
             raise self.gate.stop("configuration", str(error)) from error
+        except FilteredReply:
+            if request.role == "optimizer":
+                self.replies.append((None, ["content_filter"]))
+            raise
         except LMInvalidRequestError as error:
             self._on_refused(error)
             raise
@@ -179,6 +187,11 @@ class _Foreign(Effect):
     def role_of(self, model: object) -> Role:
         """Return the role that `hosted` gave the model, for all but a metric's calls."""
         return self.role if self.role == "judge" else getattr(model, "cuesmith_role", self.role)
+
+    def hear(self, role: Role, stored: object, finish: Sequence[str]) -> None:
+        """Keep a reply of the optimizer's."""
+        if role == "optimizer":
+            self.border.replies.append((stored, finish))
 
     def around(self, model: object, request: Request) -> AbstractContextManager[object]:
         """Let the call pass the border."""

@@ -29,6 +29,7 @@ from cuesmith.teleprompters.peers.teaching import is_taught
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.effects import effects_of
+from cuesmith.teleprompters.runtime.events import Malformed
 from cuesmith.teleprompters.runtime.frames import frames_of, restore
 from cuesmith.teleprompters.runtime.gate import effect
 from cuesmith.teleprompters.runtime.ledger import Cap
@@ -41,6 +42,7 @@ from cuesmith.teleprompters.runtime.outcomes import (
     ProviderFailure,
     value,
 )
+from cuesmith.teleprompters.runtime.replies import lost_by_finish, lost_by_text
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import scored
 
@@ -119,9 +121,11 @@ class Host:
         finally:
             gate.release = release
             self._over = True
+            self._count_replies()
 
     def _at_work(self, work: Callable[[], T]) -> T:
         settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
+        settings["allow_tool_async_sync_conversion"] = True  # dspy's optimizers await no program
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
         _host.set(self)
         with quiet(), _in_order(), dspy.context(**settings, callbacks=callbacks):
@@ -276,6 +280,13 @@ class Host:
         """Return who says when each of some program runs may begin."""
         return _Turns(self._border)
 
+    def _count_replies(self) -> None:
+        """Count what came back from the optimizer's model, and what of it is of no use: gepa logs it at most."""
+        for stored, finish in self._border.replies:
+            whole = lost_by_finish(finish)
+            for lost in [whole] if whole else map(lost_by_text, _texts_of(stored)):
+                self._effects.count(Malformed(self._origin.move, f"the reply is {lost}", lost) if lost else None)
+
     def _note_refusal(self, error: Exception) -> None:
         self._run.note(
             f"dspy's optimizer counted as failed what the provider refused ({type(error).__name__}).", "refused"
@@ -376,3 +387,10 @@ def _in_order() -> Iterator[None]:
 
 def _named(inputs: Mapping[str, object]) -> str:
     return digest(to_json(dict(inputs)))
+
+
+def _texts_of(stored: object) -> list[str]:
+    """Return the texts of a reply as it is journalled; none where it cannot be kept."""
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else None
+    held = outputs if isinstance(outputs, list) else []
+    return [str((each.get("text") if isinstance(each, Mapping) else each) or "") for each in held]

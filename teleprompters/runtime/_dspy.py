@@ -74,6 +74,33 @@ def modules_of(program: dspy.Module) -> list[dspy.Module]:
     return list(found.values())
 
 
+def tools_in(held: object) -> Iterator[object]:
+    """Yield the tools among what a module holds as one attribute: `dspy.Tool`s and functions."""
+    several = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]
+    yield from (one for one in several if isinstance(one, dspy.Tool) or inspect.isroutine(one))
+
+
+def is_async(function: object) -> bool:
+    """Return whether a function, or a callable object, can only be awaited."""
+    own_call = getattr(type(function), "__call__", None)  # noqa: B004  (its kind is asked for, not its presence)
+    return inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call)
+
+
+def async_tools(program: dspy.Module) -> list[str]:
+    """Return the names of the tools inside a program that can only be awaited, unless dspy is told to do without."""
+    if dspy.settings.allow_tool_async_sync_conversion:
+        return []
+    held = [tool for module in modules_of(program) for value in vars(module).values() for tool in tools_in(value)]
+    tools = [tool for tool in held if isinstance(tool, dspy.Tool)]
+    return sorted({str(tool.name) for tool in tools if is_async(tool.func)})
+
+
+def runs_async(program: dspy.Module) -> bool:
+    """Return whether a program is to be awaited: it can only be, or its tools can only be and it can."""
+    kind = type(program)
+    return hasattr(kind, "aforward") and (not hasattr(kind, "forward") or bool(async_tools(program)))
+
+
 def language_models(program: dspy.Module) -> list[dspy.BaseLM]:
     """Return the LMs that the program's modules carry as attributes, frozen sub-modules included."""
     found = [held for module in modules_of(program) for held in vars(module).values() if isinstance(held, dspy.BaseLM)]

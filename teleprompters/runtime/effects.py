@@ -167,10 +167,10 @@ class Asker:
         except Exception as error:
             lost = lost_by_finish(current.finish[-1:]) or lost_by_error(error)
             why = f"{type(error).__name__}: {error}"
-        self.seen.asked += 1
         self._heard |= lost != "invalid request"
-        if lost is not None:
-            self._lose(Malformed(signature.__name__, self.gate.redactor(why)[:400], lost))
+        self.count(Malformed(signature.__name__, self.gate.redactor(why)[:400], lost) if lost else None)
+        if lost and self.gate.stopped_by == "configuration":
+            raise RunStopped("configuration")
         self.emit("optimizer", None, None, None)
         return None if lost else reply
 
@@ -192,12 +192,12 @@ class Asker:
         finally:
             self._heard |= bool(current.finish)
 
-    def _lose(self, draw: Malformed) -> None:
-        """Count a lost draw."""
-        self.seen.lost.append(draw)
-        self.stream.emit(draw)
-        if self.gate.stopped_by == "configuration":
-            raise RunStopped("configuration")
+    def count(self, lost: Malformed | None) -> None:
+        """Count a draw of the optimizer model that came back, and what made it useless, if anything did."""
+        self.seen.asked += 1
+        if lost is not None:
+            self.seen.lost.append(lost)
+            self.stream.emit(lost)
 
     def emit(self, role: Role, candidate_id: str | None, example: str | None, outcome: Outcome | None) -> None:
         """Say that an effect is done, if anybody listens."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from dspy.predict.react_v2 import ReActV2
 from dspy.predict.rlm import RLM
 from pydantic_core import PydanticUndefined
 
-from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
+from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors, tools_in
 
 _MARK = "The user says here what the task is."
 
@@ -147,18 +147,13 @@ def _made_anew(module: dspy.Module) -> dict[str, Frame]:
 
 def _from_tools(text: str, module: dspy.Module) -> Frame | None:
     """Return what begins with the first line of instructions that describes a tool of the module, if one does."""
-    tools = [_described(tool, inspect.isroutine(held)) for held in vars(module).values() for tool in _tools_in(held)]
+    tools = [_described(tool, inspect.isroutine(held)) for held in vars(module).values() for tool in tools_in(held)]
     start = 0
     for line in text.splitlines(keepends=True):
         if any(tool.search(line) for tool in tools):
             return Frame(after="\n" + text[start:])
         start += len(line)
     return None
-
-
-def _tools_in(held: object) -> Iterator[object]:
-    several = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else [held]
-    yield from (one for one in several if isinstance(one, dspy.Tool) or inspect.isroutine(one))
 
 
 def _described(tool: Any, alone: bool) -> re.Pattern[str]:

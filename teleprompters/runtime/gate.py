@@ -14,7 +14,7 @@ import threading
 import time
 import uuid
 from collections import Counter, defaultdict, deque
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
@@ -148,7 +148,7 @@ class Effect:
         with self.lock:
             self.used[role] = self.used.get(role, Usage()) + usage
 
-    def hear(self, role: Role, stored: object) -> None:
+    def hear(self, role: Role, stored: object, finish: Sequence[str]) -> None:
         """Keep a reply of the target's."""
         if role == "target":
             self.said.append(stored)
@@ -511,7 +511,7 @@ class Gate:
         current.add(role, Usage(**usage))
         current.finish.extend(finish)
         if admission.get() is None:
-            current.hear(role, body["outputs"])
+            current.hear(role, body["outputs"], finish)
         current.refused.pop(current, None)
         return body["outputs"]
 
@@ -590,7 +590,7 @@ class Gate:
         current.replayable &= reply.stored is not None
         current.finish.extend(reply.finish)
         if not place.depth:
-            current.hear(role, reply.stored)
+            current.hear(role, reply.stored, reply.finish)
         current.refused.pop(request.caller, None)
         self.cleaned |= thought(role, reply.stored)
         self.throttle.speed_up()

@@ -13,6 +13,8 @@ from typing import NamedTuple, TypeAlias
 
 import dspy
 
+from cuesmith.teleprompters.runtime._dspy import is_async
+
 Judgement: TypeAlias = "bool | int | float | dspy.Prediction"
 MetricFunction: TypeAlias = Callable[..., "Judgement | Awaitable[Judgement]"]
 CorpusFunction: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[dspy.Prediction | None]], float]
@@ -65,9 +67,7 @@ class Metric:
             self.arity = _arity(inner)
             self._asked: MetricFunction = function.acall if self.is_async else function
             return
-        own_call = getattr(type(function), "__call__", None)  # noqa: B004  (its kind is asked for, not its presence)
-        self.arity, self._asked = _arity(function), function
-        self.is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(own_call)
+        self.arity, self._asked, self.is_async = _arity(function), function, is_async(function)
 
     def arguments(self, example: dspy.Example, prediction: dspy.Prediction) -> tuple[object, ...]:
         """Return what the metric is called with. The trace is None: this is evaluation, not bootstrapping."""

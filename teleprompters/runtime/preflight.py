@@ -22,7 +22,7 @@ from dspy.adapters.utils import annotation_allows_none
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
-from cuesmith.teleprompters.runtime._dspy import PaidCall, named_predictors, no_calls
+from cuesmith.teleprompters.runtime._dspy import PaidCall, async_tools, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.corpus_statistics import finite
 from cuesmith.teleprompters.runtime.evidence import labels_of
@@ -112,6 +112,16 @@ def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) ->
                     raise ValueError(wrong.text)
                 notes.setdefault("inputs", Note("inputs", wrong.text))
     return tuple(notes.values())
+
+
+def check_tools(program: dspy.Module) -> tuple[Note, ...]:
+    """Say which tools fail at every call: those that can only be awaited, in a program that cannot be."""
+    tools = [] if hasattr(type(program), "aforward") else async_tools(program)
+    if not tools:
+        return ()
+    told = f"every call of the tool {tools[0]} will fail, for it is async and {_described(program)} has no aforward()"
+    mend = "give it one that awaits its modules' acall(), or dspy.configure(allow_tool_async_sync_conversion=True)"
+    return (Note("tools", f"{told}: {mend}"),)
 
 
 def _kinds(program: dspy.Module) -> dict[str, TypeAdapter[object]]:

@@ -191,6 +191,12 @@ def lost_by_content(reply: dspy.Prediction) -> Lost | None:
     return None if whole and any(value not in (None, "", []) for value in values) else "empty"
 
 
+def lost_by_text(text: str) -> Lost | None:
+    """Return "refused" where a whole reply does nothing but decline, "empty" where it says nothing."""
+    said = strip_thinking(_ANY_HEADER.sub("", text)).strip()
+    return "empty" if said.lower() in _NOTHING else "refused" if is_refusal(said) else None
+
+
 def lost_by_error(error: Exception) -> Lost:
     """Return why a draw was lost whose reply could not be read."""
     if not isinstance(error, AdapterParseError):

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
-from cuesmith.teleprompters.runtime._dspy import door
+from cuesmith.teleprompters.runtime._dspy import door, runs_async
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.corpus_statistics import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
@@ -52,7 +52,7 @@ class Bound:
     Attributes:
         program: The bound copy.
         names: Of its predictors.
-        is_async: Whether it has only an async `forward`.
+        is_async: Whether it is to be awaited.
     """
 
     program: dspy.Module
@@ -341,10 +341,7 @@ class Scorer:
             inner = candidate.bind(self.student)
             program = self._front(candidate, inner)
             # The student's predictors keep the names that its candidates know them by.
-            names, kind = Names(program, inner), type(program)
-            self._bound[candidate.id] = Bound(
-                program, names, hasattr(kind, "aforward") and not hasattr(kind, "forward")
-            )
+            self._bound[candidate.id] = Bound(program, Names(program, inner), runs_async(program))
         return self._bound[candidate.id]
 
     def _run(
