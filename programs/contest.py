@@ -497,7 +497,8 @@ def _pooled(compiled: Sequence[Scores]) -> Estimate95:
     if compiled[0].together is not None:
         return estimate95(scores.score for scores in compiled)
     over = spread([scores.values for scores in compiled], [[0.0] * len(compiled[0].values)])
-    return Estimate95(over.mean, over.low, over.high, over.compiles)
+    least = min((v for scores in compiled for v in scores.values if v is not None), default=0.0)
+    return Estimate95(over.mean, max(over.low, min(least, 0.0)), over.high, over.compiles)
 
 
 def _over(student: Scores, compiled: Sequence[Scores]) -> Spread:
