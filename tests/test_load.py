@@ -12,6 +12,7 @@ import json
 import lzma
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -505,6 +506,60 @@ def test_what_is_not_clear_is_asked(tmp_path: Path, row: dict[str, object], prob
     assert "column 'one' is given twice" in refused(write(path, [{"one": "x"}] * N), inputs="one", outputs="one")
     write(path, [row] * N)
     assert "no column 'nine'; there are: " in refused(path, inputs="nine", outputs=list(row)[-1])
+
+
+@pytest.mark.parametrize(
+    ("row", "signature"),
+    [
+        ({"Class Index": 1, "Title": "The title {}", "Description": "Of {}"}, "Title, Description -> Class_Index"),
+        ({"text": "A text, {}", "Category-Name": "c", "id": "{}"}, "text -> Category_Name"),
+        ({"title": "The title {}", "abstract": "What it says on {}", "label": "l"}, "title, abstract -> label"),
+        ({"sentence": "The soup {}", "aspect": "t", "sentiment": "s"}, "sentence, aspect -> sentiment"),
+        ({"question": "q{}", "passage_1": "p {}", "passage_2": "", "answer": "{}"}, "question, passage_1 -> answer"),
+        ({"facts": "A fact is {}", "question": "q{}", "answer": "a {}"}, "facts, question -> answer"),
+    ],
+)  # fmt: skip
+def test_columns_with_content_are_used(tmp_path: Path, row: dict[str, object], signature: str) -> None:
+    classes = ("Class Index", "Category-Name", "label", "sentiment", "aspect")
+    rows = [json.loads(json.dumps(row).replace("{}", str(k))) for k in range(N)]
+    rows = [{n: f"{v}{k % 3}" if n in classes else v for n, v in each.items()} for k, each in enumerate(rows)]
+    with warnings.catch_warnings(action="error"):
+        task = load(write(tmp_path / "data.jsonl", rows))
+    assert task.fields.split(":")[0] == signature
+    check(task)
+
+
+def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"id": k, "text": f"A text, {k}", "label": k % 2, "label_name": "ny"[k % 2], "lang": ("en", "de")[k % 3 // 2],
+         "always": "x", "votes": k, "file": f"a/{k}.txt", "class_id": k % 3, "remark": f"They say {k}", "n": k % 7,
+         "source": f"It was said in a long letter that came from {k}"}
+        for k in range(N)
+    ]  # fmt: skip
+    path = write(tmp_path / "data.jsonl", rows)
+    with pytest.warns(UserWarning) as caught:
+        load(path)
+    told = "inputs='text', outputs='label_name'; name the columns by inputs=..., outputs=... to change that"
+    assert [str(w.message) for w in caught] == [
+        f"{path}: not used: 'class_id', 'remark', 'n', 'source'; the task is {told}"
+    ]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings(action="error"):  # what has been named is meant
+        load(path, inputs="text", outputs="label_name")
+        load(path, inputs="text")
+
+
+def test_what_is_left_out_of_a_record_is_named(tmp_path: Path) -> None:
+    rows = [{"case": {"input": f"i {k}", "hint": f"h {k}"}, "answer": f"a {k}"} for k in range(N)]
+    with pytest.warns(UserWarning, match=r"not used: 'case.hint'; the task is inputs='case.input', outputs='answer'"):
+        load(write(tmp_path / "data.jsonl", rows))
+
+
+def test_a_title_and_its_text_are_no_question_and_answer(tmp_path: Path) -> None:
+    rows = [{"Title": f"The title {k}", "Description": f"A story of {k}"} for k in range(N)]
+    assert "what the answer is, is not clear; columns are: Title, Description" in refused(
+        write(tmp_path / "d.json", rows)
+    )
 
 
 def test_columns_become_the_fields_that_are_named(tmp_path: Path) -> None:

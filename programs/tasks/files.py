@@ -19,7 +19,7 @@ import dspy
 
 from cuesmith.programs.tasks import delimited, reading
 from cuesmith.programs.tasks.answers import number_in
-from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, value_at
+from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, unused, value_at
 from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
 from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
@@ -39,6 +39,8 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction, read_judgement
 
 _CHOICE_PREFIX = "\n  choice: "
 """What BIG-bench puts before each choice unless the file says otherwise."""
+_NAMED = 8
+"""Columns at most that a warning names."""
 
 
 def load(
@@ -90,6 +92,8 @@ def load(
         table = _of_bigbench(table)
     first = next(iter(table.parts.values()))
     columns = Columns(("question",), ("answer",)) if ready else choose(str(path), first, *told)
+    if not ready and inputs is None:
+        _tell_unused(str(path), columns, unused(first, columns))
     table = replace(table, parts=_complete(str(path), _labelled(table.parts, columns), columns))
     columns = replace(_with_values(columns, table.parts), names=names)
     records = [record for part in table.parts.values() for record in part]
@@ -162,6 +166,19 @@ def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
     )
     without = {id(record) for record, _ in missing}
     return {part: [row for row in rows if id(row) not in without] for part, rows in parts.items()}
+
+
+def _tell_unused(path: str, columns: Columns, left: Sequence[str]) -> None:
+    """Warn of columns that have been left out because nobody named any; naming those that are used ends it."""
+    if not left:
+        return
+    sides = {"inputs": columns.inputs, "outputs": columns.outputs}
+    used = ", ".join(f"{k}={list(v) if len(v) > 1 else v[0]!r}" for k, v in sides.items() if v)
+    named = ", ".join(map(repr, left[:_NAMED])) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
+    warnings.warn(
+        f"{path}: not used: {named}; the task is {used}; name the columns by inputs=..., outputs=... to change that",
+        stacklevel=3,
+    )
 
 
 def _tell_repeats(path: str, items: Sequence[Item]) -> None:
