@@ -388,12 +388,43 @@ def test_a_test_part_stays_test_where_only_a_validation_part_stands_beside_it(tm
     ]  # fmt: skip
 
 
-def test_a_test_part_without_answers_is_left_out(tmp_path: Path) -> None:
-    write_table(tmp_path / "train.csv", classified())
-    write_table(tmp_path / "test.csv", [{"text": f"unseen {k}"} for k in range(N)])
-    write_table(tmp_path / "dev.csv", [{"label": "good", "other": f"data {k}"} for k in range(N)])
-    task = load(tmp_path / "train.csv")
-    assert [len(task.train), len(task.validation), len(task.test)] == [10, 10, 10]
+def test_a_part_without_answers_is_left_out_and_named(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "train.csv", classified())
+    forms: list[tuple[dict[str, object], str]] = [
+        ({}, "'label', so that this part is not used; its columns are: text; rename the one that is meant, if one is"),
+        ({"class": "good"}, "'label', so that this part is not used; its columns are: text, class; rename the one"),
+        ({"label": "", "more": 1}, "'label', so that this part is not used$"),
+        ({"label": -1}, "'label', so that this part is not used$"),
+    ]
+    for more, told in forms:
+        test = write_table(tmp_path / "test.csv", [{"text": f"unseen {k}", **more} for k in range(N)])
+        with pytest.warns(UserWarning, match=f"{test}: no row of the test part has {told}") as caught:
+            task = load(path)
+        assert [len(task.train), len(task.validation), len(task.test)] == [10, 10, 10]
+        assert [each.filename for each in caught] == [__file__]
+    test.rename(tmp_path / "dev.csv")
+    write_table(tmp_path / "test.csv", [{"sentence": f"unseen {k}", "label": "good"} for k in range(N)])
+    with pytest.warns(UserWarning) as caught:
+        task = load(path)
+    assert len(task.test) == 10 and not any(e.text.startswith("unseen") for e in everything(task))
+    assert [str(each.message).partition(" has ")[0].rpartition("/")[2] for each in caught] == [
+        "dev.csv: no row of the validation part", "test.csv: no row of the test part"
+    ]  # fmt: skip
+
+
+def test_a_part_without_a_column_that_belongs_to_the_question_is_named(tmp_path: Path) -> None:
+    data = {"train": [{"context": "c", **row} for row in pairs(60)], "test": pairs(20, "t")}
+    told = r"data.json\[test\]: no row of the test part has 'context'; its columns are: question, answer"
+    with pytest.warns(UserWarning, match=told):
+        task = load(write(tmp_path / "data.json", data))
+    assert {e.question[0] for e in task.test} == {"t"}
+
+
+def test_minus_one_is_a_class_where_the_training_part_has_it(tmp_path: Path) -> None:
+    rows = [{"text": f"text {k}", "label": k % 3 - 1} for k in range(N)]
+    data = {"train": rows, "test": [{"text": f"unseen {k}", "label": -1} for k in range(N)]}
+    with warnings.catch_warnings(action="error"):
+        assert {e.label for e in load(write(tmp_path / "data.json", data)).test} == {"-1"}
 
 
 def test_shards_are_one(tmp_path: Path) -> None:

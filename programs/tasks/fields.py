@@ -296,12 +296,6 @@ def _may_be_empty(path: str, columns: Columns) -> bool:
     return usual and len(columns.inputs) > 1
 
 
-def is_labelled(record: Record, columns: Columns) -> bool:
-    """Return whether a row has any of the inputs and any of the outputs."""
-    sides = (columns.inputs, columns.outputs or columns.inputs)
-    return all(any(_label(record, path) is not None for path in side) for side in sides)
-
-
 def _gold(record: Record, path: str) -> object:
     value = _label(record, path)
     return text_at(record.where, record.values, path) if value is None else value

@@ -20,7 +20,7 @@ import dspy
 from cuesmith.programs.tasks import delimited, reading
 from cuesmith.programs.tasks.answers import number_in
 from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, unused, value_at
-from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
+from cuesmith.programs.tasks.fields import formed, lacking, text_at, texts_at
 from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
 from cuesmith.programs.tasks.task import (
@@ -143,10 +143,37 @@ def _divided(
 
 
 def _labelled(parts: Parts, columns: Columns) -> Parts:
-    """Return the parts without those of which no row has an answer, as test parts are often published."""
-    first = next(iter(parts))
-    kept = {p: rows for p, rows in parts.items() if p == first or any(is_labelled(row, columns) for row in rows)}
-    return kept if len(kept) > 1 else {WHOLE: kept[first]}
+    """Return the parts without those of which no row has an answer, as test parts are often published; warn of these.
+
+    A part may also have another name for a column that the first part has, which looks the same.
+    """
+    (name, first), *others = parts.items()
+    kept = {name: first}
+    for part, rows in others:
+        lost = [path for path in (*columns.inputs, *columns.outputs) if not _said(rows, path)]
+        lost += [path for path in columns.outputs if _said(rows, path) == {"-1"} and "-1" not in _said(first, path)]
+        used = any(not lacking(row, columns) for row in rows) and not (
+            columns.outputs and {*columns.outputs} <= {*lost}
+        )
+        if used:
+            kept[part] = rows
+        if rows and (lost or not used):
+            warnings.warn(_of_part(part, rows, lost or (*columns.inputs, *columns.outputs), used), stacklevel=3)
+    return kept if len(kept) > 1 else {WHOLE: first}
+
+
+def _said(rows: Sequence[Record], path: str) -> set[str]:
+    """Return what rows have at a path; -1 alone is what Hugging Face has in tests whose labels are kept back."""
+    return {str(v) for row in rows if (v := value_at(row.values, path)) not in (None, "", [])}
+
+
+def _of_part(part: str, rows: Sequence[Record], lost: Sequence[str], used: bool) -> str:
+    """Return what a warning says of a part without some columns."""
+    there = dict.fromkeys(str(name) for row in rows for name in row.values)
+    told = f"{rows[0].where.rpartition(': ')[0]}: no row of the {part} part has {' and '.join(map(repr, lost))}"
+    told += "" if used else ", so that this part is not used"
+    missing = [path for path in lost if path.partition(".")[0] not in there]
+    return f"{told}; its columns are: {', '.join(there)}; rename the one that is meant, if one is" if missing else told
 
 
 def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
