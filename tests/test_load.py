@@ -40,6 +40,7 @@ from cuesmith.programs.tasks import (
     TaskError,
     TokenF1,
     load,
+    load_csv,
     reading,
 )
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
@@ -177,6 +178,42 @@ def test_a_table_without_names_gets_some(tmp_path: Path) -> None:
     both = [{"a": f"x{k % 2}", "b": k % 2, "c": f"Text number {k}"} for k in range(N)]
     told = refused(write_table(tmp_path / "both.csv", both, header=False))
     assert "columns are: column_1 (x0), column_2 (0), column_3 (Text number 0); say which, as in inputs=" in told
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "fields"),
+    [
+        (("remark", "label"), ("An odd one", "label"), "remark -> label"),
+        (("text", "label"), ("text", "label"), "text -> label"),
+        (("text", "label"), ("label", "text"), "text -> label"),
+        (("remark", "team"), ("An odd one", "team"), "remark -> team"),
+        (("remark", "team"), ("remark", "team"), "remark -> team"),
+    ],
+)
+def test_a_name_may_also_stand_among_the_data(
+    tmp_path: Path, names: tuple[str, str], more: tuple[str, str], fields: str
+) -> None:
+    lines = [names, *((f"It was text {k}", ("x", "y")[k % 2]) for k in range(N)), more, ("An even one", "y")]
+    rows = [{"a": a, "b": b} for a, b in lines]
+    task = load(write_table(tmp_path / "data.csv", rows, header=False))
+    assert task.fields.split(":")[0] == fields
+    assert len(everything(task)) == N + 1 + (more != names)  # names once more are no row
+    assert load_csv(tmp_path / "data.csv", inputs=names[:1], output=names[1]).fields == fields
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("question", "Fine"), ("statement", "It was text {}")),
+        (("question", "Some short text"), ("statement", "It was text {}")),
+        (("rare", "Some very short text"), ("statement", "It was text {}")),
+        (("good", "Nice"), ("bad", "It was text {}")),
+    ],
+)
+def test_a_first_line_of_data_has_no_names(tmp_path: Path, first: tuple[str, str], second: tuple[str, str]) -> None:
+    lines = [first, *((((first, second)[k % 2])[0], second[1].format(k)) for k in range(N))]
+    task = load(write_table(tmp_path / "data.csv", [{"a": a, "b": b} for a, b in lines], header=False))
+    assert task.fields.startswith("column_2 -> column_1") and len(everything(task)) == N + 1
 
 
 def test_tabs_without_quoting(tmp_path: Path) -> None:
