@@ -108,8 +108,10 @@ def _repeats(asked: _Groups, checked: _Groups, *, used: bool) -> list[Note]:
 
 def _contradicting(torn: _Groups, of: int, outputs: Sequence[str]) -> str:
     shown = sorted(torn[min(torn)], key=repr)
-    told = {_answer(example, outputs): _short(example, outputs) for example in shown}
-    one = f"{_short(shown[0], shown[0].inputs().keys())} with {' and with '.join(list(told.values())[:2])}"
+    apart = [f for f in outputs if len({_answer(e, [f]) for e in shown}) > 1]
+    name = next((f for f in apart if isinstance(shown[0].get(f), str)), apart[0])
+    told = list({_answer(e, [name]): _short(e, [name]) for e in shown}.values())
+    one = f"{_short(shown[0], shown[0].inputs().keys())} with {told[0]} and with {told[1]}"
     return f"{len(torn)} of the {of} questions stand with contradicting outputs, as {one}; correct or leave out these."
 
 
@@ -117,10 +119,18 @@ def _outputs(*sets: _Groups) -> list[str]:
     """Return the fields that are no inputs; of several not those that number examples: in none has a value twice."""
     every = [[example for alike in each.values() for example in alike] for each in sets]
     fields: set[str] = set().union(*(example.labels().keys() for each in every for example in each))
-    if len(fields) < 2:
-        return sorted(fields)
-    counted = [f for f in fields if any(len({_answer(e, [f]) for e in each}) < len(each) for each in every)]
+    counted = [f for f in fields if len(fields) > 1 and any(_comes_again(f, each) for each in every)]
     return sorted(counted or fields)
+
+
+def _comes_again(field: str, examples: Sequence[dspy.Example]) -> bool:
+    seen: set[str] = set()
+    for example in examples:
+        answer = _answer(example, [field])
+        if answer in seen:
+            return True
+        seen.add(answer)
+    return False
 
 
 def _answer(example: dspy.Example, outputs: Sequence[str]) -> str:
@@ -129,8 +139,8 @@ def _answer(example: dspy.Example, outputs: Sequence[str]) -> str:
 
 
 def _short(example: dspy.Example, fields: Iterable[str]) -> str:
-    told = (f"{name}={' '.join(str(example[name]).split())!r:.60}" for name in sorted(fields) if name in example)
-    return ", ".join(list(told)[:3])
+    texts = [(name, " ".join(str(example.get(name)).split())) for name in sorted(fields)[:3]]
+    return ", ".join(f"{name}={text if len(text) <= 60 else f'{text[:57]}...'!r}" for name, text in texts)
 
 
 def _shuffled(examples: Sequence[dspy.Example], seed: int, ids: ExampleIds) -> list[dspy.Example]:
