@@ -68,11 +68,17 @@ def words(text: str) -> list[str]:
 # --- numbers ------------------------------------------------------------------------------------------------
 
 _DIGITS = r"(?:\d{1,3}(?:[,'\u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_EUROPEAN = (
+    r"(?:[1-9]\d{,2}(?:(?:[.\u00a0\u202f]\d{3})+,\d+|(?:\.\d{3}){2})|\d+,\d{1,2}(?=\s?(?:%|€|EUR\b))|(?<=€)\d+,\d{2})"
+    r"(?![.,]?\d)"
+)
+"""Numbers with a comma for the point, where no list and no number in the English way can be meant."""
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)\]])[-\u2212\u2013])?(?:[$€£¥₹](?P<minus>-)?)?(?<![\w.])(?<!\d/)"
-    rf"(?:(?P<whole>\d+)\s+(?=\d+/))?(?P<value>(?:{_DIGITS})(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
+    r"(?P<sign>(?<![\w)\]])[-\u2212\u2013]|(?<![\d)\]]\s)\b(?i:minus|negative)\s+)?"
+    r"(?:(?P<money>[$€£¥₹])(?P<minus>-)?)?(?<![\w.])(?<!\d/)"
+    rf"(?:(?P<whole>\d+)\s+(?=\d+/))?(?P<value>(?P<european>{_EUROPEAN})|(?:{_DIGITS})(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
     r"(?:\s?/\s?(?P<under>\d+)(?!\d|/\d|\.\d))?(?P<percent>\s?(?:%|percent\b))?"
-    r"(?:\s(?P<scale>(?i:thousand|million|billion))\b)?"
+    r"(?:(?:\s(?P<scale>(?i:thousand|million|billion|trillion))|(?P<short>(?(money)[kKmM]|[kK])|\s?bn))\b)?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
@@ -82,7 +88,8 @@ _UNITS = [
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: k for k, word in enumerate(_UNITS)} | {word: 10 * k for k, word in enumerate(_TENS, 2)}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SHORT = {"k": 10**3, "m": 10**6, "bn": 10**9}
 _SMALL = rf"(?:(?:{'|'.join(_TENS)})[-\s](?:{'|'.join(_UNITS[1:10])})|{'|'.join(_WORDS)})\b"
 _GROUP = rf"{_SMALL}(?:\s+hundred\b(?:\s+(?:and\s+)?{_SMALL})?)?"
 _SPELT = re.compile(
@@ -118,7 +125,8 @@ def number_in(text: str) -> Quantity | None:
     r"""Return the last number of a text; None if it has none.
 
     After "####" or in a `\boxed{}`, if there is one. Currency signs, separators of thousands, units and percent signs
-    are read over; fractions, exponents, signs and "million" count. Words are read where there are no digits.
+    are read over; fractions, exponents, signs, "minus", "million" and "5k" count. A comma stands for the point where
+    nothing else can be meant, as in "1.234,56". Words are read where there are no digits.
     """
     said = _focus(text)
     found = list(_NUMBER.finditer(said))
@@ -157,12 +165,15 @@ def _focus(text: str) -> str:
 
 def _number(found: re.Match[str]) -> Quantity | None:
     try:
-        value = Fraction(re.sub(r"[,'\u00a0\u202f]", "", found["value"]))
+        european = re.sub(r"[.\u00a0\u202f]", "", found["european"] or "").replace(",", ".")
+        value = Fraction(european or re.sub(r"[,'\u00a0\u202f]", "", found["value"]))
     except ValueError:  # of more digits than Python reads
         return None
     if found["under"] and int(found["under"]):
         value = int(found["whole"] or 0) + value / int(found["under"])
-    value *= _SCALES.get((found["scale"] or "").casefold(), 1)
+    value *= _SCALES.get((found["scale"] or "").casefold(), 1) * _SHORT.get(
+        (found["short"] or "").strip().casefold(), 1
+    )
     return Quantity(-value if found["sign"] or found["minus"] else value, percent=found["percent"] is not None)
 
 
