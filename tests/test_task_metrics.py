@@ -364,3 +364,49 @@ def test_a_code_is_no_number() -> None:
 @pytest.mark.parametrize("said", ["(A) or (B)", "A/B", "A, B and C", "Not A", "not (B)."])
 def test_more_than_one_option_is_none(said: str) -> None:
     assert LETTERS.picked(said) is None and LETTERS.picked("(B)") == LETTERS.picked("b.") == 1
+
+
+FRUIT = "Which?\n(A) red apple\n(B) green pear\n(C) not ripe"
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("The answer is (A) or (B).", None),
+        ("It is either A or B", None),
+        ("Neither A nor B.", None),
+        ("It's between (A) and (B)", None),
+        ("Both (A) red apple and (B) green pear", None),
+        ("Answer: A/B", None),
+        ("The answer is not (A).", None),
+        ("The answer isn't (A)", None),
+        ("Definitely not B", None),
+        ("red apple or green pear", None),
+        ("It is not a red apple", None),
+        ("(A) is wrong", None),
+        ("A or B, but B is better: (B)", 1),
+        ("(A) or (B)? I say (B).", 1),
+        ("It is not (A), it is (B)", 1),
+        ("(A) is wrong, (C) is not the answer, so (B)", 1),
+        ("The answer is B and A is wrong", 1),
+        ("The answer is (B), not (A) or (C)", 1),
+        ("I would pick (B) rather than (A)", 1),
+        ("(B), since (A) and (C) are out", 1),
+        ("I am not sure, but (B)", 1),
+        ("Either way, the answer is (B)", 1),
+        ("green pear, not red apple", 1),
+        ("It is not ripe", 2),
+        ("Not ripe, because it is green", 2),
+    ],
+)
+def test_an_option_that_is_named_is_not_always_picked(said: str, place: int | None) -> None:
+    options = options_in(FRUIT)
+    assert options is not None and options.picked(said) == place
+
+
+def test_yes_or_no_is_neither() -> None:
+    options = options_in(YES_NO)
+    assert options is not None
+    assert [options.picked(said) for said in ("Yes or no", "yes/no", "No, not yes.", "Yes and it is so")] == [
+        None, None, 1, 0
+    ]  # fmt: skip

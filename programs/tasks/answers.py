@@ -188,6 +188,9 @@ _NAMED = re.compile(r"^[ \t]*choice:[ \t]*(\S.*)$", re.MULTILINE)
 _AROUND = " \t\n\"'`*_.:"
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[).:]?")
 _UNDECIDED = re.compile(r"not\s+\(?[A-Z]\)?|\(?[A-Z]\)?(?:\s*(?:,|/|,?\s(?:or|and)\s)\s*\(?[A-Z]\)?)+", re.IGNORECASE)
+_LETTER = r"(?:\([A-Za-z]\)|(?<!\w)[A-HJ-Z](?![\w'’])\)?)"
+_NEGATED = r"(?i:\b(?:neither|nor|not|never|rather than|instead of)\b|\b\w+n['’]t) (?i:(?:be|option|answer|choice) )?"
+_REFUTED = r" (?i:(?:is|are)(?: not|n['’]t) (?:the|correct|right|true)|(?:is|are) (?:wrong|incorrect|false))\b"
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
 _LEADING = re.compile(r"([A-Za-z])[).:](?=\s|$)|([A-Za-z])\)(?=\S)|([B-HJ-Z])(?=\s*[-–—,]\s)")
 _LAST = re.compile(r"(?<!\w)([A-Z])\W*$")
@@ -219,10 +222,29 @@ class AnswerOptions:
         said = _BOXED.sub(r"\1", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer)).strip(_AROUND)
         if _UNDECIDED.fullmatch(said):
             return None
-        for letter_or_text in (self._letter_alone(said), self._text(said), self._letter_within(said)):
+        for letter_or_text in (self._letter_alone(said), self._text(said)):
             if letter_or_text is not None:
                 return letter_or_text
-        return self._only_text_within(said)
+        said = " ".join(said.split())
+        meant = self._hedges(said).sub(lambda found: found["text"] or "~", said).strip(f"~{_AROUND}")
+        within = self._letter_within(meant)
+        return within if within is not None else self._only_text_within(meant)
+
+    def _hedges(self, said: str) -> re.Pattern[str]:
+        """Return what finds options that an answer names without picking them, and the texts of options as `text`.
+
+        These are one or another, several, and what is said not to be it. A "not" that begins an option's text is none.
+        """
+        there = sorted((t for t in self.texts if t and plain(t) in plain(said)), key=len, reverse=True)
+        texts = "|".join(re.escape(" ".join(text.split())) for text in there)
+        text = rf"(?<!\w)(?i:(?:an? |the )?(?:{texts}))(?!\w)" if texts else "(?!)"
+        letter = _LETTER if self.lettered else "(?!)"
+        one = f"(?:{letter}(?:[:.]? {text})?|{text})"
+        listed = f"{one}(?: ?, ?{one}){{,9}}"  # bounded, for a model may write "A, A, A, ..." without end
+        either = f"{listed}(?:(?: ?,? (?i:or|nor) | ?/ ?){one})+"
+        both = rf"{listed}(?: ?,? (?i:and) {one})+(?! (?i:is)\b)"
+        several = f"(?:{either}|{both})"
+        return re.compile(f"(?:{several}|{one}){_REFUTED}|{several}|(?P<text>{text})|{_NEGATED}(?:{several}|{one})")
 
     def _place(self, letter: str) -> int | None:
         place = ord(letter.lower()) - ord("a")
