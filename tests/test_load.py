@@ -12,6 +12,7 @@ import json
 import lzma
 import pickle
 import sys
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -39,6 +40,7 @@ from cuesmith.programs.tasks import (
     TaskError,
     TokenF1,
     load,
+    load_csv,
     reading,
 )
 from cuesmith.teleprompters.runtime.fingerprint import fingerprint
@@ -176,6 +178,42 @@ def test_a_table_without_names_gets_some(tmp_path: Path) -> None:
     both = [{"a": f"x{k % 2}", "b": k % 2, "c": f"Text number {k}"} for k in range(N)]
     told = refused(write_table(tmp_path / "both.csv", both, header=False))
     assert "columns are: column_1 (x0), column_2 (0), column_3 (Text number 0); say which, as in inputs=" in told
+
+
+@pytest.mark.parametrize(
+    ("names", "more", "fields"),
+    [
+        (("remark", "label"), ("An odd one", "label"), "remark -> label"),
+        (("text", "label"), ("text", "label"), "text -> label"),
+        (("text", "label"), ("label", "text"), "text -> label"),
+        (("remark", "team"), ("An odd one", "team"), "remark -> team"),
+        (("remark", "team"), ("remark", "team"), "remark -> team"),
+    ],
+)
+def test_a_name_may_also_stand_among_the_data(
+    tmp_path: Path, names: tuple[str, str], more: tuple[str, str], fields: str
+) -> None:
+    lines = [names, *((f"It was text {k}", ("x", "y")[k % 2]) for k in range(N)), more, ("An even one", "y")]
+    rows = [{"a": a, "b": b} for a, b in lines]
+    task = load(write_table(tmp_path / "data.csv", rows, header=False))
+    assert task.fields.split(":")[0] == fields
+    assert len(everything(task)) == N + 1 + (more != names)  # names once more are no row
+    assert load_csv(tmp_path / "data.csv", inputs=names[:1], output=names[1]).fields == fields
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (("question", "Fine"), ("statement", "It was text {}")),
+        (("question", "Some short text"), ("statement", "It was text {}")),
+        (("rare", "Some very short text"), ("statement", "It was text {}")),
+        (("good", "Nice"), ("bad", "It was text {}")),
+    ],
+)
+def test_a_first_line_of_data_has_no_names(tmp_path: Path, first: tuple[str, str], second: tuple[str, str]) -> None:
+    lines = [first, *((((first, second)[k % 2])[0], second[1].format(k)) for k in range(N))]
+    task = load(write_table(tmp_path / "data.csv", [{"a": a, "b": b} for a, b in lines], header=False))
+    assert task.fields.startswith("column_2 -> column_1") and len(everything(task)) == N + 1
 
 
 def test_tabs_without_quoting(tmp_path: Path) -> None:
@@ -387,12 +425,43 @@ def test_a_test_part_stays_test_where_only_a_validation_part_stands_beside_it(tm
     ]  # fmt: skip
 
 
-def test_a_test_part_without_answers_is_left_out(tmp_path: Path) -> None:
-    write_table(tmp_path / "train.csv", classified())
-    write_table(tmp_path / "test.csv", [{"text": f"unseen {k}"} for k in range(N)])
-    write_table(tmp_path / "dev.csv", [{"label": "good", "other": f"data {k}"} for k in range(N)])
-    task = load(tmp_path / "train.csv")
-    assert [len(task.train), len(task.validation), len(task.test)] == [10, 10, 10]
+def test_a_part_without_answers_is_left_out_and_named(tmp_path: Path) -> None:
+    path = write_table(tmp_path / "train.csv", classified())
+    forms: list[tuple[dict[str, object], str]] = [
+        ({}, "'label', so that this part is not used; its columns are: text; rename the one that is meant, if one is"),
+        ({"class": "good"}, "'label', so that this part is not used; its columns are: text, class; rename the one"),
+        ({"label": "", "more": 1}, "'label', so that this part is not used$"),
+        ({"label": -1}, "'label', so that this part is not used$"),
+    ]
+    for more, told in forms:
+        test = write_table(tmp_path / "test.csv", [{"text": f"unseen {k}", **more} for k in range(N)])
+        with pytest.warns(UserWarning, match=f"{test}: no row of the test part has {told}") as caught:
+            task = load(path)
+        assert [len(task.train), len(task.validation), len(task.test)] == [10, 10, 10]
+        assert [each.filename for each in caught] == [__file__]
+    test.rename(tmp_path / "dev.csv")
+    write_table(tmp_path / "test.csv", [{"sentence": f"unseen {k}", "label": "good"} for k in range(N)])
+    with pytest.warns(UserWarning) as caught:
+        task = load(path)
+    assert len(task.test) == 10 and not any(e.text.startswith("unseen") for e in everything(task))
+    assert [str(each.message).partition(" has ")[0].rpartition("/")[2] for each in caught] == [
+        "dev.csv: no row of the validation part", "test.csv: no row of the test part"
+    ]  # fmt: skip
+
+
+def test_a_part_without_a_column_that_belongs_to_the_question_is_named(tmp_path: Path) -> None:
+    data = {"train": [{"context": "c", **row} for row in pairs(60)], "test": pairs(20, "t")}
+    told = r"data.json\[test\]: no row of the test part has 'context'; its columns are: question, answer"
+    with pytest.warns(UserWarning, match=told):
+        task = load(write(tmp_path / "data.json", data))
+    assert {e.question[0] for e in task.test} == {"t"}
+
+
+def test_minus_one_is_a_class_where_the_training_part_has_it(tmp_path: Path) -> None:
+    rows = [{"text": f"text {k}", "label": k % 3 - 1} for k in range(N)]
+    data = {"train": rows, "test": [{"text": f"unseen {k}", "label": -1} for k in range(N)]}
+    with warnings.catch_warnings(action="error"):
+        assert {e.label for e in load(write(tmp_path / "data.json", data)).test} == {"-1"}
 
 
 def test_shards_are_one(tmp_path: Path) -> None:
@@ -505,6 +574,60 @@ def test_what_is_not_clear_is_asked(tmp_path: Path, row: dict[str, object], prob
     assert "column 'one' is given twice" in refused(write(path, [{"one": "x"}] * N), inputs="one", outputs="one")
     write(path, [row] * N)
     assert "no column 'nine'; there are: " in refused(path, inputs="nine", outputs=list(row)[-1])
+
+
+@pytest.mark.parametrize(
+    ("row", "signature"),
+    [
+        ({"Class Index": 1, "Title": "The title {}", "Description": "Of {}"}, "Title, Description -> Class_Index"),
+        ({"text": "A text, {}", "Category-Name": "c", "id": "{}"}, "text -> Category_Name"),
+        ({"title": "The title {}", "abstract": "What it says on {}", "label": "l"}, "title, abstract -> label"),
+        ({"sentence": "The soup {}", "aspect": "t", "sentiment": "s"}, "sentence, aspect -> sentiment"),
+        ({"question": "q{}", "passage_1": "p {}", "passage_2": "", "answer": "{}"}, "question, passage_1 -> answer"),
+        ({"facts": "A fact is {}", "question": "q{}", "answer": "a {}"}, "facts, question -> answer"),
+    ],
+)  # fmt: skip
+def test_columns_with_content_are_used(tmp_path: Path, row: dict[str, object], signature: str) -> None:
+    classes = ("Class Index", "Category-Name", "label", "sentiment", "aspect")
+    rows = [json.loads(json.dumps(row).replace("{}", str(k))) for k in range(N)]
+    rows = [{n: f"{v}{k % 3}" if n in classes else v for n, v in each.items()} for k, each in enumerate(rows)]
+    with warnings.catch_warnings(action="error"):
+        task = load(write(tmp_path / "data.jsonl", rows))
+    assert task.fields.split(":")[0] == signature
+    check(task)
+
+
+def test_columns_that_are_not_used_are_named(tmp_path: Path) -> None:
+    rows = [
+        {"id": k, "text": f"A text, {k}", "label": k % 2, "label_name": "ny"[k % 2], "lang": ("en", "de")[k % 3 // 2],
+         "always": "x", "votes": k, "file": f"a/{k}.txt", "class_id": k % 3, "remark": f"They say {k}", "n": k % 7,
+         "source": f"It was said in a long letter that came from {k}"}
+        for k in range(N)
+    ]  # fmt: skip
+    path = write(tmp_path / "data.jsonl", rows)
+    with pytest.warns(UserWarning) as caught:
+        load(path)
+    told = "inputs='text', outputs='label_name'; name the columns by inputs=..., outputs=... to change that"
+    assert [str(w.message) for w in caught] == [
+        f"{path}: not used: 'class_id', 'remark', 'n', 'source'; the task is {told}"
+    ]
+    assert caught[0].filename == __file__
+    with warnings.catch_warnings(action="error"):  # what has been named is meant
+        load(path, inputs="text", outputs="label_name")
+        load(path, inputs="text")
+
+
+def test_what_is_left_out_of_a_record_is_named(tmp_path: Path) -> None:
+    rows = [{"case": {"input": f"i {k}", "hint": f"h {k}"}, "answer": f"a {k}"} for k in range(N)]
+    with pytest.warns(UserWarning, match=r"not used: 'case.hint'; the task is inputs='case.input', outputs='answer'"):
+        load(write(tmp_path / "data.jsonl", rows))
+
+
+def test_a_title_and_its_text_are_no_question_and_answer(tmp_path: Path) -> None:
+    rows = [{"Title": f"The title {k}", "Description": f"A story of {k}"} for k in range(N)]
+    assert "what the answer is, is not clear; columns are: Title, Description" in refused(
+        write(tmp_path / "d.json", rows)
+    )
 
 
 def test_columns_become_the_fields_that_are_named(tmp_path: Path) -> None:

@@ -88,6 +88,11 @@ def test_overlaps_and_duplicates_are_left_out_and_said() -> None:
     assert "20 of the 20" in same.notes[0] and len(same.train) + len(same.select) + len(same.fresh) == 20
     assert not set(_ids(same.train)) & set(_ids(same.select))
     twice = _split([1, 1, 2, 2, 3, 3])
+    copies = "3 of the 6 training examples ask what another one asks, and are not used; 3 of them are copies, outputs "
+    assert twice.notes == (f"{copies}included.",)
+    beside = _split([1, 1, 2], [7, 8])
+    told = "1 of the 3 training examples ask what another one asks; 1 of them are copies, outputs included."
+    assert beside.notes == (told,)
     assert len(twice.select) + len(twice.fresh) + len(twice.train) == 3
 
 
@@ -134,12 +139,36 @@ def test_no_two_sets_share_a_question_whatever_case_space_and_label() -> None:
     parts = [questions(part) for part in (split.train, split.select, split.fresh)]
     assert [len(part) for part in parts] == [len(split.train), len(split.select), len(split.fresh)] == [8, 7, 5]
     assert len(set.union(*parts)) == 20
-    assert split.notes == ("20 of the 40 training examples ask what another one asks, and are not used.",)
+    assert split.notes[0] == "20 of the 40 training examples ask what another one asks, and are not used."
+    assert split.notes[1].startswith("20 of the 20 questions stand with contradicting outputs, as q='")
     assert split == split_examples(twice[::-1], None, seed=0, n_select=50, n_fresh=100)
     val = [asked("IS 3 EVEN?", "no"), asked("is 30 even?", "yes"), asked("Is 30  even?", "no"), asked("31?", "no")]
     valid = split_examples(twice[:20], val, seed=0, n_select=50, n_fresh=100)
     assert len(valid.train) == 20 and questions((*valid.select, *valid.fresh)) == {"is 30 even?", "31?"}
     assert len(valid.select) == len(valid.fresh) == 1 and "2 of the 4 validation examples" in valid.notes[0]
+
+
+def test_copies_and_contradictions_are_counted_apart() -> None:
+    def asked(text: str, label: str, **more: object) -> dspy.Example:
+        return dspy.Example(q=text, a=label, **more).with_inputs("q")
+
+    once = [asked(f"q {i}", "ab"[i % 2]) for i in range(10)]
+    more = [asked("q 0", "a"), asked(" Q  0", "A"), asked("q 1", "c"), asked("q 1", "c"), asked("q 1", "d")]
+    told = (
+        "5 of the 15 training examples ask what another one asks, and are not used; 3 of them are copies, outputs "
+        "included.",
+        "1 of the 10 questions stand with contradicting outputs, as q='q 1' with a='b' and with a='c'; correct or "
+        "leave out these.",
+    )
+    for examples in ([*once, *more], [*more, *once][::-1]):
+        assert split_examples(examples, None, seed=0, n_select=50, n_fresh=100).notes == told
+    val = [asked("q 3", "z"), asked("q 4", "a"), asked("q 20", "a"), asked("q 20", "b"), asked("q 21", "a")]
+    notes = split_examples(once, val, seed=0, n_select=50, n_fresh=100).notes
+    assert notes[1].startswith("2 of the 12 questions stand with contradicting outputs, as q='q ")
+    assert "3 of the 5 validation examples are duplicates" in notes[0] and len(notes) == 2
+    numbered = [asked(f"q {i // 2}", "ab"[i // 2 % 2], row=i, why=f"for {i}") for i in range(12)]
+    notes = split_examples(numbered, None, seed=0, n_select=50, n_fresh=100).notes
+    assert len(notes) == 1 and "6 of the 12" in notes[0] and "6 of them are copies" in notes[0]
 
 
 def test_documents_with_a_common_frame_are_different_questions() -> None:

@@ -330,6 +330,27 @@ def test_a_missing_field_is_an_error_and_no_zero(metric: MetricFunction) -> None
         ("5", "5 million", False),
         ("5000000", "about $5 million", True),
         ("5", "minus five", False),
+        ("-5", "It is minus 5.", True),
+        ("-5", "negative $5", True),
+        ("5", "10 minus 5", True),
+        ("5", "5k", False),
+        ("2500", "some 2.5k", True),
+        ("5000000", "$5m", True),
+        ("5", "5m", True),
+        ("5", "5km", True),
+        ("5000000000", "€5bn", True),
+        ("5000000000000", "5 trillion", True),
+        ("5000000000000", "five trillion", True),
+        ("1234.56", "It costs 1.234,56 €.", True),
+        ("-1234567.5", "-1.234.567,5", True),
+        ("1234567", "1.234.567", True),
+        ("12.5", "12,5 %", True),
+        ("12.50", "€12,50", True),
+        ("1.234", "1.234", True),
+        ("1234", "1,234", True),
+        ("5", "1,2,3,4,5", True),
+        ("5", "between 3,5", True),
+        ("234.5", "0.234,5", False),
     ],
 )
 def test_a_number_is_no_other_number(gold: str, answer: str, right: bool) -> None:
@@ -343,3 +364,49 @@ def test_a_code_is_no_number() -> None:
 @pytest.mark.parametrize("said", ["(A) or (B)", "A/B", "A, B and C", "Not A", "not (B)."])
 def test_more_than_one_option_is_none(said: str) -> None:
     assert LETTERS.picked(said) is None and LETTERS.picked("(B)") == LETTERS.picked("b.") == 1
+
+
+FRUIT = "Which?\n(A) red apple\n(B) green pear\n(C) not ripe"
+
+
+@pytest.mark.parametrize(
+    ("said", "place"),
+    [
+        ("The answer is (A) or (B).", None),
+        ("It is either A or B", None),
+        ("Neither A nor B.", None),
+        ("It's between (A) and (B)", None),
+        ("Both (A) red apple and (B) green pear", None),
+        ("Answer: A/B", None),
+        ("The answer is not (A).", None),
+        ("The answer isn't (A)", None),
+        ("Definitely not B", None),
+        ("red apple or green pear", None),
+        ("It is not a red apple", None),
+        ("(A) is wrong", None),
+        ("A or B, but B is better: (B)", 1),
+        ("(A) or (B)? I say (B).", 1),
+        ("It is not (A), it is (B)", 1),
+        ("(A) is wrong, (C) is not the answer, so (B)", 1),
+        ("The answer is B and A is wrong", 1),
+        ("The answer is (B), not (A) or (C)", 1),
+        ("I would pick (B) rather than (A)", 1),
+        ("(B), since (A) and (C) are out", 1),
+        ("I am not sure, but (B)", 1),
+        ("Either way, the answer is (B)", 1),
+        ("green pear, not red apple", 1),
+        ("It is not ripe", 2),
+        ("Not ripe, because it is green", 2),
+    ],
+)
+def test_an_option_that_is_named_is_not_always_picked(said: str, place: int | None) -> None:
+    options = options_in(FRUIT)
+    assert options is not None and options.picked(said) == place
+
+
+def test_yes_or_no_is_neither() -> None:
+    options = options_in(YES_NO)
+    assert options is not None
+    assert [options.picked(said) for said in ("Yes or no", "yes/no", "No, not yes.", "Yes and it is so")] == [
+        None, None, 1, 0
+    ]  # fmt: skip

@@ -68,11 +68,17 @@ def words(text: str) -> list[str]:
 # --- numbers ------------------------------------------------------------------------------------------------
 
 _DIGITS = r"(?:\d{1,3}(?:[,'\u00a0\u202f]\d{3})+(?!\d)|\d+)(?:\.\d+)?|\.\d+"
+_EUROPEAN = (
+    r"(?:[1-9]\d{,2}(?:(?:[.\u00a0\u202f]\d{3})+,\d+|(?:\.\d{3}){2})|\d+,\d{1,2}(?=\s?(?:%|€|EUR\b))|(?<=€)\d+,\d{2})"
+    r"(?![.,]?\d)"
+)
+"""Numbers with a comma for the point, where no list and no number in the English way can be meant."""
 _NUMBER = re.compile(
-    rf"(?P<sign>(?<![\w)\]])[-\u2212\u2013])?(?:[$€£¥₹](?P<minus>-)?)?(?<![\w.])(?<!\d/)"
-    rf"(?:(?P<whole>\d+)\s+(?=\d+/))?(?P<value>(?:{_DIGITS})(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
+    r"(?P<sign>(?<![\w)\]])[-\u2212\u2013]|(?<![\d)\]]\s)\b(?i:minus|negative)\s+)?"
+    r"(?:(?P<money>[$€£¥₹])(?P<minus>-)?)?(?<![\w.])(?<!\d/)"
+    rf"(?:(?P<whole>\d+)\s+(?=\d+/))?(?P<value>(?P<european>{_EUROPEAN})|(?:{_DIGITS})(?:[eE][+-]?\d{{1,3}}(?!\w))?)"
     r"(?:\s?/\s?(?P<under>\d+)(?!\d|/\d|\.\d))?(?P<percent>\s?(?:%|percent\b))?"
-    r"(?:\s(?P<scale>(?i:thousand|million|billion))\b)?"
+    r"(?:(?:\s(?P<scale>(?i:thousand|million|billion|trillion))|(?P<short>(?(money)[kKmM]|[kK])|\s?bn))\b)?"
 )
 _FRACTION = re.compile(r"\\[dt]?frac\s*\{([^{}]+)\}\s*\{([^{}]+)\}")
 _BOXED = re.compile(r"\\boxed\s*\{([^{}]*)\}")
@@ -82,7 +88,8 @@ _UNITS = [
 ]  # fmt: skip
 _TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
 _WORDS = {word: k for k, word in enumerate(_UNITS)} | {word: 10 * k for k, word in enumerate(_TENS, 2)}
-_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
+_SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
+_SHORT = {"k": 10**3, "m": 10**6, "bn": 10**9}
 _SMALL = rf"(?:(?:{'|'.join(_TENS)})[-\s](?:{'|'.join(_UNITS[1:10])})|{'|'.join(_WORDS)})\b"
 _GROUP = rf"{_SMALL}(?:\s+hundred\b(?:\s+(?:and\s+)?{_SMALL})?)?"
 _SPELT = re.compile(
@@ -118,7 +125,8 @@ def number_in(text: str) -> Quantity | None:
     r"""Return the last number of a text; None if it has none.
 
     After "####" or in a `\boxed{}`, if there is one. Currency signs, separators of thousands, units and percent signs
-    are read over; fractions, exponents, signs and "million" count. Words are read where there are no digits.
+    are read over; fractions, exponents, signs, "minus", "million" and "5k" count. A comma stands for the point where
+    nothing else can be meant, as in "1.234,56". Words are read where there are no digits.
     """
     said = _focus(text)
     found = list(_NUMBER.finditer(said))
@@ -157,12 +165,15 @@ def _focus(text: str) -> str:
 
 def _number(found: re.Match[str]) -> Quantity | None:
     try:
-        value = Fraction(re.sub(r"[,'\u00a0\u202f]", "", found["value"]))
+        european = re.sub(r"[.\u00a0\u202f]", "", found["european"] or "").replace(",", ".")
+        value = Fraction(european or re.sub(r"[,'\u00a0\u202f]", "", found["value"]))
     except ValueError:  # of more digits than Python reads
         return None
     if found["under"] and int(found["under"]):
         value = int(found["whole"] or 0) + value / int(found["under"])
-    value *= _SCALES.get((found["scale"] or "").casefold(), 1)
+    value *= _SCALES.get((found["scale"] or "").casefold(), 1) * _SHORT.get(
+        (found["short"] or "").strip().casefold(), 1
+    )
     return Quantity(-value if found["sign"] or found["minus"] else value, percent=found["percent"] is not None)
 
 
@@ -177,6 +188,9 @@ _NAMED = re.compile(r"^[ \t]*choice:[ \t]*(\S.*)$", re.MULTILINE)
 _AROUND = " \t\n\"'`*_.:"
 _ALONE = re.compile(r"\(?([A-Za-z])\)?[).:]?")
 _UNDECIDED = re.compile(r"not\s+\(?[A-Z]\)?|\(?[A-Z]\)?(?:\s*(?:,|/|,?\s(?:or|and)\s)\s*\(?[A-Z]\)?)+", re.IGNORECASE)
+_LETTER = r"(?:\([A-Za-z]\)|(?<!\w)[A-HJ-Z](?![\w'’])\)?)"
+_NEGATED = r"(?i:\b(?:neither|nor|not|never|rather than|instead of)\b|\b\w+n['’]t) (?i:(?:be|option|answer|choice) )?"
+_REFUTED = r" (?i:(?:is|are)(?: not|n['’]t) (?:the|correct|right|true)|(?:is|are) (?:wrong|incorrect|false))\b"
 _BRACKETED = re.compile(r"\(([A-Za-z])\)")
 _LEADING = re.compile(r"([A-Za-z])[).:](?=\s|$)|([A-Za-z])\)(?=\S)|([B-HJ-Z])(?=\s*[-–—,]\s)")
 _LAST = re.compile(r"(?<!\w)([A-Z])\W*$")
@@ -208,10 +222,29 @@ class AnswerOptions:
         said = _BOXED.sub(r"\1", re.sub(r"\\text\s*\{([^{}]*)\}", r"\1", answer)).strip(_AROUND)
         if _UNDECIDED.fullmatch(said):
             return None
-        for letter_or_text in (self._letter_alone(said), self._text(said), self._letter_within(said)):
+        for letter_or_text in (self._letter_alone(said), self._text(said)):
             if letter_or_text is not None:
                 return letter_or_text
-        return self._only_text_within(said)
+        said = " ".join(said.split())
+        meant = self._hedges(said).sub(lambda found: found["text"] or "~", said).strip(f"~{_AROUND}")
+        within = self._letter_within(meant)
+        return within if within is not None else self._only_text_within(meant)
+
+    def _hedges(self, said: str) -> re.Pattern[str]:
+        """Return what finds options that an answer names without picking them, and the texts of options as `text`.
+
+        These are one or another, several, and what is said not to be it. A "not" that begins an option's text is none.
+        """
+        there = sorted((t for t in self.texts if t and plain(t) in plain(said)), key=len, reverse=True)
+        texts = "|".join(re.escape(" ".join(text.split())) for text in there)
+        text = rf"(?<!\w)(?i:(?:an? |the )?(?:{texts}))(?!\w)" if texts else "(?!)"
+        letter = _LETTER if self.lettered else "(?!)"
+        one = f"(?:{letter}(?:[:.]? {text})?|{text})"
+        listed = f"{one}(?: ?, ?{one}){{,9}}"  # bounded, for a model may write "A, A, A, ..." without end
+        either = f"{listed}(?:(?: ?,? (?i:or|nor) | ?/ ?){one})+"
+        both = rf"{listed}(?: ?,? (?i:and) {one})+(?! (?i:is)\b)"
+        several = f"(?:{either}|{both})"
+        return re.compile(f"(?:{several}|{one}){_REFUTED}|{several}|(?P<text>{text})|{_NEGATED}(?:{several}|{one})")
 
     def _place(self, letter: str) -> int | None:
         place = ord(letter.lower()) - ord("a")

@@ -9,6 +9,7 @@ import difflib
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TypeAlias
 
 from cuesmith.programs.tasks.answers import json_in
@@ -42,15 +43,15 @@ _INPUTS = [
     "question", "query", "problem", "prompt", "instruction", "input", "inputs", "text", "sentence", "utterance",
     "review", "comment", "tweet", "claim", "statement", "messages", "conversations", "conversation", "message",
     "dialogue", "dialog", "email", "document", "article", "passage", "context", "ctx", "premise", "content", "body",
-    "stem", "goal", "post", "paragraph", "story", "source", "title", "headline", "description", "abstract",
-    "request", "word", "items",
+    "stem", "goal", "post", "paragraph", "story", "source", "description", "abstract", "request", "word", "items",
+    "title", "headline",
 ]  # fmt: skip
 """Usual names of what is asked, likely ones first."""
 
 BESIDE = [
     "input", "inputs", "context", "passage", "paragraph", "document", "article", "story", "premise", "hypothesis",
     "background", "evidence", "table", "choices", "options", "endings", "answer_choices", "title", "headline",
-    "subject", "body", "instruction", "system", "contexts", "passages", "documents",
+    "subject", "body", "instruction", "system", "contexts", "passages", "documents", "abstract", "aspect", "facts",
 ]  # fmt: skip
 """Inputs wherever they are."""
 
@@ -73,6 +74,12 @@ _JUDGED = ("label", "labels", "is_correct", "correct", "correctness")
 """Usual names of a judgement on an answer, where there is one beside it."""
 
 _JUDGEMENTS = {"0", "1", "true", "false", "yes", "no", "correct", "incorrect"}
+_CLASS_AS = re.compile(r"(?:.+_)?([a-z]+)_(?:index|idx|id|number|num|code|name)")
+"""Names of columns with the numbers or names of classes, as "Class Index"; what numbers anything else is a note."""
+_SENTENCE = 8
+"""Words of the median value from which on a column holds texts, whatever it is called. Ours."""
+_MARK = re.compile(r"-?\d*[.,]?\d+|(?=\S*\d)\S+")
+"""Numbers, and words with a digit in them; where nearly every row has one of its own, they tell rows apart."""
 _FEW = 20
 """Different values at most of the column without a name that has the classes. Ours."""
 _OPTION_LETTERS = "ABCDEFGHIJ"
@@ -135,13 +142,29 @@ def names_told(where: str, *several: Told) -> dict[str, str]:
 
 def is_usual(name: str) -> bool:
     """Return whether a text is a usual name of a column."""
-    return plain_name(name) in {*_OUTPUTS, *_INPUTS, *BESIDE, "id", "idx"}
+    return plain_name(name) in {*_OUTPUTS, *_INPUTS, *BESIDE, "id", "idx"} or is_class(name)
+
+
+def is_class(path: str) -> bool:
+    """Return whether a column's name says that it holds classes, by their number or otherwise."""
+    return plain_name(path) in LABELS or bool(_numbered_class(plain_name(path)))
+
+
+def _numbered_class(name: str) -> str:
+    found = _CLASS_AS.fullmatch(name)
+    return found[1] if found and found[1] in LABELS else ""
 
 
 def plain_name(name: str) -> str:
     """Return the last part of a column's path in small letters: "bestAnswer" and "Best Answer" are best_answer."""
     split = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name.rpartition(".")[2])
     return re.sub(r"\W+", "_", split).strip("_").casefold()
+
+
+def base_name(path: str) -> str:
+    """Return a column's name without the number that tells it from others, as of "passage_2"; empty if it has none."""
+    numbered = _NUMBERED.fullmatch(plain_name(path))
+    return numbered[1] if numbered else ""
 
 
 def value_at(values: Mapping[str, object], path: str) -> object:
@@ -212,6 +235,11 @@ def is_wrong(path: str) -> bool:
     return _WRONG.fullmatch(plain_name(path)) is not None
 
 
+def unused(records: Sequence[Record], columns: Columns) -> list[str]:
+    """Return the columns with content that are not taken: no ids, notes, constants, or other names of a class."""
+    return _Search("", records).unused((*columns.inputs, *columns.outputs))
+
+
 class _Search:
     """The columns of data, and what their names say."""
 
@@ -241,7 +269,7 @@ class _Search:
 
     def answer(self, apart: Sequence[str], *, inside: bool = False) -> Sequence[str]:
         """Return the column, or what is inside of one, that is likeliest called an answer; none if there is no such."""
-        paths = [p for p in (self._inside(apart) if inside else self._free(apart)) if self._varies(p)]
+        paths = [p for p in (self._inside(apart) if inside else self._free(apart)) if self._may_be_answer(p)]
         found = _likeliest(paths, _OUTPUTS) or [p for p in paths if plain_name(p).startswith(("is_", "has_"))]
         if judged := [p for p in paths if plain_name(p) in ANSWERS and p in found and self._judgement(paths)]:
             return self._judgement([p for p in paths if p not in judged])
@@ -265,8 +293,8 @@ class _Search:
         beside = [*BESIDE, *(OF_A_QUESTION if plain_name(main[0]) in ("question", "query") else ())]
         options = _options_of(paths)
         judged = ANSWERS if self._judgement(apart) else ()
-        wanted = [p for p in paths if p in main or p in options or plain_name(p) in (*beside, *judged)]
-        wanted = [p for p in wanted if plain_name(p) != "evidence" or self._is_text(p)]
+        wanted = [p for p in paths if p in main or p in options or {plain_name(p), base_name(p)} & {*beside, *judged}]
+        wanted = [p for p in wanted if plain_name(p) not in ("evidence", "facts") or self._is_text(p)]
         return sorted(wanted, key=lambda p: p in options or plain_name(p) in OPTIONS)
 
     def without_names(self) -> Columns | None:
@@ -283,6 +311,36 @@ class _Search:
         texts = [name for name in many if not all(str(value).isdigit() for value in self._values(name))]
         at_an_end = few in ([first], [last]) and len(texts) + 1 == len(self._names)  # else one may explain the other
         return Columns(tuple(texts), tuple(few)) if at_an_end else None
+
+    def unused(self, taken: Sequence[str]) -> list[str]:
+        """Return the columns, or parts of records, that are not taken and say something of their own."""
+        opened = {path.partition(".")[0] for path in taken if path not in self._names}
+        paths = [p for n in self._names if n not in taken for p in (self._keys(n) if n in opened else [n])]
+        return [p for p in paths if p not in taken and self._has_content(p) and not self._is_another_name(p, taken)]
+
+    def _has_content(self, path: str) -> bool:
+        """Whether a column is none of those that number, name or date the rows, and does not say the same in all."""
+        texts = [str(value) for value in self._values(path) if _is_there(value)]
+        different = len({*texts})
+        if different < 2 or (_NOTES.fullmatch(plain_name(path)) and not self._is_numbered_class(path)):
+            return different > 1 and median(len(text.split()) for text in texts) >= _SENTENCE
+        each_its_own = different * 10 >= len(texts) * 9 and self._is_text(path)
+        return not (each_its_own and all(_MARK.fullmatch(text) for text in texts))
+
+    def _is_another_name(self, path: str, taken: Sequence[str]) -> bool:
+        """Whether a column tells what a class that is taken tells, as names of labels do beside their numbers."""
+        own = [str(value) for value in self._values(path)]
+        others = [[str(value) for value in self._values(each)] for each in taken if self._is_few(each)]
+        return any(len({*own}) == len({*other}) == len({*zip(own, other, strict=True)}) for other in others)
+
+    def _is_few(self, path: str) -> bool:
+        return len({str(value) for value in self._values(path)}) * 5 <= len(self._records)
+
+    def _is_numbered_class(self, path: str) -> bool:
+        return bool(_numbered_class(plain_name(path))) and self._is_few(path)
+
+    def _may_be_answer(self, path: str) -> bool:
+        return self._varies(path) and (self._is_few(path) or not _numbered_class(plain_name(path)))
 
     def _varies(self, path: str) -> bool:
         """Whether at least half of the rows have a value at a path, and not all the same."""
@@ -316,7 +374,8 @@ class _Search:
         return left
 
     def left(self, apart: Sequence[str]) -> list[str]:
-        return [name for name in self._free(apart) if not _NOTES.fullmatch(plain_name(name))]
+        free = self._free(apart)
+        return [n for n in free if not _NOTES.fullmatch(plain_name(n)) or self._is_numbered_class(n)]
 
     def _free(self, apart: Sequence[str]) -> list[str]:
         taken = {*apart, *(path.partition(".")[0] for path in apart)}
@@ -368,11 +427,12 @@ def _likeliest(paths: Sequence[str], usual: Sequence[str]) -> list[str]:
     ranks: dict[str, float] = {}
     for path in paths:
         name = plain_name(path)
-        numbered = _NUMBERED.fullmatch(name)
-        whole = numbered[1] if numbered else name
+        whole = base_name(path) or name
         last, n = whole.rpartition("_")[2], len(usual)
-        for rank, known in ((0.0, whole), (0.25, _one(whole)), (n, last), (n + 0.25, _one(last))):
+        by_number = 2 * n + (0 if name.endswith("_name") else n)
+        usually = ((0.0, whole), (0.25, _one(whole)), (n, last), (n + 0.25, _one(last)))
+        for rank, known in (*usually, (by_number, _numbered_class(name))):
             if known in usual and (rank < n or known not in _ONLY_WHOLE):
-                ranks.setdefault(path, rank + usual.index(known) + (0.5 if numbered else 0))
+                ranks.setdefault(path, rank + usual.index(known) + (0.5 if base_name(path) else 0))
     best = min(ranks.values(), default=None)
     return [path for path, rank in ranks.items() if rank == best]

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from statistics import median
 from typing import Literal
 
 from cuesmith.programs.tasks.task import TaskError
@@ -20,6 +22,11 @@ _NEVER = "\"'._-()[]{}<>?!/\\"
 """What no delimiter is, however regularly it comes."""
 _LONGEST_NAME = 40
 """Characters of a column's name: a longer first cell is data. Ours."""
+
+_WORDS = 3
+"""Words of a column's name at most, where one of the names also stands among the data. Ours."""
+_ENOUGH = 5
+"""Cells from which on it can be told of what kind a column is. Ours."""
 
 Line = tuple[int, list[str]]
 """The number of the line in which a row ends, and its cells."""
@@ -31,7 +38,9 @@ def table(
     """Return the names of the columns of a delimited text, and its rows, each with its place.
 
     The columns are called column_1, column_2, ... where the first line is data, too: where none of its cells is the
-    name of a column that is wanted or usual, and one is a number, is long, or comes again in its column.
+    name of a column that is wanted or usual, and one is a number, is long, or comes again in its column. Names may come
+    again, too, where they are rare among classes and one is usual, or above numbers or sentences. A line of all the
+    names once more is no row.
 
     Args:
         path: For messages.
@@ -50,7 +59,7 @@ def table(
         return [], []
     names = [name.strip() for name in lines[0][1]]
     if _has_names(lines, named):
-        del lines[0]
+        lines = [line for line in lines if line[1] != lines[0][1]]
     else:
         names = [f"column_{k}" for k, _ in enumerate(names, 1)]
     repeated = next((name for name in names if name and names.count(name) > 1), None)
@@ -108,14 +117,45 @@ def _cut(text: str, delimiter: str, quoting: Literal[0, 3] = csv.QUOTE_MINIMAL) 
 
 def _has_names(lines: Sequence[Line], named: Callable[[str], bool]) -> bool:
     cells = lines[0][1]
-    again = [any(len(line) > k and line[k] == cell != "" for _, line in lines[1:]) for k, cell in enumerate(cells)]
-    if any(named(cell) and not repeated for cell, repeated in zip(cells, again, strict=True)):
+    columns = [[line[k] for _, line in lines[1:] if len(line) > k] for k in range(len(cells))]
+    again = [cell != "" and cell in column for cell, column in zip(cells, columns, strict=True)]
+    known = [named(cell) for cell in cells]
+    if any(usual and not repeated for usual, repeated in zip(known, again, strict=True)):
         return True
-    return not any(again) and not any(_is_value(cell) for cell in cells)
+    if any(known) and all(usual or not cell.strip() for usual, cell in zip(known, cells, strict=True)):
+        return True
+    if any(_is_value(cell) for cell in cells):
+        return False
+    if not any(again):
+        return True
+    # A word of this line stands among the data, too: is it one of the classes there, or is the line of another kind?
+    pairs = list(zip(cells, columns, strict=True))
+    if any(len(cell.split()) > _WORDS or _is_class(cell, column) for cell, column in pairs):
+        return False
+    return any(known) or any(_is_of_another_kind(cell, column) for cell, column in pairs)
+
+
+def _is_class(cell: str, column: Sequence[str]) -> bool:
+    """Whether a cell comes again about as often as what recurs in its column does."""
+    counts = Counter(column)
+    usual = median(counts.values() or [0])
+    return usual >= 2 and counts[cell] * 2 >= usual
+
+
+def _is_of_another_kind(cell: str, column: Sequence[str]) -> bool:
+    """Whether a cell is one word where numbers or several words are below it."""
+    word = cell.isidentifier() and cell.casefold() not in ("na", "nan", "none", "null")
+    below = [each for each in column if each.strip() and each != cell]
+    kinds = (sum(map(_is_number, below)), sum(len(each.split()) > 2 for each in below))
+    return word and len(below) >= _ENOUGH and max(kinds) >= 0.9 * len(below)
 
 
 def _is_value(cell: str) -> bool:
-    return len(cell) > _LONGEST_NAME or cell.strip().replace(".", "", 1).replace("-", "", 1).isdigit()
+    return len(cell) > _LONGEST_NAME or _is_number(cell)
+
+
+def _is_number(cell: str) -> bool:
+    return cell.strip().replace(".", "", 1).replace("-", "", 1).isdigit()
 
 
 @contextmanager

@@ -29,10 +29,11 @@ from cuesmith.programs.tasks.answers import MARK, boxed, is_number, json_in, nor
 from cuesmith.programs.tasks.columns import (
     ANSWERS,
     BESIDE,
-    LABELS,
     OF_A_QUESTION,
     OPTIONS,
     Columns,
+    base_name,
+    is_class,
     is_wrong,
     plain_name,
     value_at,
@@ -274,7 +275,7 @@ def _label(record: Record, path: str) -> object:
     value = value_at(record.values, path)
     if isinstance(value, float) and math.isnan(value):
         return None
-    if isinstance(value, str) and (value.strip() in ("", "NaN") or (value == "-" and plain_name(path) in LABELS)):
+    if isinstance(value, str) and (value.strip() in ("", "NaN") or (value == "-" and is_class(path))):
         return None
     return value
 
@@ -291,13 +292,8 @@ def lacking(record: Record, columns: Columns) -> str:
 
 
 def _may_be_empty(path: str, columns: Columns) -> bool:
-    return plain_name(path) in (*BESIDE, *OF_A_QUESTION) and len(columns.inputs) > 1
-
-
-def is_labelled(record: Record, columns: Columns) -> bool:
-    """Return whether a row has any of the inputs and any of the outputs."""
-    sides = (columns.inputs, columns.outputs or columns.inputs)
-    return all(any(_label(record, path) is not None for path in side) for side in sides)
+    usual = plain_name(path) in (*BESIDE, *OF_A_QUESTION) or base_name(path) in BESIDE
+    return usual and len(columns.inputs) > 1
 
 
 def _gold(record: Record, path: str) -> object:
@@ -371,7 +367,7 @@ def _of_text(
     asked = ["\n".join(cells) for cells in zip(*(c.values for c in inputs.values() if c.kind is str), strict=True)]
     suits, kind = _suiting(plain_name(path), asked, accepted), str
     texts = [each[0].strip() for each in accepted]
-    by_number = suits == "number" and (plain_name(path) in LABELS or _are_classes(path, texts))
+    by_number = suits == "number" and (is_class(path) or _are_classes(path, texts))
     if by_number:
         texts = [re.sub(r"(?<=\d)\.0+$", "", text) for text in texts]
     known = classes(texts) if with_classes and (suits == "exact" or by_number) else None

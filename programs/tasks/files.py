@@ -19,8 +19,8 @@ import dspy
 
 from cuesmith.programs.tasks import delimited, reading
 from cuesmith.programs.tasks.answers import number_in
-from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, value_at
-from cuesmith.programs.tasks.fields import formed, is_labelled, lacking, text_at, texts_at
+from cuesmith.programs.tasks.columns import Columns, Told, choose, columns_told, is_usual, names_told, unused, value_at
+from cuesmith.programs.tasks.fields import formed, lacking, text_at, texts_at
 from cuesmith.programs.tasks.metrics import METRICS, JsonFields, Near
 from cuesmith.programs.tasks.reading import WHOLE, Parts, Record, Table, name_of, text_of
 from cuesmith.programs.tasks.task import (
@@ -39,6 +39,8 @@ from cuesmith.teleprompters.runtime.metric import MetricFunction, read_judgement
 
 _CHOICE_PREFIX = "\n  choice: "
 """What BIG-bench puts before each choice unless the file says otherwise."""
+_NAMED = 8
+"""Columns at most that a warning names."""
 
 
 def load(
@@ -90,6 +92,8 @@ def load(
         table = _of_bigbench(table)
     first = next(iter(table.parts.values()))
     columns = Columns(("question",), ("answer",)) if ready else choose(str(path), first, *told)
+    if not ready and inputs is None:
+        _tell_unused(str(path), columns, unused(first, columns))
     table = replace(table, parts=_complete(str(path), _labelled(table.parts, columns), columns))
     columns = replace(_with_values(columns, table.parts), names=names)
     records = [record for part in table.parts.values() for record in part]
@@ -139,10 +143,37 @@ def _divided(
 
 
 def _labelled(parts: Parts, columns: Columns) -> Parts:
-    """Return the parts without those of which no row has an answer, as test parts are often published."""
-    first = next(iter(parts))
-    kept = {p: rows for p, rows in parts.items() if p == first or any(is_labelled(row, columns) for row in rows)}
-    return kept if len(kept) > 1 else {WHOLE: kept[first]}
+    """Return the parts without those of which no row has an answer, as test parts are often published; warn of these.
+
+    A part may also have another name for a column that the first part has, which looks the same.
+    """
+    (name, first), *others = parts.items()
+    kept = {name: first}
+    for part, rows in others:
+        lost = [path for path in (*columns.inputs, *columns.outputs) if not _said(rows, path)]
+        lost += [path for path in columns.outputs if _said(rows, path) == {"-1"} and "-1" not in _said(first, path)]
+        used = any(not lacking(row, columns) for row in rows) and not (
+            columns.outputs and {*columns.outputs} <= {*lost}
+        )
+        if used:
+            kept[part] = rows
+        if rows and (lost or not used):
+            warnings.warn(_of_part(part, rows, lost or (*columns.inputs, *columns.outputs), used), stacklevel=3)
+    return kept if len(kept) > 1 else {WHOLE: first}
+
+
+def _said(rows: Sequence[Record], path: str) -> set[str]:
+    """Return what rows have at a path; -1 alone is what Hugging Face has in tests whose labels are kept back."""
+    return {str(v) for row in rows if (v := value_at(row.values, path)) not in (None, "", [])}
+
+
+def _of_part(part: str, rows: Sequence[Record], lost: Sequence[str], used: bool) -> str:
+    """Return what a warning says of a part without some columns."""
+    there = dict.fromkeys(str(name) for row in rows for name in row.values)
+    told = f"{rows[0].where.rpartition(': ')[0]}: no row of the {part} part has {' and '.join(map(repr, lost))}"
+    told += "" if used else ", so that this part is not used"
+    missing = [path for path in lost if path.partition(".")[0] not in there]
+    return f"{told}; its columns are: {', '.join(there)}; rename the one that is meant, if one is" if missing else told
 
 
 def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
@@ -162,6 +193,19 @@ def _complete(path: str, parts: Parts, columns: Columns) -> Parts:
     )
     without = {id(record) for record, _ in missing}
     return {part: [row for row in rows if id(row) not in without] for part, rows in parts.items()}
+
+
+def _tell_unused(path: str, columns: Columns, left: Sequence[str]) -> None:
+    """Warn of columns that have been left out because nobody named any; naming those that are used ends it."""
+    if not left:
+        return
+    sides = {"inputs": columns.inputs, "outputs": columns.outputs}
+    used = ", ".join(f"{k}={list(v) if len(v) > 1 else v[0]!r}" for k, v in sides.items() if v)
+    named = ", ".join(map(repr, left[:_NAMED])) + (f" and {len(left) - _NAMED} more" if len(left) > _NAMED else "")
+    warnings.warn(
+        f"{path}: not used: {named}; the task is {used}; name the columns by inputs=..., outputs=... to change that",
+        stacklevel=3,
+    )
 
 
 def _tell_repeats(path: str, items: Sequence[Item]) -> None:
