@@ -176,7 +176,7 @@ def check(
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
-    bound, judge, budget = plan.forecast, Metric(metric), budget or Budget()
+    bound, judge, budget = plan.forecast, Metric(metric), Budget.of(budget)
     notes = (
         *check_inputs(program, data=data),
         *check_corpus(judge, plan.sample, program),
