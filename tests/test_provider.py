@@ -75,7 +75,7 @@ def test_a_key_revoked_in_mid_run(
 
 def test_a_wrong_key_at_the_first_call_is_one_clear_error(tmp_path: Path) -> None:
     with Provider(revoked(0)) as provider:
-        with pytest.raises(CompileError, match="stopped by auth before anything could be scored") as caught:
+        with pytest.raises(CompileError, match="stopped by a provider that refuses the key before") as caught:
             toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=8)
         assert provider.calls <= 8
     assert KEY not in str(caught.value)

@@ -297,6 +297,8 @@ class RunLine:
 
 def line_of(folder: Path) -> RunLine:
     """Return what a list says of a run; whatever its files hold."""
+    from cuesmith.teleprompters.runtime.ledger import stopped
+
     try:
         kept = KeptCommand.of_compile(folder)
         task, compiler = kept.about.get("task", ""), "" if kept.command == "compare" else kept.about.get("compiler", "")
@@ -307,9 +309,9 @@ def line_of(folder: Path) -> RunLine:
         return RunLine(str(folder), compiler, task, None, None, _paid(folder / JOURNAL), None, state)
     try:
         data = _json(folder / RECORD)
-        stopped, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
+        by, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
         prices = [used.get("usd") for used in spent]
-        state = {None: "finished", "interrupted": "interrupted"}.get(stopped, f"stopped by {stopped}")
+        state = "finished" if by is None else stopped(by)
         facts = data.get("provenance") or {}
         return RunLine(
             str(folder), compiler or str(facts.get("compiler") or data.get("compiler")), task, _score(data),

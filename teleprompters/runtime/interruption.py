@@ -178,7 +178,7 @@ class Interruption:
         """End the compile as a signal does. Called from any thread."""
         self._signal = number
         if self.gate is not None:
-            self.gate.stop("interrupted", f"by {signal.Signals(number).name}")
+            self.gate.stop("interrupted", f"the process got {signal.Signals(number).name}")
         self._cancel()
 
 

@@ -153,6 +153,31 @@ class Spent:
         return Spent(both, self.seconds + other.seconds)
 
 
+_STOPPED = {
+    "usd": "stopped by the cap on dollars",
+    "calls": "stopped by the cap on calls",
+    "tokens": "stopped by the cap on tokens",
+    "seconds": "stopped by the cap on seconds",
+    "auth": "stopped by a provider that refuses the key",
+    "billing": "stopped by a provider that asks for credit",
+    "configuration": "stopped by a setting that cannot work",
+    "outage": "stopped by an outage of a provider",
+    "executor": "stopped by workers that cannot work",
+    "journal": "stopped by a journal that cannot be written",
+    "interrupted": "interrupted",
+    "stopped": "stopped",
+}
+
+
+def stopped(by: str) -> str:
+    """Return what has become of a run, for a sentence: "stopped by the cap on calls", "interrupted".
+
+    Args:
+        by: What stopped it, as `Compilation.stopped_by` has it.
+    """
+    return _STOPPED.get(by, f"stopped by {by}")
+
+
 class RunStopped(BaseException):
     """Unwinds a search when a cap is reached or a circuit breaks. Not an `Exception`: no program may swallow it."""
 
