@@ -10,7 +10,6 @@ import inspect
 import os
 import re
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -26,7 +25,7 @@ from cuesmith.teleprompters.runtime.checks import check_known, folder, number, w
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
-from cuesmith.teleprompters.runtime.interruption import Interruption
+from cuesmith.teleprompters.runtime.interruption import Interruption, warn
 from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, takes
@@ -316,7 +315,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         gold = (*gold, *check_corpus(metric, valset or trainset, student))
         for note in gold:
             if note.kind == "gold":
-                warnings.warn(note.text, CompileWarning, stacklevel=2)
+                warn(note.text, CompileWarning)
         few = few_fresh(n_fresh) if metric.corpus is None else None
         return (*gold, *((few,) if few else ()))
 

@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import threading
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,7 +28,7 @@ from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished
 from cuesmith.teleprompters.runtime.executors import Parcel
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.identity import Identity, identity_of
-from cuesmith.teleprompters.runtime.interruption import current
+from cuesmith.teleprompters.runtime.interruption import current, warn
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, stopped
 from cuesmith.teleprompters.runtime.metric import Metric
@@ -485,7 +484,7 @@ class Session:
         for note in notes:
             run.note(self._redactor(note.text), note.kind)
         if seen.asked and len(seen.lost) == seen.asked:
-            warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
+            warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning)
 
     def _unjudged(self) -> Iterator[Note]:
         """Yield how many candidates a metric that judges all answers together made nothing of."""
