@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import Amount, BadInput, Count, Score, be_offline, complain, metavar, model, of
-from cuesmith.programs.commands.run_folders import check_finished
+from cuesmith.programs.commands.run_folders import check_finished, no_compile
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.asking import Inquiry
@@ -146,14 +146,16 @@ def diagnose(
         threshold: A score from which on an answer counts as right.
 
     Raises:
-        RecordError: If there is no finished run in it.
+        RecordError: If there is no finished compile in it.
     """
     from cuesmith.programs.diagnosis.change import changes
     from cuesmith.programs.diagnosis.following import following
-    from cuesmith.programs.diagnosis.run_record import RunRecord
+    from cuesmith.programs.diagnosis.run_record import RecordError, RunRecord
     from cuesmith.programs.diagnosis.trajectory import trajectory
 
     record = RunRecord.read(run_dir)
+    if said := no_compile(Path(run_dir), record.compiler):
+        raise RecordError(said)
     return Diagnosis(
         record,
         trajectory(record),

@@ -127,18 +127,22 @@ def test_a_warning_points_at_the_line_that_called_compile(how: str) -> None:
 
     async def running() -> None:
         if how == "in a running loop":
-            lines.append(here()), compiled_by()
+            lines.append(here() + 1)
+            compiled_by()
         elif how == "awaited":
-            lines.append(here()), await awaited_by()
+            lines.append(here() + 1)
+            await awaited_by()
         else:
             await asyncio.create_task(awaited_by())
 
     with dspy.context(lm=model(says)), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         if how == "plain":
-            lines.append(here()), compiled_by()
+            lines.append(here() + 1)
+            compiled_by()
         else:
-            lines.append(here()), asyncio.run(running())
+            lines.append(here() + 1)
+            asyncio.run(running())
     ours = [each for each in told if issubclass(each.category, cuesmith.CompileWarning)]
     assert len(ours) > 1 and {(each.filename, each.lineno) for each in ours} == {(__file__, lines[-1])}
 

@@ -270,6 +270,22 @@ def check_finished(folder: Path) -> None:
     raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
 
 
+def no_compile(folder: Path, compiler: str) -> str:
+    """Return that a record is of a check or of a comparison's held-out scores; "" if it is a compile's.
+
+    What these made is no program, and no gain was looked for.
+
+    Args:
+        folder: Where it is.
+        compiler: What it says that made it.
+    """
+    if compiler not in ("check", HELD_OUT):
+        return ""
+    made = "comparison" if compiler == HELD_OUT else "check"
+    shown = f"; {to_call('show', folder)} prints what was found" if result_of(folder) is not None else ""
+    return f"{folder}: holds no compile, but the scores of a {made}{shown}"
+
+
 @dataclass(frozen=True)
 class RunLine:
     """A run in a list.
