@@ -32,7 +32,7 @@ from cuesmith.teleprompters.runtime.checks import folder, whole
 from cuesmith.teleprompters.runtime.compilation import Forecast, Note
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interruption, run_coroutine
-from cuesmith.teleprompters.runtime.ledger import Budget, Spent
+from cuesmith.teleprompters.runtime.ledger import Budget, Spent, stopped
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs
 from cuesmith.teleprompters.runtime.remarks import OF_A_COMPILE
@@ -98,7 +98,7 @@ class Check:
     def _ended(self) -> list[str]:
         used, bound = self.spent.total, self.forecast
         paid = "price unknown" if used.usd is None else f"${used.usd:.4f}"
-        stop = f"; stopped early by {self.stopped_by}" if self.stopped_by else ""
+        stop = f"; it was {stopped(self.stopped_by)}" if self.stopped_by else ""
         return [f"This check used {used.calls:,} calls (at most {bound.calls:,} foreseen), {paid}{stop}."]
 
     def to_markdown(self) -> str:
@@ -176,7 +176,7 @@ def check(
     """
     plan, target, optimizer = _prepared(program, metric, data, lm, optimizer_lm, sample, draws, seed)
     named = entrants(compilers)
-    bound, judge, budget = plan.forecast, Metric(metric), budget or Budget()
+    bound, judge, budget = plan.forecast, Metric(metric), Budget.of(budget)
     notes = (
         *check_inputs(program, data=data),
         *check_corpus(judge, plan.sample, program),

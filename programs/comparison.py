@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.interruption import Interrupted
-from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped
+from cuesmith.teleprompters.runtime.ledger import Budget, RunStopped, stopped
 from cuesmith.teleprompters.runtime.outcomes import Scores
 from cuesmith.teleprompters.runtime.score_program import EvaluationStopped
 from cuesmith.teleprompters.runtime.session import CompileError
@@ -346,7 +346,7 @@ def explained() -> Iterator[None]:
         yield
     except (RunStopped, EvaluationStopped) as stop:
         hint = _HINTS.get(stop.by, "")
-        raise RunFailed(f"the provider refuses the calls ({stop.by}){hint}") from None
+        raise RunFailed(f"the run was {stopped(stop.by)}{hint}") from None
     except CompileError as error:
         raise RunFailed(one_line(error)) from None
     except ValueError as error:

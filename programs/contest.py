@@ -134,7 +134,7 @@ def compare_compilers(
     for one in named.values():
         with suppress(ImportError):  # its row will say so
             compiler_of(one.compiler, metric, **one.options)
-    budget = budget or Budget()
+    budget = Budget.of(budget)
     check_prices(budget, [*chosen.values(), *([writer] if writer is not None else [])])
     compiles = [_Compile(label, model, seed) for seed in seeds for model in chosen for label in named]
     runs = len(held_out) * (len(chosen) + len(compiles)) * len(named_predictors(program))

@@ -105,6 +105,11 @@ class ContestRow:
         """Why compiles have no result, each reason once."""
         return tuple(dict.fromkeys(entry.error for entry in self.entries if entry.error))
 
+    @property
+    def p_value(self) -> float | None:
+        """Of the gain, two-sided; None unless there is one compile: with several the interval alone tells."""
+        return self.done[0].gain.p_value if len(self.done) == 1 and self.done[0].gain is not None else None
+
     @cached_property
     def calls(self) -> float | None:
         """Mean calls of a compile that is done; None if none is."""
@@ -187,8 +192,9 @@ class Contest:
         over = "compiles and examples vary (in brackets the worst and the best compile)" if several else "pair by pair"
         usd = "unknown" if self.used.usd is None else f"${self.used.usd:.4f}"
         said = [
-            f"{self.held_out} held-out examples that no compiler saw; gains over the student, {over}; 95 % intervals. "
+            f"{self.held_out} held-out examples that no compiler saw; gains over the student, {over}. "
             "The best of several rows looks better than it is.",
+            *self._methods(),
             f"In all {self.used.calls:,} calls (price {usd}), held-out scores included; each student was scored once.",
         ]
         if self.used.cache_hits:
@@ -199,6 +205,23 @@ class Contest:
         caps = [f"{name} = {cap:g}" for name, cap in vars(self.share).items() if cap is not None]
         said += [f"Each compile had the same share of the budget: {', '.join(caps)}."] if caps else []
         return said + ([f"Not done: {'; '.join(self.unfinished)}."] if self.unfinished else [])
+
+    def _methods(self) -> list[str]:
+        """Return how intervals and p-values were made; nothing where there are none."""
+        scores = [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
+        interval, test = "Newcombe's for pairs of 0 and 1, else Student's t of the differences", "a sign-flip test"
+        several = "a bootstrap over compiles and examples"
+        if any(each.together is not None for each in scores):
+            interval, test = "a bootstrap over examples", "a test that swaps answers"
+            several = "Student's t of the compiles' gains"
+        elif all(value in (0.0, 1.0, None) for each in scores for value in each.values):
+            interval, test = "Newcombe's for pairs", "McNemar's exact test"
+        told = []
+        if any(row.p_value is not None for row in self.rows):
+            told.append(f"95 % intervals of gains: {interval}; p: {test}, two-sided, of each row by itself.")
+        if any(len(row.done) > 1 for row in self.rows):
+            told.append(f"95 % intervals over several compiles: {several}; there is no p.")
+        return told
 
     @cached_property
     def _factor(self) -> float:
@@ -212,14 +235,16 @@ class Contest:
         for model, student in self.students.items():
             own = [row for row in self.rows if row.model == model]
             unit, gained = ("%", "in points") if self._factor == 100.0 else ("score", "in score")
-            head = f"| compiler | compiles | held-out {unit} | gain {gained} | calls | USD | s | prompt, characters |"
+            head = (
+                f"| compiler | compiles | held-out {unit} | gain {gained} | p | calls | USD | s | prompt, characters |"
+            )
             score = report.describe_estimate(self.student_scores[model], self._factor)
             lines += [
                 f"Model: {report.markdown(model)}",
                 "",
                 head,
-                "|---|---|---|---|---|---|---|---|",
-                f"| (student) | | {score} | | | | | {student.candidate.size:,} |",
+                "|---|---|---|---|---|---|---|---|---|",
+                f"| (student) | | {score} | | | | | | {student.candidate.size:,} |",
             ]
             lines += [_markdown_row(row, self._factor) for row in own] + [""]
         return "\n".join([*lines, *map(report.markdown, self.sentences())]) + "\n"
@@ -246,10 +271,10 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _markdown_row(row: ContestRow, factor: float) -> str:
     name, why = report.markdown(row.compiler), "; ".join(map(report.markdown, row.errors))
     if row.gain is None:
-        return f"| {name} | 0 | failed: {why} | | | | | |"
+        return f"| {name} | 0 | failed: {why} | | | | | | |"
     failed = f" ({len(row.entries) - len(row.done)} failed: {why})" if why else ""
     held = report.describe_estimate(row.score, factor)
-    cells = (held, _gain(row.gain, factor), _figure(row.calls, ",.0f"), _figure(row.usd, ".4f"),
+    cells = (held, _gain(row.gain, factor), _p(row.p_value), _figure(row.calls, ",.0f"), _figure(row.usd, ".4f"),
              _figure(row.seconds, ".0f"), _figure(row.characters, ",.0f"))  # fmt: skip
     return f"| {name} | {len(row.done)}{failed} | {' | '.join(cells)} |"
 
@@ -264,6 +289,10 @@ def _gain(gain: Spread, factor: float) -> str:
     )
     interval = "" if math.isnan(gain.low) else f" [{low}, {high}]"
     return f"{mean}{interval}" + (f" ({least} to {most})" if gain.compiles > 1 else "")
+
+
+def _p(p_value: float | None) -> str:
+    return "" if p_value is None else "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
 
 
 def _figure(value: float | None, form: str) -> str:

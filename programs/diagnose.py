@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from cuesmith.programs.arguments import Amount, BadInput, Count, Score, be_offline, complain, metavar, model, of
-from cuesmith.programs.commands.run_folders import check_finished
+from cuesmith.programs.commands.run_folders import check_finished, no_compile
 
 if TYPE_CHECKING:
     from cuesmith.programs.diagnosis.asking import Inquiry
@@ -64,6 +64,7 @@ class Account:
     def note(self) -> str:
         """The account in a sentence or two."""
         from cuesmith.programs.report import usd
+        from cuesmith.teleprompters.runtime.ledger import stopped
 
         total, done = self.spent.total, self.answered + self.unusable
         price = f", {usd(total.usd)}" if usd(total.usd) else ""
@@ -76,7 +77,7 @@ class Account:
         if self.stopped_by is None:
             return said
         rest = "what needed the others is missing or rests on less, as its n says."
-        return f"{said} Stopped by {self.stopped_by} after {done} of {self.planned} requests: {rest}"
+        return f"{said} The asking was {stopped(self.stopped_by)} after {done} of {self.planned} requests: {rest}"
 
 
 @dataclass(frozen=True)
@@ -145,14 +146,16 @@ def diagnose(
         threshold: A score from which on an answer counts as right.
 
     Raises:
-        RecordError: If there is no finished run in it.
+        RecordError: If there is no finished compile in it.
     """
     from cuesmith.programs.diagnosis.change import changes
     from cuesmith.programs.diagnosis.following import following
-    from cuesmith.programs.diagnosis.run_record import RunRecord
+    from cuesmith.programs.diagnosis.run_record import RecordError, RunRecord
     from cuesmith.programs.diagnosis.trajectory import trajectory
 
     record = RunRecord.read(run_dir)
+    if said := no_compile(Path(run_dir), record.compiler):
+        raise RecordError(said)
     return Diagnosis(
         record,
         trajectory(record),
@@ -403,10 +406,11 @@ def _about(found: Diagnosis) -> dict[str, Json]:
 def _page(found: Diagnosis) -> str:
     from cuesmith.programs.diagnosis.page import Quote, html
     from cuesmith.programs.report import prompt_diff, prompt_text
+    from cuesmith.teleprompters.runtime.ledger import stopped
 
     record = found.record
-    stopped = f" It was stopped by {record.stopped_by}." if record.stopped_by else ""
-    subtitle = f"{record.directory}: {len(record.trials)} candidates in {len(record.steps)} steps.{stopped}"
+    early = f" It was {stopped(record.stopped_by)}." if record.stopped_by else ""
+    subtitle = f"{record.directory}: {len(record.trials)} candidates in {len(record.steps)} steps.{early}"
     quotes = [Quote("The returned prompts", prompt_text(record.best))]
     if difference := prompt_diff(record.baseline, record.best):
         quotes.append(Quote("What changed from the student's prompts", difference))

@@ -35,6 +35,7 @@ from cuesmith.programs.pace import Expected, expect, measure
 from cuesmith.programs.tasks import DEFAULT_FAMILY, Sizes, Task
 from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.ledger import stopped
 from cuesmith.teleprompters.runtime.progress_bar import Progress
 
 CHANGEABLE = "(--compiler, --validation-size, --test-size and --budget-calls change these numbers)"
@@ -187,7 +188,7 @@ def _remarks(row: ComparisonRow) -> list[str]:
     if not row.gain.significant:
         remarks.append("no significant gain on the held-out examples")
     if row.compilation.stopped_by is not None:
-        remarks.append(f"stopped early by {row.compilation.stopped_by}; this is the best it had found")
+        remarks.append(f"{stopped(row.compilation.stopped_by)}; this is the best it had found")
     if row.scores.missing:
         remarks.append(f"{row.scores.missing} held-out examples have no score: {why_missing(row.scores)}")
     return [*remarks, *(f"while compiling: {note}" for note in row.compilation.notes)]

@@ -339,14 +339,15 @@ def _sections(settings: StudySettings, found: StudyReport) -> tuple[Section, ...
 
 def _notes(settings: StudySettings, found: StudyReport) -> list[str]:
     from cuesmith.programs.report import describe_calls, usd
+    from cuesmith.teleprompters.runtime.ledger import stopped
 
-    spent, stopped = found.bench.spent, found.bench.stopped_by
+    spent, by = found.bench.spent, found.bench.stopped_by
     target, optimizer = settings.lm or "the embedded model", settings.optimizer or "the simulated optimizer"
     ran = f"{', '.join(task.name for task in found.tasks)}: {target}, with {optimizer}; {found.n} {found.study.unit}."
     calls = describe_calls({role: usage.calls for role, usage in sorted(spent.by_role.items())})
     parts = (f"calls: {calls}", usd(spent.total.usd), f"{found.seconds:.0f} seconds.")
     took = "; ".join(part for part in parts if part)
-    cut = [] if stopped is None else [f"Stopped early by {stopped}: what follows is of what was done until then."]
+    cut = [] if by is None else [f"The study was {stopped(by)}: what follows is of what was done until then."]
     return [ran, took, *cut, *found.bench.notes]
 
 

@@ -10,23 +10,22 @@ import inspect
 import os
 import re
 import sys
-import warnings
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TypedDict
+from typing import Never, TypedDict
 
 import dspy
 from dspy.teleprompt import Teleprompter
 
 from cuesmith.teleprompters.runtime._dspy import has_no_price, is_free, named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate
-from cuesmith.teleprompters.runtime.checks import folder, number, whole
+from cuesmith.teleprompters.runtime.checks import check_known, folder, number, whole
 from cuesmith.teleprompters.runtime.compilation import Compiled, CompileWarning, Forecast, Note, Plan
 from cuesmith.teleprompters.runtime.events import Callback
 from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, remote_of
-from cuesmith.teleprompters.runtime.interruption import Interruption
+from cuesmith.teleprompters.runtime.interruption import Interruption, warn
 from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, check_tools, takes
@@ -78,7 +77,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
             this process: search, requests to the optimizer, caps, journal. None: programs run here, on threads.
 
     Raises:
-        TypeError: If an argument is of the wrong kind.
+        TypeError: If an argument is of the wrong kind, or there is none of that name.
         ValueError: If a number is out of range.
     """
 
@@ -98,14 +97,14 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         example_timeout: float | None = 600.0,
         hedge: float | None = None,
         executor: object = None,
+        **unknown: Never,  # what no class on the way here has taken: told with what there is
     ) -> None:
+        check_known(type(self).__name__, unknown, self.options())
         super().__init__()
         self.metric = metric
         Metric(metric)
         self.optimizer_lm = optimizer_model(optimizer_lm)
-        if not (budget is None or isinstance(budget, Budget)):
-            raise TypeError(f"budget={budget!r} must be a cuesmith.Budget, e.g. Budget(usd=2), or None")
-        self.budget = budget or Budget()
+        self.budget = Budget.of(budget)
         self.seed = whole("seed", seed, least=0)
         self.max_in_flight = whole("max_in_flight", max_in_flight, least=1)
         # Not `self.callbacks`: dspy takes an attribute of that name for a list of its own callback objects.
@@ -316,7 +315,7 @@ class Compiler(Teleprompter):  # type: ignore[misc]
         gold = (*gold, *check_corpus(metric, valset or trainset, student), *check_tools(student))
         for note in gold:
             if note.kind in ("gold", "tools"):
-                warnings.warn(note.text, CompileWarning, stacklevel=2)
+                warn(note.text, CompileWarning)
         few = few_fresh(n_fresh) if metric.corpus is None else None
         return (*gold, *((few,) if few else ()))
 

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING
 
+from cuesmith.teleprompters.runtime.checks import check_known
+
 if TYPE_CHECKING:
     import dspy
 
@@ -50,15 +52,6 @@ ALIASES: dict[str, str] = {
     "bootstrap-few-shot-with-random-search": "bootstrap",
 }
 """What some also call a compiler, such as dspy's own class names -> its name."""
-
-HERE = {
-    "reflection_lm": "'optimizer_lm'",
-    "prompt_model": "'optimizer_lm'",
-    "task_model": "the program's own model (dspy.configure, or its set_lm)",
-    "num_threads": "'max_in_flight'",
-    "log_dir": "'run_dir', an argument of compile",
-}
-"""Options of dspy's own optimizers -> what they are called here."""
 
 
 def compiler_place(name: str) -> tuple[str, str]:
@@ -146,12 +139,7 @@ def compiler_of(name: str, metric: MetricFunction, **options: object) -> Compile
     """
     kinds = compiler_classes(name)
     known = {option for kind in kinds for option in kind.options()}
-    unknown = sorted(set(options) - known)
-    if unknown:
-        titles = " >> ".join(kind.__name__ for kind in kinds)
-        near = HERE.get(unknown[0]) or next(map(repr, difflib.get_close_matches(unknown[0], known, n=1)), "")
-        meant = f"did you mean {near}? It takes" if near else "it takes"
-        raise TypeError(f"{titles} has no option {', '.join(unknown)}: {meant} {', '.join(sorted(known))}")
+    check_known(" >> ".join(kind.__name__ for kind in kinds), options, known)
     each = ({key: value for key, value in options.items() if key in kind.options()} for kind in kinds)
     made = [kind(metric=metric, **own) for kind, own in zip(kinds, each, strict=True)]  # type: ignore[arg-type]
     return functools.reduce(operator.rshift, made)

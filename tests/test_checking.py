@@ -312,7 +312,7 @@ def test_a_compiler_that_cannot_take_the_program_says_why(monkeypatch: pytest.Mo
 
 def test_a_refused_key_ends_it() -> None:
     with Provider(intercept=lambda nth, body: (401, {}, {"error": {"message": f"bad key {KEY}"}})) as provider:
-        with pytest.raises(CompileError, match="auth") as caught:
+        with pytest.raises(CompileError, match="refuses the key") as caught:
             checked(half, lm=provider.lm())
         assert KEY not in str(caught.value)
 

@@ -69,6 +69,8 @@ def test_a_check_is_shown_as_what_it_is(here: Path, capsys: pytest.CaptureFixtur
     assert json.loads(called(capsys, "show", "checked", "--json")[1])["verdict"] in out.replace("\\", "")
     status, _, err = called(capsys, "report", "checked")
     assert status == 2 and "is no compile; cuesmith show checked prints what was found" in err
+    status, out, err = called(capsys, "diagnose", "checked")
+    assert (status, out) == (2, "") and "of a check; cuesmith show checked prints what was found" in err
     (here / "checked" / "result.json").write_text("[]")
     assert called(capsys, "show", "checked")[0] == 2
     (here / "checked" / "result.json").unlink()

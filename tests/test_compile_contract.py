@@ -17,6 +17,7 @@ from e2e_support import OnlyAsync, Saying, ToyEngine, ToySearch, exact, toy_comp
 from pydantic import BaseModel
 
 import cuesmith
+from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.candidate import Candidate, Demo, Origin
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure, Scores
 from cuesmith.teleprompters.runtime.run import Run
@@ -392,6 +393,14 @@ WRONG: list[tuple[type[Exception], str, Callable[[], object]]] = [
     (ValueError, "Budget", lambda: cuesmith.Budget(calls=0)),
     (ValueError, "Budget", lambda: cuesmith.Budget(usd=math.nan)),
     (ValueError, "Budget", lambda: cuesmith.Budget(tokens=1.5)),  # type: ignore[arg-type]
+    (TypeError, r"Budget\(60\) does not say what it caps: .* calls=", lambda: cuesmith.Budget(60)),  # type: ignore[arg-type]
+    (TypeError, "Budget has no option call: did you mean 'calls'", lambda: cuesmith.Budget(call=60)),  # type: ignore[arg-type]
+    (TypeError, "budget=5 must be a cuesmith.Budget", lambda: cuesmith.check(
+        dspy.Predict(Q), metric=exact, data=words(30), budget=5)),  # type: ignore[arg-type]
+    (TypeError, "budget=6 must be a cuesmith.Budget", lambda: cuesmith.compare_compilers(
+        dspy.Predict(Q), ["apo"], metric=exact, trainset=words(30), testset=words(40)[30:], budget=6)),  # type: ignore[arg-type]
+    (TypeError, "APO has no option num_threads: did you mean 'max_in_flight'", lambda: cuesmith.APO(
+        exact, num_threads=3)),  # type: ignore[call-arg]
     (TypeError, "unexpected", lambda: ToySearch(exact).compile(dspy.Predict(Q), trainset=words(3), num_trials=3)),  # type: ignore[call-arg]
     (TypeError, "no option num_trials", lambda: cuesmith.compile(dspy.Predict(Q), "iterative-ape", metric=exact,
                                                                  trainset=words(3), num_trials=3)),
@@ -415,6 +424,13 @@ def test_bad_input_is_one_clear_error_before_any_call(
         wrong()
     assert engine.calls == 0
     assert "no running event loop" not in repr(told.value.__context__)
+
+
+@pytest.mark.parametrize("name", COMPILERS)
+def test_every_class_says_what_an_unknown_option_may_have_been(name: str) -> None:
+    kind = cuesmith.compiler_class(name)
+    with pytest.raises(TypeError, match=f"^{kind.__name__} has no option optimizer_lmm: did you mean 'optimizer_lm'"):
+        kind(exact, optimizer_lmm=None)  # type: ignore[arg-type]
 
 
 def test_no_language_model_is_one_clear_error() -> None:

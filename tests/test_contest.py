@@ -78,7 +78,10 @@ def test_the_table_has_paired_gains_over_the_student_and_what_it_cost() -> None:
         assert entry.gain == gain and row.gain is not None
         assert (row.gain.mean, row.gain.low, row.gain.high) == (gain.difference, gain.low, gain.high)
         assert row.score == estimate95(entry.scores.values) and f"{gain.difference * 100:+.1f}" in found.to_markdown()
+        shown = "<0.001" if gain.p_value < 0.001 else f"{gain.p_value:.3f}"
+        assert row.p_value == gain.p_value and f"{gain.high * 100:+.1f}] | {shown} | " in found.to_markdown()
         assert entry.used == entry.compilation.spent.total
+    assert any("Newcombe's for pairs; p: McNemar's exact test" in sentence for sentence in found.sentences())
     means = [row.score.mean for row in found.rows]
     assert means == sorted(means, reverse=True) and found.best == found.rows[0].entries[0]
 
@@ -87,6 +90,7 @@ def test_another_scale_stands_in_the_table_as_it_is() -> None:
     hundred = lambda example, prediction, trace=None: 50.0 + 50.0 * exact(example, prediction)  # noqa: E731
     found = contest(ToyEngine(), metric=hundred)
     assert found.best is not None and found.best.scores is not None
+    assert "else Student's t of the differences; p: a sign-flip test" in found.to_markdown().replace("\\", "")
     assert f"| {found.best.scores.mean:.1f} [" in found.to_markdown() and "held-out %" not in found.to_markdown()
 
 
@@ -96,7 +100,10 @@ def test_several_seeds_take_the_compile_as_the_unit() -> None:
     assert [entry.seed for entry in row.done] == [0, 1, 2]
     scores = [entry.scores.values for entry in row.done if entry.scores]
     assert row.gain == spread(scores, [found.students[row.model].values]) and row.gain.compiles == 3
-    assert "compiles and examples vary" in found.to_markdown()
+    assert "compiles and examples vary" in found.to_markdown() and row.p_value is None
+    assert [said for said in found.sentences() if "95 %" in said] == [
+        "95 % intervals over several compiles: a bootstrap over compiles and examples; there is no p."
+    ]
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["rows"][0]["compiles"] == 3 and len(told["rows"][0]["entries"]) == 3
 
@@ -244,6 +251,7 @@ def test_showing_a_table_works_nothing_out_again() -> None:
     found = contest(ToyEngine(), {"toy": {"steps": 1}}, metric=Counted("answer"))
     shown, before = (found.to_markdown(), found.to_json()), Counted.judged
     assert (found.to_markdown(), found.to_json()) == shown and Counted.judged == before > 0
+    assert "a bootstrap over examples; p: a test that swaps answers" in found.to_markdown()
 
 
 def test_ctrl_c_keeps_what_is_done(tmp_path: Path) -> None:
@@ -274,10 +282,10 @@ def test_models_have_tables_of_their_own_and_one_that_refuses_stops_no_other() -
         found = contest(good, lms=lms)
         assert [row.model for row in found.rows] == ["good", "bad", "other"]
         bad = found.rows[1]
-        assert bad.gain is None and "auth" in bad.errors[0]
+        assert bad.gain is None and "refuses the key" in bad.errors[0]
         for text in (found.to_markdown(), json.dumps(found.to_json(), allow_nan=False)):
             assert KEY not in text
-        with pytest.raises(CompileError, match="auth"):
+        with pytest.raises(CompileError, match="refuses the key"):
             contest(good, lms=provider.lm())
 
 

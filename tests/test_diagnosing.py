@@ -254,7 +254,7 @@ def test_a_providers_failure_is_raised_without_the_key() -> None:
     with Provider(refusing) as provider:
         inquiry = Inquiry(provider.lm(), max_in_flight=4)
         for judge in (lambda: RuleJudge(inquiry)("r", "t"), lambda: ConditionJudge(inquiry)("f", {"a": "1"})):
-            with pytest.raises(JudgeFailed, match="stopped by auth") as caught:
+            with pytest.raises(JudgeFailed, match="stopped by a provider that refuses the key") as caught:
                 judge()
             assert KEY not in str(caught.value) and "\n" not in str(caught.value)
         assert provider.calls <= 4
@@ -391,7 +391,7 @@ def test_a_cap_leaves_a_report_that_says_so(abo: Path, cap: int, capsys: pytest.
     live_found, account = found["results"]["live"], found["results"]["account"]
     assert account["spent"]["by_role"]["optimizer"]["calls"] == account["answered"] == cap
     assert account["stopped_by"] == "calls"
-    assert f"Stopped by calls after {cap} of {account['planned']} requests" in found["run"]["notes"][-1]
+    assert f"stopped by the cap on calls after {cap} of {account['planned']} requests" in found["run"]["notes"][-1]
     summaries = {section["title"]: section["summary"] for section in found["sections"]}
     if cap == 3:
         assert live_found["repetition"] is None and live_found["validity"] is None
@@ -476,7 +476,7 @@ def test_a_key_revoked_on_the_way_leaves_what_was_found(
     found = json.loads(captured.out)
     assert found["results"]["live"]["repetition"]["across"]["n"] == 20 and found["results"]["judged"] == []
     assert found["results"]["account"]["stopped_by"] == "auth" and found["results"]["account"]["answered"] == 90
-    assert "stopped by auth" in captured.err and KEY not in captured.out + captured.err
+    assert "stopped by a provider that refuses the key" in captured.err and KEY not in captured.out + captured.err
 
 
 @pytest.mark.parametrize("wrong", [refusing, lambda nth, body: completion("I would rather talk of something else.")])

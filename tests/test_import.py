@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import ast
+import dataclasses
+import inspect
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -69,6 +74,24 @@ for name in {[name for name in cuesmith.__all__ if name != "__version__"]!r}:
         print(name)
 """
     assert run(code) == ""
+
+
+def test_what_public_functions_return_is_public() -> None:
+    """And so are the types of what these hold, as far as a user would write them down."""
+    functions = {name for name in cuesmith.__all__ if name.islower() and name not in ("__version__", "export")}
+    held = {"Compilation", "Check", "Contest", "ContestRow", "ContestEntry"} & set(cuesmith.__all__)
+    written = [inspect.signature(getattr(cuesmith, name)).return_annotation for name in sorted(functions)]
+    written += [field.type for name in sorted(held) for field in dataclasses.fields(getattr(cuesmith, name))]
+    named = {name for each in written for name in re.findall("[A-Z][a-zA-Z0-9]+", each)}
+    elsewhere = {"Any", "Mapping", "None", "Path", "CheckFigures", "CompileCost", "Finding", "Module", "Standing"}
+    assert len(held) == 5 and named - elsewhere - set(cuesmith.__all__) == set()
+
+
+def test_type_checkers_see_what_loads() -> None:
+    tree = ast.parse(Path(cuesmith.__file__).read_text())
+    block = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {alias.name: node.module for node in block.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert seen == cuesmith._HOMES and {*seen, "__version__"} == {*cuesmith.__all__}
 
 
 def test_an_unknown_name_is_an_attribute_error() -> None:

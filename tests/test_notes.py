@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
+import functools
+import inspect
 import json
 import pickle
 import re
@@ -106,6 +109,42 @@ def test_it_is_warned_of_too_and_only_then() -> None:
         IterativeAPE(exact, optimizer_lm=model(writes("BETTER")), steps=0, initial=2).compile(
             dspy.Predict("question -> answer"), trainset=TRAIN
         )
+
+
+def here() -> int:
+    frame = inspect.currentframe()
+    assert frame is not None and frame.f_back is not None
+    return frame.f_back.f_lineno
+
+
+@pytest.mark.parametrize("how", ["plain", "in a running loop", "awaited", "as a task"])
+def test_a_warning_points_at_the_line_that_called_compile(how: str) -> None:
+    """Also where the compile runs on a thread or a task of its own; the metric's warning and the optimizer's alike."""
+    made = IterativeAPE(lambda example, prediction: 0.0, optimizer_lm=model(refuses), steps=0, initial=2)
+    compiled_by = functools.partial(made.compile, dspy.Predict("question -> answer"), trainset=TRAIN)
+    awaited_by = functools.partial(made.acompile, dspy.Predict("question -> answer"), trainset=TRAIN)
+    lines: list[int] = []
+
+    async def running() -> None:
+        if how == "in a running loop":
+            lines.append(here() + 1)
+            compiled_by()
+        elif how == "awaited":
+            lines.append(here() + 1)
+            await awaited_by()
+        else:
+            await asyncio.create_task(awaited_by())
+
+    with dspy.context(lm=model(says)), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        if how == "plain":
+            lines.append(here() + 1)
+            compiled_by()
+        else:
+            lines.append(here() + 1)
+            asyncio.run(running())
+    ours = [each for each in told if issubclass(each.category, cuesmith.CompileWarning)]
+    assert len(ours) > 1 and {(each.filename, each.lineno) for each in ours} == {(__file__, lines[-1])}
 
 
 def test_some_replies_that_cannot_be_used_are_counted_and_leave_the_verdict() -> None:

@@ -208,6 +208,9 @@ def test_what_else_a_metric_gives_reaches_gepa_and_simba() -> None:
     )
     found = compiled.compilation.extras["detailed_results"]
     assert isinstance(found.best_candidate, dspy.Predict) and set(found.objective_pareto_front) == {"right", "short"}
+    assert not hasattr(compiled, "detailed_results"), "as docs/from-dspy.md says"
+    trials = {trial.candidate.id: trial for trial in compiled.compilation.candidates}
+    assert {parent for one in trials.values() for parent in one.candidate.origin.parents} <= {*trials}
     assert found.best_outputs_valset and len(found.val_aggregate_scores) == len(found.candidates) > 1
     assert "expected answer" in toy.told
     toy, numbers = Reflecting(), itertools.count()

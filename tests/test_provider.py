@@ -75,7 +75,7 @@ def test_a_key_revoked_in_mid_run(
 
 def test_a_wrong_key_at_the_first_call_is_one_clear_error(tmp_path: Path) -> None:
     with Provider(revoked(0)) as provider:
-        with pytest.raises(CompileError, match="stopped by auth before anything could be scored") as caught:
+        with pytest.raises(CompileError, match="stopped by a provider that refuses the key before") as caught:
             toy_compile(provider.lm(), run_dir=tmp_path, max_in_flight=8)
         assert provider.calls <= 8
     assert KEY not in str(caught.value)
@@ -218,3 +218,19 @@ def test_a_compile_with_a_hanging_example_ends() -> None:
     assert compilation.stopped_by is None
     unscored = {i for t in compilation.candidates for i, v in enumerate(t.scores) if v is None}
     assert len(unscored) == 1 or (compilation.gain is not None and compilation.gain.n == 9)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "said"),
+    [
+        ("gpt-4o-mini-typo", {"engine": "litellm"}, "LLM Provider NOT provided"),
+        ("openai/any", {"api_base": "localhost:9"}, "URL missing scheme"),
+    ],
+)
+def test_a_model_that_cannot_be_called_stops_the_run_at_the_first_call(
+    name: str, options: dict[str, str], said: str
+) -> None:
+    lm = dspy.LM(name, api_key=KEY, cache=False, num_retries=0, **options)
+    with pytest.raises(CompileError, match=f"stopped by a setting that cannot work before.*{said}") as caught:
+        toy_compile(lm, max_in_flight=1)
+    assert caught.value.stopped_by == "configuration" and caught.value.spent.total.calls == 1

@@ -117,7 +117,7 @@ def test_the_result_as_text(result: Result) -> None:
 
 def test_a_wrong_key_is_one_clear_line() -> None:
     lm = target(refusing)
-    with pytest.raises(RunFailed, match="auth") as caught:
+    with pytest.raises(RunFailed, match="refuses the key") as caught:
         run(SETTINGS, read_task(SETTINGS), lm, SimulatedOptimizer())
     assert "\n" not in str(caught.value)
 
@@ -398,7 +398,7 @@ def test_progress_shows_a_failing_provider_and_hides_it_again() -> None:
         assert "again" not in progress.status() and progress.status().startswith("1 candidates · best -")
         progress(Stopped("usd", "the cap \x1b[2J [red]of[/red]"))
     assert isinstance(console.file, io.StringIO)
-    assert "stopped by usd: the cap \\x1b[2J [red]of[/red]" in console.file.getvalue()
+    assert "stopped by the cap on dollars: the cap \\x1b[2J [red]of[/red]" in console.file.getvalue()
 
 
 @pytest.fixture(autouse=True)

@@ -240,8 +240,8 @@ def test_a_compile_that_scored_nothing_leaves_no_report(tmp_path: Path) -> None:
 def test_a_stopped_run_says_by_what(tmp_path: Path) -> None:
     c = toy_compile(toy_lm(ToyEngine()), run_dir=tmp_path, budget=Budget(calls=60)).compilation
     page = require_inert(c.to_html()).said["body"]
-    assert c.stopped_by == "calls" and "The search was stopped by calls" in page
-    assert "stopped by calls" in c.to_markdown()
+    assert c.stopped_by == "calls" and "The search was stopped by the cap on calls" in page
+    assert "stopped by the cap on calls" in c.to_markdown()
 
 
 def test_a_student_that_is_returned_is_called_so() -> None:

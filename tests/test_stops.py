@@ -25,10 +25,10 @@ from cuesmith.teleprompters.runtime import gate as gates
 from cuesmith.teleprompters.runtime import watch
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import RunFinished
-from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.ledger import Budget, stopped
 from cuesmith.teleprompters.runtime.outcomes import ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.score_program import EvaluationStopped, score_program
-from cuesmith.teleprompters.runtime.session import CompileError
+from cuesmith.teleprompters.runtime.session import CAPS, CompileError
 from cuesmith.testing.fakes import completion
 
 LITTLE: dict[str, Any] = {"n_val": 24, "width": 2}
@@ -82,7 +82,11 @@ def test_silence_far_longer_than_any_answer_took_is_an_outage(monkeypatch: pytes
 
 
 @pytest.mark.parametrize(
-    ("how", "by"), [("silent", "outage: .* none was answered for"), ("refused", "auth: .*revoked")]
+    ("how", "by"),
+    [
+        ("silent", "stopped by an outage.*: .* none was answered for"),
+        ("refused", "stopped by a provider that refuses the key: .*revoked"),
+    ],
 )
 def test_an_evaluation_ends_as_a_compile_does_and_says_why(how: str, by: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(watch, "PATIENCE", 0.5)
@@ -93,7 +97,7 @@ def test_an_evaluation_ends_as_a_compile_does_and_says_why(how: str, by: str, mo
 
     with Provider(hanging if how == "silent" else refused) as provider:
         began = time.monotonic()
-        with pytest.raises(EvaluationStopped, match=f"stopped by {by}"):
+        with pytest.raises(EvaluationStopped, match=by):
             cuesmith.evaluate(dspy.Predict("question -> answer"), words(20), exact, lm=provider.lm(), max_in_flight=4)
         hanging.go.set()
     assert time.monotonic() - began < 45
@@ -117,7 +121,7 @@ def test_nothing_is_sent_after_an_error() -> None:
         return 503, {}, {"error": {"message": "busy", "type": "server_error", "code": "busy"}}
 
     with Provider(busy) as provider:
-        with pytest.raises(CompileError, match="stopped by outage before anything could be scored") as caught:
+        with pytest.raises(CompileError, match="stopped by an outage of a provider before") as caught:
             toy_compile(provider.lm(), max_in_flight=4, example_timeout=0.4)
         sent = provider.calls
         assert caught.value.stopped_by == "outage" and caught.value.spent.total.calls == sent
@@ -338,7 +342,7 @@ def test_an_awaited_metric_that_hangs_is_given_up() -> None:
     began = time.monotonic()
     with pytest.raises(CompileError, match=r"did not end within 0\.3 s, with no call of a model on its way"):
         toy_compile(toy_lm(ToyEngine()), metric=hangs, example_timeout=0.3, max_in_flight=4)
-    with pytest.raises(CompileError, match="stopped by seconds") as caught:
+    with pytest.raises(CompileError, match="stopped by the cap on seconds") as caught:
         toy_compile(toy_lm(ToyEngine()), metric=hangs, budget=Budget(seconds=1))
     assert caught.value.stopped_by == "seconds" and time.monotonic() - began < 30
 
@@ -471,3 +475,17 @@ def test_a_cancelled_task_is_cancelled() -> None:
     sent = engine.calls
     time.sleep(0.3)
     assert 0 < engine.calls == sent
+
+
+def test_every_reason_to_stop_reads_as_a_sentence() -> None:
+    """What is written for a person has no bare word of the code: every literal that stops a run has its words."""
+    package = Path(cuesmith.__file__).parent
+    code = "\n".join(path.read_text() for path in (package / "teleprompters").resolve().rglob("*.py"))
+    reasons = {*re.findall(r'\.stop\("(\w+)"', code), *re.findall(r'LM\w+Error, "(\w+)"\)', code), *CAPS}
+    assert {"interrupted", "configuration", "outage", "auth", "journal", "executor"} <= reasons
+    assert {by for by in reasons if stopped(by) == f"stopped by {by}"} == set()
+
+
+def test_a_cap_is_told_once_and_in_words() -> None:
+    notes = toy_compile(toy_lm(ToyEngine()), budget=Budget(calls=60)).compilation.notes
+    assert [str(note) for note in notes if note.kind == "stopped"] == ["The search was stopped by the cap on calls."]

@@ -155,7 +155,7 @@ def revoked(after: int) -> Callable[[int, Mapping[str, object]], Answer | None]:
 
 
 def test_a_refused_key_is_an_error_at_once_and_a_stop_later_on() -> None:
-    with Provider(revoked(0)) as provider, pytest.raises(CompileError, match="stopped by auth") as caught:
+    with Provider(revoked(0)) as provider, pytest.raises(CompileError, match="that refuses the key") as caught:
         bench(provider.lm()).conduct("vary", TASK, Vary3())
     assert KEY not in str(caught.value)
     with Provider(revoked(16)) as provider:

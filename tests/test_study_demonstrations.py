@@ -21,7 +21,7 @@ from cuesmith.programs.diagnosis.inference import holm, two_way_interval, two_wa
 from cuesmith.programs.studies.bench import Bench, Findings
 from cuesmith.programs.studies.demonstrations import EFFECTS, STUDY, Demonstrations, Factorial, analyse, sections
 from cuesmith.programs.tasks import Sizes, Task, generate
-from cuesmith.teleprompters.runtime.ledger import Budget
+from cuesmith.teleprompters.runtime.ledger import Budget, stopped
 
 Floats = NDArray[np.float64]
 
@@ -251,7 +251,7 @@ def test_a_budget_leaves_words_or_a_part(calls: int) -> None:
     assert isinstance(result, Demonstrations) and bench.spent.total.calls <= calls and findings.sections
     if not result.cells:
         assert "nothing" in findings.sections[0].summary
-        assert any(f"stopped by {bench.stopped_by}" in limit for limit in findings.limits)
+        assert any(stopped(str(bench.stopped_by)) in limit for limit in findings.limits)
 
 
 def test_half_of_the_budget_still_gives_fresh_scores() -> None:

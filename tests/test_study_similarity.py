@@ -258,7 +258,7 @@ def test_a_budget_leaves_words_or_a_part(calls: int) -> None:
         assert "too little data" in findings.sections[0].summary
     if result.neighbourhood is None:
         assert "Nothing can be said" in findings.sections[1].summary
-    assert bench.stopped_by is None or any("stopped by calls" in limit for limit in findings.limits)
+    assert bench.stopped_by is None or any("stopped by the cap on calls" in limit for limit in findings.limits)
 
 
 @pytest.mark.filterwarnings("ignore:rollout_id has no effect")

@@ -14,7 +14,6 @@ from cuesmith.programs.commands.compiling import CompileOptions
 from cuesmith.programs.commands.measuring import CompareOptions
 from cuesmith.programs.commands.run_folders import (
     FILE,
-    HELD_OUT,
     JOURNAL,
     PROGRAM,
     RECORD,
@@ -24,6 +23,7 @@ from cuesmith.programs.commands.run_folders import (
     found,
     inside,
     line_of,
+    no_compile,
     result_of,
     to_call,
 )
@@ -169,9 +169,8 @@ def _read(folder: Path) -> "RunReport":
         report = RunReport.read(folder)
     except ValueError as error:
         raise BadInput(str(error)) from None
-    if report.compiler in ("check", HELD_OUT):  # what they made is no program, and no gain was looked for
-        made = "comparison" if report.compiler == HELD_OUT else "check"
-        raise BadInput(f"{folder}: holds no compile, but the scores of a {made}")
+    if said := no_compile(folder, report.compiler):
+        raise BadInput(said)
     return report
 
 

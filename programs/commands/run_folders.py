@@ -270,6 +270,22 @@ def check_finished(folder: Path) -> None:
     raise BadInput(f"{folder}: the run in it has not finished; to go on: {go_on}")
 
 
+def no_compile(folder: Path, compiler: str) -> str:
+    """Return that a record is of a check or of a comparison's held-out scores; "" if it is a compile's.
+
+    What these made is no program, and no gain was looked for.
+
+    Args:
+        folder: Where it is.
+        compiler: What it says that made it.
+    """
+    if compiler not in ("check", HELD_OUT):
+        return ""
+    made = "comparison" if compiler == HELD_OUT else "check"
+    shown = f"; {to_call('show', folder)} prints what was found" if result_of(folder) is not None else ""
+    return f"{folder}: holds no compile, but the scores of a {made}{shown}"
+
+
 @dataclass(frozen=True)
 class RunLine:
     """A run in a list.
@@ -297,6 +313,8 @@ class RunLine:
 
 def line_of(folder: Path) -> RunLine:
     """Return what a list says of a run; whatever its files hold."""
+    from cuesmith.teleprompters.runtime.ledger import stopped
+
     try:
         kept = KeptCommand.of_compile(folder)
         task, compiler = kept.about.get("task", ""), "" if kept.command == "compare" else kept.about.get("compiler", "")
@@ -307,9 +325,9 @@ def line_of(folder: Path) -> RunLine:
         return RunLine(str(folder), compiler, task, None, None, _paid(folder / JOURNAL), None, state)
     try:
         data = _json(folder / RECORD)
-        stopped, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
+        by, spent = data.get("stopped_by"), dict(data.get("spent") or {}).values()
         prices = [used.get("usd") for used in spent]
-        state = {None: "finished", "interrupted": "interrupted"}.get(stopped, f"stopped by {stopped}")
+        state = "finished" if by is None else stopped(by)
         facts = data.get("provenance") or {}
         return RunLine(
             str(folder), compiler or str(facts.get("compiler") or data.get("compiler")), task, _score(data),

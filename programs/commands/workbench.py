@@ -401,8 +401,9 @@ def print_json(data: object) -> None:
 
 def ended(stopped_by: str | None) -> int:
     """Return the exit status of a run: 0 if it ran to its end or to a cap, else 1 after a line that says why."""
+    from cuesmith.teleprompters.runtime.ledger import stopped
     from cuesmith.teleprompters.runtime.session import CAPS
 
     if stopped_by in (None, *CAPS):
         return 0
-    return complain("cuesmith", f"stopped by {stopped_by}: what is shown is what there was until then", 1)
+    return complain("cuesmith", f"{stopped(str(stopped_by))}: what is shown is what there was until then", 1)

@@ -29,7 +29,7 @@ from cuesmith.teleprompters.runtime.events import Stream
 from cuesmith.teleprompters.runtime.evidence import render_fields, shown_failure, sound
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, stopped
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.scoring import Pool
@@ -110,7 +110,7 @@ class Inquiry:
         A cap is no failure. That no reply at all could be used is one.
         """
         if self.stopped_by is not None and self.stopped_by not in CAPS:
-            return f"stopped by {self.stopped_by}: {' '.join(self._gate.reason.split())[:400]}"
+            return f"{stopped(self.stopped_by)}: {' '.join(self._gate.reason.split())[:400]}"
         if self.unusable and not self.answered:
             return f"none of {self.unusable} replies could be used; the first: {self._first_unusable}"
         return None

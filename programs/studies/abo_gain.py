@@ -31,6 +31,7 @@ from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.runtime.candidate import Origin
 from cuesmith.teleprompters.runtime.compilation import Compilation, Forecast
 from cuesmith.teleprompters.runtime.evidence import gold, inputs_of, render_fields
+from cuesmith.teleprompters.runtime.ledger import stopped
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import CAPS
@@ -90,6 +91,11 @@ class ObservedTask:
     gain: Gain | None
     base: float | None
     stopped_by: str | None = None
+
+    @property
+    def ended(self) -> str:
+        """What ended ABO early, in words; "" if nothing did."""
+        return stopped(self.stopped_by) if self.stopped_by else ""
 
 
 @dataclass(frozen=True)

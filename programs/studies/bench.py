@@ -167,7 +167,7 @@ class Bench:
         self.spent = Spent()
         self.stopped_by: str | None = None
         self.notes: list[Note] = []
-        self._budget = budget or Budget()
+        self._budget = Budget.of(budget)
         check_prices(self._budget, [target, optimizer])
 
     def conduct(self, name: str, task: Task, experiment: Experiment, *, share: float = 1.0) -> None:

@@ -32,6 +32,7 @@ from cuesmith.programs.tasks import Sizes, Task
 from cuesmith.teleprompters.abo import ABO
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin
 from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.ledger import stopped
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
@@ -383,10 +384,11 @@ def limits(result: Demonstrations, *, written: int, examples: int, stopped_by: s
         examples: Test examples of the task.
         stopped_by: The cap that ended the study early.
     """
+    ended = stopped(stopped_by) if stopped_by else ""
     added = result.effects[1].value if result.effects else None
     known = added is not None and math.isfinite(added.low)
     detectable = max(1, math.ceil(70 * (added.high - added.low))) if added is not None and known else None
-    return paragraphs_of("studies/demonstrations", result, written, examples, stopped_by, detectable)
+    return paragraphs_of("studies/demonstrations", result, written, examples, ended, detectable)
 
 
 # --- the study ---------------------------------------------------------------------------------------------

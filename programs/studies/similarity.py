@@ -37,6 +37,7 @@ from cuesmith.signatures import VaryInstructions
 from cuesmith.teleprompters.apo import criticize, edit, groups
 from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.compilation import Forecast
+from cuesmith.teleprompters.runtime.ledger import stopped
 from cuesmith.teleprompters.runtime.outcomes import Outcome, value
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
@@ -422,7 +423,8 @@ def _curves(result: SimilarityResult) -> tuple[Curve, ...]:
 
 def limits(result: SimilarityResult, stopped_by: str | None) -> tuple[str, ...]:
     """Return what the figures do not show, also if `stopped_by` ended the study early."""
-    return paragraphs_of("studies/similarity", result, stopped_by, compared(result.by_words))
+    ended = stopped(stopped_by) if stopped_by else ""
+    return paragraphs_of("studies/similarity", result, ended, compared(result.by_words))
 
 
 # --- the study ---------------------------------------------------------------------------------------------

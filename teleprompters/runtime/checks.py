@@ -2,13 +2,36 @@
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeVar
 
 T = TypeVar("T")
+
+HERE = {
+    "reflection_lm": "'optimizer_lm'",
+    "prompt_model": "'optimizer_lm'",
+    "task_model": "the program's own model (dspy.configure, or its set_lm)",
+    "num_threads": "'max_in_flight'",
+    "log_dir": "'run_dir', an argument of compile",
+}
+"""Options of dspy's own optimizers -> what they are called here."""
+
+
+def check_known(title: str, given: Collection[str], known: Collection[str]) -> None:
+    """Raise if an option that was given is none of those known.
+
+    Raises:
+        TypeError: If so; the message has what was probably meant, and all that there are.
+    """
+    if not (unknown := sorted({*given} - {*known})):
+        return
+    near = HERE.get(unknown[0]) or next(map(repr, difflib.get_close_matches(unknown[0], known, n=1)), "")
+    meant = f"did you mean {near}? It takes" if near else "it takes"
+    raise TypeError(f"{title} has no option {', '.join(unknown)}: {meant} {', '.join(sorted(known))}")
 
 
 def whole(name: str, value: object, *, least: int = 1, most: int | None = None) -> int:

@@ -20,6 +20,7 @@ from typing import TypeVar
 
 import dspy
 
+from cuesmith.teleprompters.runtime.callers import calling_line
 from cuesmith.teleprompters.runtime.gate import Gate
 
 T = TypeVar("T")
@@ -64,10 +65,12 @@ class Interruption:
         gate: The compile's gate, as soon as there is one: it is closed at once.
         program: The best program so far, once the compile has wound up.
         message: How far it came, in words.
+        line: The user's, that began it.
     """
 
     def __init__(self, *, compiles: bool = True) -> None:
         self.compiles = compiles
+        self.line = calling_line()  # now: a compile may run on a thread that knows nothing of its caller
         self.gate: Gate | None = None
         self.program: dspy.Module | None = None
         self.message = "interrupted before anything was called"
@@ -178,7 +181,7 @@ class Interruption:
         """End the compile as a signal does. Called from any thread."""
         self._signal = number
         if self.gate is not None:
-            self.gate.stop("interrupted", f"by {signal.Signals(number).name}")
+            self.gate.stop("interrupted", f"the process got {signal.Signals(number).name}")
         self._cancel()
 
 
@@ -188,6 +191,12 @@ def current() -> Interruption | None:
 
 
 _current: ContextVar[Interruption | None] = ContextVar("cuesmith_interruption", default=None)
+
+
+def warn(text: str, kind: type[Warning]) -> None:
+    """Warn at the user's line that has begun what runs in this context."""
+    interruption = current()
+    (calling_line() if interruption is None else interruption.line).warn(text, kind)
 
 
 def _is_default(handler: object) -> bool:

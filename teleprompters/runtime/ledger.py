@@ -11,15 +11,17 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, Never, TypeAlias, get_args
+
+from cuesmith.teleprompters.runtime.checks import check_known
 
 Role: TypeAlias = Literal["target", "optimizer", "judge", "reward", "embedder", "other"]
 Cap: TypeAlias = Literal["usd", "calls", "tokens", "seconds"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Budget:
-    """Hard caps of one compile, over all roles and the final report together.
+    """Hard caps of one compile, over all roles and the final report together. Each is given by its name.
 
     Attributes:
         usd: US dollars.
@@ -28,6 +30,7 @@ class Budget:
         seconds: Wall-clock seconds; no call is sent after them.
 
     Raises:
+        TypeError: If a number has no name, or there is no cap of that name.
         ValueError: If a cap is not a positive finite number, or `calls` or `tokens` is not whole.
     """
 
@@ -35,6 +38,37 @@ class Budget:
     calls: int | None = None
     tokens: int | None = None
     seconds: float | None = None
+
+    def __init__(
+        self,
+        *nameless: Never,  # 60 what? Nothing is guessed where it may be dollars
+        usd: float | None = None,
+        calls: int | None = None,
+        tokens: int | None = None,
+        seconds: float | None = None,
+        **unknown: Never,
+    ) -> None:
+        """Check and keep the caps."""
+        if nameless:
+            raise TypeError(
+                f"Budget({', '.join(map(repr, nameless))}) does not say what it caps: name it, as in "
+                "Budget(calls=200) or Budget(usd=2); there are usd=, calls=, tokens= and seconds="
+            )
+        check_known("Budget", unknown, get_args(Cap))
+        for name, cap in {"usd": usd, "calls": calls, "tokens": tokens, "seconds": seconds}.items():
+            _check_cap(name, cap)
+            object.__setattr__(self, name, cap)
+
+    @classmethod
+    def of(cls, given: Budget | None) -> Budget:
+        """Return the budget that was given for an option `budget`; one without a cap for None.
+
+        Raises:
+            TypeError: If it is none.
+        """
+        if not (given is None or isinstance(given, Budget)):
+            raise TypeError(f"budget={given!r} must be a cuesmith.Budget, e.g. Budget(usd=2), or None")
+        return given or cls()
 
     @property
     def sizes(self) -> bool:
@@ -47,17 +81,15 @@ class Budget:
         caps = {name: getattr(self, name) for name in get_args(Cap)}
         return {name: cap - spent[name] for name, cap in caps.items() if cap is not None}
 
-    def __post_init__(self) -> None:
-        """Check the caps."""
-        for name in ("usd", "calls", "tokens", "seconds"):
-            cap = getattr(self, name)
-            if cap is None:
-                continue
-            whole = name in ("calls", "tokens")
-            kind = int if whole else (int, float)
-            if isinstance(cap, bool) or not isinstance(cap, kind) or not math.isfinite(cap) or cap <= 0:
-                want = "a positive whole number" if whole else "a positive finite number"
-                raise ValueError(f"Budget({name}={cap!r}): a cap is {want}, or None for no cap")
+
+def _check_cap(name: str, cap: object) -> None:
+    whole = name in ("calls", "tokens")
+    kind = int if whole else int | float
+    if cap is None:
+        return
+    if isinstance(cap, bool) or not isinstance(cap, kind) or not math.isfinite(cap) or cap <= 0:
+        want = "a positive whole number" if whole else "a positive finite number"
+        raise ValueError(f"Budget({name}={cap!r}): a cap is {want}, or None for no cap")
 
 
 @dataclass(frozen=True)
@@ -119,6 +151,31 @@ class Spent:
         roles = dict.fromkeys((*self.by_role, *other.by_role))
         both = {role: self.by_role.get(role, Usage()) + other.by_role.get(role, Usage()) for role in roles}
         return Spent(both, self.seconds + other.seconds)
+
+
+_STOPPED = {
+    "usd": "stopped by the cap on dollars",
+    "calls": "stopped by the cap on calls",
+    "tokens": "stopped by the cap on tokens",
+    "seconds": "stopped by the cap on seconds",
+    "auth": "stopped by a provider that refuses the key",
+    "billing": "stopped by a provider that asks for credit",
+    "configuration": "stopped by a setting that cannot work",
+    "outage": "stopped by an outage of a provider",
+    "executor": "stopped by workers that cannot work",
+    "journal": "stopped by a journal that cannot be written",
+    "interrupted": "interrupted",
+    "stopped": "stopped",
+}
+
+
+def stopped(by: str) -> str:
+    """Return what has become of a run, for a sentence: "stopped by the cap on calls", "interrupted".
+
+    Args:
+        by: What stopped it, as `Compilation.stopped_by` has it.
+    """
+    return _STOPPED.get(by, f"stopped by {by}")
 
 
 class RunStopped(BaseException):

@@ -55,9 +55,15 @@ _STOPPING: tuple[tuple[type[LMError], str], ...] = (
     (LMConfigurationError, "configuration"),
 )
 
+_UNSENDABLE = ("LLM Provider NOT provided", "URL missing scheme", "URL missing host")
+"""What LiteLLM says of a model's name without a provider, dspy's client of an `api_base` that is no URL: both before
+anything is sent, and of every call, but by kinds of errors that are also those of a faulty request and a bad reply."""
+
 
 def stopped_by(error: Exception) -> str:
     """Return what stops a run as no call can be answered (wrong key, no credit, no such model); "" if nothing does."""
+    if isinstance(error, LMInvalidRequestError | LMUnexpectedError) and any(sign in str(error) for sign in _UNSENDABLE):
+        return "configuration"
     found = (by for kind, by in _STOPPING if isinstance(error, kind))
     return "" if isinstance(error, ContextWindowExceededError) else next(found, "")
 

@@ -27,7 +27,7 @@ from cuesmith.teleprompters.runtime.events import (
     Stopped,
 )
 from cuesmith.teleprompters.runtime.formatting import describe_estimate, usd, visible
-from cuesmith.teleprompters.runtime.ledger import Spent
+from cuesmith.teleprompters.runtime.ledger import Spent, stopped
 
 _WIDE = 110
 """Columns of a terminal from which on there is room for a bar beside the figures."""
@@ -113,7 +113,7 @@ class Progress:
             case Retried():
                 self._notice = f"provider failed, trying again in {event.delay_s:.0f} s"
             case Stopped():
-                self._say(f"stopped by {event.by}" + (f": {event.reason}" if event.reason else ""))
+                self._say(stopped(event.by) + (f": {event.reason}" if event.reason else ""))
             case Noted():
                 self._say(event.note)
             case RunFinished():

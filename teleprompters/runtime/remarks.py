@@ -15,6 +15,7 @@ import dspy
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.events import Malformed
 from cuesmith.teleprompters.runtime.evidence import labels_of, shortened, text_of
+from cuesmith.teleprompters.runtime.ledger import stopped
 from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, ProviderFailure, Scored, value
 from cuesmith.teleprompters.runtime.statistics import Gain, pairs_to_show
 
@@ -132,7 +133,7 @@ def nothing_tried(seen: Seen, stopped_by: str | None, optimizer_calls: int) -> N
         why = f"not one of {seen.asked} optimizer replies could be used."
     elif stopped_by is not None:
         after = f" after {called} calls of the optimizer model," if called else ""
-        why = f"the run was stopped by {stopped_by},{after} before a new prompt was scored."
+        why = f"the run was {stopped(stopped_by)}{',' if after else ''}{after} before a new prompt was scored."
     elif seen.dropped and sum(seen.dropped.values()) >= seen.drafts:
         why = _dropped("drafts", seen.drafts, seen.dropped)
     elif not called:

@@ -11,7 +11,7 @@ from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.executors import parcel, remote_of
 from cuesmith.teleprompters.runtime.gate import Effect, Gate
 from cuesmith.teleprompters.runtime.interruption import run_coroutine
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, stopped
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
 from cuesmith.teleprompters.runtime.outcomes import Outcome, Scores
 from cuesmith.teleprompters.runtime.redaction import Redactor
@@ -30,7 +30,7 @@ class EvaluationStopped(RuntimeError):
 
     def __init__(self, by: str, reason: str) -> None:
         """Remember why."""
-        super().__init__(f"stopped by {by}: {reason}")
+        super().__init__(f"{stopped(by)}: {reason}")
         self.by = by
 
 

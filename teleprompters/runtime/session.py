@@ -10,7 +10,6 @@ import asyncio
 import contextlib
 import math
 import threading
-import warnings
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -29,9 +28,9 @@ from cuesmith.teleprompters.runtime.events import Callback, Retried, RunFinished
 from cuesmith.teleprompters.runtime.executors import Parcel
 from cuesmith.teleprompters.runtime.gate import Gate
 from cuesmith.teleprompters.runtime.identity import Identity, identity_of
-from cuesmith.teleprompters.runtime.interruption import current
+from cuesmith.teleprompters.runtime.interruption import current, warn
 from cuesmith.teleprompters.runtime.journal import Journal, JournalError
-from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent
+from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, stopped
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.origins import version_of
 from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
@@ -345,7 +344,7 @@ class Session:
         if not any(v is not None for v in self.effects.known(self.effects.baseline, self.effects.select)):
             self.gate.count_lost()
             raise CompileError(
-                f"stopped by {self.gate.stopped_by} before anything could be scored: {self.gate.reason}",
+                f"{stopped(self.gate.stopped_by or 'stopped')} before anything could be scored: {self.gate.reason}",
                 stopped_by=self.gate.stopped_by,
                 spent=self.ledger.spent(),
             ) from None
@@ -398,11 +397,11 @@ class Session:
     async def _reported(self, best: Candidate) -> Gain | None:
         """Score the baseline and the best on the fresh examples, with what is left of the budget."""
         fresh, by = self.job.split.fresh, self.gate.stopped_by
-        if not fresh or (by is not None and by not in CAPS):
-            if not fresh:
-                self.effects.note("No gain is reported: there were too few examples to keep some fresh.", "unmeasured")
-            else:
-                self.effects.note(f"No gain is reported: the run was stopped by {by}.", "stopped")
+        if not fresh:
+            self.effects.note("No gain is reported: there were too few examples to keep some fresh.", "unmeasured")
+            return None
+        if by is not None and by not in CAPS:
+            self.effects.note(f"No gain is reported: the run was {stopped(by)}.", "stopped")
             return None
         if best == self.effects.baseline:
             return _NO_GAIN
@@ -413,7 +412,7 @@ class Session:
             await self.effects.score_pairwise([self.effects.baseline, best], fresh)
         except RunStopped as stop:
             by = self.gate.stopped_by or stop.by
-            text = f"Stopped by {by}, which left fresh scores for only a part of the examples."
+            text = f"The report was {stopped(by)}, which left fresh scores for only a part of the examples."
             self.effects.note(text, "partial")
         gain = gain_of(self.effects.so_far(self.effects.baseline, fresh), self.effects.so_far(best, fresh))
         return gain if gain.n else None
@@ -439,7 +438,8 @@ class Session:
         if self.gate.unseen:
             run.note(f"Seen only in part: {'; '.join(sorted(self.gate.unseen))}.", kind="uncounted")
         if by is not None:
-            run.note(f"The search was stopped by {by}: {self.gate.reason}", kind="stopped")
+            why = "" if by in CAPS else f": {self.gate.reason.rstrip('.')}"
+            run.note(f"The search was {stopped(by)}{why}.", kind="stopped")
         self._remark(best, gain)
         report = self._report(best)
         return Compilation(
@@ -484,7 +484,7 @@ class Session:
         for note in notes:
             run.note(self._redactor(note.text), note.kind)
         if seen.asked and len(seen.lost) == seen.asked:
-            warnings.warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning, stacklevel=2)
+            warn(self._redactor(replies(seen.asked, seen.lost)), CompileWarning)
 
     def _unjudged(self) -> Iterator[Note]:
         """Yield how many candidates a metric that judges all answers together made nothing of."""

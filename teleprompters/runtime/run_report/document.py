@@ -24,7 +24,7 @@ from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.charts import Curve, Picture, environment, pictures
 from cuesmith.teleprompters.runtime.evidence import shortened, sound, text_of
 from cuesmith.teleprompters.runtime.formatting import visible
-from cuesmith.teleprompters.runtime.ledger import Usage
+from cuesmith.teleprompters.runtime.ledger import Usage, stopped
 from cuesmith.teleprompters.runtime.run_report.contrast import FATES, Contrast, Fate
 from cuesmith.teleprompters.runtime.run_report.family import Member, picture_of
 from cuesmith.teleprompters.runtime.run_report.honest import Scoring, p_words
@@ -238,7 +238,7 @@ def headlines(r: RunReport) -> list[Headline]:
         Headline(
             "Ended",
             "by itself" if r.stopped_by is None else "early",
-            "" if r.stopped_by is None else f"stopped by {r.stopped_by}",
+            "" if r.stopped_by is None else stopped(r.stopped_by),
         ),
     ]
 
@@ -270,7 +270,7 @@ def ended(r: RunReport) -> str:
     """Return why the search ended, in one sentence."""
     if r.stopped_by is None:
         return "The search ran to its end."
-    return f"The search was stopped by {r.stopped_by}; what is returned is the best that it had found by then."
+    return f"The search was {stopped(r.stopped_by)}; what is returned is the best that it had found by then."
 
 
 def _parts(r: RunReport) -> Iterator[tuple[str, str]]:
