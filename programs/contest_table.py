@@ -210,7 +210,7 @@ class Contest:
         """Return how intervals and p-values were made; nothing where there are none."""
         scores = [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
         interval, test = "Newcombe's for pairs of 0 and 1, else Student's t of the differences", "a sign-flip test"
-        several = "a bootstrap over compiles and examples"
+        several = "Student's t, of compiles and examples that both vary"
         if any(each.together is not None for each in scores):
             interval, test = "a bootstrap over examples", "a test that swaps answers"
             several = "Student's t of the compiles' gains"

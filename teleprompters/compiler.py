@@ -28,7 +28,7 @@ from cuesmith.teleprompters.runtime.executors import Parcel, Remote, parcel, rem
 from cuesmith.teleprompters.runtime.interruption import Interruption, warn
 from cuesmith.teleprompters.runtime.ledger import Budget, UnknownPrice
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
-from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, check_tools, takes
+from cuesmith.teleprompters.runtime.preflight import check_corpus, check_gold, check_inputs, check_parts, takes
 from cuesmith.teleprompters.runtime.remarks import few_fresh
 from cuesmith.teleprompters.runtime.run import Run
 from cuesmith.teleprompters.runtime.session import Job, Session
@@ -312,9 +312,9 @@ class Compiler(Teleprompter):  # type: ignore[misc]
     ) -> tuple[Note, ...]:
         """Return what is worth knowing before the first paid call; what speaks against the metric is warned of."""
         gold = await check_gold(metric, trainset, student, self.success, valset or ())
-        gold = (*gold, *check_corpus(metric, valset or trainset, student), *check_tools(student))
+        gold = (*gold, *check_corpus(metric, valset or trainset, student), *check_parts(student))
         for note in gold:
-            if note.kind in ("gold", "tools"):
+            if note.kind in ("gold", "parts"):
                 warn(note.text, CompileWarning)
         few = few_fresh(n_fresh) if metric.corpus is None else None
         return (*gold, *((few,) if few else ()))

@@ -14,7 +14,7 @@ from replies_support import Told, written
 from cuesmith.teleprompters import APO, Compiler
 from cuesmith.teleprompters.peers.copro import COPRO
 from cuesmith.teleprompters.runtime.compilation import CompileWarning
-from cuesmith.teleprompters.runtime.preflight import check_tools
+from cuesmith.teleprompters.runtime.preflight import check_parts
 
 
 async def look_up(word: str) -> str:
@@ -88,7 +88,7 @@ def test_a_program_that_cannot_await_its_tools_is_warned_of() -> None:
         compiler = APO(right, steps=1, width=1, branch=1, initial=1, **OPTIMIZER)
         with pytest.warns(CompileWarning, match=r"every call of the tool look_up will fail.*\(Wrapped\) has no aforw"):
             compiled = compiler.compile(Wrapped(), trainset=DATA, valset=DATA)
-    assert any(note.kind == "tools" for note in compiled.compilation.notes)
+    assert any(note.kind == "parts" for note in compiled.compilation.notes)
     with dspy.context(allow_tool_async_sync_conversion=True):
-        assert check_tools(Wrapped()) == ()
-    assert check_tools(react()) == ()
+        assert check_parts(Wrapped()) == ()
+    assert check_parts(react()) == ()

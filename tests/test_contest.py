@@ -102,7 +102,7 @@ def test_several_seeds_take_the_compile_as_the_unit() -> None:
     assert row.gain == spread(scores, [found.students[row.model].values]) and row.gain.compiles == 3
     assert "compiles and examples vary" in found.to_markdown() and row.p_value is None
     assert [said for said in found.sentences() if "95 %" in said] == [
-        "95 % intervals over several compiles: a bootstrap over compiles and examples; there is no p."
+        "95 % intervals over several compiles: Student's t, of compiles and examples that both vary; there is no p."
     ]
     told = json.loads(json.dumps(found.to_json(), allow_nan=False))
     assert told["rows"][0]["compiles"] == 3 and len(told["rows"][0]["entries"]) == 3

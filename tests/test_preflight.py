@@ -24,7 +24,7 @@ from cuesmith.teleprompters.runtime import preflight
 from cuesmith.teleprompters.runtime._dspy import PaidCall, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.metric import Metric
-from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, takes
+from cuesmith.teleprompters.runtime.preflight import check_gold, check_inputs, check_parts, takes
 from cuesmith.testing import Engine
 
 ANSWER = "[[ ## label ## ]]\na\n\n[[ ## instruction ## ]]\nDo.\n\n[[ ## completed ## ]]"
@@ -537,3 +537,19 @@ def test_a_clean_compile_warns_of_nothing() -> None:
     with warnings.catch_warnings(), dspy.context(lm=fixed().lm("m")):
         warnings.simplefilter("error", cuesmith.CompileWarning)
         IterativeAPE(exact, steps=0, initial=1).compile(dspy.Predict("review -> label"), trainset=examples())
+
+
+class Nested(dspy.Module):  # type: ignore[misc]
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps = {"first": dspy.Predict("review -> topic"), "more": [dspy.ChainOfThought("topic -> label")]}
+        self.fixed = dspy.Predict("a -> b")
+        self.done = dspy.ChainOfThought("review -> label")
+        self.done._compiled = True
+
+
+def test_predictors_that_dspy_does_not_see_are_told() -> None:
+    (note,) = check_parts(Nested())
+    assert note.startswith("a predictor stands inside a list or dict of lists or dicts")
+    assert "(the first: topic -> reasoning, label)" in note and note.kind == "parts"
+    assert check_parts(dspy.ReAct("review -> label", tools=[look_up])) == ()

@@ -22,7 +22,7 @@ from dspy.adapters.utils import annotation_allows_none
 from pydantic import PydanticUserError, TypeAdapter, ValidationError
 from pydantic_core import PydanticUndefined
 
-from cuesmith.teleprompters.runtime._dspy import PaidCall, async_tools, named_predictors, no_calls
+from cuesmith.teleprompters.runtime._dspy import PaidCall, async_tools, modules_of, named_predictors, no_calls
 from cuesmith.teleprompters.runtime.compilation import Note
 from cuesmith.teleprompters.runtime.corpus_statistics import finite
 from cuesmith.teleprompters.runtime.evidence import labels_of
@@ -114,14 +114,30 @@ def check_inputs(program: dspy.Module, **sets: Sequence[dspy.Example] | None) ->
     return tuple(notes.values())
 
 
-def check_tools(program: dspy.Module) -> tuple[Note, ...]:
+def check_parts(program: dspy.Module) -> tuple[Note, ...]:
+    """Say which parts of a program do not work as they look: tools that fail, predictors that dspy does not see."""
+    return (*_unawaited(program), *_hidden(program))
+
+
+def _unawaited(program: dspy.Module) -> Iterator[Note]:
     """Say which tools fail at every call: those that can only be awaited, in a program that cannot be."""
     tools = [] if hasattr(type(program), "aforward") else async_tools(program)
-    if not tools:
-        return ()
-    told = f"every call of the tool {tools[0]} will fail, for it is async and {_described(program)} has no aforward()"
-    mend = "give it one that awaits its modules' acall(), or dspy.configure(allow_tool_async_sync_conversion=True)"
-    return (Note("tools", f"{told}: {mend}"),)
+    if tools:
+        told = f"every call of the tool {tools[0]} will fail: it is async, and {_described(program)} has no aforward()"
+        mend = "give it one that awaits its modules' acall(), or dspy.configure(allow_tool_async_sync_conversion=True)"
+        yield Note("parts", f"{told}: {mend}")
+
+
+def _hidden(program: dspy.Module) -> Iterator[Note]:
+    """Say how many predictors stand in containers of containers, where dspy's own walk ends."""
+    known = {id(predictor) for _, predictor in named_predictors(program)}
+    frozen = {id(inner) for module in modules_of(program) if module._compiled for inner in modules_of(module)}
+    held = [one for one in modules_of(program) if isinstance(one, dspy.Predict) and id(one) not in known | frozen]
+    if held:
+        several = f"{len(held)} predictors stand" if len(held) > 1 else "a predictor stands"
+        told = f"{several} inside a list or dict of lists or dicts, where dspy does not look, and will not be compiled"
+        first = f"the first: {held[0].signature.signature}"
+        yield Note("parts", f"{told} ({first}): make each list or dict an attribute of {_described(program)}")
 
 
 def _kinds(program: dspy.Module) -> dict[str, TypeAdapter[object]]:
