@@ -38,7 +38,7 @@ from cuesmith.teleprompters.runtime.interruption import Interrupted, Interruptio
 from cuesmith.teleprompters.runtime.journal import JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Cap, Spent, Usage
 from cuesmith.teleprompters.runtime.metric import Metric, MetricFunction
-from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scores, worst_last
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scores
 from cuesmith.teleprompters.runtime.preflight import check_inputs
 from cuesmith.teleprompters.runtime.redaction import Redactor
 from cuesmith.teleprompters.runtime.run import Run
@@ -261,7 +261,7 @@ class _Running:
             self.rows[key] = self._row(*key)
         keys = [(label, model) for model in self.students for label in self.named]
         rows, places = [self.rows[key] for key in keys if key in self.rows], list(self.students)
-        rows.sort(key=lambda row: (places.index(row.model), *worst_last(row.score.mean)))
+        rows.sort(key=lambda row: (places.index(row.model), *row.rank))
         return Contest(
             tuple(rows),
             dict(self.students),

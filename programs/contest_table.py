@@ -15,7 +15,7 @@ from cuesmith.teleprompters.runtime.candidate import Json
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.corpus_statistics import estimate_of
 from cuesmith.teleprompters.runtime.ledger import Budget, Usage
-from cuesmith.teleprompters.runtime.outcomes import Scores
+from cuesmith.teleprompters.runtime.outcomes import Scores, worst_last
 from cuesmith.teleprompters.runtime.run_report.honest import Scoring
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 
@@ -52,6 +52,11 @@ class ContestEntry:
     def score(self) -> Estimate95 | None:
         """The held-out score with its interval; None if there is none."""
         return None if self.scores is None else estimate_of(self.scores)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether it is known on too few held-out examples to stand above others: less than nine in ten. Ours."""
+        return self.scores is not None and self.scores.n < 0.9 * len(self.scores.values)
 
     @property
     def characters(self) -> int | None:
@@ -99,6 +104,11 @@ class ContestRow:
     def done(self) -> tuple[ContestEntry, ...]:
         """Those with a held-out score."""
         return tuple(entry for entry in self.entries if entry.scores is not None)
+
+    @property
+    def rank(self) -> tuple[float, ...]:
+        """What rows of a model are sorted by: those that are known in part come last, the highest score first."""
+        return all(entry.is_partial for entry in self.done), *worst_last(self.score.mean)
 
     @property
     def errors(self) -> tuple[str, ...]:
@@ -182,9 +192,10 @@ class Contest:
 
     @property
     def best(self) -> ContestEntry | None:
-        """The compile with the highest held-out score; that score is optimistic for the best of many."""
-        done = [entry for row in self.rows for entry in row.done]
-        return max(done, key=lambda entry: entry.scores.score if entry.scores else -math.inf, default=None)
+        """The compile with the highest held-out score, of those that are scored on the examples; that score is
+        optimistic for the best of many."""
+        done = [(entry, entry.scores.score) for row in self.rows for entry in row.done if entry.scores is not None]
+        return max(done, key=lambda one: (not one[0].is_partial, one[1]), default=(None, 0.0))[0]
 
     def sentences(self) -> list[str]:
         """What a reader of the table has to know."""
@@ -195,6 +206,7 @@ class Contest:
             f"{self.held_out} held-out examples that no compiler saw; gains over the student, {over}. "
             "The best of several rows looks better than it is.",
             *self._methods(),
+            *self._partly(),
             f"In all {self.used.calls:,} calls (price {usd}), held-out scores included; each student was scored once.",
         ]
         if self.used.cache_hits:
@@ -205,6 +217,13 @@ class Contest:
         caps = [f"{name} = {cap:g}" for name, cap in vars(self.share).items() if cap is not None]
         said += [f"Each compile had the same share of the budget: {', '.join(caps)}."] if caps else []
         return said + ([f"Not done: {'; '.join(self.unfinished)}."] if self.unfinished else [])
+
+    def _partly(self) -> list[str]:
+        """Return who has a score on some of the held-out examples alone."""
+        held = [("the student", scores) for scores in self.students.values()]
+        held += [(entry.compiler, entry.scores) for entry in self.entries if entry.scores is not None]
+        few = [f"{name} on {scores.n}" for name, scores in held if scores.missing]
+        return [f"Not all held-out examples have a score: {', '.join(few)} of {self.held_out}."] if few else []
 
     def _methods(self) -> list[str]:
         """Return how intervals and p-values were made; nothing where there are none."""

@@ -22,6 +22,7 @@ from cuesmith.programs.contest import Contest, ContestInterrupted, ContestRow, c
 from cuesmith.programs.spread import Spread, spread
 from cuesmith.teleprompters.registry import COMPILERS
 from cuesmith.teleprompters.runtime.journal import JournalError
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ProviderFailure, Scored
 from cuesmith.teleprompters.runtime.session import CompileError
 from cuesmith.teleprompters.runtime.statistics import estimate95, paired_gain
 
@@ -84,6 +85,17 @@ def test_the_table_has_paired_gains_over_the_student_and_what_it_cost() -> None:
     assert any("Newcombe's for pairs; p: McNemar's exact test" in sentence for sentence in found.sentences())
     means = [row.score.mean for row in found.rows]
     assert means == sorted(means, reverse=True) and found.best == found.rows[0].entries[0]
+
+
+def test_who_is_known_in_part_stands_below_the_others() -> None:
+    found = contest(ToyEngine(), {"toy": {}, "short": Entrant("toy", {"steps": 1})})
+    first, last = (row.done[0] for row in found.rows)
+    assert first.scores is not None and last.scores is not None and found.best == first and not found._partly()
+    one: list[Outcome] = [Scored(1.0), *(ProviderFailure("a cap") for _ in last.scores.outcomes[1:])]
+    lucky = replace(last, scores=replace(last.scores, outcomes=tuple(one)))
+    told = replace(found, rows=(replace(found.rows[1], entries=(lucky,), score=estimate95([1.0])), found.rows[0]))
+    assert told.best == first and told.rows[0].rank > told.rows[1].rank
+    assert f"Not all held-out examples have a score: {lucky.compiler} on 1 of {len(one)}." in told.sentences()
 
 
 def test_another_scale_stands_in_the_table_as_it_is() -> None:
