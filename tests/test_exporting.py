@@ -181,7 +181,7 @@ def test_a_page_shows_everything_as_text() -> None:
     program = dspy.Predict("question -> answer")
     hostile = "Answer.\n```\n# Not a heading\n````\n<script>alert(1)</script>"
     program.signature = program.signature.with_instructions(hostile)
-    keep(program, Provenance("0", "abo`\n# x", 1, "t", "o", "d", "p", "s", None, None, "2026-01-01"))
+    keep(program, Provenance("0", "abo`\n# x", 1, "t", "o", "d", "p", "s", None, None, "2026-01-01"), program)
     page = export(program, "markdown")
     inside, fence = False, ""
     for line in page.splitlines():

@@ -158,24 +158,33 @@ def test_demonstrations_of_any_type_are_the_same_ones_after_loading(tmp_path: Pa
             place=place, seen=dspy.Image("data:image/png;base64,iVBORw0KGgo="), tone=Tone.WARM, kind="a", places=[place]
         )
     ]
-    keep(program, FACTS)
+    keep(program, FACTS, program)
     program.save(tmp_path / "typed.json")
     fresh = Two()
     fresh.load(tmp_path / "typed.json")
     found = provenance(fresh)
     assert found is not None and repr(found) == repr(FACTS), "what is no number is none afterwards too"
-    keep(fresh, found)
-    keep(fresh, found)
+    keep(fresh, found, fresh)
+    keep(fresh, found, fresh)
     assert sum(len(predictor.traces) for predictor in fresh.predictors()) == 1
 
 
 @pytest.mark.parametrize(
     "entry",
-    [{}, None, "x", {"provenance": {}}, {"provenance": {"seed": "x"}}, {"provenance": {**FACTS.to_json(), "gain": 3}}],
+    [
+        {},
+        None,
+        "x",
+        {"provenance": {}},
+        {"frames": 3},
+        {"frames": {"self": ["x"]}},
+        {"provenance": {"seed": "x"}},
+        {"provenance": {**FACTS.to_json(), "gain": 3}},
+    ],
 )
 def test_what_is_no_provenance_is_none(entry: object, tmp_path: Path) -> None:
     program = predict()
-    keep(program, FACTS)
+    keep(program, FACTS, program)
     of = program.traces[0]["cuesmith"]["prompts"]
     program.traces = [{"cuesmith": {**entry, "prompts": of} if isinstance(entry, dict) else entry}, 3, None]
     program.save(tmp_path / "odd.json")

@@ -8,6 +8,7 @@ import enum
 import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 import dspy
@@ -215,6 +216,39 @@ def test_what_a_module_wrote_is_kept(name: str) -> None:
     signature = dict(program.named_predictors())[changed].signature
     context = ProgramContext({changed: signature}, {changed: student.prompts[changed].instructions})
     assert kept in context.shown(changed), "the optimizer sees what its text stands beside"
+
+
+class Ruled(dspy.Module):  # type: ignore[misc]
+    """Writes rules behind what it is told, and nothing that shows where they begin."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.signature = TASK
+        self.act = dspy.Predict(TASK.with_instructions(f"{TASK.instructions}\n\nRULE: never say please."))
+
+    def forward(self, question: str) -> dspy.Prediction:
+        return self.act(question=question)
+
+
+def test_what_a_module_wrote_is_kept_where_the_result_is_compiled_again(tmp_path: Path) -> None:
+    def answer(system: str, asked: str, number: int) -> str:
+        return f"[[ ## answer ## ]]\n{re.findall(r'say (.+)', asked)[-1] if 'BETTER' in system else 'no'}"
+
+    def make() -> Compiler:
+        return IterativeAPE(right, steps=1, width=1, branch=1, initial=1, **options(Told(written("BETTER."))))
+
+    target = Told(answer)
+    data = [dspy.Example(question=f"say w{k}", answer=f"w{k}").with_inputs("question") for k in range(10)]
+    with dspy.context(lm=dspy.LM("test/target", engine=target, cache=False)):
+        first = make().compile(Ruled(), trainset=data, valset=data)
+        assert "BETTER." in first.act.signature.instructions
+        first.save(tmp_path / "first.json")
+        loaded: dspy.Module = Ruled()
+        loaded.load(tmp_path / "first.json")
+        for again in (first, loaded):
+            compiled = make().compile(again, trainset=data, valset=data)
+            assert all("RULE: never say please." in str(sent.system) for sent in target.requests)
+            assert Candidate.of(compiled).prompts["act"].instructions == "BETTER."
 
 
 def search(query: str) -> str:

@@ -21,6 +21,9 @@ from pydantic_core import PydanticUndefined
 
 from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors, tools_in
 
+ENTRY = "cuesmith"
+"""The key of what Cuesmith keeps in the `traces` of a compiled program (see `provenance`)."""
+
 _MARK = "The user says here what the task is."
 
 
@@ -61,6 +64,7 @@ def frames_of(program: dspy.Module) -> dict[str, Frame]:
     - A module that holds the user's signature, and a predictor whose instructions have those of the signature in them,
       wrote the rest.
     - Of other instructions, that which begins with the description of a tool that the module holds.
+    - Of a compiled program, that which its student had.
     """
     names = {id(predictor): name for name, predictor in named_predictors(program)}
     found: dict[str, Frame] = {}
@@ -71,7 +75,18 @@ def frames_of(program: dspy.Module) -> dict[str, Frame]:
             frame = _frame(str(predictor.signature.instructions), module, known.get(attribute))
             if id(predictor) in names and frame is not None:
                 found[names[id(predictor)]] = frame
-    return found
+    return {**_kept(program), **found}
+
+
+def _kept(program: dspy.Module) -> dict[str, Frame]:
+    """Return the frames that a compile has left in a program, of instructions that still have them."""
+    now = {name: str(predictor.signature.instructions) for name, predictor in named_predictors(program)}
+    traces = [trace for _, predictor in named_predictors(program) for trace in predictor.traces or ()]
+    entries = [trace.get(ENTRY) for trace in traces if isinstance(trace, Mapping)]
+    told = [entry.get("frames") for entry in entries if isinstance(entry, Mapping)]
+    pairs = [pair for frames in told if isinstance(frames, Mapping) for pair in frames.items()]
+    kept = {name: Frame(*map(str, texts)) for name, texts in pairs if isinstance(texts, list) and len(texts) == 2}
+    return {name: frame for name, frame in kept.items() if name in now and frame.fits(now[name])}
 
 
 def restore(program: dspy.Module, frames: Mapping[str, Frame]) -> None:

@@ -23,10 +23,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json, digest
+from cuesmith.teleprompters.runtime.frames import ENTRY, frames_of
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
-
-ENTRY = "cuesmith"
-"""The key of the entry in a predictor's `traces`."""
 
 
 @dataclass(frozen=True)
@@ -119,13 +117,18 @@ def provenance(program: dspy.Module | str | os.PathLike[str]) -> Provenance | No
     return compiled if same else None
 
 
-def keep(program: dspy.Module, facts: Provenance) -> None:
-    """Write the facts into a compiled program, in place of older ones."""
-    states = _states(program)
-    entry = {ENTRY: {"provenance": facts.to_json(), "prompts": _prompts(states)}}
-    for number, (_, predictor) in enumerate(named_predictors(program)):
-        others = [trace for trace in predictor.traces or () if not _is_entry(trace)]
-        predictor.traces = others if number else [*others, entry]
+def keep(program: dspy.Module, facts: Provenance, student: dspy.Module) -> None:
+    """Write the facts into a compiled program, in place of older ones; and what modules wrote into its instructions
+    themselves, where that cannot be told without its student."""
+    had, prompts = frames_of(student), _prompts(_states(program))
+    predictors = [predictor for _, predictor in named_predictors(program)]
+    for predictor in predictors:
+        predictor.traces = [trace for trace in predictor.traces or () if not _is_entry(trace)]
+    known = frames_of(program)
+    frames = {name: [frame.before, frame.after] for name, frame in had.items() if known.get(name) != frame}
+    told = {"provenance": facts.to_json(), "prompts": prompts, **({"frames": frames} if frames else {})}
+    for predictor in predictors[:1]:
+        predictor.traces.append({ENTRY: told})
 
 
 def _kept(states: Mapping[str, object]) -> Provenance | None:

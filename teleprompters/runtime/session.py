@@ -265,7 +265,7 @@ class Session:
         program._compiled = True
         program.compilation = compilation
         if compilation.provenance is not None:
-            keep(program, compilation.provenance)
+            keep(program, compilation.provenance, self.job.student)
         return cast(Compiled, program)
 
     def _close(self) -> None:
