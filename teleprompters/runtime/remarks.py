@@ -208,8 +208,8 @@ def _scale(seen: Seen) -> Iterator[Note]:
         success = "" if seen.threshold is None else f"; an answer counted as a success from {seen.threshold + 0.0:g} on"
         failed = any(isinstance(one, ParseFailure) for one in seen.ran)
         zero = (
-            "; a reply that cannot be read counts as 0 in the search, which is above others here, and as the lowest score in "
-            "the gain: add to the metric what makes its lowest score 0"
+            "; a reply that cannot be read counts as 0 in the search, which is above others here, and as the lowest "
+            "score in the gain: add to the metric what makes its lowest score 0"
         )
         zero = zero if low < 0.0 and failed else ""
         seen_from = f"Scores went from {low:g} to {high:g}" if low < high else f"All scores were {low:g}"
