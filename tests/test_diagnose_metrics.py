@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import dspy
 import pytest
 from e2e_support import ToyEngine, exact, toy_compile, toy_lm, toy_reply
+from rich.console import Console
 
 from cuesmith.programs.diagnose import Diagnosis, diagnose
 from cuesmith.programs.diagnosis.run_record import passed
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure
+from cuesmith.teleprompters.runtime.progress_bar import Progress
 
 
 def stars(example: dspy.Example, prediction: dspy.Prediction) -> float:
@@ -63,6 +66,24 @@ def test_a_score_of_all_answers_together_is_the_one_that_the_compile_reported(tm
     assert found.trajectory.search == compilation.best.select and found.trajectory.fresh == compilation.best.fresh
     assert found.trajectory.optimism is None and found.trajectory.gain_optimism is None
     assert found.trajectory.points[-1].fresh == compilation.best.fresh
+
+
+def test_moves_are_worth_what_the_metric_makes_of_all_answers_together(tmp_path: Path) -> None:
+    _, compilation = diagnosed(tmp_path, Halved())
+    score = {trial.candidate.id: trial.mean for trial in compilation.candidates}
+    made = [t.candidate for t in compilation.candidates if t.candidate.origin.move == "vary"]
+    changes = [score[one.id] - score[one.origin.parents[0]] for one in made]
+    (move,) = compilation.report.moves
+    assert move.compared == len(changes) and move.change == pytest.approx(sum(changes) / len(changes))
+
+
+def test_progress_shows_a_score_in_the_unit_of_the_metric() -> None:
+    shown = []
+    with Progress(Console(file=io.StringIO(), force_terminal=True, width=160)) as progress:
+        for metric in (stars, exact):
+            toy_compile(toy_lm(ToyEngine()), metric=metric, callbacks=[progress])
+            shown.append(progress.status())
+    assert "best 4.1 [" in shown[0] and "best 70.0 [" in shown[1]
 
 
 class Reviewed(dspy.Module):  # type: ignore[misc]

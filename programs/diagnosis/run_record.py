@@ -10,7 +10,7 @@ from pathlib import Path
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, text_of
-from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, mean, value
+from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, value
 from cuesmith.teleprompters.runtime.record import FILE
 from cuesmith.teleprompters.runtime.run_report.honest import Scoring
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
@@ -129,7 +129,7 @@ class RunRecord:
     @property
     def together(self) -> bool:
         """Whether the metric judges all answers together, so that a score is no mean."""
-        return any(t.n and not math.isclose(t.mean, mean(t.scores), abs_tol=1e-9) for t in self.trials)
+        return any(trial.together for trial in self.trials)
 
     @property
     def labels(self) -> frozenset[str]:
