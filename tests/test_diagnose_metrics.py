@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -12,7 +13,9 @@ from e2e_support import ToyEngine, exact, toy_compile, toy_lm, toy_reply
 from rich.console import Console
 
 from cuesmith.programs.diagnose import Diagnosis, diagnose
-from cuesmith.programs.diagnosis.run_record import passed
+from cuesmith.programs.diagnosis.run_record import KnownExample, passed
+from cuesmith.programs.diagnosis.trajectory import copied
+from cuesmith.teleprompters.runtime.candidate import Candidate, Prompt
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.outcomes import ParseFailure
 from cuesmith.teleprompters.runtime.progress_bar import Progress
@@ -84,6 +87,17 @@ def test_progress_shows_a_score_in_the_unit_of_the_metric() -> None:
             toy_compile(toy_lm(ToyEngine()), metric=metric, callbacks=[progress])
             shown.append(progress.status())
     assert "best 4.1 [" in shown[0] and "best 70.0 [" in shown[1]
+
+
+@pytest.mark.parametrize("length", [0, 3, 8, 9, 13, 31, 3000])
+def test_a_long_passage_that_was_copied_is_found_whole_and_at_once(length: int) -> None:
+    words = [f"w{k}" for k in range(length)]
+    passage, began = " ".join(words), time.monotonic()
+    student, prompt = (Candidate({"p": Prompt(text)}) for text in ("Answer.", f"Answer. {passage} end"))
+    train = [KnownExample(str(k), {"q": f"begin {passage if k == 3 else k} of it"}, {}) for k in range(20)]
+    found = copied(prompt, student, train)
+    assert (found.words, found.text, found.inputs) == (length, passage, int(length > 0))
+    assert time.monotonic() - began < 20
 
 
 class Reviewed(dspy.Module):  # type: ignore[misc]

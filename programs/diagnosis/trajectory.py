@@ -196,11 +196,20 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
     own = [p.instructions for _, p in baseline]
     written = [p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0] for _, p in candidate]
     inputs = [example.text for example in train]
-    found, length = Copied(0, "", 0), 1
-    while runs := _shared(written, inputs, own, length):
-        run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
-        found, length = Copied(length, " ".join(run), count), length + 1
-    return found
+    length, runs = 0, dict[tuple[str, ...], int]()
+    while length < COPIED_WORDS and (longer := _shared(written, inputs, own, length + 1)):
+        length, runs = length + 1, longer
+    too_long = 1 + max((len(words_in(text)) for text in written), default=0) if length == COPIED_WORDS else length + 1
+    while too_long - length > 1:  # by halves: a passage of a thousand words would take minutes word by word
+        middle = min(2 * length, (length + too_long) // 2)
+        if longer := _shared(written, inputs, own, middle):
+            length, runs = middle, longer
+        else:
+            too_long = middle
+    if not runs:
+        return Copied(0, "", 0)
+    run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
+    return Copied(length, " ".join(run), count)
 
 
 def _shared(
