@@ -162,7 +162,7 @@ def _change(record: RunRecord, parent: Candidate, child: Candidate, distance: fl
         child=child.id,
         move=child.origin.move,
         distance=distance,
-        flips=flips(before, after, record.labels),
+        flips=flips(before, after, labels=record.labels),
         fixed=sum(a < b for a, b in both),
         broken=sum(a > b for a, b in both),
         gain=gain,
@@ -187,7 +187,7 @@ def _right(record: RunRecord, candidate: Candidate, row: Row, threshold: float) 
 
 
 def flips(
-    before: Sequence[Outcome | None], after: Sequence[Outcome | None], labels: Collection[str] = ()
+    before: Sequence[Outcome | None], after: Sequence[Outcome | None], *, labels: Collection[str] = ()
 ) -> Estimate95:
     """Return the share of the examples whose parsed answer differs, over those where both answers are known.
 
@@ -228,7 +228,7 @@ def noise_flips(
     first, second = (score(candidate, examples, draw) for draw in (0, 1))
     old, new = ([passed(one, threshold) for one in outcomes] for outcomes in (first, second))
     labels = {name for example in examples for name in example.labels()}
-    return NoiseFlips(flips(first, second, labels), paired_gain(old, new))
+    return NoiseFlips(flips(first, second, labels=labels), paired_gain(old, new))
 
 
 @dataclass(frozen=True)
