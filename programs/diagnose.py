@@ -109,6 +109,11 @@ class Diagnosis:
         """What the run had to say, and what a reader of the diagnosis should know."""
         told = () if self.account is None else (self.account.note,)
         reached = any(score is not None and score >= self.threshold for t in self.record.trials for score in t.scores)
+        if reached and not self.record.scoring.percent:
+            told = (
+                *told,
+                f"Scores are not from 0 to 1: an answer counts as right from {self.threshold:g} on (threshold).",
+            )
         if reached:
             return (*self.record.notes, *told)
         never = (
@@ -135,7 +140,7 @@ def diagnose(
     *,
     similarity: Similarity | None = None,
     judge: Judge | None = None,
-    threshold: float = 1.0,
+    threshold: float | None = None,
 ) -> Diagnosis:
     """Diagnose a finished run from what it left; no model is called, but by a judge that is given.
 
@@ -143,7 +148,8 @@ def diagnose(
         run_dir: The `run_dir` of a compile.
         similarity: How alike prompts are; by default by their words.
         judge: Says whether a response follows a rule, where no rule can tell.
-        threshold: A score from which on an answer counts as right.
+        threshold: A score from which on an answer counts as right; None is 1 where scores are from 0 to 1, and else
+            the highest that was seen.
 
     Raises:
         RecordError: If there is no finished compile in it.
@@ -156,6 +162,7 @@ def diagnose(
     record = RunRecord.read(run_dir)
     if said := no_compile(Path(run_dir), record.compiler):
         raise RecordError(said)
+    threshold = record.top if threshold is None else threshold
     return Diagnosis(
         record,
         trajectory(record),
@@ -188,7 +195,7 @@ class DiagnoseOptions:
         budget_calls: Calls of that model at most.
         embedder: Compare texts by this embedder, not by their words: a LiteLLM embedding model (no cap holds it), or
             st:NAME or st:FOLDER for sentence-transformers.
-        threshold: A score from which on an answer counts as right (default: 1).
+        threshold: A score from which on an answer counts as right (default: 1, or the highest seen on another scale).
         html: Also write the report to this file, as a page for a browser.
     """
 
@@ -201,7 +208,7 @@ class DiagnoseOptions:
     budget_usd: Amount | None = None
     budget_calls: Count | None = None
     embedder: Annotated[str | None, of(_embedder, "NAME")] = None
-    threshold: Score = 1.0
+    threshold: Score | None = None
     html: Annotated[Path | None, metavar("FILE")] = None
 
 

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, get_args
 
 import dspy
+from pydantic import TypeAdapter
 
 from cuesmith.modules.prompter import Prompter
-from cuesmith.programs.report import describe_gain, json_text
+from cuesmith.programs.report import json_text
 from cuesmith.teleprompters.runtime._dspy import modules_of, named_predictors
 from cuesmith.teleprompters.runtime.provenance import Provenance, provenance
 
@@ -126,8 +127,20 @@ def _schema(wanted: Any, predictor: dspy.Predict) -> object:
     """Return a response format as JSON: dspy gives a pydantic model, or that there is only JSON to be asked for."""
     if isinstance(wanted, Mapping):
         return dict(wanted)
+    if any(_is_open(TypeAdapter(info.annotation).json_schema()) for info in predictor.signature.output_fields.values()):
+        return {"type": "json_object"}
     name = re.sub(r"\W", "_", predictor.signature.__name__)[:64] or "reply"
     return {"type": "json_schema", "json_schema": {"name": name, "strict": True, "schema": wanted.model_json_schema()}}
+
+
+def _is_open(schema: object) -> bool:
+    """Whether objects of a schema have names of their own, as a dict's: dspy closes them, and only `{}` would fit."""
+    if isinstance(schema, list):
+        return any(map(_is_open, schema))
+    if not isinstance(schema, Mapping):
+        return False
+    free = schema.get("type") == "object" and (not schema.get("properties") or schema.get("additionalProperties"))
+    return bool(free) or any(map(_is_open, schema.values()))
 
 
 def _heard(predictor: dspy.Predict, given: Mapping[str, object], adapter: dspy.Adapter | None = None) -> _Heard:
@@ -161,7 +174,7 @@ def _page(program: dspy.Module, prompts: Mapping[str, Sequence[Mapping[str, Any]
 def _origin(facts: Provenance) -> str:
     made = f"Compiled by {_inline(facts.compiler)} of Cuesmith {_inline(facts.cuesmith)} on {_inline(facts.created)}"
     models = f"for {_inline(facts.target)}, written by {_inline(facts.optimizer)}, seed {facts.seed}"
-    gained = f" Gain on fresh examples: {describe_gain(facts.gain)} (n = {facts.gain.n})." if facts.gain else ""
+    gained = f" Gain on fresh examples: {facts.gain}." if facts.gain and facts.gain.n else ""
     return f"{made}, {models}.{gained} Prompt {_inline(facts.prompt)}."
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal, cast
 
 import dspy
+import pydantic
 import pytest
 from dspy import lm15
 
@@ -20,6 +22,7 @@ from cuesmith.modules.prompter import Prompted, Prompter
 from cuesmith.programs.tasks.generated import generate
 from cuesmith.programs.tasks.task import Sizes
 from cuesmith.teleprompters.runtime.provenance import keep
+from cuesmith.teleprompters.runtime.statistics import Gain
 from cuesmith.testing.fakes import Sent, Server
 
 SECRET = "sk-exported-0123456789abcdef"
@@ -145,9 +148,36 @@ def test_the_schema_is_that_of_the_outputs() -> None:
     assert SECRET not in text and "10.0.0.1" not in text
 
 
-def test_a_type_that_no_strict_schema_allows_asks_for_json() -> None:
-    body = json.loads(export(dspy.Predict("text -> counts: dict[str, int]"), "openai"))
-    assert body["response_format"] == {"type": "json_object"}
+class Basket(pydantic.BaseModel):
+    """Names of its own, inside."""
+
+    prices: dict[str, float] = {}
+
+
+class Order(pydantic.BaseModel):
+    """Names that are known."""
+
+    pieces: list[int]
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_open"),
+    [
+        (dict[str, int], True), (dict, True), (Basket, True), (list[dict[str, str]], True), (Basket | None, True),
+        (Order, False), (list[Order] | None, False),
+    ],
+)  # fmt: skip
+def test_a_type_that_no_strict_schema_allows_asks_for_json(kind: Any, is_open: bool) -> None:
+    program = dspy.Predict(dspy.Signature("text -> found").with_updated_fields("found", type_=kind))
+    form = json.loads(export(program, "openai"))["response_format"]
+    assert (form == {"type": "json_object"}) is is_open and (form["type"] == "json_schema") is not is_open
+
+
+def test_a_page_tells_a_gain_in_the_unit_of_the_metric() -> None:
+    program = dspy.Predict("question -> answer")
+    gain = Gain(1.5, math.nan, math.nan, 1.0, 1)
+    keep(program, Provenance("0", "abo", 1, "t", "o", "d", "p", "s", None, gain, "2026-01-01"))
+    assert "Gain on fresh examples: +1.5, p = 1, n = 1. Prompt" in export(program, "markdown")
 
 
 @pytest.mark.parametrize("adapter", [dspy.XMLAdapter(), dspy.JSONAdapter(), dspy.TwoStepAdapter(EmbeddedLM())])

@@ -12,6 +12,7 @@ from scipy import special
 from cuesmith.teleprompters.alignment import yardstick
 from cuesmith.teleprompters.alignment.finite import Instance
 from cuesmith.teleprompters.alignment.gains import Attainable, Realised, Sampled
+from cuesmith.teleprompters.alignment.training_result import Alignment
 from cuesmith.teleprompters.alignment.yardstick import attainable, policy_kl, realised
 
 LN3 = math.log(3)
@@ -234,6 +235,18 @@ def test_nothing_to_gain_is_a_flag_and_no_share() -> None:
     found = realised(samples, [0.0] * 20, best)
     assert found.share is None and found.flag == "nothing-to-gain" and math.isnan(found.high)
     assert found.gain.mean == pytest.approx(0.0) and found.most <= 1.0
+
+
+def test_what_was_not_shown_is_not_called_impossible() -> None:
+    lucky, unlucky = Sampled("a", (1.0,)), Sampled("b", (0.0,))
+    few = attainable([[unlucky] * 3 + [lucky], *[[unlucky] * 4] * 2], 0.1, noise_variance=0.0)
+    said = Alignment("train", 0.1, few).verdict()
+    assert few.nothing_to_gain and few.between[1] > 0.1
+    assert "not shown by 3 inputs" in said and f"up to {few.between[1]:.3g}" in said and "nothing was trained" in said
+    one = attainable([[unlucky, lucky]], 0.1, noise_variance=0.0)
+    assert "not shown by 1 input: it may be anything." in Alignment("weights", 0.1, one).verdict()
+    none = attainable([[unlucky] * 4] * 3, 0.1, noise_variance=0.0)
+    assert Alignment("train", 0.1, none).verdict().startswith("No prompter can gain anything")
 
 
 def test_fieller_against_the_definition() -> None:

@@ -1,6 +1,7 @@
 """What looks at runs and compilers: `cuesmith runs | show | report | export | compilers`. Source: ours."""
 
 import contextlib
+import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, replace
@@ -58,7 +59,9 @@ def runs(options: RunsOptions = RunsOptions()) -> int:
         raise BadInput(f"{options.directory}: no such folder")
     lines = [line_of(folder) for folder in found(options.directory)]
     if options.json:
-        print_json({"runs": [vars(line) for line in lines]})
+        from cuesmith.programs.diagnosis.page import plain
+
+        print_json({"runs": [plain(line) for line in lines]})
         return 0
     if not lines:
         print(f"{options.directory}: no runs in it")
@@ -73,23 +76,24 @@ def _print_table(lines: list[RunLine]) -> None:
     from rich.text import Text
 
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    for name in ("run", "compiler", "task", "score, %", "gain in points", "calls", "usd", "state"):
+    for name in ("run", "compiler", "task", "score", "gain", "calls", "usd", "state"):
         table.add_column(name, no_wrap=True, justify="right" if name in ("calls", "usd") else "left")
     for line in lines:
         usd = "" if line.usd is None else f"{line.usd:.4f}" if line.usd else "0"
-        cells = (line.folder, line.compiler, line.about, _figure(line.score, ""), _figure(line.gain, "+"),
-                 f"{line.calls:,}", usd, line.state)  # fmt: skip
+        score, gain = _figure(line.score, line.percent), _figure(line.gain, line.percent, "+")
+        cells = (line.folder, line.compiler, line.about, score, gain, f"{line.calls:,}", usd, line.state)
         table.add_row(*(Text("".join(c if c.isprintable() else "?" for c in cell)) for cell in cells))
     console = Console(highlight=False)
     console.print(table) if console.is_terminal else Console(highlight=False, width=400).print(table)
 
 
-def _figure(interval: tuple[float, float, float] | None, sign: str) -> str:
+def _figure(interval: tuple[float, float, float] | None, percent: bool, sign: str = "") -> str:
+    """Write a score in percent, a gain in points; both in the metric's unit where scores are not from 0 to 1."""
     if interval is None:
         return "-"
-    factor = 100.0 if max(map(abs, interval)) <= 1.0 else 1.0  # of another scale than 0 to 1
-    mean, low, high = (f"{factor * value:{sign}.1f}" for value in interval)
-    return f"{mean} [{low}, {high}]"
+    mean, low, high = (f"{100 * value:{sign}.1f}" if percent else f"{value:{sign}.3g}" for value in interval)
+    unit = " %" if percent and not sign else ""
+    return f"{mean}{unit}" if any(map(math.isnan, interval)) else f"{mean}{unit} [{low}, {high}]"
 
 
 @Parameter(name="*")

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import re
 import shlex
 from collections.abc import Iterator, Mapping
@@ -295,10 +296,11 @@ class RunLine:
         compiler: The compiler's name; "" if it is not known.
         about: What it was about: the task.
         score: The returned program's mean on fresh examples, with its interval; None if there is none.
-        gain: Over the student, likewise.
+        gain: Over the student, likewise. Ends of an interval that there is none of are NaN.
         calls: Of models.
         usd: Dollars; None if a price is not known.
         state: "finished", "stopped by ...", "interrupted", "running", or "damaged".
+        percent: Whether all scores of the run are from 0 to 1, and so are told in percent.
     """
 
     folder: str
@@ -309,6 +311,7 @@ class RunLine:
     calls: int
     usd: float | None
     state: str
+    percent: bool = True
 
 
 def line_of(folder: Path) -> RunLine:
@@ -332,7 +335,7 @@ def line_of(folder: Path) -> RunLine:
         return RunLine(
             str(folder), compiler or str(facts.get("compiler") or data.get("compiler")), task, _score(data),
             _interval(data.get("gain"), "difference"), sum(int(used["calls"]) for used in spent),
-            None if None in prices else float(sum(prices)), state)  # fmt: skip
+            None if None in prices else float(sum(prices)), state, _is_percent(data))  # fmt: skip
     except (BadInput, AttributeError, KeyError, TypeError, ValueError):
         return RunLine(str(folder), compiler, task, None, None, 0, None, "damaged")
 
@@ -374,7 +377,14 @@ def _score(data: Mapping[str, Any]) -> tuple[float, float, float] | None:
 def _interval(data: Mapping[str, Any] | None, name: str) -> tuple[float, float, float] | None:
     if not data or not data.get("n"):
         return None
-    return float(data[name]), float(data["low"]), float(data["high"])
+    mean, low, high = (math.nan if data[key] is None else float(data[key]) for key in (name, "low", "high"))
+    return mean, low, high
+
+
+def _is_percent(data: Mapping[str, Any]) -> bool:
+    rows = [*((*one["scores"], one["mean"]) for one in data["candidates"]), *data["fresh_scores"].values()]
+    known = [float(v) for row in rows if row for v in row if v is not None]
+    return all(0.0 <= v <= 1.0 for v in known if not math.isnan(v))
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -10,8 +10,8 @@ Source: 2402.02101 compares both kinds of change; definitions in the project's n
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import dspy
@@ -123,9 +123,15 @@ def changes(record: RunRecord, similarity: Similarity | None = None, *, threshol
         association=_association(found),
         later=_association(later),
         improved=estimate95(one.gain.difference > 0 for one in found),
-        flips=estimate95([one.flips.mean for one in found if one.flips.n]),
+        flips=_share(estimate95([one.flips.mean for one in found if one.flips.n])),
         significant=sum(one.gain.p_value * len(found) < 0.05 for one in found),
     )
+
+
+def _share(estimate: Estimate95) -> Estimate95:
+    """Student's interval of a mean of shares, which are from 0 to 1."""
+    low, high = np.clip((estimate.low, estimate.high), 0.0, 1.0).tolist()
+    return replace(estimate, low=low, high=high)
 
 
 def _association(found: Sequence[Change]) -> Correlation:
@@ -156,7 +162,7 @@ def _change(record: RunRecord, parent: Candidate, child: Candidate, distance: fl
         child=child.id,
         move=child.origin.move,
         distance=distance,
-        flips=flips(before, after),
+        flips=flips(before, after, labels=record.labels),
         fixed=sum(a < b for a, b in both),
         broken=sum(a > b for a, b in both),
         gain=gain,
@@ -180,9 +186,18 @@ def _right(record: RunRecord, candidate: Candidate, row: Row, threshold: float) 
     ]
 
 
-def flips(before: Sequence[Outcome | None], after: Sequence[Outcome | None]) -> Estimate95:
-    """Return the share of the examples whose parsed answer differs, over those where both answers are known."""
-    pairs = [(answer(a), answer(b)) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+def flips(
+    before: Sequence[Outcome | None], after: Sequence[Outcome | None], *, labels: Collection[str] = ()
+) -> Estimate95:
+    """Return the share of the examples whose parsed answer differs, over those where both answers are known.
+
+    Args:
+        before: What became of one prompt on each example; None where it was not run.
+        after: What became of the other.
+        labels: The fields that the examples have a label for: the answer, if any predictor writes them.
+    """
+    both = [(a, b) for a, b in zip(before, after, strict=True) if a is not None and b is not None]
+    pairs = [(answer(a, labels), answer(b, labels)) for a, b in both]
     return estimate95(a != b for a, b in pairs if a is not None and b is not None)
 
 
@@ -212,7 +227,8 @@ def noise_flips(
     """
     first, second = (score(candidate, examples, draw) for draw in (0, 1))
     old, new = ([passed(one, threshold) for one in outcomes] for outcomes in (first, second))
-    return NoiseFlips(flips(first, second), paired_gain(old, new))
+    labels = {name for example in examples for name in example.labels()}
+    return NoiseFlips(flips(first, second, labels=labels), paired_gain(old, new))
 
 
 @dataclass(frozen=True)

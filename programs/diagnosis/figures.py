@@ -65,12 +65,17 @@ class Section:
     curves: tuple[Curve, ...] = ()
 
 
-def percent(estimate: Estimate95) -> tuple[float, float, float]:
+def percent(estimate: Estimate95, factor: float = 100.0) -> tuple[float, float, float]:
     """Return value, low and high of a figure in percent, or points, from an estimate of a share, or of a score."""
-    return 100 * estimate.mean, 100 * estimate.low, 100 * estimate.high
+    return factor * estimate.mean, factor * estimate.low, factor * estimate.high
 
 
-def percent_curve(name: str, points: Sequence[tuple[float, Estimate95]], x_label: str, y_label: str) -> Curve:
-    """Return estimates of shares, or of scores, in percent over their positions, with their intervals."""
-    y, low, high = ([percent(estimate)[k] for _, estimate in points] for k in range(3))
+def percent_curve(
+    name: str, points: Sequence[tuple[float, Estimate95]], x_label: str, y_label: str, *, factor: float = 100.0
+) -> Curve:
+    """Return estimates of shares, or of scores, over their positions, with their intervals.
+
+    They are in percent, or in the unit that `factor` makes of them.
+    """
+    y, low, high = ([percent(estimate, factor)[k] for _, estimate in points] for k in range(3))
     return Curve(name, [float(x) for x, _ in points], y, x_label, y_label, low, high)

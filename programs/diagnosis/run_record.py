@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,7 +12,8 @@ from cuesmith.teleprompters.runtime.compilation import Note, StepRecord, Trial
 from cuesmith.teleprompters.runtime.evidence import REASONING, text_of
 from cuesmith.teleprompters.runtime.outcomes import Outcome, ParseFailure, ProviderFailure, value
 from cuesmith.teleprompters.runtime.record import FILE
-from cuesmith.teleprompters.runtime.statistics import Gain
+from cuesmith.teleprompters.runtime.run_report.honest import Scoring
+from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain, estimate95
 from cuesmith.teleprompters.runtime.stored import (
     KnownExample,
     RecordError,
@@ -48,6 +50,7 @@ class RunRecord:
         stopped_by: The cap or the circuit that ended the search; None if it ran to its end.
         notes: What the compile had to say, each with its kind.
         outcomes: Candidate id -> example id -> what became of the run.
+        reports: "baseline" and "best" -> "select" and "fresh" -> the score as the compile reported it.
     """
 
     directory: Path
@@ -66,6 +69,7 @@ class RunRecord:
     stopped_by: str | None
     notes: tuple[Note, ...]
     outcomes: Mapping[str, Mapping[str, Outcome]] = field(repr=False)
+    reports: Mapping[str, Mapping[str, Estimate95 | None]] = field(default_factory=dict, repr=False)
 
     @classmethod
     def read(cls, run_dir: str | Path) -> RunRecord:
@@ -99,12 +103,51 @@ class RunRecord:
             stopped_by=stored.stopped_by,
             notes=stored.told,
             outcomes={own.get(known, known): rows for known, rows in outcomes_in(directory).items()},
+            reports=stored.reports,
         )
 
     @property
     def candidates(self) -> dict[str, Candidate]:
         """The candidates by id, best first."""
         return {t.candidate.id: t.candidate for t in self.trials}
+
+    @property
+    def scoring(self) -> Scoring:
+        """How scores are written."""
+        return Scoring.of(self._scores())
+
+    @property
+    def top(self) -> float:
+        """The score from which on an answer counts as right: 1, or else the highest that was seen."""
+        known = [v for trial in self.trials for v in trial.scores if v is not None]
+        return 1.0 if Scoring.of(known).percent else max(known)
+
+    def _scores(self) -> list[float]:
+        rows = (self.fresh_baseline, self.fresh_best, *((*t.scores, t.mean) for t in self.trials))
+        return [v for row in rows for v in row if v is not None and not math.isnan(v)]
+
+    @property
+    def together(self) -> bool:
+        """Whether the metric judges all answers together, so that a score is no mean."""
+        return any(trial.together for trial in self.trials)
+
+    @property
+    def labels(self) -> frozenset[str]:
+        """The fields that the examples have a label for."""
+        return frozenset(name for example in self.select for name in example.labels)
+
+    def report(self, who: str, split: str) -> Estimate95 | None:
+        """Return a score as the compile reported it, or the mean where a record has none; None if not measured.
+
+        Args:
+            who: "baseline" or "best".
+            split: "select" or "fresh".
+        """
+        if who in self.reports:
+            return self.reports[who].get(split)
+        fresh, prompts = (self.fresh_baseline, self.baseline) if who == "baseline" else (self.fresh_best, self.best)
+        found = estimate95(fresh if split == "fresh" else self.scores_of(prompts))
+        return found if found.n else None
 
     def pairs(self) -> Iterator[tuple[Candidate, Candidate]]:
         """Yield every refinement as (parent, child), the first parent of each child that has one on record."""
@@ -124,11 +167,12 @@ class RunRecord:
         return next((t.scores for t in self.trials if t.candidate.id == candidate.id), ())
 
 
-def answer(outcome: Outcome) -> str | None:
+def answer(outcome: Outcome, labels: Collection[str] = ()) -> str | None:
     """Return what a program answered, in a form that can be compared; None where nothing is known.
 
-    The answer is what the last predictor wrote, without its reasoning, up to case and white space. A reply that
-    could not be used is an answer of its own kind.
+    The answer is what was last written into the fields that have a label, whichever predictor did; where none was,
+    what the last predictor wrote, without its reasoning. Case and white space do not count. A reply that could not be
+    used is an answer of its own kind.
     """
     match outcome:
         case ProviderFailure():
@@ -137,12 +181,13 @@ def answer(outcome: Outcome) -> str | None:
             return UNUSABLE
     if not outcome.trace:
         return None
-    outputs = outcome.trace[-1].outputs
+    written = {name: text for step in outcome.trace for name, text in step.outputs.items() if name in labels}
+    outputs = written or outcome.trace[-1].outputs
     names = [name for name in outputs if name != REASONING] or list(outputs)
     return "\n".join(f"{name}: {' '.join(text_of(outputs[name]).split()).casefold()}" for name in names)
 
 
 def passed(outcome: Outcome, threshold: float) -> bool | None:
-    """Return whether an outcome counts as right; None where its score is missing."""
-    score = value(outcome)
+    """Return whether an outcome counts as right; None where its score is missing. What nobody can read is not."""
+    score = -math.inf if isinstance(outcome, ParseFailure) else value(outcome)
     return None if score is None else score >= threshold

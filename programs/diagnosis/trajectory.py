@@ -18,6 +18,7 @@ from cuesmith.programs.diagnosis.run_record import KnownExample, RunRecord
 from cuesmith.signatures.rendering import DEMONSTRATION
 from cuesmith.teleprompters.runtime.candidate import Candidate
 from cuesmith.teleprompters.runtime.guards import COMMON, COPIED_WORDS, runs_in, words_in
+from cuesmith.teleprompters.runtime.run_report.honest import Scoring
 from cuesmith.teleprompters.runtime.statistics import Estimate95, estimate95
 
 CHARACTERS_PER_TOKEN = 4
@@ -69,11 +70,13 @@ class Trajectory:
 
     Attributes:
         points: The best so far, one a step; at the end what was returned, if no step tells of it.
-        search: The returned candidate's score on selection examples.
+        scoring: How scores are written: in points, or in the metric's own unit.
+        search: The returned candidate's score on selection examples, as the compile reported it.
         fresh: Its score on fresh examples; None without any.
-        optimism: Search minus fresh score of the returned candidate; None without fresh scores.
+        optimism: Search minus fresh score of the returned candidate; None without fresh scores, or where the metric
+            judges all answers together: then scores of single examples do not tell.
         gain_optimism: Gain over the baseline by search minus the gain by fresh score: what of the optimism is not
-            that the fresh examples are harder; None without fresh scores, or if the baseline was returned.
+            that the fresh examples are harder; None as `optimism`, or if the baseline was returned.
         accepted: Share of the children that any step's beam kept; of none where no step tells of a choice.
         duplicates: Share of the candidates whose prompts another one has in the same words.
         baseline_characters: Characters of the student's prompts, demonstrations included.
@@ -84,6 +87,7 @@ class Trajectory:
     """
 
     points: tuple[BestAfter, ...]
+    scoring: Scoring
     search: Estimate95
     fresh: Estimate95 | None
     optimism: Difference | None
@@ -100,24 +104,25 @@ class Trajectory:
 def trajectory(record: RunRecord) -> Trajectory:
     """Read a search's course from the record of its run."""
     best, start = record.best, record.baseline
-    known = {start.id: record.fresh_baseline, best.id: record.fresh_best}
-    search, on_fresh = estimate95(record.scores_of(best)), _estimate(known[best.id])
-    score = on_fresh if on_fresh is not None else search
-    basis = _estimate(known[start.id]) if on_fresh is not None else estimate95(record.scores_of(start))
-    added = _tokens(best.size) - _tokens(start.size)
+    known = {start.id: record.report("baseline", "fresh"), best.id: record.report("best", "fresh")}
+    search, on_fresh = record.report("best", "select") or estimate95([]), known[best.id]
+    score = on_fresh or search
+    basis = known[start.id] if on_fresh else record.report("baseline", "select")
+    added, factor = _tokens(best.size) - _tokens(start.size), record.scoring.factor
     return Trajectory(
         points=_points(record, known),
+        scoring=record.scoring,
         search=search,
         fresh=on_fresh,
-        optimism=unpaired(known[best.id], record.scores_of(best)) if on_fresh is not None else None,
-        gain_optimism=_gain_optimism(record, known),
+        optimism=unpaired(record.fresh_best, record.scores_of(best)) if on_fresh and not record.together else None,
+        gain_optimism=None if record.together else _gain_optimism(record),
         accepted=_accepted(record),
         duplicates=_duplicates(list(record.candidates.values())),
         baseline_characters=start.size,
         best_characters=best.size,
-        per_hundred_tokens=100 * score.mean / _tokens(best.size) * 100 if best.size else math.nan,
+        per_hundred_tokens=factor * score.mean / _tokens(best.size) * 100 if best.size else math.nan,
         gain_per_hundred_tokens=(
-            100 * (score.mean - basis.mean) / added * 100 if basis is not None and added > 0 else math.nan
+            factor * (score.mean - basis.mean) / added * 100 if basis is not None and added > 0 else math.nan
         ),
         copied=copied(best, start, record.train),
     )
@@ -127,36 +132,30 @@ def _tokens(characters: int) -> float:
     return characters / CHARACTERS_PER_TOKEN
 
 
-def _estimate(scores: Sequence[float | None] | None) -> Estimate95 | None:
-    estimate = estimate95(scores or ())
-    return estimate if estimate.n else None
-
-
-def _points(record: RunRecord, known: Mapping[str, Sequence[float | None]]) -> tuple[BestAfter, ...]:
+def _points(record: RunRecord, known: Mapping[str, Estimate95 | None]) -> tuple[BestAfter, ...]:
     candidates = record.candidates
     points = [
         BestAfter(
             step.step,
             step.best_id,
             step.validation,
-            _estimate(known.get(step.best_id)),
+            known.get(step.best_id),
             candidates[step.best_id].size if step.best_id in candidates else 0,
         )
         for step in record.steps
     ]
-    if points and points[-1].candidate != record.best.id and (search := _estimate(record.scores_of(record.best))):
+    if points and points[-1].candidate != record.best.id and (search := record.report("best", "select")):
         # dspy's optimizers tell of no step, and a stop can come between two.
-        fresh = _estimate(known[record.best.id])
-        points.append(BestAfter(points[-1].step + 1, record.best.id, search, fresh, record.best.size))
+        points.append(BestAfter(points[-1].step + 1, record.best.id, search, known[record.best.id], record.best.size))
     return tuple(points)
 
 
-def _gain_optimism(record: RunRecord, known: Mapping[str, Sequence[float | None]]) -> Difference | None:
+def _gain_optimism(record: RunRecord) -> Difference | None:
     best, start = record.best, record.baseline
     if best == start:
         return None
     by_search = _differences(record.scores_of(start), record.scores_of(best))
-    by_fresh = _differences(known[start.id], known[best.id])
+    by_fresh = _differences(record.fresh_baseline, record.fresh_best)
     return unpaired(by_fresh, by_search) if by_search and by_fresh else None
 
 
@@ -197,11 +196,20 @@ def copied(candidate: Candidate, baseline: Candidate, train: Sequence[KnownExamp
     own = [p.instructions for _, p in baseline]
     written = [p.instructions.partition(f"\n\n{DEMONSTRATION}\n")[0] for _, p in candidate]
     inputs = [example.text for example in train]
-    found, length = Copied(0, "", 0), 1
-    while runs := _shared(written, inputs, own, length):
-        run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
-        found, length = Copied(length, " ".join(run), count), length + 1
-    return found
+    length, runs = 0, dict[tuple[str, ...], int]()
+    while length < COPIED_WORDS and (longer := _shared(written, inputs, own, length + 1)):
+        length, runs = length + 1, longer
+    too_long = 1 + max((len(words_in(text)) for text in written), default=0) if length == COPIED_WORDS else length + 1
+    while too_long - length > 1:  # by halves: a passage of a thousand words would take minutes word by word
+        middle = min(2 * length, (length + too_long) // 2)
+        if longer := _shared(written, inputs, own, middle):
+            length, runs = middle, longer
+        else:
+            too_long = middle
+    if not runs:
+        return Copied(0, "", 0)
+    run, count = max(runs.items(), key=lambda entry: (entry[1], entry[0]))
+    return Copied(length, " ".join(run), count)
 
 
 def _shared(
@@ -222,17 +230,19 @@ def _shared(
 
 def section_of(found: Trajectory) -> Section:
     """Put a trajectory into words and figures."""
-    curves = _curves(found.points)
+    curves = _curves(found.points, found.scoring)
     return words.section_of("diagnosis/trajectory", found, curves, COPIED_WORDS, CHARACTERS_PER_TOKEN)
 
 
-def _curves(points: Sequence[BestAfter]) -> tuple[Curve, ...]:
+def _curves(points: Sequence[BestAfter], scoring: Scoring) -> tuple[Curve, ...]:
     if not points:
         return ()
     steps = [float(p.step) for p in points]
-    search = percent_curve("search score", [(p.step, p.search) for p in points], "step", "score (points)")
-    fresh = [None if p.fresh is None else 100 * p.fresh.mean for p in points]
+    factor, axis = scoring.factor, "score (points)" if scoring.percent else "score"
+    scores = [(p.step, p.search) for p in points]
+    search = percent_curve("search score", scores, "step", axis, factor=factor)
+    fresh = [None if p.fresh is None else factor * p.fresh.mean for p in points]
     size = Curve("prompt length", steps, [float(p.characters) for p in points], "step", "characters")
     if not any(score is not None for score in fresh):
         return search, size
-    return search, Curve("fresh score", steps, fresh, "step", "score (points)"), size
+    return search, Curve("fresh score", steps, fresh, "step", axis), size

@@ -68,8 +68,8 @@ def _plain(text: str) -> str:
     return " ".join(text.split())
 
 
-def _percent(estimate: Estimate95) -> Estimate95:
-    return replace(estimate, mean=100 * estimate.mean, low=100 * estimate.low, high=100 * estimate.high)
+def _percent(estimate: Estimate95, factor: float = 100.0) -> Estimate95:
+    return replace(estimate, mean=factor * estimate.mean, low=factor * estimate.low, high=factor * estimate.high)
 
 
 def _unless_equal(estimate: Estimate95) -> Estimate95:

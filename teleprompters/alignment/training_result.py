@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 from cuesmith.teleprompters.alignment.gains import Attainable, PolicyKL, Realised
 from cuesmith.teleprompters.runtime.compilation import Compilation
 from cuesmith.teleprompters.runtime.events import Progressed
 from cuesmith.teleprompters.runtime.statistics import Estimate95
+
+_NOTHING = 1e-9
+"""A gain that is none but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +69,8 @@ class Alignment:
         if best is None:
             return ""
         coefficient = f"lambda = {self.kl_coefficient:g}"
+        if best.nothing_to_gain and not best.between[1] <= _NOTHING:
+            return self._unshown(best, coefficient)
         if best.nothing_to_gain:
             return f"No prompter can gain anything that could be measured over the untrained one at {coefficient}."
         low, high = best.between
@@ -77,6 +83,17 @@ class Alignment:
         return (
             f"Training realised {100 * done.share:.0f} % [{100 * done.low:.0f}, {100 * done.high:.0f}] of what this "
             f"frozen program allows at {coefficient}{spent}."
+        )
+
+    def _unshown(self, best: Attainable, coefficient: str) -> str:
+        """Return that the inputs were too few, or too much alike, to tell whether there is anything to gain."""
+        n, most = len(best.inputs), best.between[1]
+        upto = "anything" if math.isnan(most) else f"anything up to {most:.3g}"
+        ended = ": nothing was trained. yardstick=0 trains without asking" if self.mode == "train" else ""
+        return (
+            f"Whether a prompter can gain anything over the untrained one at {coefficient} was not shown by {n} "
+            f"input{'s' if n != 1 else ''}: it may be {upto}{ended}. "
+            "A larger yardstick=, or more training examples, tells more."
         )
 
 

@@ -459,11 +459,14 @@ def distinct(candidates: Iterable[Candidate]) -> list[Candidate]:
 
 
 def line_of(candidate: Candidate, known: Mapping[str, Candidate]) -> list[Candidate]:
-    """Return the candidates that led to this one, the oldest first and itself last: first parents, as far as known."""
-    path = [candidate]
-    while path[-1].origin.parents and path[-1].origin.parents[0] in known:
-        path.append(known[path[-1].origin.parents[0]])
-    return path[::-1]
+    """Return the candidates that led to this one, the oldest first and itself last: first parents, as far as known.
+
+    A circle, which no search makes but a damaged record can have, ends where it closes.
+    """
+    path = {candidate.id: candidate}
+    while (parents := candidate.origin.parents) and parents[0] in known and parents[0] not in path:
+        candidate = path[parents[0]] = known[parents[0]]
+    return [*path.values()][::-1]
 
 
 def made_from(move: str, examples: Sequence[dspy.Example], *parents: Candidate) -> Origin:

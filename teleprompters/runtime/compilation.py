@@ -17,7 +17,7 @@ import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, Json
 from cuesmith.teleprompters.runtime.ledger import Spent
-from cuesmith.teleprompters.runtime.outcomes import worst_last
+from cuesmith.teleprompters.runtime.outcomes import mean, worst_last
 from cuesmith.teleprompters.runtime.provenance import Provenance
 from cuesmith.teleprompters.runtime.statistics import Estimate95, Gain
 
@@ -117,6 +117,11 @@ class Trial:
     scores: tuple[float | None, ...] = field(repr=False)
     mean: float
     n: int
+
+    @property
+    def together(self) -> bool:
+        """Whether the metric judged all answers together, so that `mean` is no mean of the scores."""
+        return self.n > 0 and not math.isclose(self.mean, mean(self.scores), abs_tol=1e-9)
 
 
 @dataclass(frozen=True)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from types import UnionType
 
 import dspy
 
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import typed
 from cuesmith.teleprompters.runtime.metric import LARGEST, CorpusFunction
-from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, Scored, Scores, value
+from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, Scored, Scores, value
 from cuesmith.teleprompters.runtime.statistics import (
     Estimate95,
     Gain,
@@ -97,22 +98,24 @@ def estimate_of(scores: Scores) -> Estimate95 | None:
 def gain_of(baseline: Scores, best: Scores) -> Gain:
     """Compare two candidates on the examples that both have a score for.
 
-    A metric that fails on what it cannot read leaves out the wrong answers of one side: a gain must also be shown with
-    those counted as 0, or the least that was scored.
+    A reply that could not be used is the worst there is: it counts as 0, or as the least that was scored where that is
+    less. A metric that fails on what it cannot read leaves out the wrong answers of one side: a gain must also be shown
+    with those counted so.
     """
     if baseline.together is None:
-        gain = paired_gain(baseline.values, best.values)
+        both = baseline, best
+        worst = min([0.0, *(v for v in (*baseline.values, *best.values) if v is not None)])
+        gain = paired_gain(*(_filled(scores, worst, ParseFailure) for scores in both))
         if not gain.significant or not (baseline.unjudged or best.unjudged):
             return gain
-        worst = min([0.0, *(v for v in (*baseline.values, *best.values) if v is not None)])
-        strict = paired_gain(*(_filled(scores, worst) for scores in (baseline, best)))
+        strict = paired_gain(*(_filled(scores, worst, ParseFailure | MetricError) for scores in both))
         return replace(gain, holds=strict.significant and strict.difference * gain.difference > 0.0)
     kept, differ = _pairs(baseline, best)
     return bootstrap_gain(_statistic(baseline.together, baseline, best, kept), len(kept), differ)
 
 
-def _filled(scores: Scores, worst: float) -> list[float | None]:
-    return [worst if isinstance(one, MetricError) else value(one) for one in scores.outcomes]
+def _filled(scores: Scores, worst: float, failed: type[Outcome] | UnionType) -> list[float | None]:
+    return [worst if isinstance(one, failed) else value(one) for one in scores.outcomes]
 
 
 def p_value_of(first: Scores, second: Scores, *, seed: int) -> float:

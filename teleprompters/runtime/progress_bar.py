@@ -56,7 +56,7 @@ class Progress:
         self._bar: bars.TaskID | None = None
         self._candidates: set[str] = set()
         self._done = self._expected = 0
-        self._best, self._notice = "-", ""
+        self._best, self._notice, self._factor = "-", "", 100.0
         self._spent = Spent()
         self._started = 0.0
 
@@ -104,10 +104,12 @@ class Progress:
                 self._done, self._notice = self._done + 1, ""
                 if event.candidate_id is not None:
                     self._candidates.add(event.candidate_id)
+                if event.value is not None and not 0.0 <= event.value <= 1.0:
+                    self._factor = 1.0
             case SpentChanged():
                 self._spent = event.spent
             case StepDone():
-                self._best = describe_estimate(event.record.validation)
+                self._best = describe_estimate(event.record.validation, self._factor)
             case Progressed():
                 self._notice = str(event)
             case Retried():
@@ -124,6 +126,7 @@ class Progress:
 
     def _begin(self, event: RunStarted) -> None:
         self._candidates.clear()
+        self._factor = 100.0  # of a score, until one is seen that is not from 0 to 1
         self._done, self._best, self._spent, self._started = 0, "-", Spent(), time.monotonic()
         self._expected = event.forecast.optimizer_calls + event.forecast.program_runs
         self._show_bar(event.compiler, total=self._expected)

@@ -208,7 +208,11 @@ def _scale(seen: Seen) -> Iterator[Note]:
     if low < 0.0 or high > 1.0:
         success = "" if seen.threshold is None else f"; an answer counted as a success from {seen.threshold + 0.0:g} on"
         failed = any(isinstance(one, ParseFailure) for one in seen.ran)
-        zero = "; a reply that cannot be read counts as 0, which is above others here" if low < 0.0 and failed else ""
+        zero = (
+            "; a reply that cannot be read counts as 0 in the search, which is above others here, and as the lowest "
+            "score in the gain: add to the metric what makes its lowest score 0"
+        )
+        zero = zero if low < 0.0 and failed else ""
         seen_from = f"Scores went from {low:g} to {high:g}" if low < high else f"All scores were {low:g}"
         yield Note("scale", f"{seen_from}: the metric's scale is not 0 to 1{success}{zero}.")
     if 0.0 < low == high <= 1.0 and len(values) > 1:

@@ -81,7 +81,10 @@ class Gain:
 
     def __str__(self) -> str:
         """Return it as a person writes it, in the unit of the scores."""
-        return f"{self.difference:+.3g} [{self.low:+.3g}, {self.high:+.3g}], p = {self.p_value:.2g}, n = {self.n}"
+        if math.isnan(self.difference):
+            return "not measured"
+        inside = "" if math.isnan(self.low) or math.isnan(self.high) else f" [{self.low:+.3g}, {self.high:+.3g}]"
+        return f"{self.difference:+.3g}{inside}, p = {self.p_value:.2g}, n = {self.n}"
 
     @property
     def significant(self) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -215,6 +216,9 @@ def read_stored(directory: Path) -> StoredRun:
     for one in stored.candidates:
         if len(one.scores) != len(stored.select):
             raise RecordError(f"{path}: candidate {one.id!r} has not one score a selection example")
+    scores = [*(one.scores for one in stored.candidates), *stored.fresh_scores.values()]
+    if not all(math.isfinite(score) for row in scores for score in row or () if score is not None):
+        raise RecordError(f"{path}: a score is no finite number")
     return stored
 
 

@@ -52,7 +52,8 @@ class MoveTally:
     Attributes:
         move: Its name.
         made: Candidates that it made and that were scored.
-        above: Those of them that scored above their (first) parent, on the examples that both have a score for.
+        above: Those of them that scored above their (first) parent, on the examples that both have a score for. Where
+            the metric judges all answers together, only such are compared as have equally many.
         compared: Those that can be compared with a parent.
         change: Mean change against the parent; NaN if none can be compared.
         best: The highest score of those that were scored on all selection examples; NaN without any.
@@ -173,12 +174,13 @@ def moves_of(trials: Sequence[Trial]) -> tuple[MoveTally, ...]:
 
 
 def _tally(move: str, made: Sequence[Trial], by_id: Mapping[str, Trial], whole: int) -> MoveTally:
+    together = any(trial.together for trial in by_id.values())
     changes = []
     for child in made:
         parents = child.candidate.origin.parents
         if parents and parents[0] in by_id:
-            pairs = zip(child.scores, by_id[parents[0]].scores, strict=True)
-            changes += [mean(both)] if (both := [a - b for a, b in pairs if a is not None and b is not None]) else []
+            change = _change(by_id[parents[0]], child, together)
+            changes += [] if math.isnan(change) else [change]
     scored = [trial.mean for trial in made if trial.n >= whole and not math.isnan(trial.mean)]
     return MoveTally(
         move,
@@ -188,6 +190,13 @@ def _tally(move: str, made: Sequence[Trial], by_id: Mapping[str, Trial], whole: 
         mean(changes),
         max(scored, default=math.nan),
     )
+
+
+def _change(parent: Trial, child: Trial, together: bool) -> float:
+    """Return what a child scored above its parent; NaN where the two cannot be compared."""
+    if together:
+        return child.mean - parent.mean if child.n == parent.n else math.nan
+    return mean([a - b for a, b in zip(child.scores, parent.scores, strict=True) if a is not None and b is not None])
 
 
 def picture_of(members: Sequence[Member], returned: str, factor: float) -> FamilyPicture | None:
