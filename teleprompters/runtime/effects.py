@@ -453,20 +453,23 @@ class Effects(Asker):
     def best_so_far(self) -> Candidate:
         """Return the best candidate by what is known now, compared with the baseline on the same examples.
 
-        What a stop left unscored counts as lost: searches begin where the student fails, so that a child's first
-        scores flatter it. A provider's failure counts for neither side.
+        What a stop left unscored counts as lost, that is 0, or the lowest score seen where that is less: searches
+        begin where the student fails, so that a child's first scores flatter it. A provider's failure counts for
+        neither side.
         """
         base, ahead = self.so_far(self.baseline, self.select), []
-        for candidate in list(self._candidates.values()):
-            scores = self.so_far(candidate, self.select)
+        known = [self.so_far(candidate, self.select) for candidate in list(self._candidates.values())]
+        lowest = min([0.0, *(v for scores in known for v in scores.values if v is not None)])
+        for scores in known:
             both = [i for i, pair in enumerate(zip(scores.values, base.values, strict=True)) if None not in pair]
-            lost = [v for v, o in zip(base.values, scores.outcomes, strict=True) if o is _NOT_RUN and v is not None]
+            pairs = zip(base.values, scores.outcomes, strict=True)
+            lost = [v - lowest for v, o in pairs if o is _NOT_RUN and v is not None]
             if (lost and self.together is not None) or not both:
                 continue
             n = len(both) + len(lost)
             gained = (scores.score_on(both) - base.score_on(both)) * len(both) / n - math.fsum(lost) / n
             if gained > 0:
-                ahead.append((gained, -candidate.size, candidate))
+                ahead.append((gained, -scores.candidate.size, scores.candidate))
         return max(ahead, key=lambda entry: entry[:2])[2] if ahead else self.baseline
 
     def shortest_as_good(self, best: Candidate) -> Candidate:
