@@ -14,6 +14,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -241,6 +242,7 @@ class Effects(Asker):
         extras: What a search leaves for the compilation besides candidates (`Compilation.extras`).
         costs: What each program run used, by its key, whichever session of the run made it.
         most_calls: The most calls that a program run has made until now.
+        unread: What a reply that could not be used counts as.
     """
 
     def __init__(
@@ -262,6 +264,7 @@ class Effects(Asker):
         self.extras: dict[str, object] = {}
         self.costs: dict[str, Usage] = {}
         self.most_calls = len(self.baseline.names)
+        self.unread = 0.0
         self._journal = journal
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
@@ -363,8 +366,21 @@ class Effects(Asker):
         effects = [*list(self._outcomes.values()), *list(self._replies.values()), *list(self._results.values())]
         return sum(not task.done() for task in effects) - self.pool.waiting
 
+    def weigh(self, student: Scores) -> None:
+        """Have a reply that could not be used count as what the student's worst answer scored, if that is below 0: else
+        under a loss it would be worth more than any answer."""
+        self.unread = min([0.0, *(one.score for one in student.outcomes if isinstance(one, Scored))])
+        for key, task in list(self._outcomes.items()):
+            if task.done():
+                self._settle(key, task)
+        self._settled = {key: self._weighed(outcome) for key, outcome in self._settled.items()}
+
+    def _weighed(self, outcome: Outcome) -> Outcome:
+        return replace(outcome, score=self.unread) if isinstance(outcome, ParseFailure) else outcome
+
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
+        outcome = self._weighed(outcome)
         self._candidates.setdefault(candidate.id, candidate)
         key = self.key(candidate, example)
         if key not in self._outcomes:
@@ -558,6 +574,7 @@ class Effects(Asker):
             }
             self._note_reached(found)
             self._store(key, outcome, current, found)
+        outcome = self._weighed(outcome)
         self.emit("target", candidate.id, self.ids(example), outcome)
         return outcome
 
