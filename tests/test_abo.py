@@ -178,6 +178,13 @@ def test_the_ablation_shows_no_demonstration_anywhere() -> None:
     assert not any("Example of following" in p.instructions for t in found.candidates for _, p in t.candidate)
 
 
+def test_a_task_that_may_not_be_used_is_counted_and_the_student_s_stands_for_it() -> None:
+    optimizer = Optimizer({"WriteSteps": always(task="Add. " * 20_000, steps=["Add.", "Answer."])})
+    found = compile_with(abo(optimizer, steps=0, initial=2), Target()).compilation
+    assert all(len(prompt.instructions) < 4000 for trial in found.candidates for _, prompt in trial.candidate)
+    assert "2 of 4 drafts dropped: too long (2)." in found.notes
+
+
 def test_a_note_says_that_the_demonstrations_of_the_student_are_left_out() -> None:
     student = dspy.ChainOfThought("question -> answer")
     student.predict.demos = [TRAIN[0].copy(reasoning="mine")]
