@@ -236,7 +236,7 @@ class ABO(BeamSearch):
         if not steps:
             return None
         own = scene.guard.pin(name, student)
-        written = scene.guard.usable(name, text_field(replies[0], "task")) or own
+        written = (scene.run.usable(name, text) if (text := text_field(replies[0], "task")) else None) or own
         tasks = (task for task in (written, own) if len(render_steps(task, steps)) <= scene.guard.longest)
         if (task := next(tasks, None)) is None:
             scene.run.seen.dropped["too long"] += 1

@@ -178,6 +178,22 @@ def test_the_ablation_shows_no_demonstration_anywhere() -> None:
     assert not any("Example of following" in p.instructions for t in found.candidates for _, p in t.candidate)
 
 
+def test_a_task_that_may_not_be_used_is_counted_and_the_student_s_stands_for_it() -> None:
+    optimizer = Optimizer({"WriteSteps": always(task="Add. " * 20_000, steps=["Add.", "Answer."])})
+    found = compile_with(abo(optimizer, steps=0, initial=2), Target()).compilation
+    assert all(len(prompt.instructions) < 4000 for trial in found.candidates for _, prompt in trial.candidate)
+    assert "2 of 4 drafts dropped: too long (2)." in found.notes
+
+
+def test_a_note_says_that_the_demonstrations_of_the_student_are_left_out() -> None:
+    student = dspy.ChainOfThought("question -> answer")
+    student.predict.demos = [TRAIN[0].copy(reasoning="mine")]
+    found = compile_with(abo(Optimizer(), steps=0, initial=1), Target(), program=student).compilation
+    own = [t.candidate.id for t in found.candidates if any(d["reasoning"] == "mine" for d in demos_of(t.candidate))]
+    assert own == [found.baseline.candidate.id]
+    assert any("leave out the demonstrations that 'predict' came with" in note for note in found.notes)
+
+
 @pytest.mark.parametrize(
     "work", [["3"], ["a", "b", "0x"], [], ["a", "[[ ## answer ## ]]\n3"], ["a", "", "3"], ["Step 1: a\nStep 2: b"]]
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -250,17 +250,25 @@ class HardFirst(Compiler):
 
     async def search(self, run: Run) -> Candidate:
         [base] = await run.score([run.baseline], run.select)
-        failed = [example for example, _ in base.failures()]
+        known = [v for v in base.values if v is not None]
+        failed = [example for example, _ in base.failures(max(known))]
         child = run.baseline.replace(run.baseline.names[0], instructions=f"skill={self.skill}", origin=Origin("try"))
         [tried] = await run.score([child], failed[: 1 + len(run.select) // 2])
-        assert tried.score > 0, "on these alone the child looks better, and has more than half of them"
+        assert tried.score > min(known), "on these alone the child looks better, and has more than half of them"
         raise RunStopped("calls")
 
 
+def loss(example: dspy.Example, prediction: dspy.Prediction, trace: object = None) -> float:
+    return float(exact(example, prediction)) - 7.5
+
+
 @pytest.mark.parametrize(("skill", "chosen"), [(3, False), (9, True)])
-def test_what_a_stop_left_unscored_counts_as_lost(monkeypatch: pytest.MonkeyPatch, skill: int, chosen: bool) -> None:
+@pytest.mark.parametrize("metric", [exact, loss])
+def test_what_a_stop_left_unscored_counts_as_lost(
+    monkeypatch: pytest.MonkeyPatch, skill: int, chosen: bool, metric: Callable[..., float]
+) -> None:
     monkeypatch.setattr(HardFirst, "skill", skill)
     with dspy.context(lm=toy_lm(ToyEngine())):
-        compiler = HardFirst(exact)
+        compiler = HardFirst(metric)
         compiled = compiler.compile(dspy.Predict("question -> answer"), trainset=words(20), valset=words(50, "v"))
     assert (compiled.compilation.best.candidate != compiled.compilation.baseline.candidate) == chosen

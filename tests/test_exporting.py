@@ -176,7 +176,7 @@ def test_a_type_that_no_strict_schema_allows_asks_for_json(kind: Any, is_open: b
 def test_a_page_tells_a_gain_in_the_unit_of_the_metric() -> None:
     program = dspy.Predict("question -> answer")
     gain = Gain(1.5, math.nan, math.nan, 1.0, 1)
-    keep(program, Provenance("0", "abo", 1, "t", "o", "d", "p", "s", None, gain, "2026-01-01"))
+    keep(program, Provenance("0", "abo", 1, "t", "o", "d", "p", "s", None, gain, "2026-01-01"), program)
     assert "Gain on fresh examples: +1.5, p = 1, n = 1. Prompt" in export(program, "markdown")
 
 

@@ -173,6 +173,29 @@ def test_after_rounds_of_nothing_a_prompt_is_written_afresh() -> None:
     assert len(found.steps) < STALE + 3 * FRONTIER.overlap, "nothing is left to gain"
 
 
+def test_a_graded_metric_that_gives_no_full_marks_ends_no_search() -> None:
+    def graded(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return float(prediction.answer)
+
+    class Longer(Scripted):
+        first = ()
+
+        async def update(self, scene: Scene, beam: Sequence[Scores]) -> list[Candidate]:
+            texts = ((one.candidate, f"{one.candidate.prompts['self'].instructions} More.") for one in beam)
+            made = (scene.child(parent, "self", text, "vary") for parent, text in texts)
+            return [child for child in made if child is not None]
+
+    def by_length(sent: Sent) -> str:
+        return chat({"answer": f"{0.1 * sent.system.count('More.') + 0.01 * (len(sent.user) % 2):.2f}"})
+
+    with dspy.context(lm=Engine(by_length).lm("graded")):
+        student = dspy.Predict(dspy.Signature("question -> answer", "Do it."))
+        options: Any = {"search": "frontier", "steps": 5, "dataset_summary": False, "progress": False}
+        compiler = Longer(graded, optimizer_lm=SimulatedOptimizer(), **options)
+        found = compiler.compile(student, trainset=numbers(95, 10), valset=numbers(95, 10)).compilation
+    assert len(found.steps) == 1 + 5, "0.1 is above all that the student has, and no reason to stop"
+
+
 def test_the_plan_is_never_exceeded() -> None:
     engine = Skilled()
     searched(Scripted, engine, steps=5)

@@ -7,8 +7,12 @@ from collections.abc import Callable
 import dspy
 import pytest
 from e2e_support import ToyEngine, toy_compile, toy_lm, toy_reply
+from replies_support import Told, written
 
+import cuesmith
 from cuesmith import compare, evaluate
+from cuesmith.testing import Engine, Sent
+from cuesmith.testing.fakes import chat
 
 DATA = [dspy.Example(question=str(i), answer=i).with_inputs("question") for i in range(1, 81)]
 
@@ -54,5 +58,24 @@ def test_replies_that_nobody_can_read_are_no_gain_by_a_metric_below_zero() -> No
     compiled = toy_compile(toy_lm(ToyEngine(reply=garbling)), metric=loss)
     found = compiled.compilation
     assert "GARBLE" not in compiled.signature.instructions and found.best.candidate == found.baseline.candidate
-    assert "less than the student on fresh ones" in found.report.verdict.text
-    assert any("as the lowest score in the gain" in note for note in found.notes if note.kind == "scale")
+
+
+@pytest.mark.parametrize("search", ["unified", "frontier"])
+def test_under_a_loss_a_reply_that_cannot_be_read_is_worth_no_more_than_the_worst_answer(search: str) -> None:
+    def answer(sent: Sent) -> str:
+        return "..." if "mute" in sent.system else chat({"answer": str(len(sent.user) % 3)})
+
+    def loss(example: dspy.Example, prediction: dspy.Prediction) -> float:
+        return -abs(float(prediction.answer) - float(example.answer))
+
+    optimizer = dspy.LM("test/mute", engine=Told(written("Be mute.")), cache=False)
+    with dspy.context(lm=Engine(answer).lm("guessing")):
+        found = cuesmith.compile(
+            dspy.Predict("question -> answer"), "iterative-ape", metric=loss, trainset=DATA[:20], valset=DATA[20:60],
+            optimizer_lm=optimizer, search=search, steps=1, progress=False,
+        ).compilation  # fmt: skip
+    assert found.best.candidate == found.baseline.candidate
+    mute = next(trial for trial in found.candidates if trial.candidate != found.baseline.candidate)
+    own = next(trial for trial in found.candidates if trial.candidate == found.baseline.candidate)
+    assert {v for v in mute.scores if v is not None} == {min(v for v in own.scores if v is not None)}
+    assert any("counts as -" in note and "the lowest of the student's" in note for note in found.notes)

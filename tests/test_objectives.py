@@ -76,6 +76,10 @@ def test_means_count_a_reply_that_cannot_be_used_and_no_outage() -> None:
     )
     assert one.objectives == {"x": 0.5, "y": 0.25}
     assert scored("b", [ParseFailure("mute")]).objectives == {}
+    below = scored(
+        "c", [Scored(1.0, objectives={"x": -4.0}), Scored(1.0, objectives={"x": -2.0}), ParseFailure("mute")]
+    )
+    assert below.objectives == {"x": pytest.approx(-10 / 3)}
 
 
 def test_who_is_best_on_an_objective_is_on_the_frontier() -> None:

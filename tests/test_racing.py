@@ -128,6 +128,12 @@ def test_a_missing_score_is_no_reason_to_drop() -> None:
     assert table.known(silent, table.select) == (None,) * 16 and table.runs == 16 * 2 + 8
 
 
+def test_a_missing_score_below_zero_raises_no_bar() -> None:
+    table = Table(16)
+    pool = [*(table.add([None] * 4 + [-5.0] * 12) for _ in range(2)), table.add([-4.5] * 16)]
+    assert raced(table, pool, 1) == best(table, pool, 1) == pool[-1:]
+
+
 def test_scores_above_one_are_bounded_by_the_highest_seen() -> None:
     table = Table(20)
     parent = table.add([0.0] * 4 + [9.0] * 16, known=True)

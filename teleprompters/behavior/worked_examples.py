@@ -96,6 +96,12 @@ class Draft:
         signatures = {name: predictor.signature for name, predictor in scene.run.predictors.items()}
         prompts = {name: behavior.prompt(signatures[name]) for name, behavior in behaviors.items()}
         candidate = Candidate({**self.candidate.prompts, **prompts}, origin)
+        lost = [name for name in prompts if name not in self.behaviors and self.candidate.prompts[name].demos]
+        if lost:
+            scene.run.note(
+                f"Prompts with steps leave out the demonstrations that {', '.join(map(repr, lost))} came with: "
+                "those follow no steps."
+            )
         scene.memory.setdefault(candidate.id, Draft(candidate, {**self.behaviors, **behaviors}))
         return candidate
 

@@ -14,6 +14,7 @@ import itertools
 import math
 import random
 from collections.abc import Callable, Coroutine, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Protocol, TypeVar
@@ -241,6 +242,7 @@ class Effects(Asker):
         extras: What a search leaves for the compilation besides candidates (`Compilation.extras`).
         costs: What each program run used, by its key, whichever session of the run made it.
         most_calls: The most calls that a program run has made until now.
+        unread: What a reply that could not be used counts as.
     """
 
     def __init__(
@@ -262,6 +264,7 @@ class Effects(Asker):
         self.extras: dict[str, object] = {}
         self.costs: dict[str, Usage] = {}
         self.most_calls = len(self.baseline.names)
+        self.unread = 0.0
         self._journal = journal
         self._candidates: dict[str, Candidate] = {self.baseline.id: self.baseline}
         self._outcomes: dict[str, asyncio.Task[Outcome]] = {}
@@ -363,8 +366,21 @@ class Effects(Asker):
         effects = [*list(self._outcomes.values()), *list(self._replies.values()), *list(self._results.values())]
         return sum(not task.done() for task in effects) - self.pool.waiting
 
+    def weigh(self, student: Scores) -> None:
+        """Have a reply that could not be used count as what the student's worst answer scored, if that is below 0: else
+        under a loss it would be worth more than any answer."""
+        self.unread = min([0.0, *(one.score for one in student.outcomes if isinstance(one, Scored))])
+        for key, task in list(self._outcomes.items()):
+            if task.done():
+                self._settle(key, task)
+        self._settled = {key: self._weighed(outcome) for key, outcome in self._settled.items()}
+
+    def _weighed(self, outcome: Outcome) -> Outcome:
+        return replace(outcome, score=self.unread) if isinstance(outcome, ParseFailure) else outcome
+
     def observe(self, candidate: Candidate, example: dspy.Example, outcome: Outcome) -> None:
         """Take an outcome that hosted code found; what is known already stays. Called on the search's event loop."""
+        outcome = self._weighed(outcome)
         self._candidates.setdefault(candidate.id, candidate)
         key = self.key(candidate, example)
         if key not in self._outcomes:
@@ -453,20 +469,23 @@ class Effects(Asker):
     def best_so_far(self) -> Candidate:
         """Return the best candidate by what is known now, compared with the baseline on the same examples.
 
-        What a stop left unscored counts as lost: searches begin where the student fails, so that a child's first
-        scores flatter it. A provider's failure counts for neither side.
+        What a stop left unscored counts as lost, that is 0, or the lowest score seen where that is less: searches
+        begin where the student fails, so that a child's first scores flatter it. A provider's failure counts for
+        neither side.
         """
         base, ahead = self.so_far(self.baseline, self.select), []
-        for candidate in list(self._candidates.values()):
-            scores = self.so_far(candidate, self.select)
+        known = [self.so_far(candidate, self.select) for candidate in list(self._candidates.values())]
+        lowest = min([0.0, *(v for scores in known for v in scores.values if v is not None)])
+        for scores in known:
             both = [i for i, pair in enumerate(zip(scores.values, base.values, strict=True)) if None not in pair]
-            lost = [v for v, o in zip(base.values, scores.outcomes, strict=True) if o is _NOT_RUN and v is not None]
+            pairs = zip(base.values, scores.outcomes, strict=True)
+            lost = [v - lowest for v, o in pairs if o is _NOT_RUN and v is not None]
             if (lost and self.together is not None) or not both:
                 continue
             n = len(both) + len(lost)
             gained = (scores.score_on(both) - base.score_on(both)) * len(both) / n - math.fsum(lost) / n
             if gained > 0:
-                ahead.append((gained, -candidate.size, candidate))
+                ahead.append((gained, -scores.candidate.size, scores.candidate))
         return max(ahead, key=lambda entry: entry[:2])[2] if ahead else self.baseline
 
     def shortest_as_good(self, best: Candidate) -> Candidate:
@@ -555,6 +574,7 @@ class Effects(Asker):
             }
             self._note_reached(found)
             self._store(key, outcome, current, found)
+        outcome = self._weighed(outcome)
         self.emit("target", candidate.id, self.ids(example), outcome)
         return outcome
 

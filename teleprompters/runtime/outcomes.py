@@ -60,7 +60,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class ParseFailure:
-    """The model's fault: its reply could not be used. Counts as 0.0.
+    """The model's fault: its reply could not be used. Counts as 0.0, or what the student's worst answer scored if less.
 
     Attributes:
         reason: What was wrong with the reply.
@@ -70,6 +70,7 @@ class ParseFailure:
         cut: Replies that were cut at the limit of tokens: it may be the limit's fault rather than the prompt's.
         failed: The call that was under way; without outputs. None if it is not known, or none was.
         unfit: Whether the program returned what is no `dspy.Prediction`, and the metric raised on it.
+        score: What it counts as.
     """
 
     reason: str
@@ -79,6 +80,7 @@ class ParseFailure:
     cut: int = 0
     unfit: bool = False
     failed: Step | None = None
+    score: float = 0.0
 
     def writer(self, names: Sequence[str]) -> str | None:
         """Return the predictor whose reply could not be used; None if it is none of `names`.
@@ -117,10 +119,8 @@ _ADAPTERS = {name: TypeAdapter(kind) for name, kind in _KINDS.items()}
 def value(outcome: Outcome) -> float | None:
     """Return the score an outcome counts as, or None where it is missing."""
     match outcome:
-        case Scored():
+        case Scored() | ParseFailure():
             return outcome.score
-        case ParseFailure():
-            return 0.0
         case ProviderFailure() | MetricError():
             return None
 
@@ -129,6 +129,7 @@ def outcome_to_json(outcome: Outcome) -> dict[str, object]:
     """Return an outcome as JSON data."""
     name = type(outcome).__name__
     rare = {name for name in ("objectives", "answer", "unfit", "failed") if not getattr(outcome, name, None)}
+    rare |= {"score"} if isinstance(outcome, ParseFailure) else set()
     body: object = _ADAPTERS[name].dump_python(outcome, mode="json", exclude=rare)
     return {"kind": name, "body": body}
 
@@ -207,11 +208,13 @@ class Scores:
 
     @cached_property
     def objectives(self) -> dict[str, float]:
-        """Mean of each objective over the examples that have a score; a reply that could not be used counts as 0."""
+        """Mean of each objective over the examples that have a score; a reply that could not be used counts as 0, or
+        the lowest of these where that is less."""
         given = [o.objectives for o in self.outcomes if isinstance(o, Scored)]
-        failed = [0.0] * sum(isinstance(o, ParseFailure) for o in self.outcomes)
+        failed = sum(isinstance(o, ParseFailure) for o in self.outcomes)
         names = sorted({name for each in given for name in each})
-        return {name: mean([*failed, *(each.get(name) for each in given)]) for name in names}
+        rows = {name: [each[name] for each in given if name in each] for name in names}
+        return {name: mean([*([min(0.0, *row)] * failed), *row]) for name, row in rows.items()}
 
     def failures(self, threshold: float = 1.0) -> tuple[tuple[dspy.Example, Outcome], ...]:
         """Return the examples scored below `threshold` with their outcomes; missing ones are left out."""

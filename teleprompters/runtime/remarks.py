@@ -207,12 +207,9 @@ def _scale(seen: Seen) -> Iterator[Note]:
     yield from _of_zero(seen, low, high)
     if low < 0.0 or high > 1.0:
         success = "" if seen.threshold is None else f"; an answer counted as a success from {seen.threshold + 0.0:g} on"
-        failed = any(isinstance(one, ParseFailure) for one in seen.ran)
-        zero = (
-            "; a reply that cannot be read counts as 0 in the search, which is above others here, and as the lowest "
-            "score in the gain: add to the metric what makes its lowest score 0"
-        )
-        zero = zero if low < 0.0 and failed else ""
+        unread = [one.score for one in seen.ran if isinstance(one, ParseFailure)]
+        why = "which is above others here" if max(unread, default=0.0) > low else "the lowest of the student's"
+        zero = f"; a reply that cannot be read counts as {max(unread):g}, {why}" if low < 0.0 and unread else ""
         seen_from = f"Scores went from {low:g} to {high:g}" if low < high else f"All scores were {low:g}"
         yield Note("scale", f"{seen_from}: the metric's scale is not 0 to 1{success}{zero}.")
     if 0.0 < low == high <= 1.0 and len(values) > 1:

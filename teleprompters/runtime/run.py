@@ -114,7 +114,7 @@ class Run:
         self._effects.check_open()
         usable = [candidate for candidate in candidates if self.fault(candidate) is None]
         ran = {scores.candidate.id: scores.outcomes for scores in await self._effects.score(usable, examples, draw)}
-        unrun = (ParseFailure("its instructions may not be used"),) * len(examples)
+        unrun = (ParseFailure("its instructions may not be used", score=self._effects.unread),) * len(examples)
         return [Scores(c, tuple(examples), ran.get(c.id, unrun), self._effects.together) for c in candidates]
 
     async def judge(self, example: dspy.Example, outputs: Mapping[str, object]) -> Outcome:

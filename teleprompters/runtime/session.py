@@ -301,6 +301,7 @@ class Session:
             scores = (await effects.score([effects.baseline], effects.select))[0]
             self.gate.check()
             self._require_scores(scores)
+            effects.weigh(scores)
             self._hold_back(scores)
             self._search = asyncio.ensure_future(self.job.search(self.run))
             found = await self._search

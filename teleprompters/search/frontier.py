@@ -190,7 +190,7 @@ class Frontier:
         rounds: deque[asyncio.Task[Found]] = deque()
         known, ended = await self._begin(), 0
         for step in range(1, self.setting.steps + 1):
-            if not rank(known.pool)[0].failures(self.scene.threshold):
+            if not rank(known.pool)[0].failures(self.setting.threshold):
                 break
             rounds.append(begun(self._round(step, known, self.scene.book.copy())))
             if len(rounds) == self.setting.overlap:
@@ -219,8 +219,8 @@ class Frontier:
         return known
 
     async def _round(self, step: int, known: Known, book: Casebook) -> Found:
-        scene = replace(self.scene, past=known.trials(), odds=known.odds(self.scene.threshold), book=book, tried=[])
-        here, front = scene.at(step), Front.of(known.pool)
+        here, front = replace(self.scene, past=known.trials(), book=book, tried=[]).at(step), Front.of(known.pool)
+        here = replace(here, odds=known.odds(here.threshold))
         parents = front.draw(here, self.setting.width)
         fresh = int(known.stale > 0 and known.stale % STALE == 0)
         branch = max(1, self.setting.width * self.setting.branch // len(parents))  # of a small front as many
@@ -244,7 +244,8 @@ class Frontier:
         """
         if not children or not self.scene.racing:
             return await self.run.score(children, self.run.select)
-        rows = [[v or 0.0 for v in one.values] for one in known.pool]
+        lowest = min([0.0, *(v for one in known.pool for v in one.values if v is not None)])
+        rows = [[lowest if v is None else v for v in one.values] for one in known.pool]
         tops = [max(column) for column in zip(*rows, strict=True)]
         bar, highest = max(map(math.fsum, rows)), max(1.0, *tops)
         sums = [math.fsum(column) for column in zip(*rows, strict=True)]

@@ -78,7 +78,8 @@ async def race(run: Run, pool: Sequence[Candidate], width: int) -> list[Scores]:
 
     Nothing is lost by it: the scores of the beam are exactly those of full scoring. Of candidates with equal scores
     another may be kept, for one that can only draw level is dropped too. The highest score is taken to be 1, or the
-    highest seen so far where that is more. A missing score counts for the candidate as the highest, for the bar as 0.
+    highest seen so far where that is more. A missing score counts for the candidate as the highest, for the bar as 0,
+    or the lowest seen so far where that is less.
 
     What it saves depends on how far the children are from the beam. Share of the program runs of full scoring, in
     simulated searches (beam of 4; 5 candidates, then 3 steps of 16 children; 0/1 scores on 50 examples of common
@@ -121,33 +122,47 @@ async def race(run: Run, pool: Sequence[Candidate], width: int) -> list[Scores]:
 
 def _hardest_first(run: Run, parents: Sequence[Candidate], width: int) -> list[dspy.Example]:
     """Return the selection examples, by the sum of the best parents' scores and, where equal, in a seeded order."""
-    rows = [run.known(c, run.select) for c in _best(run, parents, run.select)[:width]]
+    lowest, _ = _range(run, parents)
+    rows = [run.known(c, run.select) for c in _best(run, parents, run.select, lowest)[:width]]
     seeded = run.rng("race").sample(range(len(run.select)), len(run.select))
-    return [run.select[i] for i in sorted(seeded, key=lambda i: math.fsum(row[i] or 0.0 for row in rows))]
+    return [run.select[i] for i in sorted(seeded, key=lambda i: math.fsum(_or(row[i], lowest) for row in rows))]
 
 
 def _ahead(
     run: Run, done: Sequence[Candidate], left: Sequence[Candidate], width: int, seen: Sequence[dspy.Example]
 ) -> list[Candidate]:
     """Return the best of `left` on the examples seen so far, only such as are above the bar there if there is one."""
-    bars = _best(run, done, run.select)[width - 1 : width]
-    return [c for c in _best(run, left, seen)[:LEADERS] if all(_sum(run, c, seen) > _sum(run, b, seen) for b in bars)]
+    lowest, _ = _range(run, [*done, *left])
+    bars = [_sum(run, b, seen, lowest) for b in _best(run, done, run.select, lowest)[width - 1 : width]]
+    ahead = _best(run, left, seen, lowest)[:LEADERS]
+    return [c for c in ahead if all(_sum(run, c, seen, lowest) > bar for bar in bars)]
 
 
 def _open(run: Run, done: Sequence[Candidate], left: Sequence[Candidate], width: int) -> list[Candidate]:
     """Return those of `left` that can still rise above the bar."""
-    known = [v for c in (*done, *left) for v in run.known(c, run.select) if v is not None]
-    highest = max([1.0, *known])
-    bars = [_sum(run, c, run.select) for c in _best(run, done, run.select)[width - 1 : width]]
+    lowest, highest = _range(run, [*done, *left])
+    bars = [_sum(run, c, run.select, lowest) for c in _best(run, done, run.select, lowest)[width - 1 : width]]
     return [c for c in left if all(_sum(run, c, run.select, highest) > bar for bar in bars)]
 
 
-def _best(run: Run, candidates: Sequence[Candidate], examples: Sequence[dspy.Example]) -> list[Candidate]:
-    return sorted(candidates, key=lambda c: (-_sum(run, c, examples), c.size))
+def _range(run: Run, candidates: Sequence[Candidate]) -> tuple[float, float]:
+    """Return the lowest and the highest score of these candidates, at most 0 and at least 1."""
+    known = [v for c in candidates for v in run.known(c, run.select) if v is not None]
+    return min([0.0, *known]), max([1.0, *known])
 
 
-def _sum(run: Run, candidate: Candidate, examples: Sequence[dspy.Example], unknown: float = 0.0) -> float:
-    return math.fsum(unknown if v is None else v for v in run.known(candidate, examples))
+def _best(
+    run: Run, candidates: Sequence[Candidate], examples: Sequence[dspy.Example], unknown: float
+) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: (-_sum(run, c, examples, unknown), c.size))
+
+
+def _sum(run: Run, candidate: Candidate, examples: Sequence[dspy.Example], unknown: float) -> float:
+    return math.fsum(_or(v, unknown) for v in run.known(candidate, examples))
+
+
+def _or(value: float | None, unknown: float) -> float:
+    return unknown if value is None else value
 
 
 class Bandit:
