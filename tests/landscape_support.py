@@ -98,6 +98,7 @@ class World:
         self.landscape, self.exact, self.write = landscape, exact, write
         self.student = dspy.Predict(dspy.Signature("question -> answer", ROOT))
         self.baseline, self.seed, self.together = Candidate.of(self.student), landscape.seed, None
+        self.unread = 0.0
         self.seen, self.stream, self.lm, self.spent = Seen(), Stream([]), dspy.LM("test/landscape"), Spent()
         self.train, self.select = (
             tuple(dspy.Example(question=f"{kind}{i}", answer="yes").with_inputs("question") for i in range(n))

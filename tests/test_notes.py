@@ -318,10 +318,19 @@ def test_replies_that_cannot_be_read_are_not_the_metrics_fault() -> None:
 def test_missing_runs_are_one_note_with_their_reasons() -> None:
     late = ProviderFailure("timeout")
     ran: list[Outcome] = [Scored(1.0), late, late, MetricError("bad"), ParseFailure("x"), ProviderFailure("z")]
-    (note,) = remarks(Seen(ran=ran))
+    note, unread = remarks(Seen(ran=ran))
+    assert unread.text == "1 of 6 program runs gave no answer that could be read, which counts as a failure: x"
     assert note.kind == "missing" and note.text == (
         "4 of 6 program runs have no score, and were compared without: 2 times timeout; 1 times bad; 1 more reasons."
     )
+
+
+def test_answers_that_cannot_be_read_are_told_where_there_are_many() -> None:
+    def some(right: int, unread: int) -> list[str]:
+        ran: list[Outcome] = [*[Scored(1.0)] * right, *[ParseFailure("no field")] * unread]
+        return [note.text for note in remarks(Seen(ran=ran)) if note.kind == "unread"]
+
+    assert some(39, 1) == some(0, 9) == [] and some(38, 2)[0].startswith("2 of 40 program runs gave no answer")
 
 
 def test_a_metric_that_fails_at_times_is_one_note() -> None:

@@ -1,9 +1,11 @@
 """Outcomes: what counts as what, JSON, and a fair order of candidates."""
 
+import itertools
 import json
 import math
 
 import dspy
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,12 +72,27 @@ def test_only_the_models_fault_is_a_zero() -> None:
     assert math.isnan(mean([])) and math.isnan(mean([None])) and math.isnan(_scores("a", None).mean)
 
 
-def test_rank_compares_on_common_examples_only() -> None:
+def test_rank_is_not_moved_by_which_examples_are_missing() -> None:
     lucky, better = _scores("lucky", 1.0, 1.0, None, None), _scores("better", 1.0, 1.0, 0.0, 1.0)
-    worse, nothing = _scores("w", 0.0, 1.0, 1.0, 1.0), _scores("n", None, None, None, None)
-    # Common are examples 0 and 1; the longer prompt of equal ones comes second, whatever its other scores are.
+    worse, nothing = _scores("w", 0.0, 1.0, 0.0, 1.0), _scores("n", None, None, None, None)
+    # The two lack nothing of each other's: the longer prompt of equal ones comes second.
     assert rank([nothing, worse, better, lucky]) == [lucky, better, worse, nothing]
     assert rank([]) == [] and rank([nothing]) == [nothing]
+
+
+def test_rank_under_an_outage_keeps_the_order_of_all_answers() -> None:
+    random, right = np.random.default_rng(0), 0
+    for _ in range(50):
+        ease, level = random.uniform(size=40), random.permutation(30) / 60
+        drawn = (random.uniform(size=(30, 40)) < 0.5 * ease + level[:, None]).astype(float)
+        lost = random.uniform(size=drawn.shape) < 0.1  # one or two examples have a score of all
+        rows = [
+            [None if out else float(v) for v, out in zip(*row, strict=True)] for row in zip(drawn, lost, strict=True)
+        ]
+        first = rank([_scores(f"{i:2}", *row) for i, row in enumerate(rows)])[0]
+        means = drawn.mean(axis=1)
+        right += bool(means[int(first.candidate.prompts["p"].instructions)] >= np.sort(means)[-3])
+    assert right >= 40, "one of the three that are best with all answers"
 
 
 def test_rank_without_a_common_example_uses_each_ones_own() -> None:
@@ -104,8 +121,11 @@ def test_rank_against_its_definition(rows: list[list[float | None]]) -> None:
     scores = [_scores("x" * (i % 3), *row) for i, row in enumerate(rows)]
     ranked = rank(scores)
     assert sorted(map(id, ranked)) == sorted(map(id, scores))
-    known = [row for row in rows if any(v is not None for v in row)]
-    common = [i for i in range(len(known[0])) if all(row[i] is not None for row in known)] if known else []
-    means = [mean([s.values[i] for i in common]) if common else s.mean for s in ranked if s.n]
-    assert means == sorted(means, reverse=True)
     assert [s.n == 0 for s in ranked] == sorted(s.n == 0 for s in ranked)
+    known = [s.values for s in ranked if s.n]
+    places = [(k, i) for k, row in enumerate(known) for i, v in enumerate(row) if v is not None]
+    design = np.array([[*np.eye(len(known))[k], *np.eye(len(known[0]))[i]] for k, i in places])
+    columns = len({i for _, i in places})
+    if known and np.linalg.matrix_rank(design) == len(known) + columns - 1:
+        level = np.linalg.lstsq(design, np.array([known[k][i] for k, i in places]))[0][: len(known)]
+        assert all(a >= b - 1e-6 for a, b in itertools.pairwise(level)), "all of them hang together"

@@ -118,7 +118,7 @@ def test_a_spread_over_compiles_is_not_one_over_answers() -> None:
     failed, fine, base = [0.0] * 100, [1.0] * 100, [0.0] * 100
     three = spread([failed, fine, fine], [base])
     assert three.compiles == 3 and (three.least, three.most) == (0.0, 1.0)
-    assert three.low == pytest.approx(0.0) and three.high == pytest.approx(1.0)
+    assert three.low < 0.0 and three.high == 1.0
     one = spread([fine], [base])
     assert one.compiles == 1 and one.low > 0.9
 

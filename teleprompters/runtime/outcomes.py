@@ -14,6 +14,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, TypeAlias
 
 import dspy
+import numpy as np
 from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
@@ -145,6 +146,9 @@ def outcome_from_json(data: Mapping[str, object]) -> Outcome:
     return outcome
 
 
+_MOST_ROUNDS, _EXACT = 1000, 1e-9
+"""Of the least squares behind `rank`: rounds, and the difference below which two candidates are equal."""
+
 Together: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[Outcome]], float]
 """Judges outcomes that are not missing all together; NaN where it cannot."""
 
@@ -231,23 +235,37 @@ def mean(values: Sequence[float | None]) -> float:
 def rank(scores: Sequence[Scores]) -> list[Scores]:
     """Return `scores` best first.
 
-    Candidates are compared by their score (`Scores.score`) on the examples that *all* of them have one for, so that
-    an outage cannot favour one. A candidate without any score comes last. Ties: the shorter prompt first, then
-    the given order.
+    Where scores are missing, each candidate's is what it would be on all examples, if candidates and examples add up:
+    by least squares, so that an outage on the hard ones favours nobody, and none of them is left out because one
+    candidate lacks it. A metric of all answers together judges those that all have. A candidate without any score comes
+    last. Ties: the shorter prompt first, then the given order. Ours.
 
     Raises:
         ValueError: If the scores are over different numbers of examples.
     """
     if len({len(s.outcomes) for s in scores}) > 1:
         raise ValueError("candidates can be ranked only on the same examples")
-    rows = [s.values for s in scores if s.n]
-    common = [i for i, column in enumerate(zip(*rows, strict=True)) if None not in column]
+    levels = _levels([s for s in scores if s.n])
+    return sorted(scores, key=lambda s: (*worst_last(levels.get(id(s), math.nan)), s.candidate.size))
 
-    def key(s: Scores) -> tuple[bool, float, int]:
-        score = s.score_on(common) if common and s.n else s.score
-        return (*worst_last(score), s.candidate.size)
 
-    return sorted(scores, key=key)
+def _levels(scores: Sequence[Scores]) -> dict[int, float]:
+    """Return what candidates are compared by, by the identity of their scores."""
+    if not any(s.missing for s in scores):
+        return {id(s): s.score for s in scores}
+    if any(s.together is not None for s in scores):
+        common = [i for i, column in enumerate(zip(*(s.values for s in scores), strict=True)) if None not in column]
+        return {id(s): s.score_on(common) if common else s.score for s in scores}
+    rows = np.array([[math.nan if v is None else v for v in s.values] for s in scores])
+    rows = rows[:, ~np.isnan(rows).all(axis=0)]
+    level = np.nanmean(rows, axis=1)  # what stays of candidates that share no example, with others between them or not
+    for _ in range(_MOST_ROUNDS):
+        before, ease = level, np.nanmean(rows - level[:, None], axis=0)
+        level = np.nanmean(rows - ease, axis=1)
+        if float(np.abs(level - before).max()) < _EXACT / 100:
+            break
+    # Equal ones are to be equal, whatever the order of the sums.
+    return {id(s): float(round(each / _EXACT)) for s, each in zip(scores, level, strict=True)}
 
 
 def worst_last(score: float) -> tuple[bool, float]:

@@ -31,6 +31,8 @@ THOUGHT = (
 
 _LONGEST = 200
 """Characters of a reply, an answer or an error that a note repeats."""
+_MANY_UNREAD = 0.05
+"""Share of program runs without an answer that can be read from which on a note tells. Ours."""
 _REASONS = 2
 """Reasons for missing runs that a note tells."""
 
@@ -73,6 +75,7 @@ def remarks(seen: Seen) -> Iterator[Note]:
     if seen.unworked:
         yield _dropped("demonstrations", seen.worked, seen.unworked)
     yield from _missing(seen.ran)
+    yield from _unread(seen.ran)
     yield from _cut(seen.ran)
     yield from _scale(seen)
 
@@ -188,6 +191,15 @@ def _missing(ran: Sequence[Outcome]) -> Iterator[Note]:
             f"{sum(reasons.values())} of {len(ran)} program runs have no score, and were compared without: "
             f"{'; '.join(f'{n} times {_short(reason)}' for reason, n in told)}{more}.",
         )
+
+
+def _unread(ran: Sequence[Outcome]) -> Iterator[Note]:
+    """Yield how many answers could not be read, where it is not all of them, which another note says."""
+    known = [one for one in ran if isinstance(one, Scored | ParseFailure) and not one.cut]
+    reasons = Counter(one.reason for one in known if isinstance(one, ParseFailure))
+    if _MANY_UNREAD * len(known) <= sum(reasons.values()) < len(known) and reasons:
+        told = f"{sum(reasons.values())} of {len(ran)} program runs gave no answer that could be read"
+        yield Note("unread", f"{told}, which counts as a failure: {_short(_most(reasons)[0][0])}")
 
 
 def _cut(ran: Sequence[Outcome]) -> Iterator[Note]:

@@ -321,8 +321,9 @@ class Session:
         """Return the search's choice, unless another candidate scored above it, or none above the student."""
         if best == self.effects.baseline:
             return best
-        scores = {t.candidate.id: t.mean for t in self.effects.trials()}
-        return found if scores.get(found.id, -math.inf) >= scores.get(best.id, -math.inf) else best
+        own, other = (self.effects.so_far(candidate, self.effects.select) for candidate in (found, best))
+        both = [i for i, pair in enumerate(zip(own.values, other.values, strict=True)) if None not in pair]
+        return found if both and own.score_on(both) >= other.score_on(both) else best
 
     def _require_scores(self, scores: Scores) -> None:
         """Raise if the student has no score, or its code raised on every example: nothing to compile by."""
