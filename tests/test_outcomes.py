@@ -95,6 +95,14 @@ def test_rank_under_an_outage_keeps_the_order_of_all_answers() -> None:
     assert right >= 40, "one of the three that are best with all answers"
 
 
+@pytest.mark.parametrize("unit", [1e-12, 1.0, 1e90])
+def test_rank_is_the_same_in_any_unit(unit: float) -> None:
+    rows = ((3.0, None, 1.0), (None, 2.0, 0.0), (2.0, 3.0, None))
+    names = ("a", "bb", "ccc")
+    ranked = rank([_scores(name, *(v and v * unit for v in row)) for name, row in zip(names, rows, strict=True)])
+    assert [one.candidate.prompts["p"].instructions for one in ranked] == ["a", "ccc", "bb"]
+
+
 def test_rank_without_a_common_example_uses_each_ones_own() -> None:
     a, b = _scores("a", 0.2, None), _scores("b", None, 0.7)
     assert rank([a, b]) == [b, a]

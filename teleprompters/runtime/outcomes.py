@@ -147,7 +147,7 @@ def outcome_from_json(data: Mapping[str, object]) -> Outcome:
 
 
 _MOST_ROUNDS, _EXACT = 1000, 1e-9
-"""Of the least squares behind `rank`: rounds, and the difference below which two candidates are equal."""
+"""Of the least squares behind `rank`: rounds, and the share of the largest score below which a difference is none."""
 
 Together: TypeAlias = Callable[[Sequence[dspy.Example], Sequence[Outcome]], float]
 """Judges outcomes that are not missing all together; NaN where it cannot."""
@@ -259,13 +259,14 @@ def _levels(scores: Sequence[Scores]) -> dict[int, float]:
     rows = np.array([[math.nan if v is None else v for v in s.values] for s in scores])
     rows = rows[:, ~np.isnan(rows).all(axis=0)]
     level = np.nanmean(rows, axis=1)  # what stays of candidates that share no example, with others between them or not
+    exact = _EXACT * float(np.nanmax(np.abs(rows))) or 1.0
     for _ in range(_MOST_ROUNDS):
         before, ease = level, np.nanmean(rows - level[:, None], axis=0)
         level = np.nanmean(rows - ease, axis=1)
-        if float(np.abs(level - before).max()) < _EXACT / 100:
+        if float(np.abs(level - before).max()) < exact / 100:
             break
     # Equal ones are to be equal, whatever the order of the sums.
-    return {id(s): float(round(each / _EXACT)) for s, each in zip(scores, level, strict=True)}
+    return {id(s): float(round(each / exact)) for s, each in zip(scores, level, strict=True)}
 
 
 def worst_last(score: float) -> tuple[bool, float]:
