@@ -227,13 +227,12 @@ class Contest:
 
     def _methods(self) -> list[str]:
         """Return how intervals and p-values were made; nothing where there are none."""
-        scores = [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
         interval, test = "Newcombe's for pairs of 0 and 1, else Student's t of the differences", "a sign-flip test"
         several = "Student's t, of compiles and examples that both vary"
-        if any(each.together is not None for each in scores):
+        if any(each.together is not None for each in self._scored):
             interval, test = "a bootstrap over examples", "a test that swaps answers"
             several = "Student's t of the compiles' gains"
-        elif all(value in (0.0, 1.0, None) for each in scores for value in each.values):
+        elif all(value in (0.0, 1.0, None) for each in self._scored for value in each.values):
             interval, test = "Newcombe's for pairs", "McNemar's exact test"
         told = []
         if any(row.p_value is not None for row in self.rows):
@@ -243,10 +242,13 @@ class Contest:
         return told
 
     @cached_property
+    def _scored(self) -> list[Scores]:
+        return [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
+
+    @cached_property
     def _factor(self) -> float:
         """What scores are multiplied by: those from 0 to 1 are told in percent, others in the metric's own unit."""
-        scores = [*self.students.values(), *(entry.scores for entry in self.entries if entry.scores is not None)]
-        return Scoring.of([v for each in scores for v in each.values if v is not None]).factor
+        return Scoring.of([v for each in self._scored for v in each.values if v is not None]).factor
 
     def to_markdown(self) -> str:
         """Return one table a model, and what has to be known of it."""

@@ -76,11 +76,7 @@ def spread(ours: Sequence[Sequence[float | None]], theirs: Sequence[Sequence[flo
 
 def _interval(mean: float, mine: NDArray[np.float64], other: NDArray[np.float64]) -> tuple[float, float]:
     """Return the 95 % interval of a mean difference; of no width where neither compiles nor examples vary."""
-    examples = _means(mine) - _means(other)
-    examples = examples[~np.isnan(examples)]
-    parts = [_compiles(mine), _compiles(other)]
-    if len(examples) > 1:
-        parts.append((float(examples.var(ddof=1)) / len(examples), len(examples) - 1))
+    parts = [_of_mean(_means(mine.T)), _of_mean(_means(other.T)), _of_mean(_means(mine) - _means(other))]
     total = math.fsum(variance for variance, _ in parts)
     spent = math.fsum(variance**2 / freedom for variance, freedom in parts if freedom)
     half = _t975(total**2 / spent) * math.sqrt(total) if spent else 0.0
@@ -96,11 +92,10 @@ def _t975(freedom: float) -> float:
     return high + (low - high) * (1 / freedom - 1 / (below + 1)) * below * (below + 1)
 
 
-def _compiles(rows: NDArray[np.float64]) -> tuple[float, int]:
-    """Return the variance of a mean over compiles, and its degrees of freedom."""
-    each = _means(rows.T)
-    each = each[~np.isnan(each)]
-    return (float(each.var(ddof=1)) / len(each), len(each) - 1) if len(each) > 1 else (0.0, 0)
+def _of_mean(values: NDArray[np.float64]) -> tuple[float, int]:
+    """Return the variance of the mean of what is known of some values, and its degrees of freedom."""
+    known = values[~np.isnan(values)]
+    return (float(known.var(ddof=1)) / len(known), len(known) - 1) if len(known) > 1 else (0.0, 0)
 
 
 def _means(rows: NDArray[np.float64]) -> NDArray[np.float64]:

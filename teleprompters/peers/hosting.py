@@ -27,6 +27,7 @@ from cuesmith.teleprompters.peers.border import Border, hosted, keep_models
 from cuesmith.teleprompters.peers.quiet import MARK, quiet
 from cuesmith.teleprompters.peers.teaching import is_taught
 from cuesmith.teleprompters.runtime._dspy import copy_program, language_models
+from cuesmith.teleprompters.runtime.calls import reply_texts
 from cuesmith.teleprompters.runtime.candidate import Candidate, Origin, digest, to_json
 from cuesmith.teleprompters.runtime.effects import effects_of
 from cuesmith.teleprompters.runtime.events import Malformed
@@ -124,8 +125,14 @@ class Host:
             self._count_replies()
 
     def _at_work(self, work: Callable[[], T]) -> T:
-        settings = {"lm": self.task, "max_errors": _NO_LIMIT, "trace": None, "caller_modules": [], MARK: True}
-        settings["allow_tool_async_sync_conversion"] = True  # dspy's optimizers await no program
+        settings = {
+            "lm": self.task,
+            "max_errors": _NO_LIMIT,
+            "trace": None,
+            "caller_modules": [],
+            "allow_tool_async_sync_conversion": True,  # dspy's optimizers await no program
+            MARK: True,
+        }
         callbacks = [*dspy.settings.callbacks, _Sight(self._border, self)]
         _host.set(self)
         with quiet(), _in_order(), dspy.context(**settings, callbacks=callbacks):
@@ -284,7 +291,7 @@ class Host:
         """Count what came back from the optimizer's model, and what of it is of no use: gepa logs it at most."""
         for stored, finish in self._border.replies:
             whole = lost_by_finish(finish)
-            for lost in [whole] if whole else map(lost_by_text, _texts_of(stored)):
+            for lost in [whole] if whole else map(lost_by_text, reply_texts(stored)):
                 self._effects.count(Malformed(self._origin.move, f"the reply is {lost}", lost) if lost else None)
 
     def _note_refusal(self, error: Exception) -> None:
@@ -387,10 +394,3 @@ def _in_order() -> Iterator[None]:
 
 def _named(inputs: Mapping[str, object]) -> str:
     return digest(to_json(dict(inputs)))
-
-
-def _texts_of(stored: object) -> list[str]:
-    """Return the texts of a reply as it is journalled; none where it cannot be kept."""
-    outputs = stored.get("outputs") if isinstance(stored, Mapping) else None
-    held = outputs if isinstance(outputs, list) else []
-    return [str((each.get("text") if isinstance(each, Mapping) else each) or "") for each in held]

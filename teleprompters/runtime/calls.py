@@ -91,6 +91,13 @@ def thought(role: object, stored: object) -> bool:
     return role == "target" and isinstance(stored, Mapping) and bool(stored.get("thought"))
 
 
+def reply_texts(stored: object) -> list[str]:
+    """Return the texts of a reply as the journal holds it, one an output; "" where that has none."""
+    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
+    texts = [each.get("text") if isinstance(each, Mapping) else each for each in _list(outputs)]
+    return [text if isinstance(text, str) else "" for text in texts]
+
+
 def request_text(prompt: object, messages: object) -> str:
     """Return all text of a request to a model, given as one prompt or as messages."""
     held = [message.get("content") for message in _list(messages) if isinstance(message, Mapping)]

@@ -16,7 +16,7 @@ import dspy
 from cuesmith.teleprompters.runtime._dspy import named_predictors
 from cuesmith.teleprompters.runtime.candidate import typed
 from cuesmith.teleprompters.runtime.metric import LARGEST, CorpusFunction
-from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, Scored, Scores, value
+from cuesmith.teleprompters.runtime.outcomes import MetricError, Outcome, ParseFailure, Scored, Scores, lowest, value
 from cuesmith.teleprompters.runtime.statistics import (
     Estimate95,
     Gain,
@@ -104,7 +104,7 @@ def gain_of(baseline: Scores, best: Scores) -> Gain:
     """
     if baseline.together is None:
         both = baseline, best
-        worst = min([0.0, *(v for v in (*baseline.values, *best.values) if v is not None)])
+        worst = lowest(baseline.values, best.values)
         gain = paired_gain(*(_filled(scores, worst, ParseFailure) for scores in both))
         if not gain.significant or not (baseline.unjudged or best.unjudged):
             return gain

@@ -41,6 +41,8 @@ from cuesmith.teleprompters.runtime.outcomes import (
     ProviderFailure,
     Scored,
     Scores,
+    common,
+    lowest,
     outcome_from_json,
     outcome_to_json,
     value,
@@ -369,7 +371,7 @@ class Effects(Asker):
     def weigh(self, student: Scores) -> None:
         """Have a reply that could not be used count as what the student's worst answer scored, if that is below 0: else
         under a loss it would be worth more than any answer."""
-        self.unread = min([0.0, *(one.score for one in student.outcomes if isinstance(one, Scored))])
+        self.unread = lowest(one.score for one in student.outcomes if isinstance(one, Scored))
         for key, task in list(self._outcomes.items()):
             if task.done():
                 self._settle(key, task)
@@ -475,11 +477,11 @@ class Effects(Asker):
         """
         base, ahead = self.so_far(self.baseline, self.select), []
         known = [self.so_far(candidate, self.select) for candidate in list(self._candidates.values())]
-        lowest = min([0.0, *(v for scores in known for v in scores.values if v is not None)])
+        least = lowest(*(scores.values for scores in known))
         for scores in known:
-            both = [i for i, pair in enumerate(zip(scores.values, base.values, strict=True)) if None not in pair]
+            both = common([scores, base])
             pairs = zip(base.values, scores.outcomes, strict=True)
-            lost = [v - lowest for v, o in pairs if o is _NOT_RUN and v is not None]
+            lost = [v - least for v, o in pairs if o is _NOT_RUN and v is not None]
             if (lost and self.together is not None) or not both:
                 continue
             n = len(both) + len(lost)

@@ -232,6 +232,16 @@ def mean(values: Sequence[float | None]) -> float:
     return math.fsum(known) / len(known) if known else math.nan
 
 
+def lowest(*rows: Iterable[float | None]) -> float:
+    """Return the lowest score in some rows, at most 0: what that counts as which would be the worst there is."""
+    return min([0.0, *(v for row in rows for v in row if v is not None)])
+
+
+def common(scores: Iterable[Scores]) -> list[int]:
+    """Return the places of the examples that all of these have a score for."""
+    return [i for i, column in enumerate(zip(*(s.values for s in scores), strict=True)) if None not in column]
+
+
 def rank(scores: Sequence[Scores]) -> list[Scores]:
     """Return `scores` best first.
 
@@ -254,8 +264,8 @@ def _levels(scores: Sequence[Scores]) -> dict[int, float]:
     if not any(s.missing for s in scores):
         return {id(s): s.score for s in scores}
     if any(s.together is not None for s in scores):
-        common = [i for i, column in enumerate(zip(*(s.values for s in scores), strict=True)) if None not in column]
-        return {id(s): s.score_on(common) if common else s.score for s in scores}
+        places = common(scores)
+        return {id(s): s.score_on(places) if places else s.score for s in scores}
     rows = np.array([[math.nan if v is None else v for v in s.values] for s in scores])
     rows = rows[:, ~np.isnan(rows).all(axis=0)]
     level = np.nanmean(rows, axis=1)  # what stays of candidates that share no example, with others between them or not

@@ -130,9 +130,9 @@ def _unawaited(program: dspy.Module) -> Iterator[Note]:
 
 def _hidden(program: dspy.Module) -> Iterator[Note]:
     """Say how many predictors stand in containers of containers, where dspy's own walk ends."""
-    known = {id(predictor) for _, predictor in named_predictors(program)}
-    frozen = {id(inner) for module in modules_of(program) if module._compiled for inner in modules_of(module)}
-    held = [one for one in modules_of(program) if isinstance(one, dspy.Predict) and id(one) not in known | frozen]
+    known, modules = {id(predictor) for _, predictor in named_predictors(program)}, modules_of(program)
+    known |= {id(inner) for module in modules if module._compiled for inner in modules_of(module)}  # frozen
+    held = [one for one in modules if isinstance(one, dspy.Predict) and id(one) not in known]
     if held:
         several = f"{len(held)} predictors stand" if len(held) > 1 else "a predictor stands"
         told = f"{several} inside a list or dict of lists or dicts, where dspy does not look, and will not be compiled"

@@ -18,6 +18,7 @@ import dspy
 from dspy.utils.exceptions import AdapterParseError, ContextWindowExceededError
 
 from cuesmith.teleprompters.runtime._dspy import door, runs_async
+from cuesmith.teleprompters.runtime.calls import reply_texts
 from cuesmith.teleprompters.runtime.candidate import Candidate, to_json
 from cuesmith.teleprompters.runtime.corpus_statistics import Corpus
 from cuesmith.teleprompters.runtime.gate import Effect, Gate, effect
@@ -486,10 +487,7 @@ def _with_asides(outcome: Outcome, said: Sequence[object]) -> Outcome:
 
 
 def _text(stored: object) -> str:
-    outputs = stored.get("outputs") if isinstance(stored, Mapping) else stored
-    first = outputs[0] if isinstance(outputs, list) and outputs else None
-    text = first.get("text") if isinstance(first, Mapping) else first
-    return text if isinstance(text, str) else ""
+    return next(iter(reply_texts(stored)), "")
 
 
 def _aside(stored: object) -> str:

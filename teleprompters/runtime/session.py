@@ -33,7 +33,7 @@ from cuesmith.teleprompters.runtime.journal import Journal, JournalError
 from cuesmith.teleprompters.runtime.ledger import Budget, Ledger, RunStopped, Spent, stopped
 from cuesmith.teleprompters.runtime.metric import Metric
 from cuesmith.teleprompters.runtime.origins import version_of
-from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores
+from cuesmith.teleprompters.runtime.outcomes import MetricError, ParseFailure, ProviderFailure, Scored, Scores, common
 from cuesmith.teleprompters.runtime.provenance import Provenance, keep, provenance
 from cuesmith.teleprompters.runtime.record import examples_of, record_of, write_record
 from cuesmith.teleprompters.runtime.redaction import Redactor, redacted
@@ -322,7 +322,7 @@ class Session:
         if best == self.effects.baseline:
             return best
         own, other = (self.effects.so_far(candidate, self.effects.select) for candidate in (found, best))
-        both = [i for i, pair in enumerate(zip(own.values, other.values, strict=True)) if None not in pair]
+        both = common([own, other])
         return found if both and own.score_on(both) >= other.score_on(both) else best
 
     def _require_scores(self, scores: Scores) -> None:

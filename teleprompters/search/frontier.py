@@ -18,7 +18,7 @@ import dspy
 from cuesmith.modules.sampling import weighted_order
 from cuesmith.teleprompters.runtime.candidate import Candidate, distinct, example_id, made_from
 from cuesmith.teleprompters.runtime.compilation import Plan, Trial
-from cuesmith.teleprompters.runtime.outcomes import Scores, rank
+from cuesmith.teleprompters.runtime.outcomes import Scores, lowest, rank
 from cuesmith.teleprompters.runtime.statistics import paired_gain
 from cuesmith.teleprompters.runtime.workers import begun
 from cuesmith.teleprompters.search.examples import Casebook
@@ -244,8 +244,8 @@ class Frontier:
         """
         if not children or not self.scene.racing:
             return await self.run.score(children, self.run.select)
-        lowest = min([0.0, *(v for one in known.pool for v in one.values if v is not None)])
-        rows = [[lowest if v is None else v for v in one.values] for one in known.pool]
+        least = lowest(*(one.values for one in known.pool))
+        rows = [[least if v is None else v for v in one.values] for one in known.pool]
         tops = [max(column) for column in zip(*rows, strict=True)]
         bar, highest = max(map(math.fsum, rows)), max(1.0, *tops)
         sums = [math.fsum(column) for column in zip(*rows, strict=True)]

@@ -31,7 +31,7 @@ import dspy
 
 from cuesmith.teleprompters.runtime.candidate import Candidate, distinct
 from cuesmith.teleprompters.runtime.checks import whole
-from cuesmith.teleprompters.runtime.outcomes import Scores, rank
+from cuesmith.teleprompters.runtime.outcomes import Scores, lowest, rank
 from cuesmith.teleprompters.runtime.run import Run
 
 BLOCK = 4
@@ -148,7 +148,7 @@ def _open(run: Run, done: Sequence[Candidate], left: Sequence[Candidate], width:
 def _range(run: Run, candidates: Sequence[Candidate]) -> tuple[float, float]:
     """Return the lowest and the highest score of these candidates, at most 0 and at least 1."""
     known = [v for c in candidates for v in run.known(c, run.select) if v is not None]
-    return min([0.0, *known]), max([1.0, *known])
+    return lowest(known), max([1.0, *known])
 
 
 def _best(
